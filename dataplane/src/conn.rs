@@ -1,0 +1,436 @@
+//! Role: a tunnel connection after its upgrade: messages, and frames for data.
+//! Invariants: frames never interleave: a control frame waits until the frame under way is out ·
+//! nothing of one connection's queue outlives it · at most [`CONTROL_BYTES_MAX`] wait.
+//! See: RFC 6455 §5.5; ARCHITECTURE.md "Framings".
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, IoSlice},
+    ops::Range,
+};
+
+use monoio::time::Instant;
+use narrowlink_proto::{
+    ended::Why,
+    frame::{self, Expect, FrameError, HEADER_BYTES_MAX, Header, Opcode},
+    id::SessionId,
+    message::{Channel, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
+    upgrade::Framing,
+};
+
+use crate::{
+    deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
+    relay::End,
+    wire::Wire,
+};
+
+/// Control frames waiting for the socket; a peer that makes more wait floods us with pings.
+const CONTROL_BYTES_MAX: usize = 1024;
+/// Pieces of one data frame: headers between them are left out, the bytes stay where they are.
+pub const PIECES_MAX: usize = 32;
+/// How much is read for a message: more than nearly every message, little enough for the stack.
+const READ_BYTES: usize = 2048;
+
+/// Which side of the WebSocket this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes masked frames, sends bare ones.
+    Gateway,
+    /// Sends masked frames, takes bare ones.
+    Peer,
+}
+
+/// Why a connection can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnError {
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The connection ended without the mark of a clean end.
+    #[error("the connection ended in the middle")]
+    Truncated,
+    /// The peer closed and said why.
+    #[error("the peer closed the connection ({code}{}{why})", if why.is_empty() { "" } else { ": " })]
+    Closed {
+        /// The WebSocket close code.
+        code: u16,
+        /// The peer's words.
+        why: String,
+    },
+    /// The peer sent what is not WebSocket.
+    #[error("the peer broke the WebSocket protocol: {0}")]
+    Frame(#[from] FrameError),
+    /// The peer sent a message that it may not.
+    #[error("the peer broke the protocol: {0}")]
+    Message(#[from] MessageError),
+    /// The peer sent something where something else was due.
+    #[error("the peer broke the protocol: {0}")]
+    Unexpected(&'static str),
+}
+
+impl ConnError {
+    /// The same, for a session's end.
+    pub fn why(&self) -> Why {
+        match self {
+            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Why::Truncated,
+            Self::Io(e) if e.kind() == io::ErrorKind::InvalidData => Why::Protocol,
+            Self::Io(_) | Self::Closed { .. } => Why::Reset,
+            Self::Truncated => Why::Truncated,
+            Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) => Why::Protocol,
+        }
+    }
+
+    /// The WebSocket close code that tells the peer, where it is the peer's fault.
+    fn close_code(&self) -> Option<u16> {
+        match self {
+            Self::Frame(e) => Some(e.close_code()),
+            Self::Message(MessageError::TooLong { .. }) => Some(1009),
+            Self::Message(_) | Self::Unexpected(_) => Some(1002),
+            Self::Io(_) | Self::Truncated | Self::Closed { .. } => None,
+        }
+    }
+}
+
+/// A tunnel connection.
+pub struct Conn {
+    wire: Wire,
+    framing: Framing,
+    role: Role,
+    deframer: RefCell<Deframer>,
+    /// Control frames that wait for the socket.
+    control: RefCell<Vec<u8>>,
+    /// A frame is half written: nothing may come between.
+    mid_frame: Cell<bool>,
+    mask_state: Cell<u64>,
+    heard_at: Cell<Instant>,
+}
+
+impl Conn {
+    /// Wraps an upgraded connection. `mask_seed` comes from the system's random source.
+    pub fn new(wire: Wire, framing: Framing, role: Role, mask_seed: u64) -> Self {
+        let expect = if role == Role::Gateway { Expect::Masked } else { Expect::Unmasked };
+        Self {
+            wire,
+            framing,
+            role,
+            deframer: RefCell::new(Deframer::new(expect)),
+            control: RefCell::default(),
+            mid_frame: Cell::new(false),
+            mask_state: Cell::new(mask_seed | 1),
+            heard_at: Cell::new(Instant::now()),
+        }
+    }
+
+    /// How payload travels.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// The bytes below.
+    pub fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
+    /// Gives the bytes below back; for a connection that stands at a message boundary.
+    pub fn into_wire(self) -> Wire {
+        self.wire
+    }
+
+    /// This connection as one end of a session.
+    pub fn end(&self, session: SessionId) -> End<'_> {
+        match self.framing {
+            Framing::Raw => End::Bare(&self.wire),
+            Framing::Framed => End::Framed(self, session),
+        }
+    }
+
+    /// When the peer was last heard.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at.get()
+    }
+
+    /// Whether the connection stands where a new message may begin, in both directions.
+    pub fn is_quiet(&self) -> bool {
+        self.deframer.borrow().at_boundary() && !self.mid_frame.get() && self.control.borrow().is_empty()
+    }
+
+    /// Waits for the next message of `speaker` on `channel`. Dropping the future loses nothing on
+    /// a framed connection.
+    ///
+    /// # Errors
+    /// The connection can't go on; if it is the peer's fault, it has been told.
+    pub async fn recv(&self, speaker: Speaker, channel: Channel) -> Result<Message, ConnError> {
+        let text = match self.framing {
+            Framing::Framed => self.recv_text().await,
+            Framing::Raw => self.recv_raw().await,
+        };
+        let message = text.and_then(|text| Ok(Message::decode(&text, speaker, channel)?));
+        if let Err(e) = &message {
+            self.tell(e);
+        }
+        message
+    }
+
+    async fn recv_text(&self) -> Result<Vec<u8>, ConnError> {
+        loop {
+            // Readiness first: an idle connection holds no buffer.
+            let mut buf = [0; READ_BYTES];
+            let n = match self.wire.try_read(&mut buf) {
+                Ok(0) => return Err(ConnError::Truncated),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wire.readable().await?;
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            let mut at = 0;
+            loop {
+                match self.next_event(&mut buf[..n], &mut at)? {
+                    Some(Event::Text(text)) => {
+                        self.wire.unread(&buf[at..n]);
+                        return Ok(text);
+                    }
+                    Some(Event::Data(_)) => {
+                        return Err(ConnError::Unexpected("data where a message was due"));
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// Answers pings and notices the end of a framed connection on which nothing is due, until a
+    /// message comes, which it leaves for [`Conn::recv`].
+    ///
+    /// # Errors
+    /// The connection broke, or the peer sent data.
+    pub async fn attend(&self) -> Result<(), ConnError> {
+        let mut text = self.recv_text().await?;
+        // Put back as a bare frame of the peer's; what came behind it was put back already.
+        let mut head = [0; HEADER_BYTES_MAX];
+        let mask = (self.role == Role::Gateway).then_some([0; 4]);
+        let header = Header { fin: true, opcode: Opcode::Text, mask, payload_bytes: text.len() as u64 };
+        let len = frame::encode(&header, &mut head);
+        text.splice(0..0, head[..len].iter().copied());
+        self.wire.unread(&text);
+        Ok(())
+    }
+
+    async fn recv_raw(&self) -> Result<Vec<u8>, ConnError> {
+        let mut got = Vec::new();
+        let mut buf = [0; READ_BYTES];
+        loop {
+            let n = self.wire.read(&mut buf).await?;
+            if n == 0 {
+                return Err(ConnError::Truncated);
+            }
+            got.extend_from_slice(&buf[..n]);
+            let Some((head, body)) = got.split_first_chunk::<4>() else { continue };
+            let bytes = u32::from_be_bytes(*head) as usize;
+            if bytes > MESSAGE_BYTES_MAX {
+                return Err(MessageError::TooLong { bytes }.into());
+            }
+            if body.len() >= bytes {
+                self.wire.unread(&body[bytes..]);
+                got.truncate(4 + bytes);
+                return Ok(got.split_off(4));
+            }
+        }
+    }
+
+    /// The next event of the bytes just read; pings are answered and closes become errors here.
+    pub(crate) fn next_event(&self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, ConnError> {
+        if *at == 0 {
+            self.heard_at.set(Instant::now());
+        }
+        match self.deframer.borrow_mut().next(buf, at)? {
+            Some(Event::Close(said)) => {
+                let (code, why) = said.unwrap_or((1005, String::new()));
+                Err(ConnError::Closed { code, why })
+            }
+            Some(Event::Ping(payload)) => {
+                self.queue_control(Opcode::Pong, &payload)?;
+                Ok(Some(Event::Ping(payload)))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn send(&self, message: &Message) -> io::Result<()> {
+        let mut text = message.encode();
+        match self.framing {
+            Framing::Framed => {
+                let all = 0..text.len();
+                self.send_frame(Opcode::Text, &mut text, &[all]).await
+            }
+            Framing::Raw => {
+                #[expect(clippy::cast_possible_truncation, reason = "a message of ours is below 64 KiB")]
+                let head = (text.len() as u32).to_be_bytes();
+                self.wire.write_pieces(&mut [IoSlice::new(&head), IoSlice::new(&text)]).await
+            }
+        }
+    }
+
+    /// Sends parts of `buf` as data, in one frame if they fit.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub(crate) async fn send_data(&self, buf: &mut [u8], pieces: &[Range<usize>]) -> io::Result<()> {
+        let mut rest = pieces;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest
+                .iter()
+                .take(PIECES_MAX)
+                .take_while(|piece| {
+                    bytes += piece.len() as u64;
+                    bytes <= DATA_FRAME_BYTES_MAX
+                })
+                .count();
+            if fits == 0 {
+                // One piece alone is longer than a frame may be.
+                let piece = rest[0].clone();
+                for start in piece.clone().step_by(DATA_FRAME_BYTES_MAX as usize) {
+                    let end = piece.end.min(start + DATA_FRAME_BYTES_MAX as usize);
+                    self.send_frame(Opcode::Binary, buf, std::slice::from_ref(&(start..end))).await?;
+                }
+                rest = &rest[1..];
+            } else {
+                self.send_frame(Opcode::Binary, buf, &rest[..fits]).await?;
+                rest = &rest[fits..];
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_frame(&self, opcode: Opcode, buf: &mut [u8], pieces: &[Range<usize>]) -> io::Result<()> {
+        self.flush_control().await?;
+        let key = self.mask_key();
+        let payload_bytes = pieces.iter().map(|p| p.len() as u64).sum();
+        let mut head = [0; HEADER_BYTES_MAX];
+        let head_len = frame::encode(&Header { fin: true, opcode, mask: key, payload_bytes }, &mut head);
+        if let Some(key) = key {
+            let mut phase = 0;
+            for piece in pieces {
+                frame::mask(&mut buf[piece.clone()], key, phase);
+                phase = (phase + piece.len()) & 3;
+            }
+        }
+        let mut slices = [IoSlice::new(&[]); PIECES_MAX + 1];
+        slices[0] = IoSlice::new(&head[..head_len]);
+        for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
+            *slice = IoSlice::new(&buf[piece.clone()]);
+        }
+        // Left set when the future is dropped half-way: the connection can't be used again then.
+        self.mid_frame.set(true);
+        self.wire.write_pieces(&mut slices[..=pieces.len()]).await?;
+        self.mid_frame.set(false);
+        self.try_flush_control()?;
+        Ok(())
+    }
+
+    /// Over TLS the key is zero, so that unmasking is a no-op; the mask protects plain proxies on
+    /// the way from bytes that an attacker chose, and there are none inside TLS.
+    fn mask_key(&self) -> Option<[u8; 4]> {
+        if self.role == Role::Gateway {
+            return None;
+        }
+        if self.wire.is_tls() {
+            return Some([0; 4]);
+        }
+        // xorshift64*: a fresh unpredictable-enough key a frame from a random seed.
+        let mut x = self.mask_state.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.mask_state.set(x);
+        let [a, b, c, d, ..] = x.wrapping_mul(0x2545_F491_4F6C_DD1D).to_be_bytes();
+        Some([a, b, c, d])
+    }
+
+    /// Sends a ping; the answer shows in [`Conn::heard_at`].
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub fn ping(&self) -> Result<(), ConnError> {
+        if self.framing == Framing::Framed { self.queue_control(Opcode::Ping, &[]) } else { Ok(()) }
+    }
+
+    /// Says why this connection ends; best effort.
+    pub fn say_close(&self, code: u16, why: &str) {
+        if self.framing == Framing::Framed {
+            let _ = self.queue_control(Opcode::Close, &frame::close_payload(code, why));
+        }
+    }
+
+    /// Tells the peer what it did wrong, if it did.
+    pub(crate) fn tell(&self, error: &ConnError) {
+        if let Some(code) = error.close_code() {
+            self.say_close(code, &error.to_string());
+        }
+    }
+
+    /// Says why and closes. Between messages the words are delivered; in the middle of a frame
+    /// there is no place for them, and the peer sees a reset.
+    pub fn close(self, code: u16, why: &str) {
+        self.say_close(code, why);
+        self.hang_up();
+    }
+
+    /// Closes after something was said (or could not be).
+    pub fn hang_up(self) {
+        if self.framing == Framing::Framed && self.control.borrow().is_empty() && !self.mid_frame.get() {
+            self.wire.close_gently();
+        }
+    }
+
+    fn queue_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), ConnError> {
+        {
+            let mut control = self.control.borrow_mut();
+            if control.len() > CONTROL_BYTES_MAX {
+                return Err(ConnError::Unexpected("more pings than answers can be delivered"));
+            }
+            let key = self.mask_key();
+            let mut head = [0; HEADER_BYTES_MAX];
+            let header = Header { fin: true, opcode, mask: key, payload_bytes: payload.len() as u64 };
+            let len = frame::encode(&header, &mut head);
+            control.extend_from_slice(&head[..len]);
+            let start = control.len();
+            control.extend_from_slice(payload);
+            if let Some(key) = key {
+                frame::mask(&mut control[start..], key, 0);
+            }
+        }
+        Ok(self.try_flush_control()?)
+    }
+
+    /// Sends waiting control frames as far as the socket takes them, unless a frame is under way.
+    pub(crate) fn try_flush_control(&self) -> io::Result<()> {
+        let mut control = self.control.borrow_mut();
+        while !self.mid_frame.get() && !control.is_empty() {
+            match self.wire.try_write(&[IoSlice::new(&control)]) {
+                Ok(n) => drop(control.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_control(&self) -> io::Result<()> {
+        if !self.control.borrow().is_empty() {
+            // Taken out while it is written: what is queued meanwhile comes behind, whole.
+            let waiting = std::mem::take(&mut *self.control.borrow_mut());
+            self.mid_frame.set(true);
+            self.wire.write_all(&waiting).await?;
+            self.mid_frame.set(false);
+        }
+        Ok(())
+    }
+}

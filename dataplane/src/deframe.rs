@@ -1,0 +1,256 @@
+//! Role: WebSocket frames out of a byte stream, in place: payload is unmasked where it lies and
+//! handed on as ranges of the caller's buffer.
+//! Invariants: keeps at most one header, one control payload and one text message · the same
+//! events for every way the input is cut · data payload is never copied.
+//! See: RFC 6455 §5.
+
+use std::ops::Range;
+
+use narrowlink_proto::{
+    frame::{self, Expect, Fragments, FrameError, HEADER_BYTES_MAX, Header, Kind, Opcode},
+    message::MESSAGE_BYTES_MAX,
+};
+
+/// A data frame's payload at the most, both ways. Longer payload goes in several frames; nothing
+/// is ever held until a frame is whole, so the bound is for a foreign sender's honesty.
+pub const DATA_FRAME_BYTES_MAX: u64 = 128 * 1024;
+
+/// What came out of the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Payload of a data message: this part of the buffer, unmasked.
+    Data(Range<usize>),
+    /// A whole text message.
+    Text(Vec<u8>),
+    /// To be answered with the same bytes.
+    Ping(Vec<u8>),
+    /// An answer to a ping of ours.
+    Pong(Vec<u8>),
+    /// The peer closes; its close code, and its words.
+    Close(Option<(u16, String)>),
+}
+
+/// The state between two reads.
+pub struct Deframer {
+    expect: Expect,
+    head: [u8; HEADER_BYTES_MAX],
+    head_len: usize,
+    frame: Option<Frame>,
+    fragments: Fragments,
+    text: Vec<u8>,
+    control: Vec<u8>,
+}
+
+struct Frame {
+    header: Header,
+    kind: Kind,
+    left: u64,
+    /// How many payload bytes have passed, modulo 4: where in the mask's cycle the next one is.
+    phase: usize,
+}
+
+impl Deframer {
+    /// Starts at a frame boundary.
+    pub fn new(expect: Expect) -> Self {
+        Self {
+            expect,
+            head: [0; HEADER_BYTES_MAX],
+            head_len: 0,
+            frame: None,
+            fragments: Fragments::default(),
+            text: Vec::new(),
+            control: Vec::new(),
+        }
+    }
+
+    /// Takes bytes from `buf[*at..]` until something came out; `None` when all are taken.
+    ///
+    /// # Errors
+    /// The peer's: what is not WebSocket, or is too long.
+    pub fn next(&mut self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, FrameError> {
+        loop {
+            if self.frame.is_none() && !self.read_head(buf, at)? {
+                return Ok(None);
+            }
+            let Some(frame) = &mut self.frame else { return Ok(None) };
+            let take = usize::try_from(frame.left).unwrap_or(usize::MAX).min(buf.len() - *at);
+            if take == 0 && frame.left > 0 {
+                return Ok(None);
+            }
+            let range = *at..*at + take;
+            *at = range.end;
+            if let Some(key) = frame.header.mask {
+                frame::mask(&mut buf[range.clone()], key, frame.phase);
+            }
+            frame.phase = (frame.phase + take) & 3;
+            frame.left -= take as u64;
+            let (kind, done) = (frame.kind, frame.left == 0);
+            let (opcode, fin) = (frame.header.opcode, frame.header.fin);
+            if done {
+                self.frame = None;
+            }
+            match kind {
+                Kind::Binary if range.is_empty() => {}
+                Kind::Binary => return Ok(Some(Event::Data(range))),
+                Kind::Text => {
+                    if self.text.len() + take > MESSAGE_BYTES_MAX {
+                        return Err(FrameError::TooLong { payload_bytes_max: MESSAGE_BYTES_MAX as u64 });
+                    }
+                    self.text.extend_from_slice(&buf[range]);
+                    if done && fin {
+                        return Ok(Some(Event::Text(std::mem::take(&mut self.text))));
+                    }
+                }
+                Kind::Control => {
+                    self.control.extend_from_slice(&buf[range]);
+                    if done {
+                        let payload = std::mem::take(&mut self.control);
+                        return Ok(Some(control_event(opcode, payload)?));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a frame's header is complete afterwards.
+    fn read_head(&mut self, buf: &[u8], at: &mut usize) -> Result<bool, FrameError> {
+        let (header, len) = if self.head_len == 0 {
+            match frame::decode(&buf[*at..], self.expect, DATA_FRAME_BYTES_MAX)? {
+                Some(found) => found,
+                None => {
+                    let rest = &buf[*at..];
+                    self.head[..rest.len()].copy_from_slice(rest);
+                    self.head_len = rest.len();
+                    *at = buf.len();
+                    return Ok(false);
+                }
+            }
+        } else {
+            loop {
+                let Some(&byte) = buf.get(*at) else { return Ok(false) };
+                self.head[self.head_len] = byte;
+                self.head_len += 1;
+                *at += 1;
+                let whole = frame::decode(&self.head[..self.head_len], self.expect, DATA_FRAME_BYTES_MAX)?;
+                if let Some((header, _)) = whole {
+                    break (header, 0);
+                }
+            }
+        };
+        *at += len;
+        self.head_len = 0;
+        let kind = self.fragments.on_header(&header)?;
+        self.frame = Some(Frame { left: header.payload_bytes, header, kind, phase: 0 });
+        Ok(true)
+    }
+
+    /// Whether the stream stands at a frame boundary.
+    pub fn at_boundary(&self) -> bool {
+        self.frame.is_none() && self.head_len == 0
+    }
+}
+
+fn control_event(opcode: Opcode, payload: Vec<u8>) -> Result<Event, FrameError> {
+    Ok(match opcode {
+        Opcode::Ping => Event::Ping(payload),
+        Opcode::Pong => Event::Pong(payload),
+        _ => Event::Close(frame::parse_close(&payload)?.map(|(code, why)| (code, why.to_owned()))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write(out: &mut Vec<u8>, opcode: Opcode, mask: Option<[u8; 4]>, fin: bool, payload: &[u8]) {
+        let mut head = [0; HEADER_BYTES_MAX];
+        let header = Header { fin, opcode, mask, payload_bytes: payload.len() as u64 };
+        let len = frame::encode(&header, &mut head);
+        out.extend_from_slice(&head[..len]);
+        let start = out.len();
+        out.extend_from_slice(payload);
+        frame::mask(&mut out[start..], mask.unwrap_or_default(), 0);
+    }
+
+    /// What came out, data joined: the same for every way of cutting.
+    fn read(mut bytes: Vec<u8>, cuts: &[usize]) -> Result<(Vec<u8>, Vec<Event>), FrameError> {
+        let mut deframer = Deframer::new(Expect::Masked);
+        let (mut data, mut events) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        for cut in cuts.iter().copied().chain([bytes.len()]) {
+            let cut = cut.clamp(start, bytes.len());
+            let part = &mut bytes[start..cut];
+            let mut at = 0;
+            while let Some(event) = deframer.next(part, &mut at)? {
+                match event {
+                    Event::Data(range) => data.extend_from_slice(&part[range]),
+                    other => events.push(other),
+                }
+            }
+            assert_eq!(at, part.len());
+            start = cut;
+        }
+        Ok((data, events))
+    }
+
+    fn sample(key: [u8; 4]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write(&mut out, Opcode::Binary, Some(key), true, &[1, 2, 3, 4, 5]);
+        write(&mut out, Opcode::Ping, Some(key), true, b"hi");
+        write(&mut out, Opcode::Text, Some(key), false, b"hel");
+        write(&mut out, Opcode::Pong, Some(key), true, b"");
+        write(&mut out, Opcode::Continuation, Some(key), true, b"lo");
+        write(&mut out, Opcode::Binary, Some(key), true, &[9; 300]);
+        write(&mut out, Opcode::Binary, Some(key), true, b"");
+        write(&mut out, Opcode::Close, Some(key), true, &frame::close_payload(1000, "bye"));
+        out
+    }
+
+    #[test]
+    fn every_single_cut_gives_the_same_events() {
+        let bytes = sample([1, 2, 3, 4]);
+        let whole = read(bytes.clone(), &[]).unwrap();
+        assert_eq!(whole.0.len(), 305);
+        assert_eq!(
+            whole.1,
+            [
+                Event::Ping(b"hi".to_vec()),
+                Event::Pong(vec![]),
+                Event::Text(b"hello".to_vec()),
+                Event::Close(Some((1000, "bye".into()))),
+            ]
+        );
+        for cut in 0..bytes.len() {
+            assert_eq!(read(bytes.clone(), &[cut]).unwrap(), whole, "cut at {cut}");
+        }
+        let every: Vec<_> = (0..bytes.len()).collect();
+        assert_eq!(read(bytes, &every).unwrap(), whole);
+    }
+
+    #[test]
+    fn an_endless_text_message_is_refused() {
+        let mut out = Vec::new();
+        write(&mut out, Opcode::Text, Some([0; 4]), false, &vec![b' '; 60_000]);
+        write(&mut out, Opcode::Continuation, Some([0; 4]), false, &vec![b' '; 60_000]);
+        assert_eq!(read(out, &[]), Err(FrameError::TooLong { payload_bytes_max: 65_536 }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cuts_of_any_masks_give_the_same(key: [u8; 4], mut cuts: Vec<u16>) {
+            cuts.sort_unstable();
+            let bytes = sample(key);
+            let cuts: Vec<_> = cuts.into_iter().map(|c| usize::from(c) % bytes.len()).collect();
+            let mut sorted = cuts; sorted.sort_unstable();
+            prop_assert_eq!(read(bytes.clone(), &sorted).unwrap(), read(bytes, &[]).unwrap());
+        }
+
+        #[test]
+        fn bent_bytes_never_panic(bytes: Vec<u8>, cuts: Vec<u8>) {
+            let mut cuts: Vec<_> = cuts.into_iter().map(usize::from).collect();
+            cuts.sort_unstable();
+            let _ = read(bytes, &cuts);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Role: the questions the data plane asks its operator, and the answers.
+//! Invariants: every answer comes from memory and at once: these run on a worker · what a grant
+//! means is the operator's business; it passes through here unseen.
+
+use std::{any::Any, net::SocketAddr, sync::Arc, time::Instant};
+
+use async_channel::Sender;
+use narrowlink_proto::{
+    ended::Refused,
+    id::{LinkId, LinkSecret, Nonce, Uid},
+    message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open, Speaker},
+};
+use rustls::ServerConfig;
+
+use crate::directory::AgentEntry;
+
+/// Who a token says its bearer is.
+pub struct Principal {
+    /// An agent or a client.
+    pub speaker: Speaker,
+    /// The user's space.
+    pub uid: Uid,
+    /// The agent's or client's name within it.
+    pub name: String,
+    /// The token's own id.
+    pub token_id: String,
+    /// When the token's right ends.
+    pub expires_at: Instant,
+    /// What it grants, in the operator's own terms.
+    pub grant: Arc<dyn Any + Send + Sync>,
+}
+
+/// A link that wants to be known.
+pub struct LinkRequest {
+    /// Who is behind it.
+    pub principal: Arc<Principal>,
+    /// Where it comes from.
+    pub peer_addr: SocketAddr,
+    /// What we asked the peer to sign.
+    pub nonce: Nonce,
+    /// The peer's proof of being the installation it was before.
+    pub instance: Option<Instance>,
+    /// Where the link takes orders.
+    pub orders: Sender<LinkOrder>,
+    /// Where the answer goes.
+    pub answer: Sender<Result<LinkGrant, Goodbye>>,
+}
+
+/// A link that is known now: every worker's next look at the directory shows its agent.
+pub struct LinkGrant {
+    /// The link's name.
+    pub link: LinkId,
+    /// What its lanes prove themselves with.
+    pub secret: LinkSecret,
+    /// The agent's entry; clients have none.
+    pub agent: Option<Arc<AgentEntry>>,
+}
+
+/// What a link is told to do.
+#[derive(Debug, Clone)]
+pub enum LinkOrder {
+    /// Ask the agent for as many lanes as sessions wait for.
+    NeedLane,
+    /// Say goodbye and end.
+    Goodbye(Goodbye),
+}
+
+/// The operator's side, called on workers.
+pub trait Door: Send + Sync + 'static {
+    /// The certificate and settings for a TLS connection to service `service` that asks for
+    /// `server_name`; `None` closes it.
+    fn tls(&self, service: usize, server_name: Option<&str>) -> Option<Arc<ServerConfig>>;
+
+    /// Whether service `service` answers to this Host header.
+    fn answers_to(&self, service: usize, host: &str) -> bool;
+
+    /// Who holds this token, if it is good for `channel`.
+    ///
+    /// # Errors
+    /// The peer's; the same words for every cause.
+    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused>;
+
+    /// Whether `who` may have this session; the Dial that its agent is to get.
+    ///
+    /// # Errors
+    /// The refusal for the client.
+    fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused>;
+
+    /// The agents that `who` may know of, by name.
+    fn list(&self, who: &Principal) -> Vec<AgentInfo>;
+
+    /// Registers a link; the answer comes through the request.
+    fn claim_link(&self, request: LinkRequest);
+
+    /// A link is gone. Its sessions are not.
+    fn release_link(&self, link: LinkId);
+}

@@ -1,0 +1,231 @@
+//! Role: what workers say to each other, and the state each has: the one file that crosses threads.
+//! Invariants: a connection crosses only while quiet, as descriptor + TLS state + early bytes ·
+//! mailboxes are bounded; a full one costs a hand-over, never a connection's bytes.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_channel::{Receiver, Sender};
+use monoio::time::{Instant, sleep, timeout};
+use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
+
+use crate::{
+    claims::Claims,
+    conn::{Conn, Role},
+    directory::{AgentEntry, Directory},
+    door::Door,
+    lane::{self, Lane, Lanes},
+    wire::{Wire, WireParts},
+    worker::spawn,
+};
+
+/// Notes that may wait for one worker.
+const MAILBOX: usize = 4096;
+/// How long another worker may take to answer; beyond it a new lane is quicker.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
+/// How often a stopping worker looks whether its sessions have ended.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
+
+/// A word to a worker.
+pub enum Note {
+    /// A lane for you.
+    Lane(LaneParts),
+    /// Have you a lane of this link to spare?
+    WantLane {
+        /// The agent's link.
+        link: LinkId,
+        /// Where it goes; closing it says no.
+        reply: Sender<LaneParts>,
+    },
+    /// This link is gone for good: so are its parked lanes.
+    Forget(LinkId),
+    /// Take nothing new; end when the sessions have ended.
+    Stop,
+}
+
+/// A parked lane on its way between two workers.
+pub struct LaneParts {
+    wire: WireParts,
+    framing: Framing,
+    entry: Arc<AgentEntry>,
+}
+
+/// What all workers share.
+pub struct Shared {
+    /// The operator.
+    pub door: Arc<dyn Door>,
+    /// The agents.
+    pub directory: Arc<Directory>,
+    /// Ids that were used.
+    pub claims: Claims,
+    /// Deadlines and bounds.
+    pub limits: Limits,
+    mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
+}
+
+/// What one worker has.
+pub struct Local {
+    /// Its number.
+    pub index: usize,
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// The lanes parked here.
+    pub lanes: RefCell<Lanes>,
+    /// No new work any more.
+    pub stopping: Cell<bool>,
+    stop: (Sender<()>, Receiver<()>),
+    sessions: Cell<usize>,
+}
+
+/// Counts a session while it lives.
+pub(crate) struct SessionGuard(Rc<Local>);
+
+impl Shared {
+    /// The shared state of `workers` workers.
+    pub fn new(door: Arc<dyn Door>, directory: Arc<Directory>, limits: Limits, workers: usize) -> Self {
+        let mailboxes = (0..workers).map(|_| async_channel::bounded(MAILBOX)).collect();
+        Self { door, directory, claims: Claims::default(), limits, mailboxes }
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Tells every worker; waits for room. Not to be called on a worker.
+    pub fn tell_all(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.mailboxes {
+            // Closed only when the process ends.
+            let _ = mailbox.send_blocking(note());
+        }
+    }
+}
+
+impl Local {
+    /// The state of worker `index`.
+    pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            index,
+            shared,
+            lanes: RefCell::default(),
+            stopping: Cell::new(false),
+            stop: async_channel::bounded(1),
+            sessions: Cell::new(0),
+        })
+    }
+
+    /// Returns when this worker takes nothing new any more.
+    pub(crate) async fn stopped(&self) {
+        let _ = self.stop.1.recv().await;
+    }
+
+    pub(crate) fn count_session(self: &Rc<Self>) -> SessionGuard {
+        self.sessions.set(self.sessions.get() + 1);
+        SessionGuard(self.clone())
+    }
+
+    /// Reads the worker's mailbox until it has stopped and its sessions have ended.
+    pub async fn attend_mailbox(self: Rc<Self>) {
+        let (_, notes) = self.shared.mailboxes[self.index].clone();
+        while let Ok(note) = notes.recv().await {
+            match note {
+                Note::Lane(parts) => match parts.assemble() {
+                    Ok(lane) => lane::park(&self, lane),
+                    Err(e) => tracing::debug!("a lane was lost on its way between workers: {e}"),
+                },
+                Note::WantLane { link, reply } => {
+                    let this = self.clone();
+                    spawn(async move {
+                        if let Some(lane) = lane::take_parked(&this, link).await {
+                            this.give_away(lane, &reply);
+                        }
+                    });
+                }
+                Note::Forget(link) => self.lanes.borrow_mut().forget(link),
+                Note::Stop => {
+                    self.stopping.set(true);
+                    self.stop.0.close();
+                    self.lanes.borrow_mut().forget_all();
+                    break;
+                }
+            }
+        }
+        while self.sessions.get() > 0 {
+            sleep(DRAIN_TICK).await;
+        }
+    }
+
+    fn give_away(self: &Rc<Self>, lane: Lane, reply: &Sender<LaneParts>) {
+        match LaneParts::disassemble(lane) {
+            Ok(parts) => {
+                if let Err(unsent) = reply.try_send(parts) {
+                    // Whoever asked has given up: it stays here.
+                    match unsent.into_inner().assemble() {
+                        Ok(lane) => lane::park(self, lane),
+                        Err(e) => tracing::debug!("a lane was lost: {e}"),
+                    }
+                }
+            }
+            Err(e) => tracing::debug!("a lane can't be handed over: {e}"),
+        }
+    }
+
+    /// Hands a quiet lane to another worker; gives it back when that one's mailbox is full.
+    pub(crate) fn hand_over(&self, lane: Lane, worker: usize) -> Option<Lane> {
+        match LaneParts::disassemble(lane) {
+            Ok(parts) => {
+                let Err(unsent) = self.shared.mailboxes[worker].0.try_send(Note::Lane(parts)) else {
+                    return None;
+                };
+                match unsent.into_inner() {
+                    Note::Lane(parts) => parts.assemble().ok(),
+                    _ => None,
+                }
+            }
+            Err(e) => {
+                tracing::debug!("a lane can't be handed over: {e}");
+                None
+            }
+        }
+    }
+
+    /// Asks another worker for a parked lane.
+    pub(crate) async fn ask_for_lane(&self, worker: usize, link: LinkId) -> Option<Lane> {
+        let (reply, given) = async_channel::bounded(1);
+        self.shared.mailboxes[worker].0.try_send(Note::WantLane { link, reply }).ok()?;
+        let parts = timeout(ANSWER_TIMEOUT, given.recv()).await;
+        // What comes too late goes back: closing tells the other worker.
+        given.close();
+        match parts {
+            Ok(Ok(parts)) => parts.assemble().ok(),
+            _ => given.try_recv().ok()?.assemble().ok(),
+        }
+    }
+}
+
+impl LaneParts {
+    fn disassemble(lane: Lane) -> std::io::Result<Self> {
+        let framing = lane.conn.framing();
+        Ok(Self { wire: lane.conn.into_wire().into_parts()?, framing, entry: lane.entry })
+    }
+
+    fn assemble(self) -> std::io::Result<Lane> {
+        let wire = Wire::from_parts(self.wire)?;
+        // A gateway's frames bear no mask: no seed is needed.
+        Ok(Lane {
+            conn: Conn::new(wire, self.framing, Role::Gateway, 0),
+            entry: self.entry,
+            parked_at: Instant::now(),
+        })
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        self.0.sessions.set(self.0.sessions.get() - 1);
+    }
+}

@@ -1,0 +1,288 @@
+//! Role: the lanes parked at this worker, and the sessions that wait for one.
+//! Invariants: a lane is in exactly one place: parked, on its way, or in a session · only a quiet
+//! connection is parked · a session waits in order and with a deadline · a lane found dead before
+//! its Dial was written is replaced without anybody noticing.
+//! See: ARCHITECTURE.md "Lanes".
+
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
+
+use async_channel::Sender;
+use futures_lite::future;
+use monoio::time::{Instant, sleep_until, timeout_at};
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    id::LinkId,
+};
+
+use crate::{conn::Conn, directory::AgentEntry, handover::Local, worker::spawn};
+
+/// Sessions that may wait for lanes of one agent on one worker.
+const WAITING_MAX: usize = 1024;
+
+/// An agent's stream without a session.
+pub struct Lane {
+    /// The connection.
+    pub conn: Conn,
+    /// Whose.
+    pub entry: Arc<AgentEntry>,
+    /// Since when it has been idle.
+    pub parked_at: Instant,
+}
+
+/// The lanes of one worker, by the link that brought them.
+#[derive(Default)]
+pub struct Lanes {
+    groups: HashMap<LinkId, Group>,
+    next: u64,
+}
+
+#[derive(Default)]
+struct Group {
+    /// The newest last: it is the one most surely alive.
+    idle: Vec<Parked>,
+    waiting: VecDeque<Sender<Lane>>,
+}
+
+struct Parked {
+    number: u64,
+    /// Asks the task that holds the lane to hand it out.
+    want: Sender<Sender<Lane>>,
+    entry: Arc<AgentEntry>,
+    /// Where, for the gauge.
+    worker: usize,
+}
+
+impl Lanes {
+    /// The parked lanes of a link are dropped; who waits is told by the closed channel.
+    pub fn forget(&mut self, link: LinkId) {
+        self.groups.remove(&link);
+    }
+
+    /// As [`Lanes::forget`], for every link.
+    pub fn forget_all(&mut self) {
+        self.groups.clear();
+    }
+
+    fn pop(&mut self, link: LinkId) -> Option<Parked> {
+        self.groups.get_mut(&link)?.idle.pop()
+    }
+
+    fn remove(&mut self, link: LinkId, number: u64) {
+        if let Some(group) = self.groups.get_mut(&link) {
+            group.idle.retain(|parked| parked.number != number);
+            if group.idle.is_empty() && group.waiting.is_empty() {
+                self.groups.remove(&link);
+            }
+        }
+    }
+}
+
+/// Where a lane that has just arrived is needed most: a worker where sessions wait, or the one
+/// that has fewest.
+pub(crate) fn place(local: &Rc<Local>, lane: Lane) {
+    let waits_here = local.lanes.borrow().groups.get(&lane.entry.link).is_some_and(|g| !g.waiting.is_empty());
+    let elsewhere = if waits_here {
+        None
+    } else {
+        lane.entry.waiting_but(local.index).or_else(|| lane.entry.poorer_than(local.index))
+    };
+    match elsewhere {
+        Some(worker) => {
+            if let Some(lane) = local.hand_over(lane, worker) {
+                park(local, lane);
+            }
+        }
+        None => park(local, lane),
+    }
+}
+
+/// Gives the lane to whoever waits, else parks it here.
+pub(crate) fn park(local: &Rc<Local>, mut lane: Lane) {
+    if local.stopping.get() {
+        return lane.conn.close(1001, "the gateway shuts down");
+    }
+    let link = lane.entry.link;
+    loop {
+        let waiting = local.lanes.borrow_mut().groups.get_mut(&link).and_then(|g| g.waiting.pop_front());
+        let Some(waiting) = waiting else { break };
+        match waiting.try_send(lane) {
+            Ok(()) => return,
+            // Its session has given up: the next one.
+            Err(unsent) => lane = unsent.into_inner(),
+        }
+    }
+    lane.parked_at = Instant::now();
+    let (want, wanted) = async_channel::bounded::<Sender<Lane>>(1);
+    let number = {
+        let mut lanes = local.lanes.borrow_mut();
+        lanes.next += 1;
+        let number = lanes.next;
+        let parked = Parked { number, want, entry: lane.entry.clone(), worker: local.index };
+        lane.entry.add_parked(local.index);
+        lanes.groups.entry(link).or_default().idle.push(parked);
+        number
+    };
+    look_for_waiting(local, &lane.entry);
+    let local = local.clone();
+    spawn(async move {
+        let asked = async { wanted.recv().await.ok() };
+        let broke = async {
+            hold(&local, &lane).await;
+            None
+        };
+        match future::or(asked, broke).await {
+            Some(reply) => {
+                if let Err(unsent) = reply.try_send(lane) {
+                    park(&local, unsent.into_inner());
+                }
+            }
+            // Broken, or forgotten (the channel closed): a parked lane holds nothing that counts.
+            None => {
+                local.lanes.borrow_mut().remove(link, number);
+                lane.conn.close(1001, "this lane is not needed any more");
+            }
+        }
+    });
+}
+
+/// A session of another worker may have begun to wait while a lane was parked here: then it goes
+/// there. (See the order of the gauges in `directory`.)
+fn look_for_waiting(local: &Rc<Local>, entry: &AgentEntry) {
+    let Some(worker) = entry.waiting_but(local.index) else { return };
+    let (local, link) = (local.clone(), entry.link);
+    spawn(async move {
+        if let Some(lane) = take_parked(&local, link).await
+            && let Some(lane) = local.hand_over(lane, worker)
+        {
+            park(&local, lane);
+        }
+    });
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.entry.sub_parked(self.worker);
+    }
+}
+
+/// Returns when a parked lane can't be used any more; pings it meanwhile.
+async fn hold(local: &Local, lane: &Lane) {
+    let interval = local.shared.limits.quiet_ping_interval;
+    let pings = async {
+        loop {
+            let due = lane.conn.heard_at() + interval;
+            sleep_until(due.max(Instant::now() + interval / 5)).await;
+            if lane.conn.heard_at().elapsed() >= interval && lane.conn.ping().is_err() {
+                return;
+            }
+            // Two pings without an answer: nobody is there.
+            if lane.conn.heard_at().elapsed() >= interval * 2 {
+                return;
+            }
+        }
+    };
+    // An agent has nothing to say on a parked lane: a message ends it as surely as an error.
+    let broke = async { drop(lane.conn.attend().await) };
+    future::or(broke, pings).await;
+}
+
+/// A lane parked here, if there is one that lives.
+pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<Lane> {
+    loop {
+        let parked = local.lanes.borrow_mut().pop(link)?;
+        let (reply, given) = async_channel::bounded(1);
+        if parked.want.try_send(reply).is_ok()
+            && let Ok(lane) = given.recv().await
+        {
+            return Some(lane);
+        }
+    }
+}
+
+/// A lane of this agent: parked here, or at another worker, or a new one from the agent.
+///
+/// # Errors
+/// The refusal for the client: the agent is away, or gave none in time.
+pub(crate) async fn take(
+    local: &Rc<Local>,
+    entry: &Arc<AgentEntry>,
+    deadline: Instant,
+) -> Result<Lane, Refused> {
+    if let Some(lane) = take_from_anywhere(local, entry).await {
+        return Ok(lane);
+    }
+    let waiting = Waiting::begin(local, entry)?;
+    // A lane may have been parked elsewhere between the look and the wait.
+    if entry.richest_but(local.index).is_some()
+        && let Some(lane) = take_from_anywhere(local, entry).await
+    {
+        return Ok(lane);
+    }
+    if entry.is_link_down() {
+        return Err(away(entry));
+    }
+    entry.ask_for_lanes();
+    match timeout_at(deadline, waiting.given.recv()).await {
+        Ok(Ok(lane)) => Ok(lane),
+        Ok(Err(_)) => Err(away(entry)),
+        Err(_) => Err(Refused::new(
+            RefusalCode::AgentTimeout,
+            format!("the agent {} is connected but offered no connection in time", entry.key.name),
+        )),
+    }
+}
+
+pub(crate) fn away(entry: &AgentEntry) -> Refused {
+    Refused::new(
+        RefusalCode::AgentNotFound,
+        format!("the agent {} is not connected any more", entry.key.name),
+    )
+}
+
+async fn take_from_anywhere(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> Option<Lane> {
+    if let Some(lane) = take_parked(local, entry.link).await {
+        return Some(lane);
+    }
+    local.ask_for_lane(entry.richest_but(local.index)?, entry.link).await
+}
+
+/// A session in the queue; leaves it when dropped.
+struct Waiting<'a> {
+    local: &'a Rc<Local>,
+    entry: &'a AgentEntry,
+    given: async_channel::Receiver<Lane>,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(local: &'a Rc<Local>, entry: &'a AgentEntry) -> Result<Self, Refused> {
+        let (give, given) = async_channel::bounded(1);
+        let mut lanes = local.lanes.borrow_mut();
+        let group = lanes.groups.entry(entry.link).or_default();
+        if group.waiting.len() >= WAITING_MAX {
+            let reason = format!("too many sessions wait for the agent {}", entry.key.name);
+            return Err(Refused::new(RefusalCode::Limited, reason));
+        }
+        group.waiting.push_back(give);
+        entry.add_waiting(local.index);
+        Ok(Self { local, entry, given })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.entry.sub_waiting(self.local.index);
+        self.given.close();
+        // One that came in the last moment goes to the next.
+        if let Ok(lane) = self.given.try_recv() {
+            park(self.local, lane);
+        }
+        let mut lanes = self.local.lanes.borrow_mut();
+        if let Some(group) = lanes.groups.get_mut(&self.entry.link) {
+            group.waiting.retain(|waiting| !waiting.is_closed());
+        }
+    }
+}

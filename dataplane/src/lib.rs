@@ -1,0 +1,37 @@
+//! Moves the bytes of Narrowlink.
+//!
+//! A byte's way through a gateway reads downhill in these files:
+//! [`listen`] (a connection arrives) → [`serve`] (sniff, TLS, head) → [`admit`] (may it?) →
+//! [`lane`] (an agent's parked stream) → [`relay`] (until both directions have ended).
+//!
+//! This crate knows no token, policy, YAML or ACME. It asks through [`door::Door`] and decides
+//! from snapshots ([`directory`]). Agent and client use the same [`worker`], [`wire`], [`conn`],
+//! [`dial`], [`tunnel`] and [`relay`] for their side.
+//!
+//! # Invariants
+//! * No lock, shared map or unbounded queue on the way of a byte.
+//! * `relay` knows no token, name or policy.
+//! * One file asks "may it?" ([`admit`]), one file crosses threads ([`handover`]).
+//! * Nothing awaits a peer while holding shared state.
+
+pub mod admit;
+pub mod backoff;
+pub mod buffer;
+pub mod claims;
+pub mod conn;
+pub mod deframe;
+pub mod dial;
+pub mod directory;
+pub mod door;
+pub mod handover;
+pub mod lane;
+pub mod link;
+pub mod listen;
+pub mod relay;
+pub mod resolve;
+pub mod serve;
+pub mod socket;
+pub mod tls;
+pub mod tunnel;
+pub mod wire;
+pub mod worker;

@@ -1,0 +1,426 @@
+//! Role: control links, both sides: set-up, pings with a deadline, messages and orders.
+//! Invariants: a link that does not read costs its own buffer and nobody's time · whoever hears
+//! nothing for ping interval + pong timeout ends the link · no payload travels here.
+//! See: ARCHITECTURE.md "The wire"; tungstenite does the framing (control only, never payload).
+
+use std::{
+    io::{self, Read, Write},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_channel::Receiver;
+use futures_lite::future;
+use monoio::time::{Instant, sleep_until, timeout};
+use narrowlink_proto::{
+    id::{LinkId, LinkSecret, Nonce},
+    limits::Limits,
+    message::{
+        Channel, Goodbye, GoodbyeCode, Instance, MESSAGE_BYTES_MAX, Message, MessageError, Speaker, VERSION,
+    },
+    upgrade::{Framing, Protocol},
+};
+use tungstenite::{
+    Message as WsMessage, WebSocket,
+    protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
+};
+
+use crate::{
+    directory::AgentEntry,
+    door::{LinkGrant, LinkOrder, LinkRequest, Principal},
+    handover::Local,
+    tunnel::{self, Ask, Gateway, TunnelError},
+    wire::Wire,
+};
+
+/// What a peer may have in our buffer unread before its link ends.
+const WRITE_BYTES_MAX: usize = 256 * 1024;
+/// Agents in one message of a list: below 64 KiB with the longest names.
+const AGENTS_PER_MESSAGE: usize = 100;
+/// Set-up of a link, each side.
+const SET_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a link is no more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// It never stood.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The gateway ended it, and said why.
+    #[error("{}", .0.reason)]
+    Goodbye(Goodbye),
+    /// The connection broke.
+    #[error("the link broke: {0}")]
+    Broke(#[from] Box<tungstenite::Error>),
+    /// Nothing was heard in time.
+    #[error("nothing was heard for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The peer closed.
+    #[error("the peer closed the link")]
+    Closed,
+    /// The peer broke the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Message(#[from] MessageError),
+    /// The peer said something where something else was due.
+    #[error("the peer broke the protocol: {0}")]
+    Unexpected(&'static str),
+    /// No random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+impl From<tungstenite::Error> for LinkError {
+    fn from(e: tungstenite::Error) -> Self {
+        Self::Broke(Box::new(e))
+    }
+}
+
+/// A [`Wire`] as tungstenite wants it.
+struct Io(Wire);
+
+impl Read for Io {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buf)
+    }
+}
+
+impl Write for Io {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.try_write(&[io::IoSlice::new(buf)])
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        if self.0.try_flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+}
+
+/// One side of a link.
+struct LinkSocket {
+    ws: WebSocket<Io>,
+    /// Who is at the other side.
+    peer: Speaker,
+    unflushed: bool,
+    heard_at: Instant,
+    ping_at: Instant,
+    pings: u64,
+    pinged_at: Instant,
+    interval: Duration,
+    patience: Duration,
+    /// The last measured round trip.
+    round_trip: Option<Duration>,
+    /// Where a gateway notes it.
+    agent: Option<Arc<AgentEntry>>,
+}
+
+impl LinkSocket {
+    fn new(wire: Wire, role: Role, peer: Speaker) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(4096)
+            .write_buffer_size(0)
+            .max_write_buffer_size(WRITE_BYTES_MAX)
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let (now, limits) = (Instant::now(), Limits::default());
+        Self {
+            ws: WebSocket::from_raw_socket(Io(wire), role, Some(config)),
+            peer,
+            unflushed: false,
+            heard_at: now,
+            ping_at: now,
+            pings: 0,
+            pinged_at: now,
+            interval: limits.ping_interval,
+            patience: limits.pong_timeout,
+            round_trip: None,
+            agent: None,
+        }
+    }
+
+    /// The next message; pings are sent, answered and judged meanwhile. Dropping the future loses
+    /// nothing.
+    async fn recv(&mut self) -> Result<Message, LinkError> {
+        loop {
+            match self.ws.read() {
+                Ok(message) => {
+                    self.heard_at = Instant::now();
+                    match message {
+                        WsMessage::Text(text) => {
+                            return Ok(Message::decode(text.as_bytes(), self.peer, Channel::Link)?);
+                        }
+                        WsMessage::Pong(payload) if payload.as_ref() == self.pings.to_be_bytes() => {
+                            let round_trip = self.pinged_at.elapsed();
+                            self.round_trip = Some(round_trip);
+                            if let Some(agent) = &self.agent {
+                                agent.set_ping_us(u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX));
+                            }
+                        }
+                        WsMessage::Ping(_) => self.flush()?,
+                        WsMessage::Close(_) => return Err(LinkError::Closed),
+                        WsMessage::Binary(_) => return Err(LinkError::Unexpected("data on a link")),
+                        WsMessage::Pong(_) | WsMessage::Frame(_) => {}
+                    }
+                }
+                Err(e) if would_block(&e) => self.idle().await?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Waits for the socket or the next ping; judges the peer's silence.
+    async fn idle(&mut self) -> Result<(), LinkError> {
+        let now = Instant::now();
+        let dead_at = self.heard_at + self.interval + self.patience;
+        if now >= dead_at {
+            return Err(LinkError::Silent(self.interval + self.patience));
+        }
+        if now >= self.ping_at {
+            self.ping_at = now + self.interval;
+            self.pinged_at = now;
+            self.pings += 1;
+            self.push(WsMessage::Ping(self.pings.to_be_bytes().to_vec().into()))?;
+        }
+        let unflushed = self.unflushed;
+        let wire = &self.ws.get_ref().0;
+        let writable = async { if unflushed { wire.writable().await } else { future::pending().await } };
+        let timer = async {
+            sleep_until(self.ping_at.min(dead_at)).await;
+            Ok(())
+        };
+        future::or(future::or(wire.readable(), writable), timer).await.map_err(tungstenite::Error::Io)?;
+        if unflushed { self.flush() } else { Ok(()) }
+    }
+
+    /// Queues a message and sends what the socket takes.
+    fn send(&mut self, message: &Message) -> Result<(), LinkError> {
+        #[expect(clippy::expect_used, reason = "JSON is UTF-8")]
+        let text = String::from_utf8(message.encode()).expect("JSON is UTF-8");
+        self.push(WsMessage::text(text))
+    }
+
+    fn push(&mut self, message: WsMessage) -> Result<(), LinkError> {
+        match self.ws.write(message) {
+            Err(e) if !would_block(&e) => Err(e.into()),
+            _ => self.flush(),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        match self.ws.flush() {
+            Ok(()) => self.unflushed = false,
+            Err(e) if would_block(&e) => self.unflushed = true,
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+
+    /// Says why and closes; what the socket does not take at once is lost.
+    fn close(mut self, goodbye: Option<Goodbye>, code: CloseCode) {
+        if let Some(goodbye) = goodbye {
+            let _ = self.send(&Message::Goodbye(goodbye));
+        }
+        let _ = self.ws.close(Some(CloseFrame { code, reason: "".into() }));
+        let _ = self.ws.flush();
+        self.ws.into_inner().0.close_gently();
+    }
+}
+
+fn would_block(e: &tungstenite::Error) -> bool {
+    matches!(e, tungstenite::Error::Io(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+// ---- the gateway's side
+
+/// Serves a link until it ends. Its sessions and lanes go on by themselves.
+pub(crate) async fn serve(local: Rc<Local>, wire: Wire, principal: Arc<Principal>, peer_addr: SocketAddr) {
+    let mut socket = LinkSocket::new(wire, Role::Server, principal.speaker);
+    let (orders, taken) = async_channel::bounded(16);
+    let set_up = introduce(&local, &mut socket, &principal, peer_addr, orders);
+    let grant = match timeout(SET_UP_TIMEOUT, set_up).await {
+        Ok(Ok(grant)) => grant,
+        Ok(Err(LinkError::Goodbye(goodbye))) => return socket.close(Some(goodbye), CloseCode::Policy),
+        Ok(Err(e)) => {
+            tracing::debug!(peer = %peer_addr, name = principal.name, "a link was not set up: {e}");
+            return;
+        }
+        Err(_) => return,
+    };
+    let link = grant.link;
+    socket.agent = grant.agent.clone();
+    tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
+    let ended = converse(&local, &mut socket, &principal, &grant, &taken).await;
+    local.shared.door.release_link(link);
+    tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
+    match ended {
+        LinkError::Goodbye(goodbye) => socket.close(Some(goodbye), CloseCode::Away),
+        LinkError::Message(_) | LinkError::Unexpected(_) => socket.close(None, CloseCode::Protocol),
+        LinkError::Closed => socket.close(None, CloseCode::Normal),
+        _ => {}
+    }
+}
+
+/// Hello, Present, Welcome.
+async fn introduce(
+    local: &Local,
+    socket: &mut LinkSocket,
+    principal: &Arc<Principal>,
+    peer_addr: SocketAddr,
+    orders: async_channel::Sender<LinkOrder>,
+) -> Result<LinkGrant, LinkError> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce)?;
+    let nonce = Nonce::from_bytes(nonce);
+    socket.send(&Message::Hello { version: VERSION, features: Vec::new(), nonce })?;
+    let Message::Present { version, instance, .. } = socket.recv().await? else {
+        return Err(LinkError::Unexpected("something else where Present was due"));
+    };
+    if version != VERSION {
+        return Err(LinkError::Goodbye(Goodbye {
+            code: GoodbyeCode::Protocol,
+            reason: format!("this gateway speaks version {VERSION} of the protocol, not {version}"),
+        }));
+    }
+    let (answer, answered) = async_channel::bounded(1);
+    let principal = principal.clone();
+    local.shared.door.claim_link(LinkRequest { principal, peer_addr, nonce, instance, orders, answer });
+    let grant = answered.recv().await.map_err(|_| LinkError::Closed)?.map_err(LinkError::Goodbye)?;
+    socket.send(&Message::Welcome { link: grant.link, secret: grant.secret.clone() })?;
+    Ok(grant)
+}
+
+enum Heard {
+    Message(Message),
+    Order(LinkOrder),
+}
+
+/// Serves until something ends the link; returns what.
+async fn converse(
+    local: &Local,
+    socket: &mut LinkSocket,
+    principal: &Principal,
+    grant: &LinkGrant,
+    orders: &Receiver<LinkOrder>,
+) -> LinkError {
+    loop {
+        let heard = {
+            let message = async { socket.recv().await.map(Heard::Message) };
+            let order = async { orders.recv().await.map(Heard::Order).map_err(|_| LinkError::Closed) };
+            let expiry = async {
+                sleep_until(Instant::from_std(principal.expires_at)).await;
+                Err(LinkError::Goodbye(Goodbye {
+                    code: GoodbyeCode::Unauthenticated,
+                    reason: "the token has expired".to_owned(),
+                }))
+            };
+            future::or(future::or(order, message), expiry).await
+        };
+        let done = match heard {
+            Ok(Heard::Message(Message::List)) if principal.speaker == Speaker::Client => {
+                send_list(local, socket, principal)
+            }
+            Ok(Heard::Message(_)) => Err(LinkError::Unexpected("a message that has no place on this link")),
+            Ok(Heard::Order(LinkOrder::NeedLane)) => match &grant.agent {
+                Some(agent) => match agent.telling_need() {
+                    0 => Ok(()),
+                    count => socket.send(&Message::NeedLane { count }),
+                },
+                None => Ok(()),
+            },
+            Ok(Heard::Order(LinkOrder::Goodbye(goodbye))) => Err(LinkError::Goodbye(goodbye)),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
+            return e;
+        }
+    }
+}
+
+fn send_list(local: &Local, socket: &mut LinkSocket, principal: &Principal) -> Result<(), LinkError> {
+    let agents = local.shared.door.list(principal);
+    let mut rest = agents.as_slice();
+    loop {
+        let (now, later) = rest.split_at(rest.len().min(AGENTS_PER_MESSAGE));
+        socket.send(&Message::Agents { agents: now.to_vec(), more: !later.is_empty() })?;
+        if later.is_empty() {
+            return Ok(());
+        }
+        rest = later;
+    }
+}
+
+// ---- the agent's and client's side
+
+/// A link as an agent or a client holds it.
+pub struct PeerLink {
+    /// The link's name.
+    pub link: LinkId,
+    /// What lanes of this link prove themselves with.
+    pub secret: LinkSecret,
+    socket: LinkSocket,
+}
+
+/// Sets a link up; an agent signs the gateway's nonce with its instance key.
+///
+/// # Errors
+/// See [`LinkError`].
+pub async fn join(
+    gateway: &Gateway,
+    sign: Option<&dyn Fn(&Nonce) -> Instance>,
+    patience: Duration,
+) -> Result<PeerLink, LinkError> {
+    let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
+    let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, patience).await?;
+    let mut socket = LinkSocket::new(conn.into_wire(), Role::Client, Speaker::Gateway);
+    let welcome = async {
+        let Message::Hello { version, nonce, .. } = expect(&mut socket).await? else {
+            return Err(LinkError::Unexpected("something else where Hello was due"));
+        };
+        if version != VERSION {
+            return Err(LinkError::Unexpected("the gateway speaks another version of the protocol"));
+        }
+        let instance = sign.map(|sign| sign(&nonce));
+        socket.send(&Message::Present { version: VERSION, features: Vec::new(), instance })?;
+        match expect(&mut socket).await? {
+            Message::Welcome { link, secret } => Ok((link, secret)),
+            _ => Err(LinkError::Unexpected("something else where Welcome was due")),
+        }
+    };
+    let (link, secret) = timeout(patience, welcome).await.map_err(|_| LinkError::Silent(patience))??;
+    Ok(PeerLink { link, secret, socket })
+}
+
+async fn expect(socket: &mut LinkSocket) -> Result<Message, LinkError> {
+    match socket.recv().await? {
+        Message::Goodbye(goodbye) => Err(LinkError::Goodbye(goodbye)),
+        other => Ok(other),
+    }
+}
+
+impl PeerLink {
+    /// The next message of the gateway; pings are seen to meanwhile. Dropping the future loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// The link is no more: [`LinkError::Goodbye`] when the gateway said why.
+    pub async fn next(&mut self) -> Result<Message, LinkError> {
+        expect(&mut self.socket).await
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The link is no more.
+    pub fn send(&mut self, message: &Message) -> Result<(), LinkError> {
+        self.socket.send(message)
+    }
+
+    /// The last measured round trip to the gateway.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.socket.round_trip
+    }
+
+    /// Ends the link in good order.
+    pub fn close(self) {
+        self.socket.close(None, CloseCode::Normal);
+    }
+}

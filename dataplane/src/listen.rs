@@ -1,0 +1,129 @@
+//! Role: listening sockets, one per worker and service, and the connections that arrive there.
+//! Invariants: no accept is ever in flight, so none can be lost: readiness first, then a direct
+//! call · out of descriptors, the loop waits and says so once a second at most.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    os::fd::{AsFd, BorrowedFd},
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_lite::future;
+use monoio::time::{Instant, sleep};
+use rustix::net::SocketFlags;
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+
+use crate::{
+    handover::Local,
+    serve::{self, Service},
+    socket::Socket,
+    worker::spawn,
+};
+
+/// Connections the kernel may hold for us before we accept them.
+const BACKLOG: i32 = 4096;
+/// Connections taken in one turn before others get theirs.
+const BATCH: usize = 32;
+/// How long accepting rests when descriptors or memory have run out.
+const REST: Duration = Duration::from_millis(100);
+
+/// Binds `addr` once per worker; with port 0 the first gets a port and the others join it.
+///
+/// # Errors
+/// The system's: in use, not ours, not permitted.
+pub fn bind(addr: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<StdListener>)> {
+    let first = bind_one(addr)?;
+    let bound = first.local_addr()?;
+    let rest = (1..workers).map(|_| bind_one(bound));
+    let all = [Ok(first)].into_iter().chain(rest).collect::<io::Result<_>>()?;
+    Ok((bound, all))
+}
+
+fn bind_one(addr: SocketAddr) -> io::Result<StdListener> {
+    let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A listening socket in this thread's runtime.
+pub struct Listener {
+    /// The descriptor; the runtime's type below owns a second one for its readiness calls.
+    socket: StdListener,
+    ready: monoio::net::TcpListener,
+}
+
+impl Listener {
+    /// Takes a bound socket into this thread's runtime.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn adopt(socket: StdListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let ready = monoio::net::TcpListener::from_std(socket.try_clone()?)?;
+        Ok(Self { socket, ready })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The next connection. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory: rest, and call again.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        loop {
+            match accept_now(self.socket.as_fd()) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.ready.readable(false).await?,
+                // The peer was quicker to leave than we to accept.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Socket> {
+    Socket::adopt(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+}
+
+/// Accepts for ever, handing each connection to `take`; rests when descriptors run out.
+pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
+    let mut said_at: Option<Instant> = None;
+    let mut taken = 0;
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                take(socket);
+                taken += 1;
+                if taken % BATCH == 0 {
+                    future::yield_now().await;
+                }
+            }
+            Err(e) => {
+                if said_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+                    tracing::warn!("no connection can be accepted: {e}; trying again");
+                    said_at = Some(Instant::now());
+                }
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// Serves a service on this worker until it stops.
+pub async fn run(local: Rc<Local>, service: Rc<Service>, listener: Listener) {
+    let accepting = accept_all(&listener, |socket| {
+        spawn(serve::serve(local.clone(), service.clone(), socket));
+    });
+    future::or(local.stopped(), accepting).await;
+}

@@ -1,0 +1,120 @@
+//! Role: joins the two ends of a session until both directions have ended, or one breaks.
+//! Invariants: knows no token, name or policy · half-close goes through in each direction by
+//! itself · a direction ends cleanly only when its source said so in the way its framing has
+//! (FIN, close_notify, a `Fin` message with the right count); anything else is a reset of both
+//! ends · no buffer is held while nothing flows · dropping the relay loses no byte that counts.
+//! See: ARCHITECTURE.md "Life of a byte".
+
+mod pump;
+
+use std::{
+    cell::Cell,
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use futures_lite::future;
+use monoio::time::{Instant, sleep};
+use narrowlink_proto::{
+    ended::{Ended, Side, Why},
+    id::SessionId,
+};
+
+use crate::{conn::Conn, wire::Wire};
+use pump::pump;
+
+/// A framed connection silent for so long is pinged: CDNs cut at 60 s.
+const PING_AFTER: Duration = Duration::from_secs(25);
+/// How often a session looks whether its peers are still there.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// A peer that owes an answer for so long is gone.
+const VANISHED_AFTER: Duration = Duration::from_secs(8);
+
+/// One end of a session.
+#[derive(Clone, Copy)]
+pub enum End<'a> {
+    /// Plain bytes: a target, a local program, or a raw tunnel stream.
+    Bare(&'a Wire),
+    /// Bytes in WebSocket frames.
+    Framed(&'a Conn, SessionId),
+}
+
+impl<'a> End<'a> {
+    fn wire(&self) -> &'a Wire {
+        match self {
+            End::Bare(wire) => wire,
+            End::Framed(conn, _) => conn.wire(),
+        }
+    }
+}
+
+/// What a session moved, readable while it runs.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes from the client's side to the target's.
+    pub up_bytes: Cell<u64>,
+    /// Bytes from the target's side to the client's.
+    pub down_bytes: Cell<u64>,
+}
+
+/// Moves bytes between the two ends until both directions have ended.
+///
+/// # Errors
+/// Who broke it, and how: then neither connection can be used again, and both are to be dropped
+/// (which resets them).
+pub async fn relay(client: End<'_>, target: End<'_>, traffic: &Traffic) -> Result<(), Ended> {
+    let moving = async {
+        let mut up = pin!(pump(client, target, Side::Client, Side::Target, &traffic.up_bytes));
+        let mut down = pin!(pump(target, client, Side::Target, Side::Client, &traffic.down_bytes));
+        let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready((Side::Client, ended)),
+            Poll::Pending => down.as_mut().poll(cx).map(|ended| (Side::Target, ended)),
+        })
+        .await;
+        ended?;
+        // Half-closed: whoever has finished may still vanish, or want its pings answered.
+        if first == Side::Client {
+            future::or(down, attend(client, Side::Client)).await
+        } else {
+            future::or(up, attend(target, Side::Target)).await
+        }
+    };
+    future::or(moving, watch(client, target)).await
+}
+
+/// Listens to an end whose direction has finished; returns only when it breaks.
+async fn attend(end: End<'_>, by: Side) -> Result<(), Ended> {
+    let End::Framed(conn, _) = end else { return future::pending().await };
+    match conn.attend().await {
+        // The word after the session: for whoever reads the connection next.
+        Ok(()) => future::pending().await,
+        Err(e) => Err(Ended { by, why: e.why() }),
+    }
+}
+
+/// Never returns while both peers are there.
+async fn watch(client: End<'_>, target: End<'_>) -> Result<(), Ended> {
+    loop {
+        sleep(WATCH_EVERY).await;
+        for (end, by) in [(client, Side::Client), (target, Side::Target)] {
+            if end.wire().peer_vanished(VANISHED_AFTER) {
+                return Err(Ended { by, why: Why::Vanished });
+            }
+            // A reset that follows a FIN is no event for a direction that is not read any more.
+            if end.wire().is_closed() {
+                return Err(Ended { by, why: Why::Reset });
+            }
+            if let End::Framed(conn, _) = end {
+                let silent = Instant::now().saturating_duration_since(conn.heard_at());
+                let ok = if silent >= PING_AFTER {
+                    conn.ping()
+                } else {
+                    conn.try_flush_control().map_err(Into::into)
+                };
+                ok.map_err(|e| Ended { by, why: e.why() })?;
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Role: an agent's or client's way to its gateway: connect, TLS, upgrade.
+//! Invariants: the gateway's name is always verified over TLS, there is no insecure default · the
+//! token travels in the Authorization header alone · names are looked up anew at each try.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use monoio::time::timeout;
+use narrowlink_proto::{
+    ended::Refused,
+    endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
+    message::Open,
+    target::Destination,
+    upgrade::{self, Answer, LaneProof, Opened, Request},
+};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use rustls_platform_verifier::ConfigVerifierExt as _;
+
+use crate::{
+    conn::{Conn, ConnError, Role},
+    dial::connect_first,
+    resolve::{ResolveError, resolve},
+    socket::Socket,
+    tls::TlsSocket,
+    wire::Wire,
+};
+
+/// A gateway and how to reach it.
+pub struct Gateway {
+    described: String,
+    host: String,
+    port: u16,
+    /// For the Host header.
+    host_header: String,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    token: SecretText,
+    framing: FramingChoice,
+}
+
+/// Why an endpoint of the configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What is written there makes no sense.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// A file that it names can't be read.
+    #[error("{what} {path} can't be read: {source}")]
+    File {
+        /// Which file.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that it names does not hold what it should.
+    #[error("{what} {path} {problem}")]
+    Content {
+        /// Which file.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The gateway's name can't stand in a certificate.
+    #[error(
+        "gateway {gateway:?}: TLS can't verify the name {name:?}; give the name of its certificate with domain"
+    )]
+    ServerName {
+        /// What was written.
+        gateway: String,
+        /// The name that was made of it.
+        name: String,
+    },
+    /// TLS can't be set up.
+    #[error("the system's certificate authorities can't be used ({0}); name your own with ca_file")]
+    Tls(rustls::Error),
+}
+
+/// What to ask for in the upgrade.
+pub enum Ask {
+    /// Nothing yet: a link.
+    Nothing,
+    /// A session.
+    Open(Open),
+    /// To be parked as a lane.
+    Lane(LaneProof),
+}
+
+/// Why there is no tunnel connection.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The gateway's name has no address.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Nobody answers there.
+    #[error("the gateway {gateway} can't be reached: {source}")]
+    Connect {
+        /// Host and port.
+        gateway: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS failed.
+    #[error("TLS with the gateway {gateway} failed: {source}")]
+    Tls {
+        /// Host and port.
+        gateway: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The gateway said no.
+    #[error("{0}")]
+    Refused(Refused),
+    /// Something else answered.
+    #[error(
+        "{gateway} answered with HTTP status {status}, not as a Narrowlink gateway: check host, port and protocol"
+    )]
+    NotAGateway {
+        /// Host and port.
+        gateway: String,
+        /// What it answered.
+        status: u16,
+    },
+    /// The connection broke before the upgrade was answered.
+    #[error("the gateway {gateway} ended the connection before it answered: {source}")]
+    Broke {
+        /// Host and port.
+        gateway: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// What answered broke the protocol.
+    #[error("{gateway} gave an answer that is no HTTP upgrade: {problem}")]
+    Protocol {
+        /// Host and port.
+        gateway: String,
+        /// What was wrong.
+        problem: String,
+    },
+    /// Nothing came in time.
+    #[error("the gateway {gateway} did not answer within {} s", patience.as_secs())]
+    TimedOut {
+        /// Host and port.
+        gateway: String,
+        /// How long we waited.
+        patience: Duration,
+    },
+    /// The connection broke later, in its first messages.
+    #[error(transparent)]
+    Conn(#[from] ConnError),
+}
+
+impl Gateway {
+    /// Reads what an endpoint names; relative paths are relative to `base`.
+    ///
+    /// # Errors
+    /// The user's configuration; see [`LoadError`].
+    pub fn load(endpoint: &SelfHosted, base: &Path) -> Result<Self, LoadError> {
+        endpoint.validate()?;
+        let (host, port) = endpoint.host_port()?;
+        let server = endpoint.server_name()?;
+        let token = match (&endpoint.token, &endpoint.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(file)) => read_token(&base.join(file))?,
+            (None, None) => return Err(EndpointError::NoToken { gateway: endpoint.gateway.clone() }.into()),
+        };
+        let tls = match endpoint.protocol {
+            endpoint::Protocol::Ws => None,
+            endpoint::Protocol::Wss => {
+                let config = tls_config(endpoint.ca_file.as_ref().map(|file| base.join(file)).as_deref())?;
+                Some((Arc::new(config), tls_name(&server, endpoint)?))
+            }
+        };
+        let bare = match &server {
+            Destination::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
+            Destination::Ip(ip) => ip.to_string(),
+            Destination::Name(name) | Destination::Unix(name) => name.clone(),
+        };
+        let usual = if tls.is_some() { 443 } else { 80 };
+        let host_header = if port == usual { bare } else { format!("{bare}:{port}") };
+        let described = endpoint.gateway.clone();
+        Ok(Self { described, host, port, host_header, tls, token, framing: endpoint.framing })
+    }
+
+    /// Host and port, as the user wrote them.
+    pub fn describe(&self) -> &str {
+        &self.described
+    }
+
+    /// The bearer token.
+    pub fn token(&self) -> &str {
+        self.token.expose()
+    }
+
+    /// How payload is to travel.
+    pub fn framing(&self) -> FramingChoice {
+        self.framing
+    }
+
+    async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
+        let addrs = resolve(&self.host, self.port, patience).await?;
+        let socket = connect_first(&addrs, patience)
+            .await
+            .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })?;
+        match &self.tls {
+            None => Ok(socket.into()),
+            Some((config, name)) => self.secure(socket, config, name).await,
+        }
+    }
+
+    async fn secure(
+        &self,
+        socket: Socket,
+        config: &Arc<ClientConfig>,
+        name: &ServerName<'static>,
+    ) -> Result<Wire, TunnelError> {
+        let failed = |source| TunnelError::Tls { gateway: self.described.clone(), source };
+        let session = ClientConnection::new(config.clone(), name.clone())
+            .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
+        Ok(TlsSocket::handshake(socket, session.into(), &[]).await.map_err(failed)?.into())
+    }
+}
+
+fn read_token(path: &Path) -> Result<SecretText, LoadError> {
+    const WHAT: &str = "the token file";
+    let text = std::fs::read_to_string(path).map_err(|source| LoadError::File {
+        what: WHAT,
+        path: path.to_owned(),
+        source,
+    })?;
+    let token = SecretText::new(text.trim().to_owned());
+    if token.expose().is_empty() || !token.is_one_word() {
+        let problem = "should hold one token and nothing else".to_owned();
+        return Err(LoadError::Content { what: WHAT, path: path.to_owned(), problem });
+    }
+    Ok(token)
+}
+
+fn tls_name(server: &Destination, endpoint: &SelfHosted) -> Result<ServerName<'static>, LoadError> {
+    match server {
+        Destination::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
+        Destination::Name(name) | Destination::Unix(name) => ServerName::try_from(name.clone())
+            .map_err(|_| LoadError::ServerName { gateway: endpoint.gateway.clone(), name: name.clone() }),
+    }
+}
+
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, LoadError> {
+    let mut config = match ca_file {
+        Some(path) => ClientConfig::builder().with_root_certificates(read_roots(path)?).with_no_client_auth(),
+        None => {
+            // The system's authorities are read once a process.
+            static SYSTEM: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
+            SYSTEM.get_or_init(ClientConfig::with_platform_verifier).clone().map_err(LoadError::Tls)?
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn read_roots(path: &Path) -> Result<RootCertStore, LoadError> {
+    const WHAT: &str = "the ca_file";
+    let content = |problem: String| LoadError::Content { what: WHAT, path: path.to_owned(), problem };
+    let pem = std::fs::read(path).map_err(|source| LoadError::File {
+        what: WHAT,
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(&pem) {
+        let cert = cert.map_err(|e| content(format!("is no PEM file: {e}")))?;
+        roots.add(cert).map_err(|e| content(format!("holds a certificate that can't be used: {e}")))?;
+    }
+    if roots.is_empty() {
+        return Err(content("holds no certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Opens a tunnel connection; `patience` is for all of it.
+///
+/// # Errors
+/// See [`TunnelError`].
+pub async fn open(
+    gateway: &Gateway,
+    protocol: upgrade::Protocol,
+    ask: Ask,
+    patience: Duration,
+) -> Result<(Conn, Option<Opened>), TunnelError> {
+    timeout(patience, attempt(gateway, protocol, ask, patience))
+        .await
+        .unwrap_or_else(|_| Err(TunnelError::TimedOut { gateway: gateway.described.clone(), patience }))
+}
+
+async fn attempt(
+    gateway: &Gateway,
+    protocol: upgrade::Protocol,
+    ask: Ask,
+    patience: Duration,
+) -> Result<(Conn, Option<Opened>), TunnelError> {
+    let wire = gateway.connect(patience).await?;
+    let broke = |source| TunnelError::Broke { gateway: gateway.described.clone(), source };
+    let seed = getrandom::u64().map_err(|e| broke(io::Error::other(e)))?;
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(|e| broke(io::Error::other(e)))?;
+    let (open, lane) = match ask {
+        Ask::Nothing => (None, None),
+        Ask::Open(open) => (Some(open), None),
+        Ask::Lane(proof) => (None, Some(proof)),
+    };
+    let request = Request {
+        protocol,
+        token: gateway.token.expose().to_owned(),
+        key,
+        open,
+        lane,
+        host: gateway.host_header.clone(),
+        origin: None,
+    };
+    wire.write_all(&upgrade::encode_request(&request)).await.map_err(broke)?;
+    let opened = read_answer(gateway, &wire, &key, protocol).await?;
+    Ok((Conn::new(wire, protocol.framing, Role::Peer, seed), opened))
+}
+
+async fn read_answer(
+    gateway: &Gateway,
+    wire: &Wire,
+    key: &[u8; 16],
+    protocol: upgrade::Protocol,
+) -> Result<Option<Opened>, TunnelError> {
+    let name = || gateway.described.clone();
+    let mut got = Vec::new();
+    let mut buf = [0; 2048];
+    loop {
+        let n = wire.read(&mut buf).await.map_err(|source| TunnelError::Broke { gateway: name(), source })?;
+        if n == 0 {
+            let source = io::ErrorKind::UnexpectedEof.into();
+            return Err(TunnelError::Broke { gateway: name(), source });
+        }
+        got.extend_from_slice(&buf[..n]);
+        let answer = upgrade::parse_response(&got, key, protocol)
+            .map_err(|e| TunnelError::Protocol { gateway: name(), problem: e.to_string() })?;
+        match answer {
+            Answer::NeedMore => {}
+            Answer::Accepted { opened, head_bytes } => {
+                wire.unread(&got[head_bytes..]);
+                return Ok(opened);
+            }
+            Answer::Refused { refused: Some(refused), .. } => return Err(TunnelError::Refused(refused)),
+            Answer::Refused { status, refused: None, .. } => {
+                return Err(TunnelError::NotAGateway { gateway: name(), status });
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Role: a tunnel connection's bytes, plain or TLS, with what was read too early in front.
+//! Invariants: as [`crate::socket`] and [`crate::tls`] · a read that reports fewer bytes than it
+//! was given room for has drained everything that can be had without waiting.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    os::fd::OwnedFd,
+};
+
+use crate::{socket::Socket, tls::TlsSocket};
+
+/// One connection's bytes.
+pub struct Wire {
+    io: Io,
+    early: RefCell<Vec<u8>>,
+}
+
+enum Io {
+    Plain(Socket),
+    Tls(Box<TlsSocket>),
+}
+
+/// A connection taken apart for its way to another thread. Nothing may be in flight on it.
+pub struct WireParts {
+    fd: OwnedFd,
+    tls: Option<Box<rustls::Connection>>,
+    early: Vec<u8>,
+}
+
+impl From<Socket> for Wire {
+    fn from(socket: Socket) -> Self {
+        Self { io: Io::Plain(socket), early: RefCell::default() }
+    }
+}
+
+impl From<TlsSocket> for Wire {
+    fn from(tls: TlsSocket) -> Self {
+        Self { io: Io::Tls(Box::new(tls)), early: RefCell::default() }
+    }
+}
+
+impl Wire {
+    /// Whether the bytes are encrypted on their way.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.io, Io::Tls(_))
+    }
+
+    fn socket(&self) -> &Socket {
+        match &self.io {
+            Io::Plain(socket) => socket,
+            Io::Tls(tls) => tls.socket(),
+        }
+    }
+
+    /// The peer's address.
+    ///
+    /// # Errors
+    /// The peer is gone already, or this is no TCP socket.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.socket().peer_addr()
+    }
+
+    /// Puts bytes back: the next read returns them first.
+    pub fn unread(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.early.borrow_mut().splice(0..0, bytes.iter().copied());
+        }
+    }
+
+    /// Whether something waits in front of the socket, so that [`Wire::readable`] says yes at once.
+    pub fn has_early(&self) -> bool {
+        !self.early.borrow().is_empty()
+    }
+
+    /// Reads what is there, without waiting. `Ok(0)` is the clean end of the peer's direction.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there, `UnexpectedEof` when TLS ended without close_notify,
+    /// else the connection's end.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        {
+            let mut early = self.early.borrow_mut();
+            if !early.is_empty() {
+                filled = early.len().min(buf.len());
+                buf[..filled].copy_from_slice(&early[..filled]);
+                early.drain(..filled);
+                if early.is_empty() {
+                    *early = Vec::new();
+                }
+            }
+        }
+        match &self.io {
+            _ if filled == buf.len() => Ok(filled),
+            // A reset is reported once: it must not be met while there is good news to tell.
+            // What the socket has is an event for [`Wire::readable`] anyway.
+            Io::Plain(_) if filled > 0 => Ok(filled),
+            Io::Plain(socket) => socket.try_read(buf),
+            // What TLS has decrypted is no event, so it is taken along; its errors come again.
+            Io::Tls(tls) => match tls.try_read(&mut buf[filled..]) {
+                Ok(n) => Ok(filled + n),
+                Err(_) if filled > 0 => Ok(filled),
+                Err(e) => Err(e),
+            },
+        }
+    }
+
+    /// Waits until a read would not block. Only right after a read that came back short or with
+    /// `WouldBlock`: what TLS has decrypted already is no event on the socket.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn readable(&self) -> io::Result<()> {
+        match &self.io {
+            _ if self.has_early() => Ok(()),
+            Io::Plain(socket) => socket.readable().await,
+            Io::Tls(tls) => tls.readable().await,
+        }
+    }
+
+    /// Waits until a write would not block.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.socket().writable().await
+    }
+
+    /// Hands what was accepted to the kernel; whether all of it went.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub fn try_flush(&self) -> io::Result<bool> {
+        match &self.io {
+            Io::Plain(_) => Ok(true),
+            Io::Tls(tls) => tls.try_flush(),
+        }
+    }
+
+    /// Reads at least one byte, waiting for it. `Ok(0)` is the clean end of the peer's direction.
+    ///
+    /// # Errors
+    /// As [`Wire::try_read`], but for `WouldBlock`.
+    pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.try_read(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes what can be taken now.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing can be taken; else the connection's end.
+    pub fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.io {
+            Io::Plain(socket) => socket.try_write(bufs),
+            Io::Tls(tls) => tls.try_write(bufs),
+        }
+    }
+
+    /// Writes everything and hands it to the kernel.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_pieces(&mut [IoSlice::new(bytes)]).await
+    }
+
+    /// Writes all the pieces, in order, and hands them to the kernel.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn write_pieces(&self, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+        while !pieces.is_empty() {
+            match self.try_write(pieces) {
+                Ok(n) => IoSlice::advance_slices(&mut pieces, n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket().writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        self.flush().await
+    }
+
+    /// Waits until everything accepted is with the kernel.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn flush(&self) -> io::Result<()> {
+        match &self.io {
+            Io::Plain(_) => Ok(()),
+            Io::Tls(tls) => tls.flush().await,
+        }
+    }
+
+    /// Ends our direction: FIN or close_notify. The other direction goes on.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn finish_write(&self) -> io::Result<()> {
+        match &self.io {
+            Io::Plain(socket) => socket.finish_write(),
+            Io::Tls(tls) => {
+                tls.finish_write();
+                tls.flush().await
+            }
+        }
+    }
+
+    /// Closes without a reset (see [`Socket::close_gently`]); over TLS with close_notify.
+    pub fn close_gently(self) {
+        match self.io {
+            Io::Plain(socket) => socket.close_gently(),
+            Io::Tls(tls) => {
+                tls.finish_write();
+                let _ = tls.try_flush();
+                tls.into_parts().0.close_gently();
+            }
+        }
+    }
+
+    /// Whether the peer has stopped answering at all (see [`Socket::peer_vanished`]).
+    pub fn peer_vanished(&self, patience: std::time::Duration) -> bool {
+        self.socket().peer_vanished(patience)
+    }
+
+    /// Whether the kernel has no connection any more (it was reset, also after a FIN).
+    pub fn is_closed(&self) -> bool {
+        self.socket().is_closed()
+    }
+
+    /// Takes the connection apart for its way to another thread.
+    ///
+    /// # Errors
+    /// Out of descriptors; the connection is lost then.
+    pub fn into_parts(self) -> io::Result<WireParts> {
+        let early = self.early.into_inner();
+        match self.io {
+            Io::Plain(socket) => Ok(WireParts { fd: socket.detach()?, tls: None, early }),
+            Io::Tls(tls) => {
+                let (socket, session) = tls.into_parts();
+                Ok(WireParts { fd: socket.detach()?, tls: Some(Box::new(session)), early })
+            }
+        }
+    }
+
+    /// Puts a connection together that came from another thread.
+    ///
+    /// # Errors
+    /// As [`Socket::adopt`].
+    pub fn from_parts(parts: WireParts) -> io::Result<Self> {
+        let io = match parts.tls {
+            None => Io::Plain(Socket::adopt(parts.fd)?),
+            Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
+        };
+        Ok(Self { io, early: RefCell::new(parts.early) })
+    }
+}

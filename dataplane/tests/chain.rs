@@ -1,0 +1,192 @@
+//! Client, gateway and agent as three relays on one worker, between two user programs on real
+//! sockets: every framing on each side, plain and TLS, on io_uring and on epoll.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+#[path = "../../loadtest/src/transfer.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the load test's own programs, used in part")]
+mod transfer;
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_lite::future;
+use narrowlink_dataplane::{
+    conn::{Conn, Role},
+    dial,
+    listen::{Listener, accept_all},
+    relay::{End, Traffic, relay},
+    socket::Socket,
+    tls::TlsSocket,
+    wire::Wire,
+    worker::{self, Driver, StartError, spawn},
+};
+use narrowlink_proto::{id::SessionId, upgrade::Framing};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use transfer::{Ending, Pace, Plan, Seen};
+
+/// How the two tunnel connections are made.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    tls: bool,
+    stream: Framing,
+    lane: Framing,
+}
+
+fn kinds() -> impl Iterator<Item = Kind> {
+    [false, true].into_iter().flat_map(|tls| {
+        [Framing::Framed, Framing::Raw].into_iter().flat_map(move |stream| {
+            [Framing::Framed, Framing::Raw].into_iter().map(move |lane| Kind { tls, stream, lane })
+        })
+    })
+}
+
+fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
+    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    (Arc::new(client), Arc::new(server.unwrap()))
+}
+
+/// Two ends of a TCP connection over loopback.
+fn pair() -> (Socket, Socket) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    (Socket::adopt(near.into()).unwrap(), Socket::adopt(far.into()).unwrap())
+}
+
+/// A tunnel connection: the peer's end and the gateway's.
+async fn tunnel(framing: Framing, tls: Option<&(Arc<ClientConfig>, Arc<ServerConfig>)>) -> (Conn, Conn) {
+    let (near, far) = pair();
+    let (near, far): (Wire, Wire) = match tls {
+        None => (near.into(), far.into()),
+        Some((client, server)) => {
+            let client = ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap();
+            let server = ServerConnection::new(server.clone()).unwrap();
+            let (near, far) = future::zip(
+                TlsSocket::handshake(near, client.into(), &[]),
+                TlsSocket::handshake(far, server.into(), &[]),
+            )
+            .await;
+            (near.unwrap().into(), far.unwrap().into())
+        }
+    };
+    (Conn::new(near, framing, Role::Peer, 99), Conn::new(far, framing, Role::Gateway, 0))
+}
+
+/// One session through all three programs.
+async fn session(local: Socket, target: SocketAddr, kind: Kind, tls: Rc<(Arc<ClientConfig>, Arc<ServerConfig>)>) {
+    let id = SessionId::from_bytes([9; 32]);
+    let tls = kind.tls.then_some(&*tls);
+    let (client, stream) = tunnel(kind.stream, tls).await;
+    let (agent, lane) = tunnel(kind.lane, tls).await;
+    let target = Wire::from(dial::connect(target, Duration::from_secs(5)).await.unwrap());
+    let local = Wire::from(local);
+    spawn(async move {
+        let ended = relay(End::Bare(&local), client.end(id), &Traffic::default()).await;
+        if ended.is_ok() {
+            local.close_gently();
+            client.into_wire().close_gently();
+        }
+    });
+    spawn(async move {
+        let ended = relay(stream.end(id), lane.end(id), &Traffic::default()).await;
+        if ended.is_ok() {
+            stream.into_wire().close_gently();
+            lane.into_wire().close_gently();
+        }
+    });
+    spawn(async move {
+        let ended = relay(agent.end(id), End::Bare(&target), &Traffic::default()).await;
+        if ended.is_ok() {
+            target.close_gently();
+            agent.into_wire().close_gently();
+        }
+    });
+}
+
+/// Starts a worker that serves the chain; returns where the client's program connects.
+fn start(epoll: bool, kind: Kind, target: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let entry = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let main = move |driver| async move {
+            assert!(!epoll || driver == Driver::Epoll);
+            let listener = Listener::adopt(listener).unwrap();
+            let tls = Rc::new(tls_configs());
+            accept_all(&listener, |local| spawn(session(local, target, kind, tls.clone()))).await;
+        };
+        let ran: Result<(), StartError> =
+            if epoll { worker::run_on_epoll(main) } else { worker::run_alone(false, main) };
+        ran.unwrap();
+    });
+    entry
+}
+
+fn every_ending_on(epoll: bool) {
+    for (n, kind) in kinds().enumerate() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = start(epoll, kind, target.local_addr().unwrap());
+        for (m, ending) in [
+            Ending::ClientFirst,
+            Ending::TargetFirst,
+            Ending::Both,
+            Ending::ClientResets(0),
+            Ending::ClientResets(300_000),
+            Ending::TargetResets(300_000),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for (bytes, pace) in [
+                (1, Pace::Fast),
+                (0, Pace::Fast),
+                (20_000, Pace::OneByteWrites),
+                (3_000_000, Pace::Fast),
+                (2_000_000, Pace::SlowReader),
+            ] {
+                let seed = (n * 100 + m) as u64;
+                let ending = match ending {
+                    Ending::ClientResets(n) => Ending::ClientResets(n.min(bytes / 2)),
+                    Ending::TargetResets(n) => Ending::TargetResets(n.min(bytes / 2)),
+                    clean => clean,
+                };
+                let plan = Plan { seed, up_bytes: bytes, down_bytes: bytes + 7, ending, pace };
+                if let Err(broken) = transfer::run(plan, entry, &target) {
+                    panic!("{kind:?} epoll {epoll}: {broken}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_byte_and_every_ending_goes_through_on_io_uring() {
+    every_ending_on(false);
+}
+
+#[test]
+fn every_byte_and_every_ending_goes_through_on_epoll() {
+    every_ending_on(true);
+}
+
+#[test]
+fn a_reset_within_frames_is_never_a_clean_end() {
+    let kind = Kind { tls: false, stream: Framing::Framed, lane: Framing::Framed };
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let entry = start(false, kind, target.local_addr().unwrap());
+    for after in [1, 2, 125, 126, 65_535, 65_536, 131_072, 131_073, 262_144] {
+        let ending = Ending::ClientResets(after);
+        let plan = Plan { seed: after, up_bytes: 1 << 20, down_bytes: 5, ending, pace: Pace::Fast };
+        let outcome = transfer::run(plan, entry, &target).unwrap();
+        assert!(matches!(outcome.up, Seen::Reset(_)));
+    }
+}

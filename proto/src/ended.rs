@@ -1,0 +1,180 @@
+//! Role: why something was refused or ended; the same value in answer, log, metric and test.
+//! Invariants: a code is for programs and never changes meaning; a reason is for people.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::SessionId;
+
+/// Why a request was refused, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// No token, or one that does not hold; every cause looks the same.
+    Unauthenticated,
+    /// The client's policy does not allow this target.
+    Policy,
+    /// The agent's own rules do not allow this target.
+    DeniedByAgent,
+    /// No agent of that name is connected (or it is not yours).
+    AgentNotFound,
+    /// A limit was reached; later may work.
+    Limited,
+    /// The agent is there but gave no lane or no answer in time.
+    AgentTimeout,
+    /// The lane broke after the Dial was written; open again with a new session id.
+    LaneLost,
+    /// The target's host answered: nobody listens there.
+    TargetRefused,
+    /// The target's name does not resolve.
+    TargetUnresolvable,
+    /// The target's host or net can't be reached.
+    TargetUnreachable,
+    /// The target did not answer in time.
+    TargetTimeout,
+    /// What was asked is not served here (another kind of target, a feature not built in).
+    Unsupported,
+    /// A newer Open of the same session took this one's place.
+    Superseded,
+    /// The gateway shuts down.
+    Draining,
+    /// The request breaks the protocol.
+    Protocol,
+    /// Our own fault.
+    Internal,
+    /// From a newer peer.
+    #[serde(other)]
+    Other,
+}
+
+impl RefusalCode {
+    /// The HTTP status that carries this code when the refusal answers an upgrade.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Protocol => 400,
+            Self::Unauthenticated => 401,
+            Self::Policy | Self::DeniedByAgent => 403,
+            Self::AgentNotFound => 404,
+            Self::Superseded => 409,
+            Self::Limited => 429,
+            Self::Internal => 500,
+            Self::Unsupported => 501,
+            Self::LaneLost
+            | Self::TargetRefused
+            | Self::TargetUnresolvable
+            | Self::TargetUnreachable
+            | Self::Other => 502,
+            Self::Draining => 503,
+            Self::AgentTimeout | Self::TargetTimeout => 504,
+        }
+    }
+}
+
+/// A refusal: one line of JSON in a message, a header (`NL-Refused`) or a body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refused {
+    /// The session that was asked for, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people: what, where, and what to do next.
+    pub reason: String,
+}
+
+impl Refused {
+    /// A refusal without a session.
+    pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
+        Self { session: None, code, reason: reason.into() }
+    }
+
+    /// The same refusal, naming the session it answers.
+    #[must_use]
+    pub fn of(mut self, session: SessionId) -> Self {
+        self.session = Some(session);
+        self
+    }
+}
+
+/// Which side of a session something came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Towards the client: the user's program, the client, or its connection.
+    Client,
+    /// Towards the target: the agent, its connection, or the target.
+    Target,
+    /// This process.
+    Here,
+}
+
+/// How a session ended. Anything but [`Why::Finished`] is a reset for both programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// Both directions ended, every byte was delivered.
+    Finished,
+    /// The connection was reset.
+    Reset,
+    /// The connection ended without the mark of a clean end.
+    Truncated,
+    /// The peer broke the protocol.
+    Protocol,
+    /// The peer vanished: nothing came back in time.
+    Vanished,
+    /// The token expired.
+    Expired,
+    /// The session was revoked.
+    Revoked,
+    /// This process shuts down.
+    Shutdown,
+    /// Our own fault (a panic was caught).
+    Internal,
+}
+
+/// Who ended a session, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ended {
+    /// Where it came from.
+    pub by: Side,
+    /// What happened.
+    pub why: Why,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = match self.by {
+            Side::Client => "the client's side",
+            Side::Target => "the target's side",
+            Side::Here => "this program",
+        };
+        let why = match self.why {
+            Why::Finished => "finished",
+            Why::Reset => "reset the connection",
+            Why::Truncated => "ended without finishing",
+            Why::Protocol => "broke the protocol",
+            Why::Vanished => "vanished",
+            Why::Expired => "expired",
+            Why::Revoked => "was revoked",
+            Why::Shutdown => "shut down",
+            Why::Internal => "failed",
+        };
+        write!(f, "{by} {why}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_reads_back_and_a_newer_code_is_still_a_refusal() {
+        let refused = Refused::new(RefusalCode::AgentNotFound, "no agent home").of(SessionId::from_bytes([1; 32]));
+        let text = serde_json::to_string(&refused).unwrap();
+        assert_eq!(serde_json::from_str::<Refused>(&text).unwrap(), refused);
+        let newer: Refused = serde_json::from_str(r#"{"code":"too_loud","reason":"hush"}"#).unwrap();
+        assert_eq!(newer.code, RefusalCode::Other);
+    }
+}

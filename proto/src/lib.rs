@@ -1,0 +1,34 @@
+//! What two Narrowlink programs must agree on, and nothing else.
+//!
+//! Pure: no socket, clock, task, thread or `unsafe`; the time and random bytes are parameters.
+//!
+//! # Vocabulary
+//!
+//! | word | means |
+//! |---|---|
+//! | *gateway* | the public host: authenticates, decides, joins streams |
+//! | *agent* | the program behind NAT that dials targets |
+//! | *client* | the program on the user's laptop that opens sessions |
+//! | *visitor* | somebody without a token who meets a published host |
+//! | *target* | what a session ends at: a host and port beyond the agent |
+//! | *link* | a control connection: presence, list, "I need lanes" |
+//! | *stream* | a client's connection that carries payload |
+//! | *lane* | an agent's stream, parked at the gateway until somebody needs it |
+//! | *session* | two streams joined: one client, one target |
+//! | *owner* | the worker that a session lives on |
+//! | *snapshot* | an immutable view that workers decide from |
+//! | *verdict* | the answer to "may it?" |
+//! | *early* | bytes read before anyone knew whose they are |
+#![forbid(unsafe_code)]
+
+pub mod ended;
+pub mod endpoint;
+pub mod frame;
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod policy;
+pub mod sniff;
+pub mod target;
+pub mod token;
+pub mod upgrade;

@@ -1,0 +1,138 @@
+//! Role: every default limit in one place; the programs' configs may set others.
+//! Invariants: no limit is unset, no queue or table without one.
+//! See: SECURITY.md, "Limits".
+
+use std::time::Duration;
+
+/// The limits of one gateway, and of agents and clients where they have the same.
+///
+/// What no config may change stands with the format it belongs to:
+/// [`TOKEN_BYTES_MAX`](crate::token::TOKEN_BYTES_MAX) (8 KiB),
+/// [`CLAIMS_BYTES_MAX`](crate::token::CLAIMS_BYTES_MAX) (4 KiB),
+/// [`ITEMS_MAX`](crate::policy::ITEMS_MAX) (256 policy items) and
+/// [`MESSAGE_BYTES_MAX`](crate::message::MESSAGE_BYTES_MAX) (64 KiB).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// A ClientHello must be complete this long after the accept.
+    pub client_hello_timeout: Duration,
+    /// A TLS handshake must be complete this long after the accept.
+    pub tls_handshake_timeout: Duration,
+    /// A request head must be complete this long after its connection stands, however slowly it comes.
+    pub head_timeout: Duration,
+    /// A request head at the most.
+    pub head_bytes_max: usize,
+    /// Headers in a request head at the most.
+    pub head_headers_max: usize,
+
+    /// Connections that are neither authenticated nor routed to a published host, in all.
+    pub strangers_max: usize,
+    /// The same, per source: an IPv4 address or an IPv6 /64.
+    pub strangers_per_source_max: usize,
+    /// New strangers per source and second.
+    pub strangers_per_source_per_s: u32,
+    /// New strangers per source at once.
+    pub strangers_per_source_burst: u32,
+
+    /// Failed logins per source and minute before the penalty begins.
+    pub failed_logins_per_min: u32,
+    /// The first penalty; each further one is twice the last.
+    pub login_penalty_min: Duration,
+    /// The longest penalty.
+    pub login_penalty_max: Duration,
+    /// Sources whose failed logins are remembered.
+    pub login_sources_max: usize,
+
+    /// Links per agent token.
+    pub agent_links_max: usize,
+    /// Links per client token.
+    pub client_links_max: usize,
+    /// Live sessions per token.
+    pub sessions_per_token_max: usize,
+    /// Opens per token and second.
+    pub opens_per_token_per_s: u32,
+    /// Opens per token at once.
+    pub opens_per_token_burst: u32,
+
+    /// A Dial must be answered within this.
+    pub dial_timeout: Duration,
+    /// A lane's or session's id must be claimed within this.
+    pub claim_timeout: Duration,
+
+    /// A data frame's payload at the most.
+    pub data_frame_bytes_max: usize,
+    /// WebSocket pings per connection and second.
+    pub pings_per_s: u32,
+    /// User-space bytes held for one direction whose reader has stalled.
+    pub stalled_bytes_max: usize,
+
+    /// Links are pinged this often.
+    pub ping_interval: Duration,
+    /// A link is dead when a ping has gone unanswered this long.
+    pub pong_timeout: Duration,
+    /// Framed connections that were silent this long are pinged; CDNs cut at 60 s.
+    pub quiet_ping_interval: Duration,
+    /// Parked lanes outlive their link by this.
+    pub orphan_lane_timeout: Duration,
+    /// Streams may finish for this long after the gateway was told to stop.
+    pub drain_timeout: Duration,
+
+    /// Probes per attempt at a direct path.
+    pub p2p_probes_max: u32,
+    /// A probe at the most.
+    pub p2p_probe_bytes_max: usize,
+    /// Attempts at a direct path per minute.
+    pub p2p_attempts_per_min: u32,
+
+    /// UDP flows per agent.
+    pub udp_flows_per_agent_max: usize,
+    /// A UDP flow without a datagram is forgotten after this.
+    pub udp_idle_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            client_hello_timeout: Duration::from_secs(3),
+            tls_handshake_timeout: Duration::from_secs(5),
+            head_timeout: Duration::from_secs(5),
+            head_bytes_max: 16 * 1024,
+            head_headers_max: 64,
+
+            strangers_max: 2_048,
+            strangers_per_source_max: 64,
+            strangers_per_source_per_s: 50,
+            strangers_per_source_burst: 200,
+
+            failed_logins_per_min: 10,
+            login_penalty_min: Duration::from_secs(1),
+            login_penalty_max: Duration::from_secs(600),
+            login_sources_max: 65_536,
+
+            agent_links_max: 4,
+            client_links_max: 64,
+            sessions_per_token_max: 1_024,
+            opens_per_token_per_s: 100,
+            opens_per_token_burst: 1_000,
+
+            dial_timeout: Duration::from_secs(10),
+            claim_timeout: Duration::from_secs(10),
+
+            data_frame_bytes_max: 128 * 1024,
+            pings_per_s: 10,
+            stalled_bytes_max: 256 * 1024,
+
+            ping_interval: Duration::from_secs(4),
+            pong_timeout: Duration::from_secs(5),
+            quiet_ping_interval: Duration::from_secs(25),
+            orphan_lane_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
+
+            p2p_probes_max: 64,
+            p2p_probe_bytes_max: 64,
+            p2p_attempts_per_min: 5,
+
+            udp_flows_per_agent_max: 4_096,
+            udp_idle_timeout: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Role: every message two programs exchange, and who may say which where.
+//! Invariants: a message outside [`Message::allowed`] never parses; no message leads from an agent
+//! to a client unasked, because none exists. Data is never JSON.
+//! See: ARCHITECTURE.md, "The wire".
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ended::{RefusalCode, Refused},
+    id::{LinkId, LinkSecret, Nonce, SessionId},
+    policy::AddressRules,
+    target::Target,
+};
+
+/// The protocol's version, in the sub-protocol's name and in both Hellos.
+pub const VERSION: u32 = 1;
+
+/// A message's bytes at the most; a longer one ends the connection.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The kinds of connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// The control connection of one process.
+    Link,
+    /// An agent's stream, parked at the gateway.
+    Lane,
+    /// A client's stream.
+    Stream,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Speaker {
+    /// The gateway.
+    Gateway,
+    /// An agent.
+    Agent,
+    /// A client.
+    Client,
+}
+
+/// A client asks for a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Drawn by the client; used once.
+    pub session: SessionId,
+    /// The agent that is to dial.
+    pub agent: String,
+    /// What it is to dial, exactly as the user wrote it.
+    pub target: Target,
+    /// The client's half of the end-to-end handshake, base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e2ee: Option<String>,
+}
+
+/// On whose behalf an agent dials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A client's Open, its fields verbatim beside this.
+    Client {
+        /// The client's name, as its token gives it.
+        name: String,
+        /// Where the client came from, as the gateway saw it.
+        peer_addr: SocketAddr,
+    },
+}
+
+/// The gateway asks an agent to dial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dial {
+    /// The session's name, as the client drew it.
+    pub session: SessionId,
+    /// On whose behalf.
+    pub origin: Origin,
+    /// What to dial, exactly as the user wrote it.
+    pub target: Target,
+    /// The rules that depend on the resolved address; `None` when the name alone decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<AddressRules>,
+    /// The client's half of the end-to-end handshake, base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e2ee: Option<String>,
+}
+
+/// One agent in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// The agent's name.
+    pub name: String,
+    /// Where its link comes from, as the gateway saw it.
+    pub address: SocketAddr,
+    /// The last measured round trip between gateway and agent; `None` before the first.
+    pub ping_us: Option<u64>,
+    /// How long the link has stood.
+    pub connected_s: u64,
+}
+
+/// Proof that a link's peer is the installation it was before: an Ed25519 key and its signature
+/// over [`crate::id::instance_statement`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The public key, base64url.
+    pub key: String,
+    /// The signature, base64url.
+    pub signature: String,
+}
+
+/// Every message. Unknown fields are ignored, unknown messages refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Message {
+    /// Gateway to link: the first word.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// What the gateway can do beyond the version.
+        #[serde(default)]
+        features: Vec<String>,
+        /// To be signed by an agent's instance key.
+        nonce: Nonce,
+    },
+    /// Link to gateway: the answer to Hello.
+    Present {
+        /// [`VERSION`].
+        version: u32,
+        /// What the peer can do beyond the version.
+        #[serde(default)]
+        features: Vec<String>,
+        /// An agent's proof of being the same installation; clients have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<Instance>,
+    },
+    /// Gateway to link: every worker knows you now.
+    Welcome {
+        /// The link's name.
+        link: LinkId,
+        /// What lanes of this link prove themselves with.
+        secret: LinkSecret,
+    },
+    /// Gateway to agent's link: that many lanes are wanted beyond those that stand.
+    NeedLane {
+        /// How many.
+        count: u32,
+    },
+    /// Client's link to gateway: which agents are there?
+    List,
+    /// Gateway to client's link: the answer to List.
+    Agents {
+        /// The agents of the client's own space, by name.
+        agents: Vec<AgentInfo>,
+        /// Whether another such message follows: one alone could be too long.
+        #[serde(default)]
+        more: bool,
+    },
+    /// Gateway to link: this link ends, and why.
+    Goodbye(Goodbye),
+    /// Client's stream to gateway.
+    Open(Open),
+    /// Gateway to client's stream: data may flow.
+    Opened {
+        /// The session asked for.
+        session: SessionId,
+        /// The agent's half of the end-to-end handshake, base64url.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        e2ee: Option<String>,
+    },
+    /// Gateway to client's stream, agent's lane to gateway: no.
+    Refused(Refused),
+    /// Gateway to agent's lane.
+    Dial(Dial),
+    /// Agent's lane to gateway: the target answered.
+    Dialled {
+        /// The session asked for.
+        session: SessionId,
+        /// The agent's half of the end-to-end handshake, base64url.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        e2ee: Option<String>,
+    },
+    /// Whoever finished its direction of a framed session: nothing more will come.
+    Fin {
+        /// The session.
+        session: SessionId,
+        /// How many bytes of payload went before; a wrong count is a reset.
+        bytes: u64,
+    },
+    /// Towards the client: both directions have ended cleanly, the connection may serve again.
+    Ready {
+        /// The session that has ended.
+        session: SessionId,
+    },
+}
+
+/// Why a gateway ends a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// For programs.
+    pub code: GoodbyeCode,
+    /// For people.
+    pub reason: String,
+}
+
+/// Why a gateway ends a link, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoodbyeCode {
+    /// A newer link of the same installation took over.
+    Replaced,
+    /// Another installation holds this name.
+    NameTaken,
+    /// The gateway shuts down; come back.
+    Draining,
+    /// The token has expired or was revoked.
+    Unauthenticated,
+    /// The peer broke the protocol.
+    Protocol,
+    /// A limit was reached.
+    Limited,
+    /// From a newer gateway; treated like Protocol.
+    #[serde(other)]
+    Other,
+}
+
+/// A message that can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// Longer than [`MESSAGE_BYTES_MAX`].
+    #[error("a message of {bytes} bytes; at most {MESSAGE_BYTES_MAX} are taken")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not one of ours.
+    #[error("not a message of this protocol: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// One of ours, said by the wrong side or in the wrong place.
+    #[error("a {speaker:?} may not say {name} on a {channel:?}")]
+    NotAllowed {
+        /// The message's name.
+        name: &'static str,
+        /// Who said it.
+        speaker: Speaker,
+        /// Where.
+        channel: Channel,
+    },
+}
+
+impl Message {
+    /// Reads one message that `speaker` sent on a `channel`.
+    ///
+    /// # Errors
+    /// Always the peer's fault; the connection is to be closed.
+    pub fn decode(text: &[u8], speaker: Speaker, channel: Channel) -> Result<Self, MessageError> {
+        if text.len() > MESSAGE_BYTES_MAX {
+            return Err(MessageError::TooLong { bytes: text.len() });
+        }
+        let message: Self = serde_json::from_slice(text)?;
+        if !message.allowed(speaker, channel) {
+            return Err(MessageError::NotAllowed { name: message.name(), speaker, channel });
+        }
+        Ok(message)
+    }
+
+    /// The message as JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        #[expect(clippy::expect_used, reason = "no map with foreign keys, no failing Serialize")]
+        serde_json::to_vec(self).expect("every message is plain data")
+    }
+
+    /// The one table: who may say what where.
+    pub const fn allowed(&self, speaker: Speaker, channel: Channel) -> bool {
+        use Channel::{Lane, Link, Stream};
+        use Speaker::{Agent, Client, Gateway};
+        match self {
+            Self::Hello { .. } | Self::Welcome { .. } | Self::Goodbye(_) => {
+                matches!((speaker, channel), (Gateway, Link))
+            }
+            Self::Present { .. } => matches!((speaker, channel), (Agent | Client, Link)),
+            // That the link is an agent's is the receiver's to know: both roles' links are Link.
+            Self::NeedLane { .. } | Self::Agents { .. } => matches!((speaker, channel), (Gateway, Link)),
+            Self::List => matches!((speaker, channel), (Client, Link)),
+            Self::Open(_) => matches!((speaker, channel), (Client, Stream)),
+            Self::Opened { .. } => matches!((speaker, channel), (Gateway, Stream)),
+            Self::Refused(_) => matches!((speaker, channel), (Gateway, Stream) | (Agent, Lane)),
+            Self::Dial(_) => matches!((speaker, channel), (Gateway, Lane)),
+            Self::Dialled { .. } => matches!((speaker, channel), (Agent, Lane)),
+            Self::Fin { .. } => matches!(
+                (speaker, channel),
+                (Gateway, Lane | Stream) | (Agent, Lane) | (Client, Stream)
+            ),
+            Self::Ready { .. } => matches!((speaker, channel), (Agent, Lane) | (Gateway, Stream)),
+        }
+    }
+
+    /// The message's name, as on the wire.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Present { .. } => "present",
+            Self::Welcome { .. } => "welcome",
+            Self::NeedLane { .. } => "need_lane",
+            Self::List => "list",
+            Self::Agents { .. } => "agents",
+            Self::Goodbye(_) => "goodbye",
+            Self::Open(_) => "open",
+            Self::Opened { .. } => "opened",
+            Self::Refused(_) => "refused",
+            Self::Dial(_) => "dial",
+            Self::Dialled { .. } => "dialled",
+            Self::Fin { .. } => "fin",
+            Self::Ready { .. } => "ready",
+        }
+    }
+
+    /// A refusal of `session`.
+    pub fn refused(session: SessionId, code: RefusalCode, reason: impl Into<String>) -> Self {
+        Self::Refused(Refused { session: Some(session), code, reason: reason.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open() -> Open {
+        Open {
+            session: SessionId::from_bytes([1; 32]),
+            agent: "home".into(),
+            target: Target::Tcp { host: "127.0.0.1".into(), port: 22 },
+            e2ee: None,
+        }
+    }
+
+    /// One of each, so that a table below can't forget one.
+    fn every() -> Vec<Message> {
+        let session = SessionId::from_bytes([1; 32]);
+        vec![
+            Message::Hello { version: 1, features: vec![], nonce: Nonce::from_bytes([2; 32]) },
+            Message::Present { version: 1, features: vec![], instance: None },
+            Message::Welcome { link: LinkId::from_bytes([3; 32]), secret: LinkSecret::from_bytes([4; 32]) },
+            Message::NeedLane { count: 2 },
+            Message::List,
+            Message::Agents { agents: vec![], more: false },
+            Message::Goodbye(Goodbye { code: GoodbyeCode::Draining, reason: String::new() }),
+            Message::Open(open()),
+            Message::Opened { session, e2ee: None },
+            Message::refused(session, RefusalCode::Policy, "no"),
+            Message::Dial(Dial {
+                session,
+                origin: Origin::Client { name: "c".into(), peer_addr: "127.0.0.1:1".parse().unwrap() },
+                target: open().target,
+                rules: None,
+                e2ee: None,
+            }),
+            Message::Dialled { session, e2ee: None },
+            Message::Fin { session, bytes: 7 },
+            Message::Ready { session },
+        ]
+    }
+
+    #[test]
+    fn every_message_reads_back_where_it_is_allowed_and_nowhere_else() {
+        for message in every() {
+            let text = message.encode();
+            let mut places = 0;
+            for speaker in [Speaker::Gateway, Speaker::Agent, Speaker::Client] {
+                for channel in [Channel::Link, Channel::Lane, Channel::Stream] {
+                    match Message::decode(&text, speaker, channel) {
+                        Ok(back) => {
+                            places += 1;
+                            assert_eq!(back.encode(), text);
+                        }
+                        Err(MessageError::NotAllowed { .. }) => {}
+                        Err(other) => panic!("{} does not read back: {other}", message.name()),
+                    }
+                }
+            }
+            assert!((1..=4).contains(&places), "{} is allowed in {places} places", message.name());
+        }
+    }
+
+    #[test]
+    fn no_message_of_an_agent_is_allowed_towards_a_client() {
+        for message in every() {
+            assert!(!message.allowed(Speaker::Agent, Channel::Stream), "{}", message.name());
+            assert!(!message.allowed(Speaker::Client, Channel::Lane), "{}", message.name());
+        }
+    }
+
+    #[test]
+    fn names_are_those_on_the_wire() {
+        for message in every() {
+            let value: serde_json::Value = serde_json::from_slice(&message.encode()).unwrap();
+            assert_eq!(value["type"], message.name());
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_unknown_messages_refused() {
+        let text = br#"{"type":"need_lane","count":1,"later":true}"#;
+        assert!(Message::decode(text, Speaker::Gateway, Channel::Link).is_ok());
+        let text = br#"{"type":"call_back"}"#;
+        assert!(matches!(
+            Message::decode(text, Speaker::Agent, Channel::Link),
+            Err(MessageError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn an_over_long_message_is_refused_before_it_is_parsed() {
+        let text = vec![b' '; MESSAGE_BYTES_MAX + 1];
+        assert!(matches!(
+            Message::decode(&text, Speaker::Client, Channel::Stream),
+            Err(MessageError::TooLong { .. })
+        ));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn bent_bytes_never_panic(
+            which in 0usize..14, at in 0usize..400, byte: u8
+        ) {
+            let mut text = every()[which].encode();
+            let at = at % text.len();
+            text[at] = byte;
+            for speaker in [Speaker::Gateway, Speaker::Agent, Speaker::Client] {
+                let _ = Message::decode(&text, speaker, Channel::Stream);
+            }
+        }
+    }
+}
