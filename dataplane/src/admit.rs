@@ -26,6 +26,9 @@ use crate::{
 /// An agent's words that reach a client are no longer than this.
 const REASON_CHARS_MAX: usize = 300;
 
+/// What is repeated of a name that nobody has.
+const NAME_CHARS_MAX: usize = 64;
+
 /// Who holds this token.
 pub(crate) fn login(local: &Local, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
     if local.stopping.get() {
@@ -85,7 +88,8 @@ async fn find_and_dial(
 ) -> Result<(Lane, Opened), Refused> {
     let key = AgentKey { uid: who.uid, name: open.agent.clone() };
     let Some(entry) = local.shared.directory.find(&key) else {
-        let reason = format!("no agent named {} is connected", open.agent);
+        let name = open.agent.chars().take(NAME_CHARS_MAX).collect::<String>();
+        let reason = format!("no agent named {} is connected", name.escape_debug());
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
     };
     let deadline = Instant::now() + local.shared.limits.dial_timeout;

@@ -87,11 +87,8 @@ impl Drop for Buffer {
         // A buffer that outlives its thread's pool (at thread exit) is simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            if bytes.len() == BULK_BYTES {
-                pool.bulk.give(bytes)
-            } else {
-                pool.small.give(bytes)
-            }
+            let class = if bytes.len() == BULK_BYTES { &mut pool.bulk } else { &mut pool.small };
+            class.give(bytes);
             if let Some(waker) = pool.waiting.pop_front() {
                 waker.wake();
             }

@@ -71,9 +71,6 @@ pub trait Door: Send + Sync + 'static {
     /// `server_name`; `None` closes it.
     fn tls(&self, service: usize, server_name: Option<&str>) -> Option<Arc<ServerConfig>>;
 
-    /// Whether service `service` answers to this Host header.
-    fn answers_to(&self, service: usize, host: &str) -> bool;
-
     /// Who holds this token, if it is good for `channel`.
     ///
     /// # Errors

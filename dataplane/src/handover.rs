@@ -41,6 +41,8 @@ pub enum Note {
         /// Where it goes; closing it says no.
         reply: Sender<LaneParts>,
     },
+    /// This link is away: nobody needs to wait for new lanes of it.
+    LinkDown(LinkId),
     /// This link is gone for good: so are its parked lanes.
     Forget(LinkId),
     /// Take nothing new; end when the sessions have ended.
@@ -103,6 +105,13 @@ impl Shared {
             let _ = mailbox.send_blocking(note());
         }
     }
+
+    /// Tells every worker, without waiting; for what is only sooner known this way.
+    pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.mailboxes {
+            let _ = mailbox.try_send(note());
+        }
+    }
 }
 
 impl Local {
@@ -145,6 +154,7 @@ impl Local {
                         }
                     });
                 }
+                Note::LinkDown(link) => self.lanes.borrow_mut().dismiss_waiting(link),
                 Note::Forget(link) => self.lanes.borrow_mut().forget(link),
                 Note::Stop => {
                     self.stopping.set(true);
@@ -154,8 +164,12 @@ impl Local {
                 }
             }
         }
-        while self.sessions.get() > 0 {
+        // At least one tick, in which listeners close and links say goodbye.
+        loop {
             sleep(DRAIN_TICK).await;
+            if self.sessions.get() == 0 {
+                break;
+            }
         }
     }
 

@@ -62,6 +62,13 @@ impl Lanes {
         self.groups.remove(&link);
     }
 
+    /// Who waits for a lane of this link is told that none will come.
+    pub(crate) fn dismiss_waiting(&mut self, link: LinkId) {
+        if let Some(group) = self.groups.get_mut(&link) {
+            group.waiting.clear();
+        }
+    }
+
     /// As [`Lanes::forget`], for every link.
     pub fn forget_all(&mut self) {
         self.groups.clear();

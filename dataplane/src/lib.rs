@@ -27,6 +27,7 @@ pub mod handover;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod process;
 pub mod relay;
 pub mod resolve;
 pub mod serve;

@@ -30,7 +30,7 @@ use tungstenite::{
 use crate::{
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
-    handover::Local,
+    handover::{Local, Note},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
 };
@@ -249,6 +249,10 @@ pub(crate) async fn serve(local: Rc<Local>, wire: Wire, principal: Arc<Principal
     socket.agent = grant.agent.clone();
     tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
     let ended = converse(&local, &mut socket, &principal, &grant, &taken).await;
+    if let Some(agent) = &grant.agent {
+        agent.set_link_down();
+        local.shared.tell_all_now(|| Note::LinkDown(link));
+    }
     local.shared.door.release_link(link);
     tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
     match ended {

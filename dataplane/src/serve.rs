@@ -11,7 +11,7 @@ use monoio::time::{Instant, sleep_until, timeout, timeout_at};
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     message::{Channel, Message, Open, Speaker},
-    sniff::{EARLY_BYTES_MAX, Sniffed, sniff},
+    sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
     upgrade::{self, Framing, Head, Opened, Request},
 };
 use rustls::ServerConnection;
@@ -99,6 +99,7 @@ fn late(what: &str) -> io::Error {
 }
 
 async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
+    let mut sniffer = Sniffer::default();
     let mut early = Vec::new();
     let mut buf = [0; 2048];
     loop {
@@ -112,7 +113,7 @@ async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
             Err(e) => return Err(e),
         };
         early.extend_from_slice(&buf[..n]);
-        match sniff(&early).map_err(io::Error::other)? {
+        match sniffer.sniff(&early).map_err(io::Error::other)? {
             Sniffed::NeedMore if early.len() > EARLY_BYTES_MAX => {
                 return Err(io::Error::other("too much before anything could be told"));
             }

@@ -104,6 +104,7 @@ impl TlsSocket {
     /// `WouldBlock` when nothing is there, `UnexpectedEof` when the connection ended without
     /// close_notify, `InvalidData` for what is not TLS.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.more_to_tell.set(false);
         let mut filled = 0;
         let end = loop {
             let got = self.session.borrow_mut().reader().read(&mut buf[filled..]);
@@ -128,6 +129,11 @@ impl TlsSocket {
         // session tells again) at the next call.
         self.more_to_tell.set(filled > 0);
         if filled > 0 { Ok(filled) } else { end }
+    }
+
+    /// Makes the next [`TlsSocket::readable`] say yes: somebody looked past what is in here.
+    pub(crate) fn look_again(&self) {
+        self.more_to_tell.set(true);
     }
 
     /// Waits until a read would not block.

@@ -92,18 +92,17 @@ impl Wire {
                 }
             }
         }
+        // A reset is reported once: it must not be met while there is good news to tell. So what
+        // came early is told by itself, and the rest at the next call.
         match &self.io {
-            _ if filled == buf.len() => Ok(filled),
-            // A reset is reported once: it must not be met while there is good news to tell.
-            // What the socket has is an event for [`Wire::readable`] anyway.
             Io::Plain(_) if filled > 0 => Ok(filled),
             Io::Plain(socket) => socket.try_read(buf),
-            // What TLS has decrypted is no event, so it is taken along; its errors come again.
-            Io::Tls(tls) => match tls.try_read(&mut buf[filled..]) {
-                Ok(n) => Ok(filled + n),
-                Err(_) if filled > 0 => Ok(filled),
-                Err(e) => Err(e),
-            },
+            Io::Tls(tls) if filled > 0 => {
+                // What TLS has decrypted already is no event on the socket.
+                tls.look_again();
+                Ok(filled)
+            }
+            Io::Tls(tls) => tls.try_read(buf),
         }
     }
 

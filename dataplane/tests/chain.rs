@@ -1,9 +1,9 @@
 //! Client, gateway and agent as three relays on one worker, between two user programs on real
 //! sockets: every framing on each side, plain and TLS, on io_uring and on epoll.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "../../loadtest/src/transfer.rs"]
-#[expect(dead_code, unreachable_pub, reason = "the load test's own programs, used in part")]
+#[expect(unreachable_pub, reason = "the load test's own programs, used in part")]
 mod transfer;
 
 use std::{
@@ -50,7 +50,8 @@ fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let mut roots = RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let server = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
+    let server =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
     let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     (Arc::new(client), Arc::new(server.unwrap()))
 }
@@ -83,7 +84,12 @@ async fn tunnel(framing: Framing, tls: Option<&(Arc<ClientConfig>, Arc<ServerCon
 }
 
 /// One session through all three programs.
-async fn session(local: Socket, target: SocketAddr, kind: Kind, tls: Rc<(Arc<ClientConfig>, Arc<ServerConfig>)>) {
+async fn session(
+    local: Socket,
+    target: SocketAddr,
+    kind: Kind,
+    tls: Rc<(Arc<ClientConfig>, Arc<ServerConfig>)>,
+) {
     let id = SessionId::from_bytes([9; 32]);
     let tls = kind.tls.then_some(&*tls);
     let (client, stream) = tunnel(kind.stream, tls).await;

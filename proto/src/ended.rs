@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn a_refusal_reads_back_and_a_newer_code_is_still_a_refusal() {
-        let refused = Refused::new(RefusalCode::AgentNotFound, "no agent home").of(SessionId::from_bytes([1; 32]));
+        let refused =
+            Refused::new(RefusalCode::AgentNotFound, "no agent home").of(SessionId::from_bytes([1; 32]));
         let text = serde_json::to_string(&refused).unwrap();
         assert_eq!(serde_json::from_str::<Refused>(&text).unwrap(), refused);
         let newer: Refused = serde_json::from_str(r#"{"code":"too_loud","reason":"hush"}"#).unwrap();

@@ -1,6 +1,6 @@
 //! Role: every default limit in one place; the programs' configs may set others.
 //! Invariants: no limit is unset, no queue or table without one.
-//! See: SECURITY.md, "Limits".
+//! See: SECURITY.md, "What we hold".
 
 use std::time::Duration;
 

@@ -287,10 +287,9 @@ impl Message {
             Self::Refused(_) => matches!((speaker, channel), (Gateway, Stream) | (Agent, Lane)),
             Self::Dial(_) => matches!((speaker, channel), (Gateway, Lane)),
             Self::Dialled { .. } => matches!((speaker, channel), (Agent, Lane)),
-            Self::Fin { .. } => matches!(
-                (speaker, channel),
-                (Gateway, Lane | Stream) | (Agent, Lane) | (Client, Stream)
-            ),
+            Self::Fin { .. } => {
+                matches!((speaker, channel), (Gateway, Lane | Stream) | (Agent, Lane) | (Client, Stream))
+            }
             Self::Ready { .. } => matches!((speaker, channel), (Agent, Lane) | (Gateway, Stream)),
         }
     }

@@ -2,7 +2,7 @@
 //! agent alike.
 //! Invariants: a refusal by `!Any [agent, false]` wins in both modes; a name is never a way around an
 //! `!Ip` rule; for every address of a name, both steps together say what one step would have said.
-//! See: ARCHITECTURE.md, "Tokens and policy".
+//! See: ARCHITECTURE.md, "Invariants"; policy/model.rs says the same in one step.
 
 #[cfg(test)]
 mod model;

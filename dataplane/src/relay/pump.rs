@@ -80,7 +80,9 @@ pub(super) async fn pump(
             // More may be there already, decrypted even, so there is no event to wait for.
             turns += 1;
             if turns % TURNS_MAX == 0 {
-                futures_lite::future::yield_now().await;
+                // A turn of the ring, not of the task queue: while tasks are ready, completions
+                // of others may wait (IORING_SETUP_DEFER_TASKRUN).
+                sink.wire().writable().await.map_err(from_sink)?;
             }
         } else {
             source.wire().readable().await.map_err(|e| from_source(ConnError::from(e).why()))?;

@@ -25,7 +25,7 @@ pub struct Ordinary {
 
 pub(super) fn parse_host<'a>(headers: &Headers<'a>, version: u8) -> Result<Option<&'a str>, HeadError> {
     match headers.single("Host")? {
-        Some(host) if split_authority(host).is_some() => Ok(Some(host)),
+        Some(host) if host_of(host).is_some() => Ok(Some(host)),
         Some(_) => Err(HeadError::Malformed("a malformed Host")),
         None if version == 0 => Ok(None),
         None => Err(HeadError::Malformed("no Host")),
@@ -44,7 +44,7 @@ pub(super) fn parse_target<'a>(
         return Err(BAD);
     }
     if method == "CONNECT" {
-        return if split_authority(target).is_some() { Ok(target) } else { Err(BAD) };
+        return if host_of(target).is_some() { Ok(target) } else { Err(BAD) };
     }
     if target == "*" && method == "OPTIONS" {
         return Ok(target);
@@ -57,7 +57,7 @@ pub(super) fn parse_target<'a>(
             if !host.is_some_and(|host| host.eq_ignore_ascii_case(authority)) {
                 return Err(HeadError::Malformed("a request target for another host"));
             }
-            if path.is_empty() { "/" } else { path }
+            if path.starts_with('/') { path } else { "/" }
         }
         _ if target.starts_with('/') => target,
         _ => return Err(BAD),
@@ -78,8 +78,8 @@ pub(super) fn parse_body(headers: &Headers<'_>, version: u8) -> Result<bool, Hea
     Ok(encoded || length.is_some_and(|text| text.bytes().any(|digit| digit != b'0')))
 }
 
-/// Host and port of `HOST[:PORT]`; no userinfo, no escapes, no zone.
-fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
+/// The host of `HOST[:PORT]`, without brackets; no userinfo, no escapes, no zone.
+fn host_of(authority: &str) -> Option<&str> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']')?;
@@ -91,19 +91,19 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
             None => (authority, None),
         },
     };
-    let port = match port {
-        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => Some(text.parse().ok()?),
-        Some(_) => return None,
-        None => None,
-    };
+    if let Some(port) = port
+        && (port.parse::<u16>().is_err() || !port.bytes().all(|byte| byte.is_ascii_digit()))
+    {
+        return None; // what parses with a sign is no port either
+    }
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
-    ((1..=253).contains(&host.len()) && host.bytes().all(named)).then_some((host, port))
+    ((1..=253).contains(&host.len()) && host.bytes().all(named)).then_some(host)
 }
 
 /// The name or address in a Host header: in lower case, without port, brackets and trailing dot.
-/// `None` when it is malformed, which [`parse_request`] lets nobody send.
+/// `None` when it is malformed, which [`super::parse_request`] takes from nobody.
 pub fn host_name(host: &str) -> Option<String> {
-    let (name, _) = split_authority(host)?;
+    let name = host_of(host)?;
     Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
 }
 
@@ -145,6 +145,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a:x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a:70000\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:+80\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n X: y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n",
@@ -186,7 +187,7 @@ mod tests {
         assert!(other("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n").has_body);
         assert!(other("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").has_body);
         for (target, path) in
-            [("http://A", "/"), ("HTTP://a?x", ""), ("https://a/b?c", "/b"), ("/x://y", "/x://y")]
+            [("http://A", "/"), ("HTTP://a?x", "/"), ("https://a/b?c", "/b"), ("/x://y", "/x://y")]
         {
             assert_eq!(other(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).path, path);
         }

@@ -1,0 +1,125 @@
+//! Role: what tasks of one thread tell each other without data: "something changed", "it is over".
+//! Invariants: a ring is never lost, though several may be heard as one; a gate opens once, for all who
+//! wait and all who come later.
+
+use std::{cell::Cell, convert::Infallible};
+
+use async_channel::{Receiver, Sender};
+
+/// Wakes the one task that waits at it.
+pub(crate) struct Doorbell {
+    rung: Sender<()>,
+    heard: Receiver<()>,
+}
+
+impl Doorbell {
+    pub(crate) fn new() -> Self {
+        let (rung, heard) = async_channel::bounded(1);
+        Self { rung, heard }
+    }
+
+    pub(crate) fn ring(&self) {
+        // Full: a ring that nobody has heard yet says the same.
+        let _ = self.rung.try_send(());
+    }
+
+    /// Waits for a ring since the last one that was heard.
+    pub(crate) async fn wait(&self) {
+        let _ = self.heard.recv().await;
+    }
+}
+
+/// Opens once.
+#[derive(Clone)]
+pub(crate) struct Gate(Receiver<Infallible>);
+
+/// Opens its gate when dropped; may be dropped on any thread.
+pub(crate) struct Opener {
+    _closes: Sender<Infallible>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> (Opener, Self) {
+        let (closes, closed) = async_channel::bounded(1);
+        (Opener { _closes: closes }, Self(closed))
+    }
+
+    /// Waits until the gate is open.
+    pub(crate) async fn wait(&self) {
+        let _ = self.0.recv().await;
+    }
+}
+
+/// The tasks that are under way.
+pub(crate) struct Tasks {
+    running: Cell<usize>,
+    ended: Doorbell,
+}
+
+/// One task that is under way, until dropped.
+pub(crate) struct Running(std::rc::Rc<Tasks>);
+
+impl Tasks {
+    pub(crate) fn new() -> std::rc::Rc<Self> {
+        std::rc::Rc::new(Self { running: Cell::new(0), ended: Doorbell::new() })
+    }
+
+    pub(crate) fn begin(self: &std::rc::Rc<Self>) -> Running {
+        self.running.set(self.running.get() + 1);
+        Running(self.clone())
+    }
+
+    /// Waits until none is under way.
+    pub(crate) async fn done(&self) {
+        while self.running.get() > 0 {
+            self.ended.wait().await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.ended.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_dataplane::worker::{run_alone, spawn};
+
+    use super::*;
+
+    #[test]
+    fn a_ring_before_the_wait_is_heard_once() {
+        let heard = run_alone(false, |_| async {
+            let bell = Doorbell::new();
+            bell.ring();
+            bell.ring();
+            bell.wait().await;
+            bell.heard.is_empty()
+        });
+        assert!(heard.unwrap());
+    }
+
+    #[test]
+    fn a_gate_opens_for_all_and_stays_open_and_tasks_are_done_when_the_last_ends() {
+        let done = run_alone(false, |_| async {
+            let ((opener, gate), tasks) = (Gate::new(), Tasks::new());
+            tasks.done().await;
+            for _ in 0..3 {
+                let (gate, running) = (gate.clone(), tasks.begin());
+                spawn(async move {
+                    gate.wait().await;
+                    drop(running);
+                });
+            }
+            assert_eq!(tasks.running.get(), 3);
+            drop(opener);
+            tasks.done().await;
+            gate.wait().await;
+            tasks.running.get()
+        });
+        assert_eq!(done.unwrap(), 0);
+    }
+}

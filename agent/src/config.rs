@@ -1,0 +1,374 @@
+//! Role: agent.yaml: where it is looked for, what it may say, what is wrong with it.
+//! Invariants: an unknown key is an error and never ignored; every error names the file, and the line
+//! where YAML has one; a token never shows.
+//! See: README.md "Configuration".
+
+use std::{
+    ffi::OsString,
+    fmt, fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use narrowlink_dataplane::tunnel::{Gateway, LoadError};
+use narrowlink_proto::{
+    endpoint::{self, Endpoint, EndpointError, SelfHosted},
+    limits::Limits,
+    token::{Kind, peek_unverified},
+};
+use serde::Deserialize;
+
+use crate::rules::{Rule, Rules};
+
+/// The file's name.
+pub const FILE_NAME: &str = "agent.yaml";
+
+/// What an agent is to do.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its gateways; it holds a link to each.
+    pub endpoints: Vec<SelfHosted>,
+    /// How many lanes each gateway gets.
+    pub lanes: LaneRange,
+    /// Where the instance key is kept; `None` for the system's usual place.
+    pub state_dir: Option<PathBuf>,
+    /// What may be dialled at all.
+    pub rules: Rules,
+    /// What relative paths are relative to.
+    pub base: PathBuf,
+    /// Refuse to run on epoll.
+    pub require_io_uring: bool,
+    /// Sessions may finish for so long once the agent was told to stop.
+    pub drain: Duration,
+    /// What is allowed but unwise; for the log.
+    pub warnings: Vec<String>,
+}
+
+/// How many connections an agent has to one gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LaneRange {
+    /// Idle lanes that are always there.
+    pub min: u32,
+    /// Lanes in all, idle and busy: so also the sessions at the same time.
+    pub max: u32,
+}
+
+impl Default for LaneRange {
+    /// As many sessions as a gateway gives one token by default.
+    fn default() -> Self {
+        Self { min: 1, max: u32::try_from(Limits::default().sessions_per_token_max).unwrap_or(u32::MAX) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    endpoints: Vec<Endpoint>,
+    #[serde(default)]
+    lanes: LaneRange,
+    #[serde(default)]
+    state_dir: Option<PathBuf>,
+    #[serde(default)]
+    allow: Option<Vec<Rule>>,
+    #[serde(default)]
+    deny: Vec<Rule>,
+}
+
+/// A configuration that can't be used: the user's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is none.
+    #[error("no {FILE_NAME} in {}; write one there, or name it with -c", Places(.0))]
+    NotFound(Vec<PathBuf>),
+    /// It can't be read.
+    #[error("{path} can't be read: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what agent.yaml looks like.
+    #[error("{path}: {source}")]
+    Yaml {
+        /// Which file.
+        path: PathBuf,
+        /// What, and in which line and column.
+        source: serde_yaml::Error,
+    },
+    /// An endpoint that is none.
+    #[error("{path}: {source}")]
+    Endpoint {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: EndpointError,
+    },
+    /// A range of lanes that holds none.
+    #[error("{path}: lanes: min {} and max {} leave no room: max must be at least 1 and at least min", range.min, range.max)]
+    Lanes {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        range: LaneRange,
+    },
+    /// A file that it names can't be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// With a client's token this would be a client.
+    #[error("gateway {gateway:?}: its token is not an agent's; ask for a token of kind !Agent")]
+    NotAnAgent {
+        /// Whose.
+        gateway: String,
+    },
+}
+
+impl Config {
+    /// A configuration with defaults for all but the endpoints.
+    pub fn new(endpoints: Vec<SelfHosted>, base: PathBuf) -> Self {
+        Self {
+            endpoints,
+            lanes: LaneRange::default(),
+            state_dir: None,
+            rules: Rules::default(),
+            base,
+            require_io_uring: false,
+            drain: Limits::default().drain_timeout,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config = Self::parse(&text, path)?;
+        config.warn_of_readable_tokens(path);
+        Ok(config)
+    }
+
+    /// Reads a file's text; `path` is for messages and for what is relative to it.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let named = || path.to_owned();
+        let file: File =
+            serde_yaml::from_str(text).map_err(|source| ConfigError::Yaml { path: named(), source })?;
+        endpoint::validate(&file.endpoints)
+            .map_err(|source| ConfigError::Endpoint { path: named(), source })?;
+        let range = file.lanes;
+        if range.max == 0 || range.min > range.max {
+            return Err(ConfigError::Lanes { path: named(), range });
+        }
+        let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        let config = Self::new(endpoints.collect(), base);
+        let state_dir = file.state_dir.map(|dir| config.base.join(dir));
+        Ok(Self { lanes: range, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
+    }
+
+    /// Reads what an endpoint names.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
+        let gateway = Gateway::load(endpoint, &self.base)?;
+        // What is no token at all is for the gateway to say.
+        match peek_unverified(gateway.token()) {
+            Some(peek) if peek.kind != Kind::Agent => {
+                Err(ConfigError::NotAnAgent { gateway: endpoint.gateway.clone() })
+            }
+            _ => Ok(gateway),
+        }
+    }
+
+    /// Reads what all the endpoints name.
+    ///
+    /// # Errors
+    /// As [`Config::gateway`].
+    pub fn gateways(&self) -> Result<Vec<Gateway>, ConfigError> {
+        self.endpoints.iter().map(|endpoint| self.gateway(endpoint)).collect()
+    }
+
+    fn warn_of_readable_tokens(&mut self, path: &Path) {
+        for endpoint in &self.endpoints {
+            let holder = match &endpoint.token_file {
+                Some(file) => self.base.join(file),
+                None => path.to_owned(),
+            };
+            let warning = format!(
+                "{} holds a token and can be read by every user of this machine: chmod 600 it",
+                holder.display()
+            );
+            if is_readable_by_others(&holder) && !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+}
+
+fn is_readable_by_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+}
+
+/// The first `agent.yaml` in the usual places; `env` reads the environment.
+///
+/// # Errors
+/// [`ConfigError::NotFound`] with the places.
+pub fn find(env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, ConfigError> {
+    let places = places(env);
+    match places.iter().find(|path| path.exists()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(ConfigError::NotFound(places)),
+    }
+}
+
+fn places(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("HOME");
+    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let dirs = [
+        Some(PathBuf::from(".")),
+        config_home.map(|dir| dir.join("narrowlink")),
+        home.map(|dir| dir.join(".narrowlink")),
+        Some(PathBuf::from("/etc/narrowlink")),
+    ];
+    dirs.into_iter().flatten().map(|dir| dir.join(FILE_NAME)).collect()
+}
+
+/// The directories of some files, for a sentence.
+struct Places<'a>(&'a [PathBuf]);
+
+impl fmt::Display for Places<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, dir) in self.0.iter().filter_map(|path| path.parent()).enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{}", dir.display())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "endpoints: [!SelfHosted { gateway: 'gw.example:443', token: abc }]\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("etc/agent.yaml"))
+    }
+
+    #[test]
+    fn the_published_example_is_taken_and_its_paths_are_relative_to_the_file() {
+        let text = "endpoints:
+  - !SelfHosted { gateway: 'gw.example:443', token: eyJ.a.b, protocol: Wss }
+  - !SelfHosted { gateway: 'gw.example:80', token_file: t, protocol: Ws, framing: raw }
+lanes: { min: 0, max: 8 }
+state_dir: state
+allow: [10.0.0.0/8, '*.lan:22']
+deny: ['10.0.0.1']
+";
+        let config = parse(text).unwrap();
+        assert_eq!(config.endpoints.len(), 2);
+        assert_eq!(config.lanes, LaneRange { min: 0, max: 8 });
+        assert_eq!(config.state_dir.as_deref(), Some(Path::new("etc/state")));
+        assert_eq!(config.base, Path::new("etc"));
+        let config = parse(&format!("{ONE}lanes: {{ min: 3 }}\n")).unwrap();
+        assert_eq!(config.lanes, LaneRange { min: 3, max: 1024 });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_file_line_and_what_is_valid() {
+        let cases = [
+            ("", &["etc/agent.yaml: ", "missing field `endpoints`"][..]),
+            ("endpoints: []\n", &["etc/agent.yaml: ", "name at least one gateway"]),
+            ("endpoints: [!Selfhosted {}]\n", &["`Selfhosted`", "`SelfHosted`", "line 1"]),
+            (
+                "endpoints:\n  - !SelfHosted { gateway: a:1, tokn: x }\n",
+                &["`tokn`", "`token_file`", "line 2"],
+            ),
+            ("endpoints: [!SelfHosted { gateway: gw, token: x }]\n", &["\"gw\"", "HOST:PORT"]),
+            ("endpoints: [!SelfHosted { gateway: 'gw:1' }]\n", &["one of token and token_file"]),
+            ("endpoints: [!SelfHosted { gateway: 'gw:1', token: x, protocol: wss }]\n", &["`wss`", "`Wss`"]),
+        ];
+        for (text, parts) in cases {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{text:?} gave {error:?}");
+        }
+        let more = [
+            ("lane: { min: 1 }\n", &["`lane`", "`lanes`", "line 2"][..]),
+            ("lanes: { min: 2, max: 1 }\n", &["min 2 and max 1"]),
+            ("lanes: { max: 0 }\n", &["max must be at least 1"]),
+            ("lanes: { min: -1 }\n", &["lanes.min", "line 2"]),
+            ("deny: ['10.0.0.0/33']\n", &["deny: ", "10.0.0.0/33", "line 2"]),
+            ("allow: ['a b']\n", &["allow: ", "`a b`"]),
+        ];
+        for (line, parts) in more {
+            let error = parse(&format!("{ONE}{line}")).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{line:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_can_not_pass_for_an_agent_by_mistake() {
+        let keys = narrowlink_proto::token::Keys::new(&[7; 32]);
+        let token = |kind: &str| {
+            let claims = format!(
+                r#"{{"kind":"{kind}","uid":"0d9c1a52-6d5f-4f0b-9c55-2f3c8b1e7a10","name":"n","jti":"j","exp":9}}"#
+            );
+            keys.sign(&serde_json::from_str(&claims).unwrap()).unwrap()
+        };
+        let gateways = |token: &str| {
+            let endpoint = format!("{{ gateway: 'gw:1', protocol: Ws, token: {token} }}");
+            parse(&format!("endpoints: [!SelfHosted {endpoint}]")).unwrap().gateways()
+        };
+        assert!(gateways(&token("agent")).is_ok());
+        assert!(gateways("anything").is_ok());
+        let error = gateways(&token("client")).err().unwrap().to_string();
+        assert!(error.contains("!Agent"), "{error}");
+    }
+
+    #[test]
+    fn the_file_is_looked_for_in_the_documented_order() {
+        let env = |name: &str| match name {
+            "HOME" => Some("/h".into()),
+            "XDG_CONFIG_HOME" => Some("/x".into()),
+            _ => None,
+        };
+        let expected = [
+            "./agent.yaml",
+            "/x/narrowlink/agent.yaml",
+            "/h/.narrowlink/agent.yaml",
+            "/etc/narrowlink/agent.yaml",
+        ];
+        assert_eq!(places(env), expected.map(PathBuf::from));
+        let without = places(|name| (name == "HOME").then(|| "/h".into()));
+        assert_eq!(without[1], Path::new("/h/.config/narrowlink/agent.yaml"));
+        assert_eq!(places(|_| None).len(), 2);
+        let error = ConfigError::NotFound(places(env)).to_string();
+        assert!(
+            error.contains("no agent.yaml in ., /x/narrowlink, /h/.narrowlink, /etc/narrowlink"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_token_that_everybody_can_read_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, ONE).unwrap();
+        for (mode, warnings) in [(0o644, 1), (0o640, 0), (0o600, 0)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Config::load(&path).unwrap().warnings.len(), warnings, "{mode:o}");
+        }
+        let missing = Config::load(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(missing.contains("none can't be read: No such file"), "{missing}");
+    }
+}

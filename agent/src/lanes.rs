@@ -1,0 +1,305 @@
+//! Role: the lanes of one link: opened as they are wanted, each serving one dial after the other.
+//! Invariants: lanes in all stay within the configured range · a gateway that refuses lanes is asked
+//! again only after a growing pause · idle lanes end with their link, sessions do not.
+//! See: ARCHITECTURE.md "Lanes".
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_lite::future;
+use monoio::time::{Instant, sleep_until, timeout_at};
+use narrowlink_dataplane::{
+    backoff::Backoff,
+    conn::{Conn, ConnError},
+    tunnel::{self, Ask, Gateway, TunnelError},
+    worker::spawn,
+};
+use narrowlink_proto::{
+    endpoint::FramingChoice,
+    id::{LaneId, LinkId, LinkSecret},
+    message::{Channel, Dial, Message, Speaker},
+    upgrade::{Framing, LaneProof, Protocol},
+};
+
+use crate::{
+    Shared,
+    bell::{Doorbell, Gate, Opener},
+    demand::{Census, Demand, TICK},
+    serve::serve,
+};
+
+/// For a lane's connection, TLS and upgrade.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A lane silent for so long is pinged ..
+const PING_AFTER: Duration = Duration::from_secs(25);
+/// .. and is dead when nothing has come for so long after that.
+const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The lanes of one link.
+pub(crate) struct Lanes {
+    shared: Rc<Shared>,
+    gateway: Rc<Gateway>,
+    link: LinkId,
+    secret: LinkSecret,
+    demand: RefCell<Demand>,
+    /// By age; dropping one retires its lane.
+    idle: RefCell<BTreeMap<u64, Opener>>,
+    next: Cell<u64>,
+    opening: Rc<Cell<u32>>,
+    /// Lanes of all links to this gateway that are in a session.
+    busy: Rc<Cell<u32>>,
+    /// Rung whenever the census changes.
+    changed: Doorbell,
+    failures: RefCell<Failures>,
+    closed: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Failures {
+    backoff: Backoff,
+    retry_at: Option<Instant>,
+    said: Option<String>,
+}
+
+impl Lanes {
+    pub(crate) fn new(
+        shared: Rc<Shared>,
+        gateway: Rc<Gateway>,
+        (link, secret): (LinkId, LinkSecret),
+        busy: Rc<Cell<u32>>,
+    ) -> Rc<Self> {
+        let demand = RefCell::new(Demand::new(shared.config.lanes));
+        Rc::new(Self {
+            shared,
+            gateway,
+            link,
+            secret,
+            demand,
+            idle: RefCell::default(),
+            next: Cell::new(0),
+            opening: Rc::default(),
+            busy,
+            changed: Doorbell::new(),
+            failures: RefCell::default(),
+            closed: Cell::new(false),
+        })
+    }
+
+    /// The gateway has sessions that wait.
+    pub(crate) fn need(&self, count: u32) {
+        self.demand.borrow_mut().on_need(count);
+        self.changed.ring();
+    }
+
+    /// The link is gone: idle lanes end, sessions go on, nothing new is opened.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Opens what is wanted and retires what is not, for as long as the link stands.
+    pub(crate) async fn keep(self: &Rc<Self>) {
+        let mut tick_at = Instant::now() + TICK;
+        loop {
+            let now = Instant::now();
+            if now >= tick_at {
+                tick_at = now + TICK;
+                self.retire_surplus();
+            }
+            let retry_at = self.failures.borrow().retry_at.filter(|&at| at > now);
+            if retry_at.is_none() {
+                for _ in 0..self.demand.borrow().missing(self.census()) {
+                    self.start_one();
+                }
+            }
+            let due = retry_at.map_or(tick_at, |at| at.min(tick_at));
+            future::or(self.changed.wait(), sleep_until(due)).await;
+        }
+    }
+
+    fn census(&self) -> Census {
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by the range's maximum, a u32")]
+        let idle = self.idle.borrow().len() as u32;
+        Census { idle, opening: self.opening.get(), busy: self.busy.get() }
+    }
+
+    fn retire_surplus(&self) {
+        let surplus = self.demand.borrow_mut().on_tick(self.census().idle);
+        let mut idle = self.idle.borrow_mut();
+        for _ in 0..surplus {
+            // The oldest: the gateway hands out the newest first.
+            idle.pop_first();
+        }
+    }
+
+    fn start_one(self: &Rc<Self>) {
+        let (lanes, opening) = (self.clone(), Counted::new(&self.opening));
+        let running = self.shared.tasks.begin();
+        spawn(async move {
+            let opened = lanes.open().await;
+            drop(opening);
+            match opened {
+                Ok(conn) => {
+                    lanes.failures.take();
+                    lanes.live(conn).await;
+                }
+                Err(e) => lanes.failed(&e),
+            }
+            lanes.changed.ring();
+            drop(running);
+        });
+    }
+
+    async fn open(&self) -> Result<Conn, TunnelError> {
+        let framing = match self.gateway.framing() {
+            FramingChoice::Raw => Framing::Raw,
+            FramingChoice::Auto | FramingChoice::Framed => Framing::Framed,
+        };
+        let mut lane = [0; 32];
+        getrandom::fill(&mut lane).map_err(|e| ConnError::Io(std::io::Error::other(e)))?;
+        let lane = LaneId::from_bytes(lane);
+        let proof = self.secret.prove_lane(&self.link, &lane);
+        let ask = Ask::Lane(LaneProof { link: self.link, lane, proof });
+        let protocol = Protocol { channel: Channel::Lane, framing };
+        let (conn, _) = tunnel::open(&self.gateway, protocol, ask, OPEN_TIMEOUT).await?;
+        Ok(conn)
+    }
+
+    fn failed(&self, error: &TunnelError) {
+        if self.closed.get() {
+            return;
+        }
+        let mut failures = self.failures.borrow_mut();
+        // Without randomness the full pause: no jitter, but no spinning either.
+        let pause = failures.backoff.next(getrandom::u64().unwrap_or(u64::MAX));
+        failures.retry_at = Some(Instant::now() + pause);
+        let reason = error.to_string();
+        if failures.said.as_ref() != Some(&reason) {
+            tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
+            failures.said = Some(reason);
+        }
+    }
+
+    /// A lane's life: dials, one after the other.
+    async fn live(&self, mut conn: Conn) {
+        let mut last = None;
+        while let Some(dial) = self.next_dial(&mut conn).await {
+            // A gateway that repeats itself has lost count, and might mix two sessions up.
+            if last == Some(dial.session) {
+                return conn.close(1002, "this session was dialled before");
+            }
+            last = Some(dial.session);
+            self.demand.borrow_mut().on_dial(self.census().idle);
+            let busy = Counted::new(&self.busy);
+            self.changed.ring();
+            let served = serve(&self.shared, conn, &dial).await;
+            drop(busy);
+            match served {
+                Some(again) => conn = again,
+                None => return,
+            }
+        }
+        // Nothing was asked of it, so nothing can be lost.
+        match conn.framing() {
+            Framing::Framed => conn.close(1000, "this lane is not needed any more"),
+            Framing::Raw => conn.into_wire().close_gently(),
+        }
+    }
+
+    /// Waits idle for the next dial; `None` when the lane is to end.
+    async fn next_dial(&self, conn: &mut Conn) -> Option<Dial> {
+        if self.closed.get() {
+            return None;
+        }
+        let (retire, retired) = Gate::new();
+        let _parked = Parked::new(self, retire);
+        self.demand.borrow_mut().on_idle(self.census().idle);
+        self.changed.ring();
+        let retired = async {
+            retired.wait().await;
+            None
+        };
+        match future::or(async { Some(listen(conn).await) }, retired).await? {
+            Ok(dial) => Some(dial),
+            Err(e) => {
+                tracing::debug!("an idle lane ended: {e}");
+                None
+            }
+        }
+    }
+}
+
+/// The next dial on an idle lane; pings a gateway that is silent, and gives it up when it stays so.
+async fn listen(conn: &Conn) -> Result<Dial, ConnError> {
+    let mut pinged = false;
+    loop {
+        let dead_at = conn.heard_at() + PING_AFTER + PONG_TIMEOUT;
+        let due = match conn.framing() {
+            Framing::Raw => return dial_of(conn.recv(Speaker::Gateway, Channel::Lane).await?),
+            Framing::Framed if conn.heard_at().elapsed() < PING_AFTER => {
+                pinged = false;
+                conn.heard_at() + PING_AFTER
+            }
+            Framing::Framed if !pinged => {
+                conn.ping()?;
+                pinged = true;
+                dead_at
+            }
+            Framing::Framed if Instant::now() >= dead_at => {
+                return Err(ConnError::Unexpected("silence where an answer to a ping was due"));
+            }
+            Framing::Framed => dead_at,
+        };
+        if let Ok(heard) = timeout_at(due, conn.recv(Speaker::Gateway, Channel::Lane)).await {
+            return dial_of(heard?);
+        }
+    }
+}
+
+fn dial_of(message: Message) -> Result<Dial, ConnError> {
+    match message {
+        Message::Dial(dial) => Ok(dial),
+        _ => Err(ConnError::Unexpected("another message where a Dial was due")),
+    }
+}
+
+/// A lane's place among the idle ones; left when dropped.
+struct Parked<'a> {
+    lanes: &'a Lanes,
+    number: u64,
+}
+
+impl<'a> Parked<'a> {
+    fn new(lanes: &'a Lanes, retire: Opener) -> Self {
+        let number = lanes.next.get();
+        lanes.next.set(number + 1);
+        lanes.idle.borrow_mut().insert(number, retire);
+        Self { lanes, number }
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        self.lanes.idle.borrow_mut().remove(&self.number);
+    }
+}
+
+/// One more, until dropped.
+struct Counted(Rc<Cell<u32>>);
+
+impl Counted {
+    fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,172 @@
+//! The Narrowlink agent: holds links to gateways and dials targets on behalf of their clients.
+//!
+//! [`start`] runs one on a thread of its own. Each gateway has its `link`; a link has its `lanes`, as
+//! many as their `demand` says; a lane that is dialled is `serve`d, within this agent's [`rules`].
+
+mod bell;
+pub mod config;
+mod demand;
+pub mod identity;
+mod lanes;
+mod link;
+mod ready;
+pub mod rules;
+mod serve;
+
+use std::{
+    io,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use futures_lite::future;
+use monoio::time::sleep;
+use narrowlink_dataplane::{
+    tunnel::Gateway,
+    worker::{self, Driver, spawn},
+};
+use narrowlink_proto::endpoint::SelfHosted;
+
+use crate::{
+    bell::{Gate, Opener, Tasks},
+    config::{Config, ConfigError},
+    identity::Identity,
+    ready::Ready,
+};
+
+/// Sessions that were cut off are given so long to reset their connections.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What all of an agent's tasks share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) ready: Arc<Ready>,
+    /// Opens when the agent is told to stop.
+    pub(crate) stop: Gate,
+    /// Opens when sessions have had the time they were given.
+    pub(crate) cut: Gate,
+    pub(crate) tasks: Rc<Tasks>,
+}
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What its configuration names can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No event queue.
+    #[error(transparent)]
+    Runtime(#[from] worker::StartError),
+    /// No thread.
+    #[error("no thread could be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A running agent. Dropping it tells it to stop.
+pub struct Agent {
+    ready: Arc<Ready>,
+    stopper: Stopper,
+    driver: Driver,
+    thread: JoinHandle<()>,
+}
+
+/// Tells an agent to stop; for whoever hears the signals.
+#[derive(Clone)]
+pub struct Stopper(Arc<Mutex<Option<Opener>>>);
+
+impl Stopper {
+    /// Takes no more dials; sessions may finish for the time that the configuration says.
+    pub fn stop(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Starts an agent on a thread of its own. It connects when it can, and goes on for ever.
+///
+/// # Errors
+/// See [`StartError`]. That no gateway can be reached is none.
+pub fn start(config: Config) -> Result<Agent, StartError> {
+    start_with(config, None)
+}
+
+/// As [`start`]; `ready_file` is written when the first gateway has welcomed the agent.
+///
+/// # Errors
+/// As there.
+pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, StartError> {
+    let gateways = config.gateways()?;
+    let ready = Arc::new(Ready::new(ready_file));
+    let (opener, stop) = Gate::new();
+    let stopper = Stopper(Arc::new(Mutex::new(Some(opener))));
+    let (started, starting) = mpsc::channel();
+    let told = ready.clone();
+    let thread = std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
+        let require_io_uring = config.require_io_uring;
+        let ran = worker::run_alone(require_io_uring, |driver| {
+            let _ = started.send(Ok(driver));
+            run(config, gateways, told, stop)
+        });
+        if let Err(e) = ran {
+            let _ = started.send(Err(e));
+        }
+    });
+    let thread = thread.map_err(StartError::Thread)?;
+    match starting.recv() {
+        Ok(Ok(driver)) => Ok(Agent { ready, stopper, driver, thread }),
+        Ok(Err(e)) => Err(e.into()),
+        Err(_) => Err(StartError::Thread(io::Error::other("it ended at once"))),
+    }
+}
+
+impl Agent {
+    /// The gateway that welcomed the agent first; `None` when none has within `patience`.
+    pub fn wait_ready(&self, patience: Duration) -> Option<String> {
+        self.ready.wait(patience)
+    }
+
+    /// What the agent waits for events with.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// What tells it to stop.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Stops it, and waits until it has.
+    pub fn stop(self) {
+        self.stopper.stop();
+        let _ = self.thread.join();
+    }
+
+    /// Waits until it has been stopped; whether it came to its end in good order.
+    pub fn join(self) -> bool {
+        self.thread.join().is_ok()
+    }
+}
+
+async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Gate) {
+    let drain = config.drain;
+    let state_dir = config.state_dir.clone();
+    let state_dir = state_dir.or_else(|| identity::default_state_dir(|name| std::env::var_os(name)));
+    let endpoints: Vec<SelfHosted> = config.endpoints.clone();
+    let (cut_off, cut) = Gate::new();
+    let identity = Identity::obtain(state_dir.as_deref());
+    let shared = Rc::new(Shared { config, identity, ready, stop, cut, tasks: Tasks::new() });
+    for (endpoint, gateway) in endpoints.into_iter().zip(gateways) {
+        let (shared, running) = (shared.clone(), shared.tasks.begin());
+        spawn(async move {
+            link::hold(shared, endpoint, Rc::new(gateway)).await;
+            drop(running);
+        });
+    }
+    shared.stop.wait().await;
+    future::or(shared.tasks.done(), sleep(drain)).await;
+    drop(cut_off);
+    future::or(shared.tasks.done(), sleep(CUT_TIMEOUT)).await;
+}

@@ -1,0 +1,230 @@
+//! Role: an agent's hold on one gateway: joins, keeps lanes, and comes back whenever the link is lost.
+//! Invariants: never gives up and never exits; the gateway's name and the token's file are read anew at
+//! each try; the same trouble is logged once, not at every try; a lost link ends no session.
+//! See: THREATS "Faults"; ARCHITECTURE.md "Links".
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use futures_lite::future;
+use monoio::time::{Instant, sleep};
+use narrowlink_dataplane::{
+    backoff::Backoff,
+    link::{LinkError, PeerLink, join},
+    tunnel::{Gateway, TunnelError},
+};
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    endpoint::SelfHosted,
+    id::Nonce,
+    message::{GoodbyeCode, Message},
+    token::{Kind, peek_unverified},
+};
+
+use crate::{Shared, lanes::Lanes};
+
+/// For a link's connection, TLS, upgrade and welcome, each.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A link that stood for so long was a good one: the next outage starts with short pauses.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// How soon a lost link is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// As an outage demands it.
+    Soon,
+    /// Somebody else has our place: 2.5 to 5 s.
+    Patient,
+    /// The token does not hold: 6 to 9 s, fewer than the ten failed logins a minute at which a gateway
+    /// begins to punish everybody behind our address.
+    Humble,
+}
+
+/// What is known of an outage.
+#[derive(Default)]
+struct Outage {
+    backoff: Backoff,
+    said: Option<String>,
+}
+
+/// Holds a link to one gateway until the agent stops.
+pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: Rc<Gateway>) {
+    let busy = Rc::new(Cell::new(0));
+    let mut outage = Outage::default();
+    loop {
+        let stopped = async {
+            shared.stop.wait().await;
+            None
+        };
+        let joined = async { Some(join_as_agent(&shared, &gateway).await) };
+        let error = match future::or(stopped, joined).await {
+            None => return,
+            Some(Err(error)) => error,
+            Some(Ok(link)) => {
+                let stood = Instant::now();
+                outage.said = None;
+                let Some(error) = stand(&shared, &gateway, link, &busy).await else { return };
+                if stood.elapsed() >= STABLE_AFTER {
+                    outage.backoff.reset();
+                }
+                error
+            }
+        };
+        outage.say(&gateway, &error);
+        future::or(shared.stop.wait(), outage.pause(pace(&error))).await;
+        match shared.config.gateway(&endpoint) {
+            Ok(fresh) => gateway = Rc::new(fresh),
+            Err(e) => tracing::warn!("going on with what was read before: {e}"),
+        }
+    }
+}
+
+async fn join_as_agent(shared: &Shared, gateway: &Gateway) -> Result<PeerLink, LinkError> {
+    let peek = peek_unverified(gateway.token()).filter(|peek| peek.kind == Kind::Agent);
+    // A token of another kind is the gateway's to refuse.
+    match (&shared.identity, peek) {
+        (Some(identity), Some(peek)) => {
+            let sign = |nonce: &Nonce| identity.sign(nonce, &peek.uid, &peek.name);
+            join(gateway, Some(&sign), JOIN_TIMEOUT).await
+        }
+        _ => join(gateway, None, JOIN_TIMEOUT).await,
+    }
+}
+
+/// A link while it stands; why it does not any more, or `None` when the agent stops.
+async fn stand(
+    shared: &Rc<Shared>,
+    gateway: &Rc<Gateway>,
+    mut link: PeerLink,
+    busy: &Rc<Cell<u32>>,
+) -> Option<LinkError> {
+    tracing::info!(gateway = gateway.describe(), "connected");
+    let lanes = Lanes::new(shared.clone(), gateway.clone(), (link.link, link.secret.clone()), busy.clone());
+    shared.ready.tell(gateway.describe());
+    let stopped = async {
+        shared.stop.wait().await;
+        None
+    };
+    let kept = async {
+        lanes.keep().await;
+        None
+    };
+    let conversed = async { Some(converse(&mut link, &lanes).await) };
+    let ended = future::or(stopped, future::or(conversed, kept)).await;
+    lanes.close();
+    if ended.is_none() {
+        link.close();
+    }
+    ended
+}
+
+async fn converse(link: &mut PeerLink, lanes: &Lanes) -> LinkError {
+    loop {
+        match link.next().await {
+            Ok(Message::NeedLane { count }) => lanes.need(count),
+            Ok(_) => return LinkError::Unexpected("a message that has no place on an agent's link"),
+            Err(e) => return e,
+        }
+    }
+}
+
+impl Outage {
+    fn say(&mut self, gateway: &Gateway, error: &LinkError) {
+        let reason = match advice(error) {
+            Some(advice) => format!("{error}; {advice}"),
+            None => error.to_string(),
+        };
+        if self.said.as_ref() != Some(&reason) {
+            tracing::warn!(gateway = gateway.describe(), "not connected: {reason}; trying again");
+            self.said = Some(reason);
+        }
+    }
+
+    async fn pause(&mut self, pace: Pace) {
+        // Without randomness all wait the longest: no jitter, but no spinning either.
+        let random = getrandom::u32().unwrap_or(u32::MAX);
+        match pace {
+            Pace::Soon => self.backoff.wait().await,
+            Pace::Patient => sleep(between(2_500, 5_000, random)).await,
+            Pace::Humble => sleep(between(6_000, 9_000, random)).await,
+        }
+    }
+}
+
+fn between(from_ms: u64, to_ms: u64, random: u32) -> Duration {
+    Duration::from_millis(from_ms + (((to_ms - from_ms) * u64::from(random)) >> 32))
+}
+
+fn pace(error: &LinkError) -> Pace {
+    match error {
+        LinkError::Tunnel(TunnelError::Refused(Refused { code, .. })) => match code {
+            RefusalCode::Unauthenticated => Pace::Humble,
+            RefusalCode::Draining | RefusalCode::Internal => Pace::Soon,
+            _ => Pace::Patient,
+        },
+        LinkError::Goodbye(goodbye) => match goodbye.code {
+            GoodbyeCode::Unauthenticated => Pace::Humble,
+            GoodbyeCode::Draining => Pace::Soon,
+            _ => Pace::Patient,
+        },
+        _ => Pace::Soon,
+    }
+}
+
+/// What the user can do, where that does not show.
+fn advice(error: &LinkError) -> Option<&'static str> {
+    match error {
+        LinkError::Tunnel(TunnelError::Refused(refused)) => match refused.code {
+            RefusalCode::Unauthenticated => {
+                Some("is the token an agent's, of this gateway, and not expired?")
+            }
+            _ => None,
+        },
+        LinkError::Goodbye(goodbye) => match goodbye.code {
+            GoodbyeCode::Replaced => Some("another agent with this token runs on this installation"),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_proto::message::Goodbye;
+
+    use super::*;
+
+    fn refused(code: RefusalCode) -> LinkError {
+        TunnelError::Refused(Refused::new(code, "no")).into()
+    }
+
+    fn goodbye(code: GoodbyeCode) -> LinkError {
+        LinkError::Goodbye(Goodbye { code, reason: "bye".to_owned() })
+    }
+
+    #[test]
+    fn who_is_not_wanted_comes_back_slowly_and_who_is_lost_soon() {
+        assert_eq!(pace(&LinkError::Closed), Pace::Soon);
+        assert_eq!(pace(&LinkError::Silent(JOIN_TIMEOUT)), Pace::Soon);
+        assert_eq!(pace(&refused(RefusalCode::Draining)), Pace::Soon);
+        assert_eq!(pace(&refused(RefusalCode::Unauthenticated)), Pace::Humble);
+        assert_eq!(pace(&refused(RefusalCode::Limited)), Pace::Patient);
+        assert_eq!(pace(&goodbye(GoodbyeCode::Draining)), Pace::Soon);
+        assert_eq!(pace(&goodbye(GoodbyeCode::Replaced)), Pace::Patient);
+        assert_eq!(pace(&goodbye(GoodbyeCode::NameTaken)), Pace::Patient);
+        assert_eq!(pace(&goodbye(GoodbyeCode::Unauthenticated)), Pace::Humble);
+    }
+
+    #[test]
+    fn a_pause_lies_within_its_bounds() {
+        assert_eq!(between(6_000, 9_000, 0), Duration::from_secs(6));
+        assert!(between(6_000, 9_000, u32::MAX) <= Duration::from_secs(9));
+        assert_eq!(between(2_500, 5_000, 1 << 31), Duration::from_millis(3_750));
+    }
+
+    #[test]
+    fn trouble_with_the_token_or_the_name_comes_with_advice() {
+        assert!(advice(&refused(RefusalCode::Unauthenticated)).is_some());
+        assert!(advice(&goodbye(GoodbyeCode::Replaced)).is_some());
+        assert!(advice(&LinkError::Closed).is_none());
+    }
+}

@@ -1,0 +1,161 @@
+//! Role: the program `narrowlink-agent`: arguments, log, signals, exit codes.
+//! Invariants: decides nothing that the library does not; a second signal ends it at once.
+
+use std::{
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    process::{ExitCode, exit},
+};
+
+use anyhow::Context as _;
+use clap::{ArgAction, Parser};
+use narrowlink_agent::{
+    StartError,
+    config::{self, Config, ConfigError},
+    start_with,
+};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// sysexits.h: something is wrong with the configuration.
+const EXIT_CONFIG: u8 = 78;
+/// sysexits.h: our own fault, or the system's.
+const EXIT_SOFTWARE: u8 = 70;
+/// A second signal: 128 + SIGTERM, as shells have it.
+const EXIT_SIGNALLED: i32 = 143;
+
+/// Gives clients of a Narrowlink gateway access to this machine and what it can reach.
+#[derive(Parser)]
+#[command(
+    name = "narrowlink-agent",
+    version,
+    after_help = "\
+Examples:
+  narrowlink-agent -c agent.yaml           run with this configuration
+  narrowlink-agent --check                 say whether agent.yaml in a usual place can be used
+  narrowlink-agent -v                      say more: each session, each lane
+
+Without -c, agent.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/."
+)]
+struct Args {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+    /// Write {"gateway":"HOST:PORT"} there when the first gateway has welcomed this agent
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Refuse to run without io_uring
+    #[arg(long)]
+    require_io_uring: bool,
+    /// Log more; twice for everything
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_log(&args);
+    narrowlink_dataplane::process::prepare();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("narrowlink-agent: {error:#}");
+            ExitCode::from(code_of(&error))
+        }
+    }
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    let by_config = error.is::<ConfigError>()
+        || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
+    if by_config { EXIT_CONFIG } else { EXIT_SOFTWARE }
+}
+
+fn start_log(args: &Args) {
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => "warn",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,narrowlink={level}")));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal());
+    log.with_writer(io::stderr).init();
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let path = match &args.config {
+        Some(path) => path.clone(),
+        None => config::find(|name| std::env::var_os(name))?,
+    };
+    let mut config = Config::load(&path)?;
+    config.require_io_uring = args.require_io_uring;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if args.check {
+        return check(&config, &path);
+    }
+    let gateways: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.gateway.clone()).collect();
+    let agent = start_with(config, args.ready_file.clone())?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), driver = %agent.driver(), gateways = gateways.join(", "),
+        "narrowlink-agent started"
+    );
+    let stopper = agent.stopper();
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals can't be heard")?;
+    std::thread::spawn(move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            tracing::info!("stopping: sessions may finish; a second signal ends them");
+            stopper.stop();
+        }
+        if signals.next().is_some() {
+            exit(EXIT_SIGNALLED);
+        }
+    });
+    anyhow::ensure!(agent.join(), "the agent's thread failed");
+    // What the runtime still holds must not be taken apart: the process just ends.
+    exit(0)
+}
+
+fn check(config: &Config, path: &Path) -> anyhow::Result<()> {
+    config.gateways()?;
+    let count = config.endpoints.len();
+    println!("{}: ok ({count} gateway{})", path.display(), if count == 1 { "" } else { "s" });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_fit_together() {
+        Args::command().debug_assert();
+        assert!(Args::try_parse_from(["narrowlink-agent", "-q", "-v"]).is_err());
+    }
+
+    #[test]
+    fn what_the_user_can_mend_exits_with_78() {
+        let missing = ConfigError::NotFound(Vec::new());
+        assert_eq!(code_of(&missing.into()), EXIT_CONFIG);
+        assert_eq!(code_of(&anyhow::anyhow!("else")), EXIT_SOFTWARE);
+    }
+}

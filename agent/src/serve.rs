@@ -1,0 +1,299 @@
+//! Role: one dial of the gateway: may it, resolve, connect, answer, relay.
+//! Invariants: only addresses that the client's rules and the agent's own both permit are dialled, each
+//! checked as it is dialled · the answer comes before the gateway stops waiting · a session ends for the
+//! target as it ended for the client: cleanly or with a reset.
+//! See: ARCHITECTURE.md "Open", THREATS "Policy and SSRF".
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use futures_lite::future;
+use monoio::time::{Instant, timeout};
+use narrowlink_dataplane::{
+    conn::{Conn, ConnError},
+    dial::connect_first,
+    relay::{End, Traffic, relay},
+    resolve::{ResolveError, resolve},
+    socket::Socket,
+    wire::Wire,
+};
+use narrowlink_proto::{
+    ended::{Ended, RefusalCode, Refused, Side, Why},
+    message::{Dial, Message, Origin},
+    target::{Destination, Target, Transport},
+    upgrade::Framing,
+};
+
+use crate::{Shared, rules::Rules};
+
+/// For a name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For name and connection together: the gateway waits 10 s.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
+/// For a message to a gateway that may have stopped reading.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The WebSocket close code of a session that was reset.
+const CLOSE_RESET: u16 = 4000;
+
+/// Serves one dial; gives the lane back when it can serve another.
+pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Conn> {
+    let session = dial.session;
+    match dial_for(&conn, &shared.config.rules, dial).await {
+        Ok(Ok(socket)) => {
+            send(&conn, &Message::Dialled { session, e2ee: None }).await?;
+            join(shared, conn, socket.into(), dial).await
+        }
+        Ok(Err(refused)) => {
+            tracing::debug!(?session, target = %dial.target, "refused: {}", refused.reason);
+            refuse(conn, refused.of(session)).await
+        }
+        Err(e) => {
+            tracing::debug!(?session, target = %dial.target, "given up while dialling: {e}");
+            None
+        }
+    }
+}
+
+/// Dials for a gateway that may go away meanwhile.
+async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Socket, Refused>, ConnError> {
+    let left = async {
+        match conn.attend().await {
+            // A word before the answer: whoever reads next will judge it.
+            Ok(()) => future::pending().await,
+            Err(e) => Err(e),
+        }
+    };
+    let dialling = async { Ok(dial_target(rules, dial).await) };
+    match conn.framing() {
+        Framing::Framed => future::or(left, dialling).await,
+        // Nothing is read ahead on a raw lane: the session's bytes come right behind the dial.
+        Framing::Raw => dialling.await,
+    }
+}
+
+/// Joins a lane and its target until the session has ended.
+async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<Conn> {
+    let session = dial.session;
+    let Origin::Client { name, peer_addr } = &dial.origin;
+    tracing::debug!(?session, client = ?name, peer = %peer_addr, target = %dial.target, "session");
+    let traffic = Traffic::default();
+    let cut = async {
+        shared.cut.wait().await;
+        Err(Ended { by: Side::Here, why: Why::Shutdown })
+    };
+    let ended = future::or(relay(conn.end(session), End::Bare(&target), &traffic), cut).await;
+    let (up_bytes, down_bytes) = (traffic.up_bytes.get(), traffic.down_bytes.get());
+    match &ended {
+        Ok(()) => tracing::debug!(?session, up_bytes, down_bytes, "session finished"),
+        Err(ended) => tracing::debug!(?session, up_bytes, down_bytes, "session reset: {ended}"),
+    }
+    match (ended, conn.framing()) {
+        (Ok(()), Framing::Framed) => {
+            target.close_gently();
+            send(&conn, &Message::Ready { session }).await?;
+            Some(conn)
+        }
+        (Ok(()), Framing::Raw) => {
+            target.close_gently();
+            conn.into_wire().close_gently();
+            None
+        }
+        (Err(ended), _) => {
+            // The target is reset as it is dropped, and the lane with it, or with a word before.
+            conn.close(CLOSE_RESET, &ended.to_string());
+            None
+        }
+    }
+}
+
+/// A refusal ends a raw lane; a framed one waits for its next dial.
+async fn refuse(conn: Conn, refused: Refused) -> Option<Conn> {
+    send(&conn, &Message::Refused(refused)).await?;
+    match conn.framing() {
+        Framing::Framed => Some(conn),
+        Framing::Raw => {
+            conn.into_wire().close_gently();
+            None
+        }
+    }
+}
+
+async fn send(conn: &Conn, message: &Message) -> Option<()> {
+    timeout(SEND_TIMEOUT, conn.send(message)).await.ok()?.ok()
+}
+
+async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
+    let started = Instant::now();
+    let Target::Tcp { port, .. } = dial.target else {
+        let reason = format!("this agent dials TCP only, not {}", dial.target);
+        return Err(Refused::new(RefusalCode::Unsupported, reason));
+    };
+    if dial.e2ee.is_some() {
+        let reason = "this agent has no end-to-end encryption";
+        return Err(Refused::new(RefusalCode::Unsupported, reason));
+    }
+    let asked = dial.target.destination().map_err(|e| {
+        Refused::new(RefusalCode::TargetUnresolvable, format!("{} names no place: {e}", dial.target))
+    })?;
+    let addrs = match &asked {
+        Destination::Ip(ip) => vec![SocketAddr::new(*ip, port)],
+        Destination::Name(name) => resolve(name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?,
+        Destination::Unix(_) => Vec::new(),
+    };
+    let addrs = permitted(rules, dial, &asked, addrs)?;
+    let left = DIAL_TIMEOUT.saturating_sub(started.elapsed());
+    connect_first(&addrs, left).await.map_err(|e| unconnected(&e, &asked, port))
+}
+
+/// Those of a target's addresses that may be dialled, in their order.
+fn permitted(
+    rules: &Rules,
+    dial: &Dial,
+    asked: &Destination,
+    addrs: Vec<SocketAddr>,
+) -> Result<Vec<SocketAddr>, Refused> {
+    let mut refused = None;
+    let mut permitted = Vec::new();
+    for addr in addrs {
+        let (ip, port) = (addr.ip().to_canonical(), addr.port());
+        let by_policy = dial.rules.as_ref();
+        if by_policy.is_some_and(|rules| !rules.permit_addr(ip, port, Transport::Tcp).allowed()) {
+            let reason =
+                format!("the policy of this token does not allow {ip} port {port}, which is {asked}");
+            refused.get_or_insert(Refused::new(RefusalCode::Policy, reason));
+        } else if let Err(denied) = rules.permit(asked, ip, port) {
+            let reason = format!("this agent does not dial {ip} port {port}: {denied}");
+            tracing::info!(target = %dial.target, "denied by this agent's own rules: {denied}");
+            refused = Some(Refused::new(RefusalCode::DeniedByAgent, reason));
+        } else {
+            permitted.push(SocketAddr::new(ip, port));
+        }
+    }
+    match refused {
+        Some(refused) if permitted.is_empty() => Err(refused),
+        _ => Ok(permitted),
+    }
+}
+
+fn unresolvable(e: ResolveError) -> Refused {
+    let code = match &e {
+        ResolveError::Busy => RefusalCode::Limited,
+        ResolveError::Failed { .. } | ResolveError::TimedOut { .. } => RefusalCode::TargetUnresolvable,
+    };
+    Refused::new(code, format!("{e}, as the agent sees it"))
+}
+
+fn unconnected(e: &io::Error, asked: &Destination, port: u16) -> Refused {
+    use io::ErrorKind as Kind;
+    // EMFILE and ENFILE have no kind of their own.
+    const OUT_OF_DESCRIPTORS: [i32; 2] = [24, 23];
+    let place = match asked {
+        Destination::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
+        name => format!("{name}:{port}"),
+    };
+    let (code, reason) = match e.kind() {
+        Kind::ConnectionRefused => {
+            (RefusalCode::TargetRefused, format!("{place} refused the connection; is the service running?"))
+        }
+        Kind::TimedOut => (
+            RefusalCode::TargetTimeout,
+            format!("{place} did not answer the agent; is the host up, or a firewall between?"),
+        ),
+        _ if e.raw_os_error().is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code)) => {
+            (RefusalCode::Limited, format!("the agent can't open another connection: {e}"))
+        }
+        _ => (RefusalCode::TargetUnreachable, format!("{place} can't be reached from the agent: {e}")),
+    };
+    Refused::new(code, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_dataplane::worker::run_alone;
+    use narrowlink_proto::{
+        id::SessionId,
+        policy::{Cidr, Item, Policies, Protocol},
+    };
+
+    use super::*;
+
+    fn dial_of(target: Target) -> Dial {
+        let origin = Origin::Client { name: "c".to_owned(), peer_addr: "127.0.0.1:1".parse().unwrap() };
+        Dial { session: SessionId::from_bytes([1; 32]), origin, target, rules: None, e2ee: None }
+    }
+
+    fn tcp(host: &str, port: u16) -> Dial {
+        dial_of(Target::Tcp { host: host.to_owned(), port })
+    }
+
+    fn dialled(rules: Rules, dial: Dial) -> Result<(), Refused> {
+        run_alone(false, |_| async move { dial_target(&rules, &dial).await.map(drop) }).unwrap()
+    }
+
+    /// A port on loopback where nobody listens, for as long as the socket lives.
+    fn deaf() -> (std::net::UdpSocket, u16) {
+        let held = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = held.local_addr().unwrap().port();
+        (held, port)
+    }
+
+    #[test]
+    fn a_target_that_listens_is_reached_by_address_and_by_name() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "127.1", "0x7f000001", "::ffff:127.0.0.1", "localhost", "LOCALHOST."] {
+            assert_eq!(dialled(Rules::default(), tcp(host, port)), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_the_way_has_its_code_and_a_sentence() {
+        let (_held, port) = deaf();
+        let udp = dial_of(Target::Udp { host: "127.0.0.1".to_owned(), port });
+        let sealed = Dial { e2ee: Some("x".to_owned()), ..tcp("127.0.0.1", port) };
+        let nothing = Rules::new(Some(Vec::new()), Vec::new());
+        let cases = [
+            (Rules::default(), tcp("127.0.0.1", port), RefusalCode::TargetRefused, "is the service running?"),
+            (Rules::default(), tcp("no-such-host.invalid", port), RefusalCode::TargetUnresolvable, "invalid"),
+            (Rules::default(), tcp("a b", port), RefusalCode::TargetUnresolvable, "names no place"),
+            (Rules::default(), tcp("169.254.169.254", 80), RefusalCode::DeniedByAgent, "metadata"),
+            (Rules::default(), tcp("0.0.0.0", port), RefusalCode::DeniedByAgent, "unspecified"),
+            (nothing, tcp("localhost", port), RefusalCode::DeniedByAgent, "allow list"),
+            (Rules::default(), udp, RefusalCode::Unsupported, "TCP only"),
+            (Rules::default(), sealed, RefusalCode::Unsupported, "end-to-end"),
+        ];
+        for (rules, dial, code, says) in cases {
+            let target = dial.target.clone();
+            let refused = dialled(rules, dial).unwrap_err();
+            assert_eq!(refused.code, code, "{target}: {}", refused.reason);
+            assert!(refused.reason.contains(says), "{target}: {}", refused.reason);
+        }
+    }
+
+    #[test]
+    fn errors_of_the_system_have_their_codes() {
+        let code =
+            |os| unconnected(&io::Error::from_raw_os_error(os), &Destination::parse("h").unwrap(), 1).code;
+        assert_eq!(code(111), RefusalCode::TargetRefused);
+        assert_eq!(code(113), RefusalCode::TargetUnreachable);
+        assert_eq!(code(101), RefusalCode::TargetUnreachable);
+        assert_eq!(code(13), RefusalCode::TargetUnreachable);
+        assert_eq!(code(110), RefusalCode::TargetTimeout);
+        assert_eq!(code(24), RefusalCode::Limited);
+    }
+
+    #[test]
+    fn addresses_that_are_not_allowed_are_dropped_and_the_rest_dialled_in_order() {
+        let net: Cidr = "10.0.0.0/8".parse().unwrap();
+        let policies = Policies { permit: true, policies: vec![Item::Ip(None, net, 0, Protocol::Any)] };
+        let mut dial = tcp("many.lan", 22);
+        dial.rules = Some(policies.address_rules("home", &dial.target));
+        let asked = dial.target.destination().unwrap();
+        let addrs = |ips: &[&str]| ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 22)).collect();
+        let own = Rules::new(None, vec!["10.0.0.3".parse().unwrap()]);
+        let all = addrs(&["192.168.0.1", "10.0.0.2", "10.0.0.3", "::ffff:10.0.0.1"]);
+        assert_eq!(permitted(&own, &dial, &asked, all), Ok(addrs(&["10.0.0.2", "10.0.0.1"])));
+        let code = |ips: &[&str]| permitted(&own, &dial, &asked, addrs(ips)).unwrap_err().code;
+        assert_eq!(code(&["192.168.0.1"]), RefusalCode::Policy);
+        assert_eq!(code(&["192.168.0.1", "10.0.0.3"]), RefusalCode::DeniedByAgent);
+    }
+}

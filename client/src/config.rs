@@ -1,0 +1,297 @@
+//! Role: client.yaml: where it is looked for, what it may say, what is wrong with it.
+//! Invariants: an unknown key is an error and never ignored; every error names the file, and the line
+//! where YAML has one; a token never shows.
+//! See: README.md "Configuration".
+
+use std::{
+    ffi::OsString,
+    fmt, fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use narrowlink_dataplane::tunnel::{Gateway, LoadError};
+use narrowlink_proto::{
+    endpoint::{self, Endpoint, EndpointError, FramingChoice, SelfHosted},
+    token::{Kind, peek_unverified},
+};
+use serde::Deserialize;
+
+/// The file's name.
+pub const FILE_NAME: &str = "client.yaml";
+
+/// Which gateways a client may use.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// In the order in which they are tried.
+    pub endpoints: Vec<SelfHosted>,
+    /// The file, for messages; what relative paths are relative to is its directory.
+    pub path: PathBuf,
+    /// Refuse to run on epoll.
+    pub require_io_uring: bool,
+    /// What is allowed but unwise; for the log.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    endpoints: Vec<Endpoint>,
+}
+
+/// A configuration that can't be used: the user's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is none.
+    #[error("no {FILE_NAME} in {}; write one there, or name it with -c", Places(.0))]
+    NotFound(Vec<PathBuf>),
+    /// It can't be read.
+    #[error("{path} can't be read: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what client.yaml looks like.
+    #[error("{path}: {source}")]
+    Yaml {
+        /// Which file.
+        path: PathBuf,
+        /// What, and in which line and column.
+        source: serde_yaml::Error,
+    },
+    /// An endpoint that is none.
+    #[error("{path}: {source}")]
+    Endpoint {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: EndpointError,
+    },
+    /// What an endpoint names can't be used.
+    #[error("{path}: {source}")]
+    Load {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: LoadError,
+    },
+    /// With an agent's token this would be an agent.
+    #[error("the token in {place} is not a client's; ask for a token of kind !Client")]
+    NotAClient {
+        /// The file that holds it.
+        place: PathBuf,
+    },
+}
+
+impl Config {
+    /// A configuration of these endpoints; `path` is for messages and for what is relative to it.
+    pub fn new(endpoints: Vec<SelfHosted>, path: PathBuf) -> Self {
+        Self { endpoints, path, require_io_uring: false, warnings: Vec::new() }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config = Self::parse(&text, path)?;
+        config.warn_of_readable_tokens();
+        Ok(config)
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let path = path.to_owned();
+        let file: File = match serde_yaml::from_str(text) {
+            Ok(file) => file,
+            Err(source) => return Err(ConfigError::Yaml { path, source }),
+        };
+        if let Err(source) = endpoint::validate(&file.endpoints) {
+            return Err(ConfigError::Endpoint { path, source });
+        }
+        let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
+        Ok(Self::new(endpoints.collect(), path))
+    }
+
+    /// How payload is to travel, whatever the file says.
+    #[must_use]
+    pub fn with_framing(mut self, framing: FramingChoice) -> Self {
+        for endpoint in &mut self.endpoints {
+            endpoint.framing = framing;
+        }
+        self
+    }
+
+    /// Reads what the endpoints name.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`].
+    pub fn gateways(&self) -> Result<Vec<Gateway>, ConfigError> {
+        self.endpoints.iter().map(|endpoint| self.gateway(endpoint)).collect()
+    }
+
+    fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
+        let gateway = Gateway::load(endpoint, self.base())
+            .map_err(|source| ConfigError::Load { path: self.path.clone(), source })?;
+        // What is no token at all is for the gateway to say.
+        match peek_unverified(gateway.token()) {
+            Some(peek) if peek.kind != Kind::Client => {
+                Err(ConfigError::NotAClient { place: self.token_place(endpoint) })
+            }
+            _ => Ok(gateway),
+        }
+    }
+
+    /// The file that holds an endpoint's token.
+    pub fn token_place(&self, endpoint: &SelfHosted) -> PathBuf {
+        endpoint.token_file.as_ref().map_or_else(|| self.path.clone(), |file| self.base().join(file))
+    }
+
+    fn base(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    fn warn_of_readable_tokens(&mut self) {
+        let mut readable: Vec<_> = self.endpoints.iter().map(|endpoint| self.token_place(endpoint)).collect();
+        readable.dedup();
+        readable.retain(|path| is_readable_by_others(path));
+        self.warnings.extend(readable.iter().map(|path| {
+            format!(
+                "{} holds a token and can be read by every user of this machine: chmod 600 it",
+                path.display()
+            )
+        }));
+    }
+}
+
+fn is_readable_by_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+}
+
+/// The first `client.yaml` in the usual places; `env` reads the environment.
+///
+/// # Errors
+/// [`ConfigError::NotFound`] with the places.
+pub fn find(env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, ConfigError> {
+    let places = places(env);
+    match places.iter().find(|path| path.exists()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(ConfigError::NotFound(places)),
+    }
+}
+
+fn places(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("HOME");
+    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let dirs = [
+        Some(PathBuf::from(".")),
+        config_home.map(|dir| dir.join("narrowlink")),
+        home.map(|dir| dir.join(".narrowlink")),
+        Some(PathBuf::from("/etc/narrowlink")),
+    ];
+    dirs.into_iter().flatten().map(|dir| dir.join(FILE_NAME)).collect()
+}
+
+/// The directories of some files, for a sentence.
+struct Places<'a>(&'a [PathBuf]);
+
+impl fmt::Display for Places<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, dir) in self.0.iter().filter_map(|path| path.parent()).enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{}", dir.display())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("etc/client.yaml"))
+    }
+
+    #[test]
+    fn the_published_example_is_taken() {
+        let text = "endpoints:
+  - !SelfHosted { gateway: 'gw.example:443', token: eyJ.a.b, protocol: Wss }
+  - !SelfHosted { gateway: 'gw.example:80', token_file: t, protocol: Ws, framing: raw }
+";
+        let config = parse(text).unwrap();
+        let places: Vec<_> = config.endpoints.iter().map(|endpoint| config.token_place(endpoint)).collect();
+        assert_eq!(places, [Path::new("etc/client.yaml"), Path::new("etc/t")]);
+        let config = config.with_framing(FramingChoice::Framed);
+        assert!(config.endpoints.iter().all(|endpoint| endpoint.framing == FramingChoice::Framed));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_file_line_and_what_is_valid() {
+        let cases = [
+            ("", &["etc/client.yaml: ", "missing field `endpoints`"][..]),
+            ("{}", &["missing field `endpoints`"]),
+            ("endpoints: []\n", &["etc/client.yaml: ", "name at least one gateway"]),
+            ("endpoints: [!Cloud {}]\n", &["`Cloud`", "`SelfHosted`", "line 1"]),
+            ("endpoints:\n  - !SelfHosted { gatway: a:1 }\n", &["`gatway`", "`gateway`", "line 2"]),
+            ("endpoints: [!SelfHosted { gateway: gw, token: x }]\n", &["\"gw\"", "HOST:PORT"]),
+            (
+                "endpoints: [!SelfHosted { gateway: 'g:1', token: x, token_file: y }]\n",
+                &["exclude each other"],
+            ),
+            ("endpoints: [!SelfHosted { gateway: 'g:1', token: x, framing: ws }]\n", &["`ws`", "`framed`"]),
+            ("endpoints: []\nlanes: {}\n", &["`lanes`", "`endpoints`", "line 2"]),
+            ("endpoints: [\n", &["line 2"]),
+        ];
+        for (text, parts) in cases {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_an_endpoint_names_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let text = "endpoints: [!SelfHosted { gateway: 'gw:1', token_file: none }]";
+        fs::write(&path, text).unwrap();
+        let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
+        assert!(error.contains(FILE_NAME) && error.contains("none can't be read"), "{error}");
+    }
+
+    #[test]
+    fn the_file_is_looked_for_in_the_documented_order() {
+        let env = |name: &str| match name {
+            "HOME" => Some("/h".into()),
+            "XDG_CONFIG_HOME" => Some("/x".into()),
+            _ => None,
+        };
+        let expected = ["./", "/x/narrowlink/", "/h/.narrowlink/", "/etc/narrowlink/"];
+        assert_eq!(places(env), expected.map(|dir| PathBuf::from(dir).join(FILE_NAME)));
+        assert_eq!(places(|_| None).len(), 2);
+        let error = ConfigError::NotFound(places(env)).to_string();
+        assert!(
+            error.contains("no client.yaml in ., /x/narrowlink, /h/.narrowlink, /etc/narrowlink"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_token_that_everybody_can_read_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, "endpoints: [!SelfHosted { gateway: 'gw:1', token: x }]").unwrap();
+        for (mode, warnings) in [(0o644, 1), (0o640, 0), (0o600, 0)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Config::load(&path).unwrap().warnings.len(), warnings, "{mode:o}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Role: how `narrowlink` ends: one exit code and one sentence for each kind of trouble.
+//! Invariants: a code never changes its meaning; every sentence says what, where, and what next.
+//! See: README.md "Exit codes"; sysexits.h, whose numbers these are.
+
+use std::fmt;
+
+use narrowlink_dataplane::{link::LinkError, tunnel::TunnelError, worker};
+use narrowlink_proto::{
+    ended::{Ended, RefusalCode, Refused},
+    message::GoodbyeCode,
+};
+
+use crate::config::ConfigError;
+
+/// The exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The command line can't be understood.
+    Usage = 2,
+    /// The token's policy or the agent's own rules do not allow it.
+    Policy = 65,
+    /// The gateway, the agent or the target can't be reached.
+    Unreachable = 69,
+    /// Our own fault, or the system's.
+    Internal = 70,
+    /// The session was reset after it had opened.
+    Reset = 74,
+    /// The token does not hold.
+    Authentication = 77,
+    /// The configuration can't be used.
+    Configuration = 78,
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// For a refusal.
+    pub const fn of(code: RefusalCode) -> Self {
+        match code {
+            RefusalCode::Unauthenticated => Self::Authentication,
+            RefusalCode::Policy | RefusalCode::DeniedByAgent => Self::Policy,
+            RefusalCode::AgentNotFound
+            | RefusalCode::Limited
+            | RefusalCode::AgentTimeout
+            | RefusalCode::LaneLost
+            | RefusalCode::TargetRefused
+            | RefusalCode::TargetUnresolvable
+            | RefusalCode::TargetUnreachable
+            | RefusalCode::TargetTimeout
+            | RefusalCode::Unsupported
+            | RefusalCode::Superseded
+            | RefusalCode::Draining
+            | RefusalCode::Protocol
+            | RefusalCode::Internal
+            | RefusalCode::Other => Self::Unreachable,
+        }
+    }
+}
+
+/// Why a command did not do what it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For programs.
+    pub exit: Exit,
+    /// For people.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure; what can't be printed is left out of its sentence, which may hold a peer's words.
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        let message = message.to_string().chars().filter(|c| !c.is_control()).collect();
+        Self { exit, message }
+    }
+
+    /// A session that had opened and did not end well.
+    pub fn reset(ended: Ended) -> Self {
+        Self::new(Exit::Reset, format!("the session was reset: {ended}"))
+    }
+
+    /// A refusal, with what the user can do about it. `token` says why the token does not hold.
+    pub fn refused(refused: &Refused, token: &str) -> Self {
+        let reason = &refused.reason;
+        let message = match refused.code {
+            RefusalCode::Unauthenticated => token.to_owned(),
+            RefusalCode::AgentNotFound => format!("{reason}; `narrowlink list` shows those that are"),
+            RefusalCode::Limited | RefusalCode::Draining => format!("{reason}; try again later"),
+            RefusalCode::LaneLost => format!("{reason}; try again"),
+            _ => reason.clone(),
+        };
+        Self::new(Exit::of(refused.code), message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<ConfigError> for Failure {
+    fn from(e: ConfigError) -> Self {
+        let exit = match e {
+            ConfigError::NotAClient { .. } => Exit::Authentication,
+            _ => Exit::Configuration,
+        };
+        Self::new(exit, e)
+    }
+}
+
+impl From<worker::StartError> for Failure {
+    fn from(e: worker::StartError) -> Self {
+        Self::new(Exit::Internal, e)
+    }
+}
+
+impl From<TunnelError> for Failure {
+    fn from(e: TunnelError) -> Self {
+        match &e {
+            TunnelError::Refused(refused) => Self::refused(refused, &refused.reason),
+            _ => Self::new(Exit::Unreachable, e),
+        }
+    }
+}
+
+impl From<LinkError> for Failure {
+    fn from(e: LinkError) -> Self {
+        match e {
+            LinkError::Tunnel(e) => e.into(),
+            LinkError::Goodbye(goodbye) => match goodbye.code {
+                GoodbyeCode::Unauthenticated => Self::new(Exit::Authentication, goodbye.reason),
+                _ => Self::new(Exit::Unreachable, goodbye.reason),
+            },
+            e => Self::new(Exit::Unreachable, e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use narrowlink_proto::{
+        ended::{Side, Why},
+        message::Goodbye,
+    };
+
+    use super::*;
+
+    #[test]
+    fn every_trouble_has_its_documented_exit_code() {
+        use RefusalCode as Code;
+        let refused = |code| Failure::refused(&Refused::new(code, "no"), "the token has expired");
+        let goodbye = |code| Failure::from(LinkError::Goodbye(Goodbye { code, reason: "bye".to_owned() }));
+        let table = [
+            (refused(Code::Unauthenticated), 77),
+            (refused(Code::Policy), 65),
+            (refused(Code::DeniedByAgent), 65),
+            (refused(Code::AgentNotFound), 69),
+            (refused(Code::AgentTimeout), 69),
+            (refused(Code::LaneLost), 69),
+            (refused(Code::Draining), 69),
+            (refused(Code::Limited), 69),
+            (refused(Code::TargetRefused), 69),
+            (refused(Code::TargetUnresolvable), 69),
+            (refused(Code::TargetUnreachable), 69),
+            (refused(Code::TargetTimeout), 69),
+            (refused(Code::Unsupported), 69),
+            (goodbye(GoodbyeCode::Unauthenticated), 77),
+            (goodbye(GoodbyeCode::Draining), 69),
+            (LinkError::Closed.into(), 69),
+            (TunnelError::NotAGateway { gateway: "gw:1".to_owned(), status: 200 }.into(), 69),
+            (ConfigError::NotFound(vec![PathBuf::from("./client.yaml")]).into(), 78),
+            (ConfigError::NotAClient { place: PathBuf::from("t") }.into(), 77),
+            (Failure::reset(Ended { by: Side::Target, why: Why::Reset }), 74),
+        ];
+        for (failure, code) in table {
+            assert_eq!(failure.exit.code(), code, "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_sentence_says_what_to_do_next_and_no_peer_can_paint_the_terminal() {
+        let none = Refused::new(RefusalCode::AgentNotFound, "no agent named home is connected");
+        assert_eq!(
+            Failure::refused(&none, "").to_string(),
+            "no agent named home is connected; `narrowlink list` shows those that are"
+        );
+        let painted = Refused::new(RefusalCode::Policy, "no\u{1b}[31m\r\nroot#");
+        assert_eq!(Failure::refused(&painted, "").to_string(), "no[31mroot#");
+        let reset = Failure::reset(Ended { by: Side::Target, why: Why::Vanished });
+        assert_eq!(reset.to_string(), "the session was reset: the target's side vanished");
+    }
+}

@@ -1,0 +1,123 @@
+//! `narrowlink`, the client: reaches targets beyond agents through a gateway.
+//!
+//! [`start_forward`], [`connect`] and [`agents`] are its commands; each finds a gateway by its `routes`
+//! and asks there by `open` for sessions. A forward also holds a link (`presence`).
+
+pub mod args;
+pub mod config;
+pub mod exit;
+mod forward;
+pub mod list;
+mod open;
+mod presence;
+mod routes;
+mod stdio;
+
+use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
+
+use async_channel::{Receiver, Sender};
+use monoio::time::sleep;
+use narrowlink_dataplane::worker::run_alone;
+use narrowlink_proto::{message::AgentInfo, target::Target};
+
+pub use crate::forward::Plan;
+use crate::{
+    config::Config,
+    exit::{Exit, Failure},
+    forward::Forwarder,
+    open::Opener,
+    routes::Routes,
+};
+
+/// How often a forward that stops looks whether its connections are gone, ..
+const CUT_TICK: Duration = Duration::from_millis(5);
+/// .. and how often at the most.
+const CUT_TICKS_MAX: usize = 200;
+
+/// Over as soon as the other half is dropped.
+#[derive(Clone)]
+pub(crate) struct Stop(Receiver<Infallible>);
+
+impl Stop {
+    pub(crate) async fn wait(&self) {
+        let _ = self.0.recv().await;
+    }
+}
+
+/// A running forward. Dropping it stops it.
+pub struct Forward {
+    /// Where it listens.
+    pub local_addr: SocketAddr,
+    stop: Sender<Infallible>,
+    thread: JoinHandle<()>,
+}
+
+impl Forward {
+    /// Stops it: what is under way is reset.
+    pub fn stop(self) {
+        drop(self.stop);
+        let _ = self.thread.join();
+    }
+
+    /// Waits for its end, which comes only when its thread fails.
+    pub fn join(self) {
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a forward on a thread of its own. It connects when it can, and goes on for ever.
+///
+/// # Errors
+/// The configuration's, or the local port's. That no gateway can be reached is none.
+pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
+    let routes = Routes::load(config)?;
+    let listener = forward::bind(plan.listen)?;
+    let local_addr = listener.local_addr().map_err(|e| Failure::new(Exit::Internal, e))?;
+    let (stop, stopped) = async_channel::bounded(1);
+    let (started, starting) = mpsc::channel();
+    let require_io_uring = config.require_io_uring;
+    let thread = std::thread::Builder::new().name("forward".to_owned()).spawn(move || {
+        let ran = run_alone(require_io_uring, |_| async {
+            let listener = match forward::adopt(listener) {
+                Ok(listener) => listener,
+                Err(failure) => return drop(started.send(Err(failure))),
+            };
+            let _ = started.send(Ok(()));
+            let forwarder = Forwarder::new(plan, Opener::new(routes), Stop(stopped));
+            forwarder.clone().run(listener).await;
+            for _ in 0..CUT_TICKS_MAX {
+                if Rc::strong_count(&forwarder) == 1 {
+                    break;
+                }
+                sleep(CUT_TICK).await;
+            }
+        });
+        if let Err(e) = ran {
+            let _ = started.send(Err(e.into()));
+        }
+    });
+    let thread = thread.map_err(|e| Failure::new(Exit::Internal, e))?;
+    match starting.recv() {
+        Ok(Ok(())) => Ok(Forward { local_addr, stop, thread }),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(Failure::new(Exit::Internal, "the forward's thread failed")),
+    }
+}
+
+/// Joins standard input and output with a target, until both directions have ended.
+///
+/// # Errors
+/// Why there was no session, or why it did not end well.
+pub fn connect(config: &Config, agent: &str, target: &Target) -> Result<(), Failure> {
+    let routes = Routes::load(config)?;
+    run_alone(config.require_io_uring, |_| stdio::run(Opener::new(routes), agent, target))?
+}
+
+/// The agents that are connected.
+///
+/// # Errors
+/// Why no gateway could be asked.
+pub fn agents(config: &Config) -> Result<Vec<AgentInfo>, Failure> {
+    let routes = Routes::load(config)?;
+    run_alone(config.require_io_uring, |_| async move { list::ask(&routes).await })?
+}

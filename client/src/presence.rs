@@ -1,0 +1,158 @@
+//! Role: whether a gateway is there: holds a link, so that a forward knows at once when it comes back.
+//! Invariants: never gives up; who waits for the gateway is woken when it is back; the same trouble is
+//! said once, not at every try; a token that does not hold is not offered again in a hurry.
+//! See: THREATS "Faults".
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    rc::Rc,
+    time::Duration,
+};
+
+use async_channel::{Receiver, Sender};
+use futures_lite::future;
+use monoio::time::{Instant, sleep};
+use narrowlink_dataplane::{backoff::Backoff, link::PeerLink};
+
+use crate::{exit::Failure, routes::Routes};
+
+/// A link that stood for so long was a good one: the next outage starts with short pauses.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// Between two tries at the least, however many connections ask for one.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// After the token was refused: below the ten failed logins a minute at which a gateway begins to punish
+/// everybody behind our address.
+const TOKEN_PAUSE: Duration = Duration::from_secs(8);
+
+/// Whether a gateway is there.
+pub(crate) struct Presence {
+    since: Cell<Option<Instant>>,
+    /// Closed as soon as the gateway is back; a new one for each outage.
+    back: RefCell<(Sender<Infallible>, Receiver<Infallible>)>,
+    poke: (Sender<()>, Receiver<()>),
+    /// The token does not hold; until another try says otherwise.
+    locked_out: RefCell<Option<Failure>>,
+}
+
+impl Presence {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self {
+            since: Cell::new(None),
+            back: RefCell::new(async_channel::bounded(1)),
+            poke: async_channel::bounded(1),
+            locked_out: RefCell::default(),
+        })
+    }
+
+    /// Since when the gateway has been there; `None` while it is not.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since.get()
+    }
+
+    /// Why there is no point in asking: the gateway has just refused the token.
+    pub(crate) fn locked_out(&self) -> Option<Failure> {
+        self.locked_out.borrow().clone()
+    }
+
+    /// Waits until the gateway is there.
+    pub(crate) async fn back(&self) {
+        let back = self.back.borrow().1.clone();
+        let _ = back.recv().await;
+    }
+
+    /// Somebody waits: try now.
+    pub(crate) fn poke(&self) {
+        let _ = self.poke.0.try_send(());
+    }
+
+    /// Holds a link for ever.
+    pub(crate) async fn hold(&self, routes: &Routes) -> Infallible {
+        let mut backoff = Backoff::default();
+        let mut said: Option<String> = None;
+        loop {
+            match routes.join().await {
+                Ok((index, link)) => {
+                    routes.prefer(index);
+                    tracing::info!(gateway = routes.at(index).gateway.describe(), "connected");
+                    (said, *self.locked_out.borrow_mut()) = (None, None);
+                    let stood = self.stand(link).await;
+                    if stood >= STABLE_AFTER {
+                        backoff.reset();
+                    }
+                    self.pause(&mut backoff).await;
+                }
+                Err(failed) => {
+                    let about_the_token = failed.is_about_the_token();
+                    let failure = routes.explain(failed);
+                    if said.as_ref() != Some(&failure.message) {
+                        tracing::warn!("not connected: {failure}; trying again");
+                        said = Some(failure.message.clone());
+                    }
+                    *self.locked_out.borrow_mut() = about_the_token.then_some(failure);
+                    if about_the_token {
+                        sleep(TOKEN_PAUSE).await;
+                    } else {
+                        self.pause(&mut backoff).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, backoff: &mut Backoff) {
+        let poked = async {
+            sleep(PAUSE_MIN).await;
+            let _ = self.poke.1.recv().await;
+        };
+        future::or(backoff.wait(), poked).await;
+    }
+
+    /// A link while it stands; for how long that was.
+    async fn stand(&self, mut link: PeerLink) -> Duration {
+        let since = Instant::now();
+        self.since.set(Some(since));
+        self.back.borrow().0.close();
+        let error = loop {
+            // A client's link has nothing to say unasked; what a newer gateway adds is not for us.
+            if let Err(error) = link.next().await {
+                break error;
+            }
+        };
+        tracing::warn!("the gateway is away: {error}");
+        self.since.set(None);
+        *self.back.borrow_mut() = async_channel::bounded(1);
+        since.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_dataplane::worker::{run_alone, spawn};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_is_woken_when_the_gateway_is_back() {
+        let woken = run_alone(false, |_| async {
+            let presence = Presence::new();
+            let (woken, told) = async_channel::bounded(3);
+            for _ in 0..3 {
+                let (presence, woken) = (presence.clone(), woken.clone());
+                spawn(async move {
+                    presence.back().await;
+                    let _ = woken.try_send(());
+                });
+            }
+            assert!(future::poll_once(presence.back()).await.is_none());
+            presence.back.borrow().0.close();
+            for _ in 0..3 {
+                told.recv().await.unwrap();
+            }
+            presence.back().await;
+            *presence.back.borrow_mut() = async_channel::bounded(1);
+            future::poll_once(presence.back()).await.is_none()
+        });
+        assert!(woken.unwrap(), "a new outage is waited for anew");
+    }
+}

@@ -1,0 +1,244 @@
+//! Role: a session on standard input and output.
+//! Invariants: the end of the input is a half-close and not the end of the answer; the answer is written
+//! whole before the program ends well; input or output that breaks is a reset and never looks like an
+//! end; nothing but the target's bytes on standard output.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+};
+
+use async_channel::{Receiver, Sender};
+use futures_lite::future;
+use narrowlink_dataplane::{
+    relay::{End, Traffic, relay},
+    socket::Socket,
+    wire::Wire,
+};
+use narrowlink_proto::target::Target;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::{
+    exit::{Exit, Failure},
+    open::Opener,
+};
+
+/// What is carried at a time between a descriptor and the session.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// The WebSocket close codes of a session that has ended, and of one that was reset.
+const CLOSE_NORMAL: u16 = 1000;
+const CLOSE_RESET: u16 = 4000;
+
+/// Opens a session and joins it with standard input and output, until both directions have ended.
+pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Result<(), Failure> {
+    let session = opener.open(agent, target).await?;
+    let internal = |e: io::Error| Failure::new(Exit::Internal, e);
+    let (ours, theirs) = UnixStream::pair().map_err(internal)?;
+    ours.set_nonblocking(true).map_err(internal)?;
+    let local = Wire::from(Socket::adopt(OwnedFd::from(ours)).map_err(internal)?);
+    let carriers = Carriers::start(theirs).map_err(internal)?;
+
+    let traffic = Traffic::default();
+    let moving = async {
+        let target = session.conn.end(session.id);
+        relay(End::Bare(&local), target, &traffic).await.map_err(Failure::reset)
+    };
+    let ended = future::or(async { Err(carriers.broke().await) }, moving).await;
+    // What the target sent is in the hands of the carrier: it still has to be written.
+    match ended.and_then(|()| carriers.finish()) {
+        Ok(()) => {
+            session.conn.close(CLOSE_NORMAL, "");
+            Ok(())
+        }
+        Err(failure) => {
+            session.conn.close(CLOSE_RESET, &failure.message);
+            Err(failure)
+        }
+    }
+}
+
+/// The threads between the session and standard input and output, which may be anything: files, pipes
+/// and terminals can't all be waited for as sockets can.
+struct Carriers {
+    output: JoinHandle<io::Result<()>>,
+    /// What broke; this side's sender keeps the channel open when both threads are done.
+    broken: (Sender<Failure>, Receiver<Failure>),
+}
+
+impl Carriers {
+    fn start(pair: UnixStream) -> io::Result<Self> {
+        let (broken, breaks) = async_channel::bounded(2);
+        let pair = Arc::new(pair);
+        let (ours, tell) = (pair.clone(), broken.clone());
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+            if let Err(e) = carry_input(io::stdin().as_fd(), &ours) {
+                let _ = tell.try_send(broke("standard input could not be read", &e));
+            }
+        })?;
+        let tell = broken.clone();
+        let output = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || {
+            let written = carry_output(&pair, io::stdout().as_fd());
+            match &written {
+                Ok(()) => {
+                    finish_output(io::stdout().as_fd());
+                    if io::stdin().is_terminal() {
+                        // Nobody hears what is typed from here on.
+                        let _ = pair.shutdown(Shutdown::Write);
+                    }
+                }
+                Err(e) => drop(tell.try_send(broke("standard output could not be written", e))),
+            }
+            written
+        })?;
+        Ok(Self { output, broken: (broken, breaks) })
+    }
+
+    /// Waits until one of the two breaks.
+    async fn broke(&self) -> Failure {
+        match self.broken.1.recv().await {
+            Ok(failure) => failure,
+            // We hold a sender.
+            Err(_) => future::pending().await,
+        }
+    }
+
+    /// Waits until the whole answer has been written.
+    fn finish(self) -> Result<(), Failure> {
+        let gone = || Err(io::Error::other("its thread failed"));
+        self.output
+            .join()
+            .unwrap_or_else(|_| gone())
+            .map_err(|e| broke("standard output could not be written", &e))
+    }
+}
+
+fn broke(what: &str, e: &io::Error) -> Failure {
+    Failure::new(Exit::Reset, format!("the session was reset: {what}: {e}"))
+}
+
+/// Until the end of the input, which becomes the end of our direction.
+fn carry_input(input: BorrowedFd<'_>, mut pair: &UnixStream) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match rustix::io::read(input, &mut *chunk) {
+            Ok(0) => {
+                let _ = pair.shutdown(Shutdown::Write);
+                return Ok(());
+            }
+            // The session is over: whoever ended it says why.
+            Ok(n) if pair.write_all(&chunk[..n]).is_err() => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => wait_for(input, PollFlags::IN)?,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Until the end of what the session brings. A session that is cut off is no end.
+fn carry_output(mut pair: &UnixStream, output: BorrowedFd<'_>) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let n = pair.read(&mut chunk)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let mut rest = &chunk[..n];
+        while !rest.is_empty() {
+            match rustix::io::write(output, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => wait_for(output, PollFlags::OUT)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whoever reads our output sees its end, although the input may go on.
+fn finish_output(output: BorrowedFd<'_>) {
+    // A socket may be input and output in one: closing one descriptor would not end its direction.
+    let _ = rustix::net::shutdown(output, rustix::net::Shutdown::Write);
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::PipeWriter, thread};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_input_is_the_end_of_one_direction_only() {
+        let (input, mut typed) = io::pipe().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let carrier = thread::spawn(move || carry_input(input.as_fd(), &ours).map(|()| ours));
+        typed.write_all(b"question").unwrap();
+        drop(typed);
+        let mut heard = Vec::new();
+        theirs.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"question");
+        let mut ours = carrier.join().unwrap().unwrap();
+        theirs.write_all(b"answer").unwrap();
+        drop(theirs);
+        heard.clear();
+        ours.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"answer");
+    }
+
+    #[test]
+    fn the_answer_is_written_whole_to_a_reader_that_is_slow_and_never_blocks_us() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let answer: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
+        let sent = answer.clone();
+        thread::spawn(move || theirs.write_all(&sent));
+        let carrier = thread::spawn(move || {
+            let writer: PipeWriter = writer;
+            carry_output(&ours, writer.as_fd())
+        });
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        assert!(got == answer, "{} of {} bytes", got.len(), answer.len());
+        carrier.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_left_is_an_error_and_not_an_end() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"answer").unwrap();
+        let failed = carry_output(&ours, writer.as_fd()).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::BrokenPipe);
+        let failure = broke("standard output could not be written", &failed);
+        assert_eq!(failure.exit, Exit::Reset);
+    }
+
+    #[test]
+    fn input_that_can_not_be_read_does_not_look_like_its_end() {
+        let directory = File::open("/").unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(carry_input(directory.as_fd(), &ours).is_err());
+        theirs.set_nonblocking(true).unwrap();
+        let read = (&theirs).read(&mut [0]);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock, "no end was passed on");
+    }
+}

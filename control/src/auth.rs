@@ -1,0 +1,413 @@
+//! Role: the data plane's questions answered from memory: who holds this token, may it have this
+//! session, which certificate.
+//! Invariants: a refused login says the same words for every cause · the verdict is taken at every open
+//! and before anybody looks whether the agent is there · nothing of one user space reaches another · no
+//! token in any log.
+//! See: `narrowlink_proto::policy`, `narrowlink_proto::token`.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use narrowlink_dataplane::{
+    directory::Directory,
+    door::{Door, LinkRequest, Principal},
+};
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    id::LinkId,
+    message::{AgentInfo, Channel, Dial, Open, Origin, Speaker},
+    policy::{self, Policies, Verdict},
+    target::{Destination, Target},
+    token::{Claims, KeyRing, Keys, Kind, LEEWAY_S, Secret, TokenError},
+};
+use rustls::ServerConfig;
+
+use crate::{clerk::Counter, config::Service};
+
+/// A token that never ends, as far as one process is concerned.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// How much of a foreign name is repeated in an answer.
+const SHOWN_CHARS_MAX: usize = 128;
+
+/// Who watches the door.
+pub struct Warden {
+    rules: ArcSwap<Rules>,
+    directory: Arc<Directory>,
+    counter: Counter,
+}
+
+/// What answers are taken from; replaced as a whole.
+pub struct Rules {
+    keys: KeyRing,
+    services: Vec<Service>,
+}
+
+impl Rules {
+    /// The rules that a config makes: the first secret signs, all are believed. `None` without a secret.
+    pub fn new(secrets: &[Secret], services: Vec<Service>) -> Option<Self> {
+        let mut keys = secrets.iter().map(|secret| Keys::new(secret.as_bytes()));
+        Some(Self { keys: KeyRing::new(keys.next()?, keys.collect()), services })
+    }
+
+    /// The claims of a token that is good for `channel`.
+    fn verify(&self, channel: Channel, token: &str, now_s: u64) -> Result<Claims, TokenError> {
+        let kinds: &[Kind] = match channel {
+            Channel::Link => &[Kind::Client, Kind::Agent],
+            Channel::Lane => &[Kind::Agent],
+            Channel::Stream => &[Kind::Client],
+        };
+        let mut refused = TokenError::Signature;
+        for kind in kinds {
+            match self.keys.verify(token, *kind, now_s) {
+                // Each kind has its own key: it may be the next one's.
+                Err(e @ TokenError::Signature) => refused = e,
+                decided => return decided,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
+    /// names nobody: then the address must be among the service's domains.
+    fn serves(&self, service: usize, name: Option<&str>) -> bool {
+        let own = |own: &Destination| match (own, name) {
+            (Destination::Name(own), Some(name)) => {
+                own.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name))
+            }
+            (Destination::Ip(_), None) => true,
+            _ => false,
+        };
+        self.services.get(service).is_some_and(|service| service.domains.iter().any(own))
+    }
+}
+
+impl Warden {
+    /// A warden with these rules.
+    pub fn new(rules: Rules, directory: Arc<Directory>, counter: Counter) -> Self {
+        Self { rules: ArcSwap::from_pointee(rules), directory, counter }
+    }
+
+    /// From now on these rules hold.
+    pub fn replace(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+    }
+}
+
+impl Door for Warden {
+    fn tls(&self, service: usize, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
+        let rules = self.rules.load();
+        if !rules.serves(service, server_name) {
+            return None;
+        }
+        rules.services.get(service)?.tls.clone()
+    }
+
+    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        match self.rules.load().verify(channel, token, since_1970.as_secs()) {
+            Ok(claims) => Ok(Arc::new(principal(claims, since_1970, Instant::now()))),
+            Err(why) => {
+                tracing::debug!(?channel, "a token was refused: {why}");
+                Err(Refused::new(
+                    RefusalCode::Unauthenticated,
+                    "the token was not accepted: it may be expired, of another kind, or of another gateway",
+                ))
+            }
+        }
+    }
+
+    fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused> {
+        let policies = granted(who)?;
+        if !matches!(open.target, Target::Tcp { .. }) {
+            let reason = format!("{}: this gateway serves TCP targets only", shown(&open.target));
+            return Err(Refused::new(RefusalCode::Unsupported, reason));
+        }
+        let decision = policy::permit(policies, &open.agent, &open.target)
+            .map_err(|e| Refused::new(RefusalCode::Protocol, format!("{}: {e}", shown(&open.target))))?;
+        let rules = match decision.verdict {
+            Verdict::Allow => None,
+            Verdict::Depends => policies.map(|policies| policies.address_rules(&open.agent, &open.target)),
+            Verdict::Deny => {
+                let (target, agent) = (shown(&open.target), shown(&open.agent.escape_debug()));
+                tracing::debug!(
+                    uid = %who.uid, client = who.name, agent, target, rule = decision.rule, peer = %peer_addr,
+                    "refused by policy"
+                );
+                let reason = format!("the policy of this token does not allow {target} on agent {agent}");
+                return Err(Refused::new(RefusalCode::Policy, reason));
+            }
+        };
+        Ok(Dial {
+            session: open.session,
+            origin: Origin::Client { name: who.name.clone(), peer_addr },
+            target: open.target.clone(),
+            rules,
+            e2ee: open.e2ee.clone(),
+        })
+    }
+
+    fn list(&self, who: &Principal) -> Vec<AgentInfo> {
+        let Ok(policies) = granted(who) else { return Vec::new() };
+        let agents = self.directory.of(who.uid).into_iter();
+        agents
+            .filter(|agent| !agent.is_link_down() && policy::may_see(policies, &agent.key.name))
+            .map(|agent| agent.info())
+            .collect()
+    }
+
+    fn claim_link(&self, request: LinkRequest) {
+        self.counter.claim(request);
+    }
+
+    fn release_link(&self, link: LinkId) {
+        self.counter.release(link);
+    }
+}
+
+/// What a client's token grants; an agent's grants nothing here.
+fn granted(who: &Principal) -> Result<Option<&Policies>, Refused> {
+    match (who.speaker, who.grant.downcast_ref::<Option<Policies>>()) {
+        (Speaker::Client, Some(policies)) => Ok(policies.as_ref()),
+        _ => Err(Refused::new(RefusalCode::Policy, "only a client's token may ask for this")),
+    }
+}
+
+fn principal(claims: Claims, since_1970: Duration, now: Instant) -> Principal {
+    let left = Duration::from_secs(claims.exp.saturating_add(LEEWAY_S)).saturating_sub(since_1970);
+    Principal {
+        speaker: if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent },
+        uid: claims.uid,
+        name: claims.name,
+        token_id: claims.jti,
+        expires_at: now + left.min(FOR_EVER),
+        grant: Arc::new(claims.policies),
+    }
+}
+
+/// Foreign words in our own sentence: no longer than a sentence.
+fn shown(words: &impl ToString) -> String {
+    let words = words.to_string();
+    match words.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}..", &words[..end]),
+        None => words,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clerk;
+    use narrowlink_dataplane::directory::AgentEntry;
+    use narrowlink_proto::{
+        id::{AgentKey, LinkSecret, SessionId, Uid},
+        token::{PublishProtocol, Published, Services},
+    };
+
+    const SECRET: [u8; 32] = [7; 32];
+
+    fn warden_of(secrets: &[Secret]) -> (Warden, clerk::Inbox) {
+        let services = vec![
+            Service {
+                domains: ["gw.example", "10.0.0.1"].map(|name| Destination::parse(name).unwrap()).to_vec(),
+                listen_addr: "127.0.0.1:0".parse().unwrap(),
+                tls: None,
+            },
+            tls_service(),
+        ];
+        let (counter, inbox) = clerk::counter();
+        let rules = Rules::new(secrets, services).unwrap();
+        (Warden::new(rules, Arc::new(Directory::default()), counter), inbox)
+    }
+
+    fn tls_service() -> Service {
+        let made = rcgen::generate_simple_self_signed(vec!["tls.example".to_owned()]).unwrap();
+        let pem = made.cert.pem() + &made.signing_key.serialize_pem();
+        let certificate = crate::certificate::Certificate::from_pem(pem.as_bytes()).unwrap();
+        Service {
+            domains: vec![Destination::parse("tls.example").unwrap()],
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            tls: Some(certificate.into_settings().unwrap()),
+        }
+    }
+
+    fn warden() -> (Warden, clerk::Inbox) {
+        warden_of(&[Secret::from_bytes(SECRET.to_vec()).unwrap()])
+    }
+
+    fn now_s() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    fn claims(kind: Kind) -> Claims {
+        let published = Published { addr: ("127.0.0.1".to_owned(), 80), protocol: PublishProtocol::Http };
+        Claims {
+            kind,
+            uid: Uid::from_u128(1),
+            name: "laptop".to_owned(),
+            exp: now_s() + 3600,
+            nbf: None,
+            iat: None,
+            jti: "t1".to_owned(),
+            policies: None,
+            connect: (kind == Kind::AgentPublish)
+                .then(|| Services([("a.example".to_owned(), published)].into())),
+        }
+    }
+
+    fn token(claims: &Claims) -> String {
+        Keys::new(&SECRET).sign(claims).unwrap()
+    }
+
+    #[test]
+    fn each_kind_of_token_works_in_its_own_roles_only() {
+        let (warden, _inbox) = warden();
+        let table = [
+            (Kind::Client, Channel::Link, true),
+            (Kind::Client, Channel::Stream, true),
+            (Kind::Client, Channel::Lane, false),
+            (Kind::Agent, Channel::Link, true),
+            (Kind::Agent, Channel::Lane, true),
+            (Kind::Agent, Channel::Stream, false),
+            (Kind::AgentPublish, Channel::Link, false),
+            (Kind::AgentPublish, Channel::Lane, false),
+            (Kind::AgentPublish, Channel::Stream, false),
+        ];
+        for (kind, channel, taken) in table {
+            let login = warden.login(channel, &token(&claims(kind)));
+            assert_eq!(login.is_ok(), taken, "{kind:?} on {channel:?}");
+        }
+        let agent = warden.login(Channel::Link, &token(&claims(Kind::Agent))).unwrap();
+        assert_eq!((agent.speaker, agent.name.as_str()), (Speaker::Agent, "laptop"));
+    }
+
+    #[test]
+    fn every_refused_login_says_the_same() {
+        let (warden, _inbox) = warden();
+        let expired = Claims { exp: now_s() - 60, ..claims(Kind::Client) };
+        let early = Claims { nbf: Some(now_s() + 60), ..claims(Kind::Client) };
+        let good = token(&claims(Kind::Client));
+        let tokens = [
+            token(&expired),
+            token(&early),
+            Keys::new(&[8; 32]).sign(&claims(Kind::Client)).unwrap(),
+            good[..good.len() - 1].to_owned(),
+            token(&claims(Kind::Agent)),
+            String::new(),
+            "a".repeat(20_000),
+        ];
+        let words: Vec<_> =
+            tokens.iter().map(|token| warden.login(Channel::Stream, token).err().unwrap()).collect();
+        assert!(words.iter().all(|refused| refused.code == RefusalCode::Unauthenticated));
+        assert!(words.iter().all(|refused| *refused == words[0]));
+    }
+
+    #[test]
+    fn an_old_secret_is_still_believed() {
+        let secrets = [vec![9; 32], SECRET.to_vec()].map(|bytes| Secret::from_bytes(bytes).unwrap());
+        let (warden, _inbox) = warden_of(&secrets);
+        assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_ok());
+        let services = warden.rules.load().services.clone();
+        warden.replace(Rules::new(&secrets[..1], services).unwrap());
+        assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_err());
+        assert!(Rules::new(&[], Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_token_ends_when_it_says() {
+        let now = Instant::now();
+        let at = |exp: u64, millis: u64| {
+            let claims = Claims { exp, ..claims(Kind::Client) };
+            principal(claims, Duration::from_millis(millis), now).expires_at - now
+        };
+        assert_eq!(at(1000, 900_500), Duration::from_millis(99_500 + LEEWAY_S * 1000));
+        assert_eq!(at(1000, 5_000_000), Duration::ZERO);
+        assert_eq!(at(u64::MAX, 0), FOR_EVER);
+    }
+
+    fn client(policies: Option<&str>) -> Principal {
+        let policies = policies.map(|json| serde_json::from_str(json).unwrap());
+        principal(Claims { policies, ..claims(Kind::Client) }, Duration::from_secs(now_s()), Instant::now())
+    }
+
+    fn open(agent: &str, target: Target) -> Open {
+        Open { session: SessionId::from_bytes([1; 32]), agent: agent.to_owned(), target, e2ee: None }
+    }
+
+    fn tcp(host: &str, port: u16) -> Target {
+        Target::Tcp { host: host.to_owned(), port }
+    }
+
+    #[test]
+    fn the_verdict_is_that_of_the_tokens_policy() {
+        let (warden, _inbox) = warden();
+        let peer: SocketAddr = "192.0.2.1:5".parse().unwrap();
+        let who = client(Some(r#"{"permit":true,"policies":[{"Ip":["home","10.0.0.0/8",22,"TCP"]}]}"#));
+        let dial = warden.permit(&who, &open("home", tcp("10.1.2.3", 22)), peer).unwrap();
+        assert_eq!(dial.origin, Origin::Client { name: "laptop".to_owned(), peer_addr: peer });
+        assert_eq!(dial.rules, None);
+        // A name depends on its addresses: the agent gets the rules.
+        assert!(warden.permit(&who, &open("home", tcp("db", 22)), peer).unwrap().rules.is_some());
+        let refused = warden.permit(&who, &open("home", tcp("10.1.2.3", 23)), peer).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Policy);
+        assert_eq!(refused.reason, "the policy of this token does not allow tcp://10.1.2.3:23 on agent home");
+        let free = client(None);
+        assert!(warden.permit(&free, &open("home", tcp("127.1", 1)), peer).is_ok());
+    }
+
+    #[test]
+    fn what_can_not_be_asked_for_is_refused_in_words_of_bounded_length() {
+        let (warden, _inbox) = warden();
+        let peer: SocketAddr = "192.0.2.1:5".parse().unwrap();
+        let who = client(None);
+        let code = |who: &Principal, open: &Open| warden.permit(who, open, peer).unwrap_err().code;
+        let udp = Target::Udp { host: "a".to_owned(), port: 53 };
+        assert_eq!(code(&who, &open("home", udp)), RefusalCode::Unsupported);
+        assert_eq!(code(&who, &open("home", tcp("", 1))), RefusalCode::Protocol);
+        assert_eq!(code(&who, &open("home", tcp("a", 0))), RefusalCode::Protocol);
+        let agent = principal(claims(Kind::Agent), Duration::ZERO, Instant::now());
+        assert_eq!(code(&agent, &open("home", tcp("a", 1))), RefusalCode::Policy);
+        let nobody = client(Some(r#"{"permit":true,"policies":[]}"#));
+        let long = open(&"x\n".repeat(20_000), tcp("a", 1));
+        let refused = warden.permit(&nobody, &long, peer).unwrap_err();
+        assert!(refused.reason.len() < 400 && !refused.reason.contains('\n'));
+    }
+
+    #[test]
+    fn a_list_shows_the_own_spaces_agents_that_the_policy_does_not_hide() {
+        let (warden, _inbox) = warden();
+        let entry = |uid, name: &str| {
+            let key = AgentKey { uid: Uid::from_u128(uid), name: name.to_owned() };
+            let (orders, _) = async_channel::bounded(1);
+            let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
+            let addr = "192.0.2.9:9".parse().unwrap();
+            (key.clone(), Arc::new(AgentEntry::new(key, link, secret, addr, orders, 1)))
+        };
+        let agents = [entry(1, "home"), entry(1, "office"), entry(1, "lost"), entry(2, "foreign")];
+        agents[2].1.set_link_down();
+        warden.directory.publish(agents.into_iter().collect());
+        let names =
+            |who: &Principal| -> Vec<_> { warden.list(who).into_iter().map(|agent| agent.name).collect() };
+        assert_eq!(names(&client(None)), ["home", "office"]);
+        let hidden = r#"{"permit":false,"policies":[{"Any":["office",false]}]}"#;
+        assert_eq!(names(&client(Some(hidden))), ["home"]);
+        assert!(names(&principal(claims(Kind::Agent), Duration::ZERO, Instant::now())).is_empty());
+    }
+
+    #[test]
+    fn a_certificate_is_shown_to_who_asks_for_its_name() {
+        let (warden, _inbox) = warden();
+        assert!(warden.tls(1, Some("tls.example")).is_some());
+        assert!(warden.tls(1, Some("TLS.example.")).is_some());
+        for (service, name) in
+            [(1, None), (1, Some("gw.example")), (0, Some("gw.example")), (2, Some("tls.example"))]
+        {
+            assert!(warden.tls(service, name).is_none(), "{service} {name:?}");
+        }
+        // A service that has an address of its own among its domains is met without a name.
+        assert!(warden.rules.load().serves(0, None));
+    }
+}

@@ -1,0 +1,306 @@
+//! Role: what a gateway is to be, as gateway.yaml or a test says it; nothing else here knows YAML.
+//! Invariants: every error names the file, the place in it and what is expected there · secrets and keys
+//! that others can read are refused unless the operator says otherwise.
+//! See: README "gateway.yaml".
+
+mod complaint;
+mod input;
+mod limits;
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use narrowlink_proto::{limits::Limits, target::Destination, token::Secret};
+use rustls::ServerConfig;
+
+use self::input::Input;
+
+/// A config, certificate or secret file at the most.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What a gateway is to be.
+#[derive(Clone)]
+pub struct Config {
+    /// Its name, for logs.
+    pub name: String,
+    /// What tokens are signed with: the one in force, then those that are still believed.
+    pub secrets: Vec<Secret>,
+    /// Where it listens, and for which names.
+    pub services: Vec<Service>,
+    /// How many workers; `None` is one per core.
+    pub workers: Option<usize>,
+    /// Whether each worker stays on a core of its own.
+    pub pin: bool,
+    /// Whether to refuse to start where the kernel refuses io_uring.
+    pub require_io_uring: bool,
+    /// What nobody may exceed.
+    pub limits: Limits,
+}
+
+/// One listening address.
+#[derive(Clone)]
+pub struct Service {
+    /// The names it answers to, in Host headers and in TLS.
+    pub domains: Vec<Destination>,
+    /// Where it listens; port 0 lets the system choose.
+    pub listen_addr: SocketAddr,
+    /// The certificate and settings of `wss`; `None` is `ws`.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+impl Service {
+    /// `wss` or `ws`.
+    pub const fn kind(&self) -> &'static str {
+        if self.tls.is_some() { "wss" } else { "ws" }
+    }
+}
+
+/// A config that can't be taken. The operator's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What it says, and where.
+    #[error("{}: {source}", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong at which line and column.
+        source: serde_yaml::Error,
+    },
+}
+
+impl Config {
+    /// Reads a config file and the files it names; their paths are relative to its directory.
+    ///
+    /// # Errors
+    /// The operator's, see [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let content = |source| ConfigError::Content { path: path.to_owned(), source };
+        let (text, mode) = read_file(path).map_err(read)?;
+        let text =
+            String::from_utf8(text).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
+        let input: Input = serde_yaml::from_str(&text).map_err(content)?;
+        if input.holds_secret() && open_to_others(mode) {
+            tracing::warn!("{} holds the secret and others can read it: chmod 600 it", path.display());
+        }
+        let base = path.parent().unwrap_or(Path::new(""));
+        input.into_config(base).map_err(|complaint| content(complaint.locate(&text)))
+    }
+}
+
+/// A small file and its permission bits.
+fn read_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("longer than {FILE_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok((bytes, mode))
+}
+
+/// Reads a file with a secret in it.
+fn read_private(path: &Path, allow_readable: bool) -> Result<Vec<u8>, String> {
+    let (bytes, mode) = read_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    if open_to_others(mode) && !allow_readable {
+        return Err(format!(
+            "{}: everybody on this machine can read or change it (mode {:04o}): chmod 640 it, or set \
+             allow_readable_secrets: true",
+            path.display(),
+            mode & 0o7777
+        ));
+    }
+    Ok(bytes)
+}
+
+const fn open_to_others(mode: u32) -> bool {
+    mode & 0o006 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, time::Duration};
+
+    const SECRET: &str = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+    /// A directory with one certificate in it.
+    fn site() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["gw.example".to_owned()]).unwrap();
+        let pem = format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem());
+        private(&dir.path().join("gw.pem"), pem.as_bytes());
+        fs::write(dir.path().join("open.pem"), pem).unwrap();
+        fs::set_permissions(dir.path().join("open.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+        private(&dir.path().join("key-less.pem"), made.cert.pem().as_bytes());
+        private(&dir.path().join("secret"), format!("{SECRET}\n").as_bytes());
+        dir
+    }
+
+    fn private(path: &Path, bytes: &[u8]) {
+        fs::write(path, bytes).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn load(dir: &tempfile::TempDir, text: &str) -> Result<Config, ConfigError> {
+        let path = dir.path().join("gateway.yaml");
+        private(&path, text.as_bytes());
+        Config::load(&path)
+    }
+
+    #[test]
+    fn the_published_format_is_taken() {
+        let dir = site();
+        let text = r#"
+name: my-gateway
+secret: [1, 2, 3]          # bytes; also "hex:..", "base64:..", or !File path
+allow_weak_secret: true
+services:
+  - !Wss { domains: [gw.example], listen_addr: "0.0.0.0:443", tls_config: !File { domains: [gw.example], cert_path: gw.pem } }
+  - !Ws  { domains: [gw.example, 127.0.0.1], listen_addr: "[::]:80" }
+workers: 2
+"#;
+        let config = load(&dir, text).unwrap();
+        assert_eq!((config.name.as_str(), config.workers, config.pin), ("my-gateway", Some(2), true));
+        assert_eq!(config.secrets[0].as_bytes(), [1, 2, 3]);
+        let kinds: Vec<_> = config.services.iter().map(Service::kind).collect();
+        assert_eq!(kinds, ["wss", "ws"]);
+        assert_eq!(config.services[1].listen_addr, "[::]:80".parse().unwrap());
+        assert_eq!(config.services[1].domains[1], Destination::Ip([127, 0, 0, 1].into()));
+        assert_eq!(config.limits, Limits::default());
+    }
+
+    #[test]
+    fn what_is_optional_is_taken() {
+        let dir = site();
+        let text = "name: a\nsecret: !File secret\nold_secrets: [\"base64:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"]\n\
+                    services:\n  - !Ws { domains: [a], listen_addr: 127.0.0.1:0 }\ndrain_s: 5\npin: false\n\
+                    limits: { dial_timeout_s: 2.5, head_timeout_s: 3, client_links_max: 7 }\n";
+        let config = load(&dir, text).unwrap();
+        assert_eq!(config.secrets.len(), 2);
+        assert!(config.secrets[0] == config.secrets[1]);
+        let limits = Limits {
+            drain_timeout: Duration::from_secs(5),
+            dial_timeout: Duration::from_millis(2500),
+            head_timeout: Duration::from_secs(3),
+            client_links_max: 7,
+            ..Limits::default()
+        };
+        assert_eq!(config.limits, limits);
+        assert!(!config.pin);
+    }
+
+    /// One change to a good file, and the words it must bring up.
+    fn check(from: &str, to: &str, words: &[&str]) {
+        let good = format!(
+            "name: my-gateway\nsecret: \"{SECRET}\"\nservices:\n  - !Wss\n    domains: [gw.example]\n    \
+             listen_addr: 127.0.0.1:443\n    tls_config: !File {{ cert_path: gw.pem }}\n  - !Ws {{ domains: [gw.example], \
+             listen_addr: 127.0.0.1:80 }}\nworkers: 2\n"
+        );
+        assert!(good.contains(from), "{from:?} is not in the file");
+        let dir = site();
+        load(&dir, &good).unwrap();
+        let Err(error) = load(&dir, &good.replacen(from, to, 1)) else { panic!("{to:?} was taken") };
+        let error = error.to_string();
+        for word in words.iter().chain(&["gateway.yaml: "]) {
+            assert!(error.contains(word), "{to:?}: {error:?} lacks {word:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
+        let place = |line, path| [format!("line {line} column "), format!("{path}: ")];
+        let table: &[(&str, &str, u32, &str, &[&str])] = &[
+            ("workers: 2", "worker: 2", 9, "", &["unknown field `worker`", "`workers`"]),
+            ("workers: 2", "workers: 0", 9, "workers", &["1 to 1024"]),
+            ("workers: 2", "workers: two", 9, "workers", &["invalid type"]),
+            ("workers: 2", "drain_s: 99999", 9, "drain_s", &["0 to 3600"]),
+            ("workers: 2", "limits: { dial_timeout_s: 0 }", 9, "limits.dial_timeout_s", &["more than 0"]),
+            ("workers: 2", "limits: { dial_timeout: 1 }", 9, "limits", &["`dial_timeout_s`"]),
+            ("name: my-gateway", "name: \"\"", 1, "name", &["1 to 128 bytes"]),
+            ("- !Ws ", "- !Wsx ", 8, "services[1]", &["unknown variant `Wsx`", "`Wss` or `Ws`"]),
+            ("- !Ws {", "- {", 8, "services[1]", &["invalid type: map, expected !Wss or !Ws before"]),
+            ("- !Ws {", "- !Ws { tls: 1,", 8, "services[1]", &["unknown field `tls`", "`domains`"]),
+            ("127.0.0.1:80", "127.0.0.1", 8, "services[1].listen_addr", &["expected IP:PORT"]),
+            ("127.0.0.1:80", "127.0.0.1:443", 8, "services[1].listen_addr", &["services[0] listens on"]),
+            ("[gw.example]", "[]", 5, "services[0].domains", &["expected the names"]),
+            ("[gw.example]", "[gw.example, 1.2.3]", 5, "services[0].domains[1]", &["!Ws takes addresses"]),
+            ("[gw.example]", "[\"gw .example\"]", 5, "services[0].domains[0]", &["neither a host name"]),
+            ("!File", "!Acme", 7, "services[0].tls_config", &["unknown variant `Acme`", "`File`"]),
+            ("gw.pem", "no.pem", 7, "services[0].tls_config.cert_path", &["no.pem", "No such file"]),
+            ("gw.pem", "open.pem", 7, "services[0].tls_config.cert_path", &["mode 0644", "chmod 640"]),
+            ("gw.pem", "key-less.pem", 7, "services[0].tls_config.cert_path", &["no private key"]),
+            (
+                "cert_path",
+                "domains: [other.example], cert_path",
+                5,
+                "services[0].domains[0]",
+                &["gw.example has no certificate"],
+            ),
+            (
+                SECRET,
+                "hex:00",
+                2,
+                "secret",
+                &["a secret of 1 bytes", "at least 32", "allow_weak_secret: true"],
+            ),
+            (SECRET, "hex:zz", 2, "secret", &["not hexadecimal"]),
+            (SECRET, "hunter2", 2, "secret", &["\"hex:..\", \"base64:..\" or !File path"]),
+        ];
+        for (from, to, line, path, words) in table {
+            let place = place(line, path);
+            let mut words = words.to_vec();
+            words.push(&place[0]);
+            if !path.is_empty() {
+                words.push(&place[1]);
+            }
+            check(from, to, &words);
+        }
+    }
+
+    #[test]
+    fn a_missing_part_is_named() {
+        check("name: my-gateway\n", "", &["missing field `name`"]);
+        check("    listen_addr: 127.0.0.1:443\n", "", &["services[0]", "missing field `listen_addr`"]);
+        check("workers: 2\n", "workers: \"2\n", &["line 9 column 10", "unexpected end of stream"]);
+        check("workers: 2\n", "pin: 2\n", &["pin: ", "expected a boolean"]);
+    }
+
+    #[test]
+    fn files_that_others_can_read_are_taken_when_the_operator_says_so() {
+        let dir = site();
+        let text = format!(
+            "name: a\nsecret: \"{SECRET}\"\nallow_readable_secrets: true\nservices:\n  - !Wss {{ domains: [gw.example], \
+             listen_addr: 127.0.0.1:0, tls_config: !File {{ cert_path: open.pem }} }}\n"
+        );
+        assert!(load(&dir, &text).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let Err(error) = Config::load(Path::new("/nowhere/gateway.yaml")) else { panic!("it is there") };
+        assert!(error.to_string().starts_with("/nowhere/gateway.yaml: No such file"));
+        let dir = site();
+        private(&dir.path().join("gateway.yaml"), &[0xff, 0xfe]);
+        let Err(error) = Config::load(&dir.path().join("gateway.yaml")) else { panic!("it is text") };
+        assert!(error.to_string().contains("utf-8"), "{error}");
+    }
+}

@@ -1,0 +1,13 @@
+//! Decides: who may come in, what they may open, and which agents are there. The program
+//! `narrowlink-gateway` is this library and a `main` that wires.
+//!
+//! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
+//! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
+
+pub mod auth;
+pub mod certificate;
+pub mod clerk;
+pub mod config;
+pub mod gateway;
+pub mod registry;
+pub mod supervise;

@@ -1,0 +1,169 @@
+//! Links of agents and clients at a running gateway, over real sockets: who may hold a name, who sees
+//! whom, and what links hear when the gateway stops.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use narrowlink_control::{
+    config::{Config, Service},
+    gateway::{self, Gateway},
+};
+use narrowlink_dataplane::{
+    link::{self, LinkError, PeerLink},
+    tunnel::{self, TunnelError},
+    worker::run_alone,
+};
+use narrowlink_proto::{
+    ended::RefusalCode,
+    id::{Nonce, Uid, instance_statement},
+    limits::Limits,
+    message::{AgentInfo, GoodbyeCode, Instance, Message},
+    target::Destination,
+    token::{Claims, Keys, Kind, Secret},
+};
+
+const SECRET: [u8; 32] = [7; 32];
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Seconds since 1970: in the year 9999.
+const NEVER: u64 = 253_402_300_799;
+
+fn start() -> Gateway {
+    gateway::start(Config {
+        name: "test".to_owned(),
+        secrets: vec![Secret::from_bytes(SECRET.to_vec()).unwrap()],
+        services: vec![Service {
+            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            tls: None,
+        }],
+        workers: Some(2),
+        pin: false,
+        require_io_uring: false,
+        limits: Limits::default(),
+    })
+    .unwrap()
+}
+
+/// Somebody with a token.
+struct Peer {
+    way: tunnel::Gateway,
+    claims: Claims,
+    key: Ed25519KeyPair,
+}
+
+impl Peer {
+    fn new(addr: SocketAddr, kind: Kind, uid: u128, name: &str, exp: u64) -> Self {
+        let claims = Claims {
+            kind,
+            uid: Uid::from_u128(uid),
+            name: name.to_owned(),
+            exp,
+            nbf: None,
+            iat: None,
+            jti: format!("{name} of {uid}"),
+            policies: None,
+            connect: None,
+        };
+        let token = Keys::new(&SECRET).sign(&claims).unwrap();
+        let endpoint = serde_json::json!({ "gateway": addr.to_string(), "token": token, "protocol": "Ws" });
+        let way = tunnel::Gateway::load(&serde_json::from_value(endpoint).unwrap(), Path::new("")).unwrap();
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        Self { way, claims, key: Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap() }
+    }
+
+    async fn join(&self) -> Result<PeerLink, LinkError> {
+        let sign = |nonce: &Nonce| {
+            let statement = instance_statement(nonce, &self.claims.uid, &self.claims.name);
+            Instance {
+                key: URL_SAFE_NO_PAD.encode(self.key.public_key()),
+                signature: URL_SAFE_NO_PAD.encode(self.key.sign(&statement)),
+            }
+        };
+        let sign: Option<&dyn Fn(&Nonce) -> Instance> =
+            if self.claims.kind == Kind::Agent { Some(&sign) } else { None };
+        link::join(&self.way, sign, PATIENCE).await
+    }
+}
+
+async fn list(client: &mut PeerLink) -> Vec<AgentInfo> {
+    client.send(&Message::List).unwrap();
+    match client.next().await.unwrap() {
+        Message::Agents { agents, .. } => agents,
+        other => panic!("{} instead of a list", other.name()),
+    }
+}
+
+fn goodbye(error: LinkError) -> GoodbyeCode {
+    match error {
+        LinkError::Goodbye(goodbye) => goodbye.code,
+        other => panic!("no goodbye: {other}"),
+    }
+}
+
+#[test]
+fn a_name_has_one_holder_and_its_own_space_sees_it() {
+    let gateway = start();
+    let addr = gateway.addresses()[0];
+    let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
+    let stranger = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
+    let client = Peer::new(addr, Kind::Client, 1, "laptop", NEVER);
+    let foreign = Peer::new(addr, Kind::Client, 2, "laptop", NEVER);
+    run_alone(false, |_| async {
+        let (mut client, mut foreign) = (client.join().await.unwrap(), foreign.join().await.unwrap());
+        assert!(list(&mut client).await.is_empty());
+        let mut first = agent.join().await.unwrap();
+        let seen = list(&mut client).await;
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].name.as_str(), seen[0].address.ip()), ("home", addr.ip()));
+        assert!(list(&mut foreign).await.is_empty());
+
+        assert_eq!(goodbye(stranger.join().await.err().unwrap()), GoodbyeCode::NameTaken);
+        let second = agent.join().await.unwrap();
+        assert_ne!(first.link, second.link);
+        assert_eq!(goodbye(first.next().await.unwrap_err()), GoodbyeCode::Replaced);
+        assert_eq!(list(&mut client).await.len(), 1);
+
+        // Once the holder has gone, the stranger is as good as anybody.
+        second.close();
+        while !list(&mut client).await.is_empty() {}
+        let _held = stranger.join().await.unwrap();
+        assert_eq!(list(&mut client).await.len(), 1);
+    })
+    .unwrap();
+    assert!(gateway.stop(PATIENCE));
+}
+
+#[test]
+fn every_link_hears_that_the_gateway_stops() {
+    let gateway = start();
+    let addr = gateway.addresses()[0];
+    let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
+    let client = Peer::new(addr, Kind::Client, 1, "laptop", NEVER);
+    run_alone(false, |_| async {
+        let (mut agent, mut client) = (agent.join().await.unwrap(), client.join().await.unwrap());
+        let stop = std::thread::spawn(move || gateway.stop(PATIENCE));
+        assert_eq!(goodbye(agent.next().await.unwrap_err()), GoodbyeCode::Draining);
+        assert_eq!(goodbye(client.next().await.unwrap_err()), GoodbyeCode::Draining);
+        assert!(stop.join().unwrap());
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_expired_token_does_not_get_a_link() {
+    let gateway = start();
+    let client = Peer::new(gateway.addresses()[0], Kind::Client, 1, "laptop", 1_000_000_000);
+    let refused = run_alone(false, |_| async { client.join().await.err().unwrap() }).unwrap();
+    match refused {
+        LinkError::Tunnel(TunnelError::Refused(refused)) => {
+            assert_eq!(refused.code, RefusalCode::Unauthenticated);
+        }
+        other => panic!("not refused: {other}"),
+    }
+    assert!(gateway.stop(PATIENCE));
+}

@@ -1,0 +1,114 @@
+//! Role: gateway, agents and clients in this process, on loopback and free ports.
+//! Invariants: everything is started through the same files and loaders as the real programs ·
+//! every lab has a directory of its own, gone with it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use narrowlink_agent::Agent;
+use narrowlink_client::{Forward, Plan, start_forward};
+use narrowlink_control::{
+    config::Config as GatewayConfig,
+    gateway::{self, Gateway},
+};
+use narrowlink_proto::{id::Uid, policy::Policies, target::Target, token::Kind};
+
+use crate::site::{Site, Transport};
+
+/// How long a program may take to get ready on loopback.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running gateway and the directory that programs for it are configured in.
+pub struct Lab {
+    /// Where the files lie.
+    pub site: Site,
+    /// The space that agents and clients belong to unless said otherwise.
+    pub uid: Uid,
+    gateway: Gateway,
+    // Last: removed after everything that reads it.
+    _dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Starts a gateway with `workers` workers.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(workers: usize) -> Result<Self> {
+        // Another part of the process may have installed it already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::Builder::new().prefix("narrowlink-").tempdir()?;
+        let site = Site::create(dir.path())?;
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let config = GatewayConfig::load(&site.gateway_yaml(any, any, workers)?)?;
+        let gateway = gateway::start(config)?;
+        // For programs started by hand: the ports that this gateway got.
+        site.gateway_yaml(gateway.addresses()[0], gateway.addresses()[1], workers)?;
+        Ok(Self { site, uid: Uid::from_u128(7), gateway, _dir: dir })
+    }
+
+    /// The running gateway.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Where programs with this transport connect to.
+    pub fn entry(&self, transport: Transport) -> SocketAddr {
+        self.gateway.addresses()[usize::from(!transport.tls)]
+    }
+
+    /// Starts an agent and waits until the gateway has welcomed it.
+    ///
+    /// # Errors
+    /// The system's, or the agent was not welcomed in time.
+    pub fn agent(&self, name: &str, transport: Transport) -> Result<Agent> {
+        self.agent_with(self.uid, name, transport, "")
+    }
+
+    /// As [`Lab::agent`], in the space `uid`; `extra` is appended to agent.yaml.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn agent_with(&self, uid: Uid, name: &str, transport: Transport, extra: &str) -> Result<Agent> {
+        let token = self.site.token(Kind::Agent, uid, name, None)?;
+        let state = self.site.dir().join(format!("state-{name}"));
+        let extra = format!("state_dir: \"{}\"\n{extra}", state.display());
+        let file = format!("agent-{name}.yaml");
+        let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, &token, &extra)?;
+        let agent = narrowlink_agent::start(narrowlink_agent::config::Config::load(&path)?)?;
+        agent.wait_ready(READY_TIMEOUT).ok_or_else(|| anyhow!("agent {name} was not welcomed"))?;
+        Ok(agent)
+    }
+
+    /// The configuration of a client named `name`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn client(
+        &self,
+        uid: Uid,
+        name: &str,
+        transport: Transport,
+        policies: Option<Policies>,
+    ) -> Result<narrowlink_client::config::Config> {
+        let token = self.site.token(Kind::Client, uid, name, policies)?;
+        let file = format!("client-{name}.yaml");
+        let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, &token, "")?;
+        Ok(narrowlink_client::config::Config::load(&path)?)
+    }
+
+    /// Starts a forwarded port to `target` beyond `agent`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn forward(&self, agent: &str, target: SocketAddr, transport: Transport) -> Result<Forward> {
+        let config = self.client(self.uid, "laptop", transport, None)?;
+        let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let target = Target::Tcp { host: target.ip().to_string(), port: target.port() };
+        let plan = Plan { agent: agent.to_owned(), target, listen };
+        start_forward(&config, plan).context("the forwarded port")
+    }
+}

@@ -1,0 +1,10 @@
+//! The whole system in one process, and programs that drive it.
+//!
+//! [`site`] writes what the programs read (certificates, tokens, configurations), [`lab`] starts
+//! gateway, agents and clients from it on loopback, [`transfer`] sends bytes through and judges
+//! every one of them and every ending. The demo, the system tests and the load tests build on these.
+#![forbid(unsafe_code)]
+
+pub mod lab;
+pub mod site;
+pub mod transfer;

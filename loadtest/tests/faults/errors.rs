@@ -1,0 +1,272 @@
+//! Role: what each program says and answers when something is wrong; writes docs/errors.md.
+//! Invariants: the document is what was seen, masked where machines differ; an exit code is also asserted
+//! by itself, so that blessing can't change one. `NARROWLINK_BLESS=1` rewrites the document.
+//! See: docs/errors.md.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use socket2::SockRef;
+
+use crate::kit::{
+    PATIENCE, net,
+    process::run,
+    site::{AGENT, Holder, Site, Transport, Tunnel},
+};
+
+const HEAD: &str = "\
+# Errors
+
+Exit codes of `narrowlink`, after sysexits.h:
+
+| code | means |
+|---|---|
+| 0 | done |
+| 2 | the command line is wrong |
+| 65 | refused by policy |
+| 69 | unreachable, or the agent was not found |
+| 74 | the session was reset after it had opened |
+| 77 | the token was not accepted |
+| 78 | the configuration is wrong |
+
+`narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound), 70 (internal) or 78,
+`narrowlink-tokengen` with 2 or 78. An agent and a forward that were started well never end by themselves: they
+try again.
+
+What each says, on standard error. Words in capitals stand for addresses and directories.
+
+| situation | program | message | exit code |
+|---|---|---|---|
+";
+
+/// One thing that is wrong.
+struct Case {
+    situation: &'static str,
+    command: Command,
+    exit_code: i32,
+}
+
+/// What the cases need to be wrong against.
+struct Scene {
+    tunnel: Tunnel,
+    /// Nobody listens there.
+    closed: SocketAddr,
+    /// Somebody else does.
+    occupied: TcpListener,
+    /// Accepts, says a word, and resets.
+    rude: SocketAddr,
+}
+
+impl Scene {
+    fn set() -> Self {
+        Self {
+            tunnel: Tunnel::start(Transport::Wss),
+            closed: net::free_addr(),
+            occupied: net::listen().0,
+            rude: start_rude_target(),
+        }
+    }
+
+    fn occupied_addr(&self) -> SocketAddr {
+        self.occupied.local_addr().expect("a bound socket has an address")
+    }
+
+    /// What stands in the document in place of this run's own addresses and directories.
+    fn mask(&self, text: &str) -> String {
+        let site = &self.tunnel.site;
+        let addrs = [
+            (site.gateway_addr(Transport::Wss), "GATEWAY"),
+            (site.gateway_addr(Transport::Ws), "GATEWAY"),
+            (self.closed, "CLOSED"),
+            (self.occupied_addr(), "OCCUPIED"),
+            (self.rude, "TARGET"),
+        ];
+        let mut text = text.replace(&site.dir().display().to_string(), "DIR");
+        for (addr, name) in addrs {
+            text = text.replace(&addr.to_string(), &format!("{name}:PORT"));
+            text = text.replace(&addr.ip().to_string(), name);
+        }
+        for words in ["Name or service not known", "Temporary failure in name resolution"] {
+            text = text.replace(words, "the resolver's words");
+        }
+        text
+    }
+}
+
+/// Lets a session open, and resets it once the first byte has gone through.
+fn start_rude_target() -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"!");
+            // The user's word or end: the session has opened on every side.
+            let _ = stream.read(&mut [0]);
+            let _ = SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    });
+    addr
+}
+
+/// Everything that can be wrong about reaching a target.
+fn session_cases(scene: &Scene) -> Vec<Case> {
+    let site = &scene.tunnel.site;
+    let list = |holder| {
+        let mut command = site.client(Transport::Wss, holder);
+        command.arg("list");
+        command
+    };
+    let connect = |holder, agent: &str, target: &str| {
+        let mut command = site.client(Transport::Wss, holder);
+        command.args(["connect", "-n", agent, target]);
+        command
+    };
+    let (closed, rude) = (scene.closed.to_string(), scene.rude.to_string());
+    let nowhere = "no-such-host.invalid:80";
+    let case = |situation, command, exit_code| Case { situation, command, exit_code };
+    vec![
+        case("wrong token", list(Holder::Stranger), 77),
+        case("wrong token", connect(Holder::Stranger, AGENT, &rude), 77),
+        case("expired token", list(Holder::Expired), 77),
+        case("expired token", connect(Holder::Expired, AGENT, &rude), 77),
+        case("unknown agent", connect(Holder::Free, "nobody", &rude), 69),
+        case("refused by policy", connect(Holder::Barred, AGENT, &rude), 65),
+        case("the target refuses", connect(Holder::Free, AGENT, &closed), 69),
+        case("the target can't be resolved", connect(Holder::Free, AGENT, nowhere), 69),
+        case("the target resets the session", connect(Holder::Free, AGENT, &rude), 74),
+        case("not a target", connect(Holder::Free, AGENT, "no-port"), 2),
+        case("no gateway there", no_gateway(site, scene.closed), 69),
+        case("the local port is occupied", occupied_forward(site, scene.occupied_addr(), &rude), 69),
+    ]
+}
+
+fn no_gateway(site: &Site, closed: SocketAddr) -> Command {
+    let text = format!(
+        "endpoints: [!SelfHosted {{ gateway: \"{closed}\", protocol: Ws, token_file: {} }}]\n",
+        site.path("Free.token").display()
+    );
+    let mut command = site.command("narrowlink");
+    command.arg("-c").arg(site.write_secret("no-gateway.yaml", &text)).arg("list");
+    command
+}
+
+fn occupied_forward(site: &Site, occupied: SocketAddr, target: &str) -> Command {
+    let mut command = site.client(Transport::Wss, Holder::Free);
+    command.args(["forward", "-n", AGENT, "-l", &occupied.to_string(), target]);
+    command
+}
+
+/// Everything that can be wrong about a configuration.
+fn config_cases(scene: &Scene) -> Vec<Case> {
+    let site = &scene.tunnel.site;
+    let good = site.gateway_config();
+    let with = |program: &str, config: PathBuf| {
+        let mut command = site.command(program);
+        command.arg("-c").arg(config);
+        command
+    };
+    let gateway = |name: &str, text: &str| with("narrowlink-gateway", site.write_secret(name, text));
+    let broken =
+        |program: &str| with(program, site.write_secret("broken.yaml", "endpoints: [\n  - oops: {\n"));
+    let list = |mut command: Command| {
+        command.arg("list");
+        command
+    };
+    site.write_secret("text.pem", "this is no certificate\n");
+    let other_cert = |path: &str| good.replace("gateway.pem", path);
+    let occupied =
+        good.replace(&site.gateway_addr(Transport::Ws).to_string(), &scene.occupied_addr().to_string());
+    let occupied =
+        occupied.replace(&site.gateway_addr(Transport::Wss).to_string(), &net::free_addr().to_string());
+    let weak = "name: weak\nsecret: [2, 0, 2, 3]\nservices: [!Ws { domains: [gw.test], listen_addr: \"127.0.0.1:0\" }]\n";
+    let no_ca = format!(
+        "endpoints: [!SelfHosted {{ gateway: \"{}\", protocol: Wss, token: x, ca_file: {} }}]\n",
+        scene.closed,
+        site.path("absent.pem").display()
+    );
+    let case = |situation, command, exit_code| Case { situation, command, exit_code };
+    vec![
+        case("broken YAML", broken("narrowlink-gateway"), 78),
+        case("broken YAML", broken("narrowlink-agent"), 78),
+        case("broken YAML", list(broken("narrowlink")), 78),
+        case("broken YAML", broken("narrowlink-tokengen"), 78),
+        case("no such configuration", with("narrowlink-gateway", site.path("absent.yaml")), 78),
+        case("no such configuration", with("narrowlink-agent", site.path("absent.yaml")), 78),
+        case("no such configuration", list(with("narrowlink", site.path("absent.yaml"))), 78),
+        case("no such configuration", with("narrowlink-tokengen", site.path("absent.yaml")), 78),
+        case("unreadable certificate", gateway("absent-pem.yaml", &other_cert("absent.pem")), 78),
+        case("not a certificate", gateway("text-pem.yaml", &other_cert("text.pem")), 78),
+        case("unreadable own CA", list(with("narrowlink", site.write_secret("no-ca.yaml", &no_ca))), 78),
+        case("weak secret", gateway("weak.yaml", weak), 78),
+        case("the listen address is occupied", gateway("occupied.yaml", &occupied), 69),
+    ]
+}
+
+/// The program and its command, as a user thinks of them.
+fn program(command: &Command) -> String {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = command.get_args().filter_map(|word| word.to_str());
+    let verb = words.into_iter().find(|word| ["list", "connect", "forward"].contains(word));
+    [name.to_str().unwrap_or_default(), verb.unwrap_or_default()].join(" ").trim().to_owned()
+}
+
+/// What is said to the user: the log's errors without their time, and what is no log line at all.
+fn message(stderr: &str) -> String {
+    let lines = stderr.lines().filter_map(|line| match line.split_once('Z') {
+        Some((time, rest)) if time.contains('T') && time.starts_with(|c: char| c.is_ascii_digit()) => {
+            let rest = rest.trim_start();
+            rest.starts_with("ERROR").then_some(rest)
+        }
+        // What clap adds to each of its errors.
+        _ => (!line.starts_with("Usage:") && !line.starts_with("For more information")).then_some(line),
+    });
+    let lines: Vec<&str> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("<br>").replace('|', "\\|")
+}
+
+#[test]
+fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
+    let scene = Scene::set();
+    let mut seen = HEAD.to_owned();
+    let mut wrong = String::new();
+    for case in session_cases(&scene).into_iter().chain(config_cases(&scene)) {
+        let Case { situation, command, exit_code } = case;
+        let program = program(&command);
+        let finished = run(command, b"hello", PATIENCE);
+        let message = scene.mask(&message(&finished.stderr));
+        let code = finished.status.code();
+        if code != Some(exit_code) || message.is_empty() || message.contains("panicked") {
+            let _ = writeln!(wrong, "{situation}, {program}: {code:?}, not {exit_code}: {}", finished.stderr);
+        }
+        let _ = writeln!(seen, "| {situation} | `{program}` | {message} | {exit_code} |");
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+
+    let docs = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md"));
+    if std::env::var("NARROWLINK_BLESS").is_ok_and(|value| value == "1") {
+        fs::write(docs, &seen).expect("the docs can be written");
+    }
+    let written = fs::read_to_string(docs).unwrap_or_default();
+    for (seen, written) in seen.lines().zip(written.lines()) {
+        assert_eq!(seen, written, "docs/errors.md is out of date: NARROWLINK_BLESS=1 rewrites it");
+    }
+    assert!(seen == written, "docs/errors.md is out of date: NARROWLINK_BLESS=1 rewrites it");
+}
+
+#[test]
+fn a_message_is_what_is_not_the_logs_chatter() {
+    let stderr =
+        "2026-01-31T10:00:00.000001Z  INFO gateway: up\n2026-01-31T10:00:00Z ERROR gateway: it | broke\n";
+    assert_eq!(message(stderr), "ERROR gateway: it \\| broke");
+    assert_eq!(
+        message("error: no\n\nUsage: narrowlink\n\nFor more information, try '--help'.\n"),
+        "error: no"
+    );
+    assert_eq!(message("no agent\n\n  caused by Zeus\n"), "no agent<br>caused by Zeus");
+}

@@ -1,0 +1,154 @@
+//! Role: the gateway or the agent goes away and comes back.
+//! Invariants: a forwarded port serves again within 1 s (median) and 3 s (worst), with the same processes
+//! around the one that was away. `NARROWLINK_OUTAGES` says how often, `NARROWLINK_OUTAGE_S` how long.
+
+use std::{
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    alone,
+    kit::{
+        PATIENCE, net, number_from_env,
+        process::Running,
+        site::{Site, Transport, Tunnel},
+    },
+};
+
+const MEDIAN_MAX: Duration = Duration::from_secs(1);
+const WORST_MAX: Duration = Duration::from_secs(3);
+
+/// A target that gives back what it gets, as long as the test process lives.
+fn start_echo() -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    addr
+}
+
+/// One user's attempt: connect, say something, get it back.
+fn echo(local: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(local)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"are you there?")?;
+    let mut answer = [0; 14];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"are you there?");
+    Ok(())
+}
+
+/// Twenty users a second try, each patiently; says when the first was served.
+fn first_echo(local: SocketAddr) -> Instant {
+    let (served, first) = mpsc::channel();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let served = served.clone();
+        thread::spawn(move || echo(local).map(|()| served.send(Instant::now())));
+        match first.recv_timeout(Duration::from_millis(50)) {
+            Ok(at) => return at,
+            Err(_) => assert!(Instant::now() < deadline, "nobody was served at {local} for {PATIENCE:?}"),
+        }
+    }
+}
+
+/// Starts the gateway and says when its port was open.
+fn start_gateway(site: &mut Site, transport: Transport) -> (Running, Instant) {
+    let addr = site.gateway_addr(transport);
+    let opened = thread::spawn(move || {
+        net::wait_for_server("the gateway's port", addr, PATIENCE);
+        Instant::now()
+    });
+    let gateway = site.start_gateway();
+    (gateway, opened.join().expect("the port has opened"))
+}
+
+fn outage() -> Duration {
+    Duration::from_secs(number_from_env("NARROWLINK_OUTAGE_S", 1))
+}
+
+fn check(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("{what}: served again after {median:?} (median), {worst:?} (worst) of {}", times.len());
+    assert!(median <= MEDIAN_MAX && worst <= WORST_MAX, "{what}: served again after {times:?}");
+}
+
+fn a_forwarded_port_serves_again_after_the_gateway_was_away(transport: Transport) {
+    let _alone = alone();
+    let mut tunnel = Tunnel::start(transport);
+    let mut forward = tunnel.forward(start_echo());
+    let times = (0..number_from_env("NARROWLINK_OUTAGES", 2)).map(|_| {
+        first_echo(forward.local);
+        tunnel.gateway.kill_9();
+        // The length of the outage is what is tested, not a guess at something else.
+        thread::sleep(outage());
+        let opened;
+        (tunnel.gateway, opened) = start_gateway(&mut tunnel.site, transport);
+        let time = first_echo(forward.local).saturating_duration_since(opened);
+        tunnel.agent.assert_running();
+        forward.running.assert_running();
+        time
+    });
+    let times = times.collect();
+    check("gateway away", times);
+}
+
+fn a_forwarded_port_serves_again_after_the_agent_was_away(transport: Transport) {
+    let _alone = alone();
+    let mut tunnel = Tunnel::start(transport);
+    let mut forward = tunnel.forward(start_echo());
+    let times = (0..number_from_env("NARROWLINK_OUTAGES", 2)).map(|_| {
+        first_echo(forward.local);
+        tunnel.agent.kill_9();
+        thread::sleep(outage());
+        let started = Instant::now();
+        (tunnel.agent, _) = tunnel.site.spawn_agent(transport);
+        let time = first_echo(forward.local).saturating_duration_since(started);
+        tunnel.gateway.assert_running();
+        forward.running.assert_running();
+        time
+    });
+    let times = times.collect();
+    check("agent away", times);
+}
+
+fn an_agent_and_a_client_that_were_there_first_work_when_the_gateway_comes(transport: Transport) {
+    let _alone = alone();
+    let mut site = Site::with_known_ports();
+    let (mut agent, _) = site.spawn_agent(transport);
+    let mut forward = site.start_forward(transport, start_echo());
+    thread::sleep(outage());
+    agent.assert_running();
+    forward.running.assert_running();
+    let (_gateway, opened) = start_gateway(&mut site, transport);
+    let time = first_echo(forward.local).saturating_duration_since(opened);
+    agent.assert_running();
+    forward.running.assert_running();
+    check("gateway late", vec![time]);
+}
+
+fn a_connection_made_while_the_gateway_is_away_is_reset_in_the_end(transport: Transport) {
+    let mut tunnel = Tunnel::start(transport);
+    let mut forward = tunnel.forward(start_echo());
+    first_echo(forward.local);
+    tunnel.gateway.kill_9();
+    let began = Instant::now();
+    let error = echo(forward.local).expect_err("there is no gateway");
+    println!("reset after {:?}", began.elapsed());
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    forward.running.assert_running();
+}
+
+over_ws_and_wss!(
+    a_forwarded_port_serves_again_after_the_gateway_was_away,
+    a_forwarded_port_serves_again_after_the_agent_was_away,
+    an_agent_and_a_client_that_were_there_first_work_when_the_gateway_comes,
+    a_connection_made_while_the_gateway_is_away_is_reset_in_the_end,
+);

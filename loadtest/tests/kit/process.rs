@@ -1,0 +1,244 @@
+//! Role: finds programs, runs them, keeps what they say, and ends them.
+//! Invariants: a process lives no longer than its `Running`; what it said is shown when its test fails;
+//! only process groups that were started here are ever signalled.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+
+use super::wait_for;
+
+/// One of our own binaries, as built beside this test.
+pub(crate) fn ours(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    // target/<profile>/deps/<test> → target/<profile>/<name>
+    let profile_dir = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let path = profile_dir.join(name);
+    assert!(path.is_file(), "{} is missing: run `cargo build --workspace`", path.display());
+    path
+}
+
+/// A program of the system. A missing one fails the test: a test that is skipped proves nothing.
+pub(crate) fn foreign(name: &str, package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    dirs.extend(["/usr/sbin".into(), "/sbin".into()]);
+    // Debian keeps the servers' programs out of PATH, one directory a version.
+    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
+        dirs.extend(versions.flatten().map(|version| version.path().join("bin")));
+    }
+    dirs.into_iter()
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing: run `apt-get install -y {package}`"))
+}
+
+/// A process that runs until it is killed or dropped.
+pub(crate) struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+    asked_to_end_by: Option<Signal>,
+}
+
+impl Running {
+    /// Starts `command` in a process group of its own; standard error goes to a log file in `dir`.
+    /// Standard output goes there too, unless `lines` wants it.
+    pub(crate) fn start(name: &str, dir: &Path, mut command: Command, lines: Option<Lines>) -> Self {
+        let log = (0..)
+            .map(|n| dir.join(format!("{name}.{n}.log")))
+            .find(|path| !path.exists())
+            .expect("there is always a next number");
+        let file = File::create(&log).expect("the test's directory can be written");
+        let stdout = match lines {
+            Some(_) => Stdio::piped(),
+            None => file.try_clone().expect("a descriptor is free").into(),
+        };
+        command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{name} can't be started: {e}"));
+        if let (Some(Lines(sender)), Some(stdout)) = (lines, child.stdout.take()) {
+            thread::spawn(move || send_lines(stdout, &sender));
+        }
+        Self { name: name.to_owned(), child, log, ended: None, asked_to_end_by: None }
+    }
+
+    /// Asks the process with this signal before it is killed: some must tidy up what outlives them.
+    pub(crate) const fn ended_by(mut self, signal: Signal) -> Self {
+        self.asked_to_end_by = Some(signal);
+        self
+    }
+
+    /// kill -9, and nothing else of the process is left when this returns.
+    pub(crate) fn kill_9(&mut self) {
+        self.assert_running();
+        self.child.kill().expect("our own child can be killed");
+        let status = self.child.wait().expect("our own child can be waited for");
+        assert_eq!(status.signal(), Some(9), "{} ended by itself: {status}\n{}", self.name, self.said());
+        self.ended = Some(status);
+    }
+
+    /// Fails the test with what the process said, if it has ended.
+    pub(crate) fn assert_running(&mut self) {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("our own child can be asked");
+        }
+        if let Some(status) = self.ended {
+            panic!("{} has ended ({status}); it said:\n{}", self.name, self.said());
+        }
+    }
+
+    /// Waits for something that this process is to bring about.
+    pub(crate) fn wait_for<T>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> T {
+        wait_for(what, patience, || {
+            let seen = look();
+            if seen.is_none() {
+                self.assert_running();
+            }
+            seen
+        })
+    }
+
+    /// Waits for the end that `signal` asks for, but not for long, and never panics: this runs in `drop`.
+    fn ask_to_end(&self, signal: Signal) {
+        let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else { return };
+        let _ = kill_process(pid, signal);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while Instant::now() < deadline && matches!(waitid(WaitId::Pid(pid), ended), Ok(None)) {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What the process has said so far, its last 60 lines.
+    fn said(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            if let Some(signal) = self.asked_to_end_by {
+                self.ask_to_end(signal);
+            }
+            signal_group(&self.child, Signal::KILL);
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("--- {} said:\n{}\n---", self.name, self.said());
+        }
+    }
+}
+
+/// Signals a child that was not waited for yet, and everything it started in its group.
+fn signal_group(child: &Child, signal: Signal) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended just now: then there is nothing to do.
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// Where the lines of a process's standard output go.
+pub(crate) struct Lines(mpsc::Sender<String>);
+
+impl Lines {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<String>) {
+        let (sender, receiver) = mpsc::channel();
+        (Self(sender), receiver)
+    }
+}
+
+/// Reads to the end even when nobody listens any more: a full pipe would stop the process.
+fn send_lines(stdout: impl Read, sender: &mpsc::Sender<String>) {
+    for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)).map_while(Result::ok) {
+        let _ = sender.send(line);
+    }
+}
+
+/// What a program that ran to its end left behind.
+pub(crate) struct Finished {
+    what: String,
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Finished {
+    /// Its standard output, if it succeeded; fails the test otherwise.
+    pub(crate) fn succeeded(self) -> Vec<u8> {
+        let Self { what, status, stdout, stderr } = self;
+        assert!(
+            status.success(),
+            "{what} failed ({status})\n--- stdout:\n{}\n--- stderr:\n{stderr}",
+            String::from_utf8_lossy(&stdout)
+        );
+        stdout
+    }
+
+    /// The same, as text.
+    pub(crate) fn succeeded_with_text(self) -> String {
+        String::from_utf8_lossy(&self.succeeded()).into_owned()
+    }
+}
+
+/// Runs a program to its end; fails the test when that takes longer than `patience`.
+pub(crate) fn run(mut command: Command, stdin: &[u8], patience: Duration) -> Finished {
+    let what = format!("{command:?}");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{what} can't be started: {e}"));
+    let mut pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program need not read all that it is given.
+            let _ = pipes.0.take().map(|mut pipe| pipe.write_all(stdin));
+        });
+        let stdout = scope.spawn(move || read_all(pipes.1.take()));
+        let stderr = scope.spawn(move || read_all(pipes.2.take()));
+        let deadline = Instant::now() + patience;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("our own child can be asked") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                signal_group(&child, Signal::KILL);
+                let _ = child.wait();
+                break None;
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let stdout = stdout.join().expect("reading a pipe does not panic");
+        let stderr = String::from_utf8_lossy(&stderr.join().expect("nor does this")).into_owned();
+        let Some(status) = status else {
+            panic!(
+                "{what} did not end in {patience:?}\n--- stdout:\n{}\n--- stderr:\n{stderr}",
+                String::from_utf8_lossy(&stdout)
+            );
+        };
+        Finished { what, status, stdout, stderr }
+    })
+}
+
+fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut all = Vec::new();
+    // What was read before an error is what there is to show.
+    let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut all));
+    all
+}

@@ -1,0 +1,89 @@
+//! Role: iperf3 in all its shapes.
+//! Invariants: no run reports an error, and bytes arrive in every direction that it measures.
+//! See: iperf3(1).
+
+use std::{net::SocketAddr, process::Command, time::Duration};
+
+use tempfile::TempDir;
+
+use crate::kit::{
+    PATIENCE, net,
+    process::{Running, foreign, run},
+    site::{Transport, Tunnel},
+};
+
+const PACKAGE: &str = "iperf3";
+
+/// The options of each shape, and where its JSON counts the bytes that arrived.
+const SHAPES: [(&[&str], &[&str]); 4] = [
+    (&[], &["sum_received"]),
+    (&["-R"], &["sum_received"]),
+    (&["-P", "8"], &["sum_received"]),
+    (&["--bidir"], &["sum_received", "sum_received_bidir_reverse"]),
+];
+
+struct Server {
+    _running: Running,
+    addr: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let dir = TempDir::with_prefix("narrowlink-iperf-").expect("a temporary directory can be made");
+        let addr = net::free_addr();
+        let mut command = Command::new(foreign("iperf3", PACKAGE));
+        command.args(["--server", "--forceflush", "--bind", &addr.ip().to_string()]);
+        command.args(["--port", &addr.port().to_string()]);
+        let mut running = Running::start("iperf3", dir.path(), command, None);
+        // A connection made only to look would count as a test of its own: ask the kernel instead.
+        running.wait_for("iperf3's listener", PATIENCE, || listens(addr).then_some(()));
+        Self { _running: running, addr, _dir: dir }
+    }
+}
+
+/// Whether somebody listens at `addr`, by the kernel's own table.
+fn listens(addr: SocketAddr) -> bool {
+    let mut command = Command::new(foreign("ss", "iproute2"));
+    command.args(["-Hltn", "src", &addr.to_string()]);
+    !run(command, b"", PATIENCE).succeeded().is_empty()
+}
+
+fn measure(addr: SocketAddr, options: &[&str]) -> serde_json::Value {
+    let mut command = Command::new(foreign("iperf3", PACKAGE));
+    command.args(["--client", &addr.ip().to_string(), "--port", &addr.port().to_string()]);
+    command.args(["--json", "--time", "2"]).args(options);
+    let finished = run(command, b"", Duration::from_secs(60));
+    let text = String::from_utf8_lossy(&finished.stdout).into_owned();
+    let report: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("iperf3 {options:?}: {e}\n{text}"));
+    assert!(report.get("error").is_none(), "iperf3 {options:?}: {}", report["error"]);
+    assert!(finished.status.success(), "iperf3 {options:?}: {}", finished.status);
+    report
+}
+
+fn check(addr: SocketAddr) {
+    for (options, sums) in SHAPES {
+        let report = measure(addr, options);
+        for sum in sums {
+            let bytes = report["end"][sum]["bytes"].as_u64().unwrap_or(0);
+            assert!(bytes > 0, "iperf3 {options:?}: nothing arrived ({sum})\n{}", report["end"]);
+            let rate = report["end"][sum]["bits_per_second"].as_f64().unwrap_or(0.0) / 8e6;
+            println!("iperf3 {options:?} {sum}: {bytes} bytes, {rate:.0} MB/s");
+        }
+    }
+}
+
+fn iperf3_measures_every_shape(transport: Transport) {
+    let (server, tunnel) = (Server::start(), Tunnel::start(transport));
+    let forward = tunnel.forward(server.addr);
+    check(forward.local);
+}
+
+over_ws_and_wss!(iperf3_measures_every_shape);
+
+/// What fails here is the machine's iperf3, not the tunnel.
+#[test]
+fn iperf3_itself_measures_without_a_tunnel() {
+    check(Server::start().addr);
+}

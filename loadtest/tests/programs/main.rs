@@ -1,0 +1,15 @@
+//! Role: real programs through the real binaries, over ws and wss.
+//! Invariants: every program works through the tunnel as it does without; a program that is missing fails
+//! its test, by the name of its Debian package.
+//! See: CONTRIBUTING.md, "Tests".
+
+#[path = "../kit/mod.rs"]
+#[macro_use]
+mod kit;
+
+mod curl;
+mod iperf;
+mod openssh;
+mod postgres;
+mod redis;
+mod stdio;

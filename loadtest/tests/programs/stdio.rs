@@ -1,0 +1,73 @@
+//! Role: `narrowlink connect` in a pipe, and `narrowlink list`.
+//! Invariants: the end of the input is a half-close and not the end of the answer; nothing but data on
+//! standard output.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    thread,
+    time::Duration,
+};
+
+use crate::kit::{
+    PATIENCE,
+    data::{self, Pattern},
+    net,
+    process::run,
+    site::{AGENT, Holder, Transport, Tunnel},
+};
+
+const ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Reads until its user has finished, then answers: what it heard, and many bytes more.
+fn start_late_answerer() -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut heard = Vec::new();
+            let _ = stream.read_to_end(&mut heard);
+            let _ = stream.write_all(&heard);
+            let _ = stream.write_all(&answer());
+        }
+    });
+    addr
+}
+
+fn answer() -> Vec<u8> {
+    let mut bytes = vec![0; ANSWER_BYTES];
+    Pattern::new(7).read_exact(&mut bytes).expect("a pattern never ends");
+    bytes
+}
+
+fn a_pipe_into_connect_gets_the_whole_answer(transport: Transport) {
+    let tunnel = Tunnel::start(transport);
+    let target = start_late_answerer().to_string();
+    let mut long = vec![0; 1_000_000];
+    Pattern::new(8).read_exact(&mut long).expect("a pattern never ends");
+    for input in [b"x".to_vec(), Vec::new(), long] {
+        let mut command = tunnel.site.client(transport, Holder::Free);
+        command.args(["connect", "-n", AGENT, &target]);
+        let got = run(command, &input, Duration::from_secs(60)).succeeded();
+        let expected = [input, answer()].concat();
+        let same = data::hash(&got) == data::hash(&expected);
+        assert!(same, "{} bytes came, {} were sent", got.len(), expected.len());
+    }
+}
+
+fn list_shows_the_agent(transport: Transport) {
+    let tunnel = Tunnel::start(transport);
+    let mut command = tunnel.site.client(transport, Holder::Free);
+    command.args(["list", "--json"]);
+    let printed = run(command, b"", PATIENCE).succeeded();
+    let list: serde_json::Value = serde_json::from_slice(&printed).expect("--json prints JSON");
+    assert!(list.to_string().contains(&format!("\"{AGENT}\"")), "{list}");
+    let mut command = tunnel.site.client(transport, Holder::Free);
+    command.arg("list");
+    let table = run(command, b"", PATIENCE).succeeded_with_text();
+    let mut rows = table.lines();
+    let heading: Vec<&str> = rows.next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(heading, ["NAME", "ADDRESS", "PING"], "{table}");
+    assert!(rows.next().is_some_and(|row| row.starts_with(AGENT)), "{table}");
+}
+
+over_ws_and_wss!(a_pipe_into_connect_gets_the_whole_answer, list_shows_the_agent);

@@ -1,0 +1,207 @@
+//! One agent that does not do its part costs nobody else anything.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures_lite::future;
+use narrowlink_dataplane::{
+    link::{self, PeerLink},
+    tunnel::{self, Ask, Gateway},
+    worker::{self, spawn},
+};
+use narrowlink_loadtest::{lab::Lab, site::Transport};
+use narrowlink_proto::{
+    id::{LaneId, SessionId, Uid},
+    message::{Channel, Message, Open, Speaker},
+    target::Target,
+    token::Kind,
+    upgrade::{Framing, LaneProof, Protocol},
+};
+
+use crate::alone;
+
+const WSS: Transport = Transport { tls: true, raw: false };
+const PATIENCE: Duration = Duration::from_secs(20);
+const DIALS: usize = 1000;
+const PROBES: usize = 200;
+
+/// What the bad agent does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It never reads its link again.
+    StopsReading,
+    /// It offers lanes, takes dials, and never answers one.
+    NeverAnswers,
+}
+
+/// A gateway as the endpoint file names it.
+fn gateway(lab: &Lab, kind: Kind, uid: Uid, name: &str) -> Gateway {
+    let token = lab.site.token(kind, uid, name, None).unwrap();
+    let file = format!("raw-{name}.yaml");
+    let path = lab.site.endpoint_yaml(&file, lab.entry(WSS), WSS, &token, "").unwrap();
+    let config = narrowlink_agent::config::Config::load(&path).unwrap();
+    Gateway::load(&config.endpoints[0], &config.base).unwrap()
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+/// Runs a bad agent; returns when it is welcomed.
+fn start_bad_agent(gateway: Gateway, fault: Fault) {
+    let (ready, welcomed) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        worker::run_alone(false, |_| async move {
+            let mut link = link::join(&gateway, None, PATIENCE).await.unwrap();
+            ready.send(()).unwrap();
+            if fault == Fault::StopsReading {
+                return future::pending().await;
+            }
+            let gateway = std::rc::Rc::new(gateway);
+            while let Ok(message) = link.next().await {
+                if let Message::NeedLane { count } = message {
+                    for _ in 0..count {
+                        offer_lane(&gateway, &link);
+                    }
+                }
+            }
+        })
+        .unwrap();
+    });
+    welcomed.recv_timeout(PATIENCE).unwrap();
+}
+
+fn offer_lane(gateway: &std::rc::Rc<Gateway>, link: &PeerLink) {
+    let lane = LaneId::from_bytes(random());
+    let proof = LaneProof { link: link.link, lane, proof: link.secret.prove_lane(&link.link, &lane) };
+    let gateway = gateway.clone();
+    spawn(async move {
+        let protocol = Protocol { channel: Channel::Lane, framing: Framing::Framed };
+        if let Ok((conn, _)) = tunnel::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
+            let _dial = conn.recv(Speaker::Gateway, Channel::Lane).await;
+            future::pending::<()>().await;
+        }
+    });
+}
+
+/// A thousand dials, all unanswered at the same time; counts those that were answered.
+fn start_dials(gateway: Gateway, answered: Arc<AtomicUsize>) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        worker::run_alone(false, |_| async move {
+            let gateway = std::rc::Rc::new(gateway);
+            let (done, ended) = async_channel::bounded(DIALS);
+            for n in 0..DIALS {
+                let (gateway, done, answered) = (gateway.clone(), done.clone(), answered.clone());
+                spawn(async move {
+                    // 500 a second: the handshakes of all at once would fill both cores.
+                    monoio::time::sleep(Duration::from_millis(2 * n as u64)).await;
+                    let open = Open {
+                        session: SessionId::from_bytes(random()),
+                        agent: "bad".into(),
+                        target: Target::Tcp { host: "127.0.0.1".into(), port: 9 },
+                        e2ee: None,
+                    };
+                    let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
+                    let opened = tunnel::open(&gateway, protocol, Ask::Open(open), PATIENCE).await;
+                    if opened.is_err() {
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let _ = done.send(()).await;
+                });
+            }
+            for _ in 0..DIALS {
+                ended.recv().await.unwrap();
+            }
+        })
+        .unwrap();
+    })
+}
+
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut byte = [0; 1];
+                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+            });
+        }
+    });
+    addr
+}
+
+fn p99(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+/// Another user's connections and lists while the dials wait.
+fn probe(lab: &Lab, entry: SocketAddr) -> (Duration, Duration) {
+    let connects = (0..PROBES)
+        .map(|_| {
+            let started = Instant::now();
+            let mut stream = TcpStream::connect(entry).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+            started.elapsed()
+        })
+        .collect();
+    let gateway = gateway(lab, Kind::Client, lab.uid, "prober");
+    let lists = worker::run_alone(false, |_| async move {
+        let mut link = link::join(&gateway, None, PATIENCE).await.unwrap();
+        let mut times = Vec::new();
+        for _ in 0..PROBES {
+            let started = Instant::now();
+            link.send(&Message::List).unwrap();
+            let Ok(Message::Agents { agents, .. }) = link.next().await else { panic!("no list") };
+            assert_eq!(agents.len(), 1, "another user's agents are in the list");
+            times.push(started.elapsed());
+        }
+        times
+    });
+    (p99(connects), p99(lists.unwrap()))
+}
+
+fn a_bad_agent_delays_nobody_else(fault: Fault) {
+    let _turn = alone();
+    let lab = Lab::start(2).unwrap();
+    let _agent = lab.agent("good", WSS).unwrap();
+    let forward = lab.forward("good", echo(), WSS).unwrap();
+    let (before, _) = probe(&lab, forward.local_addr);
+
+    let other = Uid::from_u128(8);
+    start_bad_agent(gateway(&lab, Kind::Agent, other, "bad"), fault);
+    let answered = Arc::new(AtomicUsize::new(0));
+    let dials = start_dials(gateway(&lab, Kind::Client, other, "dialler"), answered.clone());
+    let (connects, lists) = probe(&lab, forward.local_addr);
+    println!(
+        "{fault:?}: {DIALS} dials; others' p99: connect {connects:?} (alone {before:?}), list {lists:?}"
+    );
+    assert!(connects < Duration::from_millis(50), "{fault:?}: connections took {connects:?}");
+    assert!(lists < Duration::from_millis(50), "{fault:?}: lists took {lists:?}");
+    // Every dial is told in the end; none hangs for ever.
+    dials.join().unwrap();
+    assert_eq!(answered.load(Ordering::Relaxed), DIALS);
+}
+
+#[test]
+fn an_agent_that_stops_reading_its_link_delays_nobody_else() {
+    a_bad_agent_delays_nobody_else(Fault::StopsReading);
+}
+
+#[test]
+fn an_agent_that_never_answers_a_dial_delays_nobody_else() {
+    a_bad_agent_delays_nobody_else(Fault::NeverAnswers);
+}

@@ -1,0 +1,97 @@
+//! Role: what is allowed, but probably not meant.
+//! Invariants: a warning changes nothing about the token.
+
+use narrowlink_proto::{
+    policy::{Item, Policies},
+    token::{Claims, SECRET_BYTES_MIN, Secret},
+};
+
+use crate::when::show;
+
+/// Of the secret.
+pub(crate) fn of_secret(secret: &Secret) -> Vec<String> {
+    if !secret.is_weak() {
+        return vec![];
+    }
+    let bytes = secret.as_bytes().len();
+    vec![format!(
+        "secret: {bytes} bytes are short enough to be guessed by whoever has a token; use {SECRET_BYTES_MIN} random \
+         ones, or the gateway needs allow_weak_secret: true"
+    )]
+}
+
+/// Of one token.
+pub(crate) fn of_claims(claims: &Claims, now: u64) -> Vec<String> {
+    let mut odd = Vec::new();
+    if claims.exp <= now {
+        odd.push(format!("exp is in the past ({}): no gateway will take this token", show(claims.exp)));
+    }
+    match claims.nbf {
+        Some(nbf) if nbf >= claims.exp => {
+            odd.push(format!("nbf ({}) is not before exp: it will never be valid", show(nbf)));
+        }
+        _ => {}
+    }
+    odd.extend(claims.policies.iter().flat_map(of_policies));
+    odd
+}
+
+fn of_policies(policies: &Policies) -> Vec<String> {
+    let mut odd = Vec::new();
+    if policies.policies.is_empty() {
+        odd.push(if policies.permit {
+            "policies: an empty list with permit: true allows nothing".to_owned()
+        } else {
+            "policies: an empty list with permit: false refuses nothing".to_owned()
+        });
+    }
+    for (index, item) in policies.policies.iter().enumerate() {
+        let at = |text: &str| format!("policies[{index}]: {text}");
+        match item {
+            Item::Any(_, true) if !policies.permit => {
+                odd.push(at("!Any [.., true] with permit: false refuses everything on that agent"));
+            }
+            Item::Any(None, false) => odd.push(at("!Any [null, false] refuses every agent")),
+            Item::Domain(..) if !policies.permit => {
+                odd.push(at("a refused !Domain does not refuse its addresses: add !Ip items for those"));
+            }
+            Item::Any(..) | Item::Domain(..) | Item::Ip(..) => {}
+        }
+        if policies.policies[..index].contains(item) {
+            odd.push(at("comes twice"));
+        }
+    }
+    odd
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn odd(permit: bool, items: &str) -> Vec<String> {
+        of_policies(&Policies { permit, policies: serde_yaml::from_str(items).unwrap() })
+    }
+
+    #[test]
+    fn policies_that_do_something_else_than_they_seem_to_are_pointed_out() {
+        for (permit, items, says) in [
+            (true, "[]", "allows nothing"),
+            (false, "[]", "refuses nothing"),
+            (false, "[!Any [a, true]]", "policies[0]: !Any [.., true] with permit: false refuses everything"),
+            (true, "[!Any [null, false]]", "refuses every agent"),
+            (false, "[!Domain [null, a.example, 0, ANY]]", "does not refuse its addresses"),
+            (true, "[!Any [a, true], !Any [a, true]]", "policies[1]: comes twice"),
+        ] {
+            let odd = odd(permit, items);
+            assert!(odd.len() == 1 && odd[0].contains(says), "{permit} {items}: {odd:?}");
+        }
+    }
+
+    #[test]
+    fn plain_policies_are_not_talked_about() {
+        let items = "[!Ip [null, 10.0.0.0/8, 22, TCP], !Domain [a, a.example, 0, ANY], !Any [b, true], !Any [c, false]]";
+        assert_eq!(odd(true, items), Vec::<String>::new());
+        let items = "[!Ip [null, 10.0.0.0/8, 0, ANY], !Any [c, false]]";
+        assert_eq!(odd(false, items), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,220 @@
+//! Role: a point in time as people write it: seconds since 1970, `30d`, or `2027-01-31`.
+//! Invariants: no clock here; what is relative stays so until somebody says what time it is.
+
+use std::fmt;
+
+use narrowlink_proto::token::EXP_MAX;
+use serde::{Deserialize, Deserializer, de};
+
+const DAY_S: u64 = 24 * 60 * 60;
+
+/// A point in time, absolute or from now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Seconds since 1970.
+    At(u64),
+    /// Seconds from now.
+    In(u64),
+}
+
+/// A text that is no point in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WhenError {
+    /// None of the forms.
+    #[error(
+        "expected seconds since 1970, a duration such as 30d or 12h (s, m, h, d, w), or a date such as 2027-01-31"
+    )]
+    Form,
+    /// The form is a date's, but there is no such day.
+    #[error("there is no such day")]
+    NoSuchDay,
+    /// After the year 9999.
+    #[error("beyond the year 9999: are these milliseconds?")]
+    TooLate,
+}
+
+impl When {
+    /// Reads one of the three forms. A date means its first second in UTC.
+    ///
+    /// # Errors
+    /// The writer's: any other text.
+    pub fn parse(text: &str) -> Result<Self, WhenError> {
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            return Self::at(text.parse().map_err(|_| WhenError::TooLate)?);
+        }
+        if let Some((year, rest)) = text.split_once('-') {
+            let (month, day) = rest.split_once('-').ok_or(WhenError::Form)?;
+            let field = |text: &str, len: usize| {
+                let digits = text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
+                digits.then(|| text.parse::<u64>().ok()).flatten().ok_or(WhenError::Form)
+            };
+            return day_start(field(year, 4)?, field(month, 2)?, field(day, 2)?).map(Self::At);
+        }
+        let split =
+            text.len().checked_sub(1).filter(|&at| text.is_char_boundary(at)).ok_or(WhenError::Form)?;
+        let (number, unit) = text.split_at(split);
+        let unit_s = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 60 * 60,
+            "d" => DAY_S,
+            "w" => 7 * DAY_S,
+            _ => return Err(WhenError::Form),
+        };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(WhenError::Form);
+        }
+        let seconds = number.parse().ok().and_then(|n: u64| n.checked_mul(unit_s));
+        seconds.filter(|&s| s <= EXP_MAX).map(Self::In).ok_or(WhenError::TooLate)
+    }
+
+    /// The same as seconds since 1970, if it is `now` now.
+    pub const fn seconds(self, now: u64) -> u64 {
+        match self {
+            Self::At(seconds) => seconds,
+            Self::In(seconds) => now.saturating_add(seconds),
+        }
+    }
+
+    fn at(seconds: u64) -> Result<Self, WhenError> {
+        if seconds <= EXP_MAX { Ok(Self::At(seconds)) } else { Err(WhenError::TooLate) }
+    }
+}
+
+/// A time in seconds since 1970, as people read it.
+pub fn show(seconds: u64) -> String {
+    let (days, of_day) = (seconds / DAY_S, seconds % DAY_S);
+    let mut year = 1970;
+    let mut left = days;
+    while left >= days_in_year(year) && year < 9999 {
+        left -= days_in_year(year);
+        year += 1;
+    }
+    let mut month = 1;
+    while month < 12 && left >= days_in_month(year, month) {
+        left -= days_in_month(year, month);
+        month += 1;
+    }
+    let (h, m, s) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{:02} {h:02}:{m:02}:{s:02} UTC", left + 1)
+}
+
+fn day_start(year: u64, month: u64, day: u64) -> Result<u64, WhenError> {
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
+        return Err(WhenError::NoSuchDay);
+    }
+    let days = (1970..year).map(days_in_year).sum::<u64>()
+        + (1..month).map(|month| days_in_month(year, month)).sum::<u64>()
+        + (day - 1);
+    Ok(days * DAY_S)
+}
+
+const fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+const fn days_in_year(year: u64) -> u64 {
+    if is_leap(year) { 366 } else { 365 }
+}
+
+const fn days_in_month(year: u64, month: u64) -> u64 {
+    match month {
+        4 | 6 | 9 | 11 => 30,
+        2 if is_leap(year) => 29,
+        2 => 28,
+        _ => 31,
+    }
+}
+
+impl<'de> Deserialize<'de> for When {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_any(WhenVisitor)
+    }
+}
+
+struct WhenVisitor;
+
+impl de::Visitor<'_> for WhenVisitor {
+    type Value = When;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("seconds since 1970, a duration such as 30d or 12h, or a date such as 2027-01-31")
+    }
+
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<When, E> {
+        When::at(seconds).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<When, E> {
+        When::parse(text).map_err(E::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_three_forms_are_read() {
+        for (text, want) in [
+            ("0", When::At(0)),
+            ("1710227806", When::At(1_710_227_806)),
+            ("253402300799", When::At(EXP_MAX)),
+            ("90s", When::In(90)),
+            ("15m", When::In(900)),
+            ("12h", When::In(43_200)),
+            ("30d", When::In(2_592_000)),
+            ("2w", When::In(1_209_600)),
+            ("1970-01-01", When::At(0)),
+            ("2000-03-01", When::At(951_868_800)),
+            ("2024-02-29", When::At(1_709_164_800)),
+            ("2027-01-31", When::At(1_801_353_600)),
+            ("9999-12-31", When::At(EXP_MAX - DAY_S + 1)),
+        ] {
+            assert_eq!(When::parse(text), Ok(want), "{text}");
+        }
+        assert_eq!(When::In(60).seconds(1_000), 1_060);
+        assert_eq!(When::At(60).seconds(1_000), 60);
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "d",
+            "30 d",
+            "-1d",
+            "+1d",
+            "1.5h",
+            "30D",
+            "1y",
+            "soon",
+            "ä",
+            "2027-1-31",
+            "2027-01",
+            "2027-01-31T00:00:00Z",
+            "+2027-01-31",
+            "27-01-31",
+        ] {
+            assert_eq!(When::parse(text), Err(WhenError::Form), "{text}");
+        }
+        for text in
+            ["2027-02-29", "1900-02-29", "2027-13-01", "2027-00-01", "2027-01-00", "2027-04-31", "1969-12-31"]
+        {
+            assert_eq!(When::parse(text), Err(WhenError::NoSuchDay), "{text}");
+        }
+        for text in ["253402300800", "1710227806000", "99999999999999999999999", "9999999999d"] {
+            assert_eq!(When::parse(text), Err(WhenError::TooLate), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        assert_eq!(show(1_710_227_806), "2024-03-12 07:16:46 UTC");
+        assert_eq!(show(EXP_MAX), "9999-12-31 23:59:59 UTC");
+        for day in (0..EXP_MAX / DAY_S).step_by(97) {
+            let shown = show(day * DAY_S);
+            assert_eq!(When::parse(&shown[..10]), Ok(When::At(day * DAY_S)), "{shown}");
+        }
+    }
+}
