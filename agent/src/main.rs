@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("narrowlink-agent: {error:#}");
+            eprintln!("narrowlink-agent: {}", narrowlink_dataplane::process::explain(error.as_ref()));
             ExitCode::from(code_of(&error))
         }
     }

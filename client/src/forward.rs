@@ -7,13 +7,15 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    convert::Infallible,
     net::{SocketAddr, TcpListener},
     rc::Rc,
     time::Duration,
 };
 
+use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::{Instant, sleep, timeout_at};
+use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
     listen::{Listener, accept_all},
     relay::{End, Traffic, relay},
@@ -40,6 +42,9 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A gateway that has just come back does not know its agents yet: they come within a second or two.
 const AGENT_GRACE: Duration = Duration::from_secs(3);
+/// How long a connection lets the one before it go first. Programs count on their connections
+/// arriving in the order in which they were made (`iperf3 --bidir` tells them apart by it).
+const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
 /// The same trouble is said once in so long.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Different troubles that are remembered.
@@ -65,6 +70,8 @@ pub(crate) struct Forwarder {
     presence: Rc<Presence>,
     stop: Stop,
     said: RefCell<HashMap<String, Instant>>,
+    /// Over when the newest connection has its session.
+    newest: RefCell<Option<Receiver<Infallible>>>,
 }
 
 /// Takes the local port.
@@ -85,14 +92,23 @@ pub(crate) fn bind(listen: SocketAddr) -> Result<TcpListener, Failure> {
 
 impl Forwarder {
     pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
-        Rc::new(Self { plan, opener, presence: Presence::new(), stop, said: RefCell::default() })
+        Rc::new(Self {
+            plan,
+            opener,
+            presence: Presence::new(),
+            stop,
+            said: RefCell::default(),
+            newest: RefCell::default(),
+        })
     }
 
     /// Forwards until it is stopped.
     pub(crate) async fn run(self: Rc<Self>, listener: Listener) {
         let accepting = accept_all(&listener, |socket| {
             let this = self.clone();
-            spawn(async move { this.carry(socket.into()).await });
+            let (served, mine) = async_channel::bounded(1);
+            let before = self.newest.replace(Some(mine));
+            spawn(async move { this.carry(socket.into(), before, served).await });
         });
         let present = async {
             self.presence.hold(&self.opener.routes).await;
@@ -101,13 +117,18 @@ impl Forwarder {
     }
 
     /// One connection, from its accept to its end.
-    async fn carry(&self, local: Wire) {
+    async fn carry(&self, local: Wire, before: Option<Receiver<Infallible>>, served: Sender<Infallible>) {
+        if let Some(before) = before {
+            let _ = timeout(ORDER_TIMEOUT, before.recv()).await;
+        }
         let stopped = async {
             self.stop.wait().await;
             None
         };
         // Dropped without a word, the local connection is reset.
-        let Some(session) = future::or(stopped, self.open(&local)).await else { return };
+        let session = future::or(stopped, self.open(&local)).await;
+        drop(served);
+        let Some(session) = session else { return };
         let traffic = Traffic::default();
         let stopped = async {
             self.stop.wait().await;

@@ -15,11 +15,12 @@ use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout};
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
+    relay::settled,
     tunnel::{self, Ask, TunnelError},
     worker::spawn,
 };
 use narrowlink_proto::{
-    ended::{RefusalCode, Refused},
+    ended::{Ended, RefusalCode, Refused, Side},
     endpoint::FramingChoice,
     id::SessionId,
     message::{self, Channel, Message, Speaker},
@@ -33,8 +34,6 @@ use crate::{exit::Failure, routes::Routes};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// For a gateway's connection while there are others to try.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the word that a stream may serve again.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams kept for their next session.
 const WARM_MAX: usize = 16;
 /// How long they are kept; gateways ping after 25 s of silence and wait as long for the answer.
@@ -63,6 +62,18 @@ pub(crate) struct Session {
     pub(crate) conn: Conn,
     pub(crate) id: SessionId,
     route: usize,
+}
+
+impl Session {
+    /// After both directions have ended: waits until the target has everything, and closes.
+    pub(crate) async fn finish(self) -> Result<(), Ended> {
+        let Self { conn, id, .. } = self;
+        if conn.framing() == Framing::Framed {
+            settled(&conn, id, Speaker::Gateway, Side::Target).await?;
+        }
+        close(conn);
+        Ok(())
+    }
 }
 
 /// Why there is no session.
@@ -220,13 +231,15 @@ impl Opener {
         }
         let this = self.clone();
         spawn(async move {
-            let heard = timeout(READY_TIMEOUT, conn.recv(Speaker::Gateway, Channel::Stream)).await;
-            match heard {
-                Ok(Ok(Message::Ready { session })) if session == id && conn.is_quiet() => {
+            match settled(&conn, id, Speaker::Gateway, Side::Target).await {
+                Ok(()) => {
                     this.keep_warm(conn, route);
                     this.look_after_warm().await;
                 }
-                _ => close(conn),
+                Err(ended) => {
+                    tracing::debug!("a finished session was not confirmed: {ended}");
+                    close(conn);
+                }
             }
         });
     }

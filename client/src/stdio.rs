@@ -33,8 +33,7 @@ use crate::{
 
 /// What is carried at a time between a descriptor and the session.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// The WebSocket close codes of a session that has ended, and of one that was reset.
-const CLOSE_NORMAL: u16 = 1000;
+/// The WebSocket close code of a session that was reset.
 const CLOSE_RESET: u16 = 4000;
 
 /// Opens a session and joins it with standard input and output, until both directions have ended.
@@ -54,10 +53,8 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
     let ended = future::or(async { Err(carriers.broke().await) }, moving).await;
     // What the target sent is in the hands of the carrier: it still has to be written.
     match ended.and_then(|()| carriers.finish()) {
-        Ok(()) => {
-            session.conn.close(CLOSE_NORMAL, "");
-            Ok(())
-        }
+        // And what we sent has to arrive: only then has it gone well.
+        Ok(()) => session.finish().await.map_err(Failure::reset),
         Err(failure) => {
             session.conn.close(CLOSE_RESET, &failure.message);
             Err(failure)

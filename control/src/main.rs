@@ -88,7 +88,7 @@ fn main() -> ExitCode {
     let code = match run(&args) {
         Ok(()) => 0,
         Err(Failure { code, error }) => {
-            eprintln!("narrowlink-gateway: {error:#}");
+            eprintln!("narrowlink-gateway: {}", narrowlink_dataplane::process::explain(error.as_ref()));
             code
         }
     };

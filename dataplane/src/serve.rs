@@ -23,7 +23,7 @@ use crate::{
     handover::Local,
     lane::{self, Lane},
     link,
-    relay::{Traffic, relay},
+    relay::{Traffic, relay, settled},
     socket::Socket,
     tls::TlsSocket,
     wire::Wire,
@@ -31,8 +31,6 @@ use crate::{
 
 /// How long an answer may take to reach a peer that is then cut off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an agent may take to report a finished session's lane as ready again.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a listener is for.
 #[derive(Debug, Clone)]
@@ -331,20 +329,21 @@ async fn serve_session(
         "session ended: {}",
         ended.err().unwrap_or(finished)
     );
-    match ended {
-        Ok(()) => {
-            retire(local, lane, open).await;
-            match stream.framing() {
-                Framing::Framed => stream.send(&Message::Ready { session }).await.is_ok().then_some(stream),
-                Framing::Raw => {
-                    stream.into_wire().close_gently();
-                    None
-                }
-            }
-        }
+    let ended = match ended {
+        Ok(()) => retire(local, lane, open).await,
         Err(ended) => {
-            stream.close(CLOSE_RESET, &ended.to_string());
             lane.conn.close(CLOSE_RESET, &ended.to_string());
+            Err(ended)
+        }
+    };
+    match (ended, stream.framing()) {
+        (Ok(()), Framing::Framed) => stream.send(&Message::Ready { session }).await.is_ok().then_some(stream),
+        (Ok(()), Framing::Raw) => {
+            stream.into_wire().close_gently();
+            None
+        }
+        (Err(ended), _) => {
+            stream.close(CLOSE_RESET, &ended.to_string());
             None
         }
     }
@@ -353,15 +352,17 @@ async fn serve_session(
 /// The close code of a session that was reset.
 const CLOSE_RESET: u16 = 4000;
 
-/// A lane after a clean session: parked again once the agent says that its target is closed.
-async fn retire(local: &Rc<Local>, lane: Lane, open: &Open) {
+/// A lane after a session that went through cleanly: parked again once the agent says that all is
+/// delivered and its target closed.
+async fn retire(local: &Rc<Local>, lane: Lane, open: &Open) -> Result<(), Ended> {
     if lane.conn.framing() == Framing::Raw {
-        return lane.conn.into_wire().close_gently();
+        lane.conn.into_wire().close_gently();
+        return Ok(());
     }
-    match timeout(READY_TIMEOUT, lane.conn.recv(Speaker::Agent, Channel::Lane)).await {
-        Ok(Ok(Message::Ready { session })) if session == open.session && lane.conn.is_quiet() => {
-            lane::park(local, lane);
-        }
-        _ => lane.conn.close(1002, "a finished session's lane was not ready in time"),
+    let settled = settled(&lane.conn, open.session, Speaker::Agent, Side::Target).await;
+    match settled {
+        Ok(()) => lane::park(local, lane),
+        Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
     }
+    settled
 }

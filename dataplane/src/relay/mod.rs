@@ -20,6 +20,7 @@ use monoio::time::{Instant, sleep};
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
     id::SessionId,
+    message::{Channel, Message, Speaker},
 };
 
 use crate::{conn::Conn, wire::Wire};
@@ -94,27 +95,49 @@ async fn attend(end: End<'_>, by: Side) -> Result<(), Ended> {
     }
 }
 
-/// Never returns while both peers are there.
+/// Returns when a peer is gone: never, while both are there.
 async fn watch(client: End<'_>, target: End<'_>) -> Result<(), Ended> {
     loop {
         sleep(WATCH_EVERY).await;
-        for (end, by) in [(client, Side::Client), (target, Side::Target)] {
-            if end.wire().peer_vanished(VANISHED_AFTER) {
-                return Err(Ended { by, why: Why::Vanished });
-            }
-            // A reset that follows a FIN is no event for a direction that is not read any more.
-            if end.wire().is_closed() {
-                return Err(Ended { by, why: Why::Reset });
-            }
-            if let End::Framed(conn, _) = end {
-                let silent = Instant::now().saturating_duration_since(conn.heard_at());
-                let ok = if silent >= PING_AFTER {
-                    conn.ping()
-                } else {
-                    conn.try_flush_control().map_err(Into::into)
-                };
-                ok.map_err(|e| Ended { by, why: e.why() })?;
-            }
-        }
+        look_at(client, Side::Client)?;
+        look_at(target, Side::Target)?;
     }
+}
+
+/// Whether the peer of one end is still there; pings it when it has been silent.
+fn look_at(end: End<'_>, by: Side) -> Result<(), Ended> {
+    if end.wire().peer_vanished(VANISHED_AFTER) {
+        return Err(Ended { by, why: Why::Vanished });
+    }
+    // A reset that follows a FIN is no event for a direction that is not read any more.
+    if end.wire().is_closed() {
+        return Err(Ended { by, why: Why::Reset });
+    }
+    let End::Framed(conn, _) = end else { return Ok(()) };
+    let silent = Instant::now().saturating_duration_since(conn.heard_at());
+    let ok = if silent >= PING_AFTER { conn.ping() } else { conn.try_flush_control().map_err(Into::into) };
+    ok.map_err(|e| Ended { by, why: e.why() })
+}
+
+/// Waits for the word that a finished session's connection is ready for its next: `by` has
+/// delivered everything then. However slowly that goes, it is waited for while the peer is there.
+///
+/// # Errors
+/// The connection broke, or something else was said: nobody knows whether all was delivered.
+pub async fn settled(conn: &Conn, session: SessionId, speaker: Speaker, by: Side) -> Result<(), Ended> {
+    let channel = if speaker == Speaker::Agent { Channel::Lane } else { Channel::Stream };
+    let word = async {
+        match conn.recv(speaker, channel).await {
+            Ok(Message::Ready { session: ended }) if ended == session && conn.is_quiet() => Ok(()),
+            Ok(_) => Err(Ended { by, why: Why::Protocol }),
+            Err(e) => Err(Ended { by, why: e.why() }),
+        }
+    };
+    let watching = async {
+        loop {
+            sleep(WATCH_EVERY).await;
+            look_at(End::Framed(conn, session), by)?;
+        }
+    };
+    future::or(word, watching).await
 }
