@@ -13,7 +13,7 @@ use std::{
 
 use narrowlink_dataplane::tunnel::{Gateway, LoadError};
 use narrowlink_proto::{
-    endpoint::{self, Endpoint, EndpointError, SelfHosted},
+    endpoint::{self, Endpoint, EndpointError, SelfHosted, with_place},
     limits::Limits,
     token::{Kind, peek_unverified},
 };
@@ -91,7 +91,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not what agent.yaml looks like.
-    #[error("{path}: {source}")]
+    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
     Yaml {
         /// Which file.
         path: PathBuf,

@@ -1,7 +1,7 @@
 //! Role: an agent's hold on one gateway: joins, keeps lanes, and comes back whenever the link is lost.
 //! Invariants: never gives up and never exits; the gateway's name and the token's file are read anew at
 //! each try; the same trouble is logged once, not at every try; a lost link ends no session.
-//! See: THREATS "Faults"; ARCHITECTURE.md "Links".
+//! See: ARCHITECTURE.md "The wire".
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 

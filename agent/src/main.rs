@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     start_log(&args);
     narrowlink_dataplane::process::prepare();
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    narrowlink_dataplane::tls::install_crypto();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,7 +2,7 @@
 //! Invariants: a denial wins · addresses that mean the machine's own net or cloud, or no machine at all,
 //! need a rule that names just them; loopback is what agents are for and needs none · a name rule never
 //! opens such an address, because what a name resolves to is somebody else's to say.
-//! See: THREATS "Policy and SSRF"; RFC 6890 (special addresses), RFC 6052 (addresses within NAT64).
+//! See: RFC 6890 (special addresses), RFC 6052 (addresses within NAT64).
 
 use std::{
     fmt,

@@ -2,7 +2,7 @@
 //! Invariants: only addresses that the client's rules and the agent's own both permit are dialled, each
 //! checked as it is dialled · the answer comes before the gateway stops waiting · a session ends for the
 //! target as it ended for the client: cleanly or with a reset.
-//! See: ARCHITECTURE.md "Open", THREATS "Policy and SSRF".
+//! See: ARCHITECTURE.md "Open".
 
 use std::{io, net::SocketAddr, time::Duration};
 

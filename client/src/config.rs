@@ -12,7 +12,7 @@ use std::{
 
 use narrowlink_dataplane::tunnel::{Gateway, LoadError};
 use narrowlink_proto::{
-    endpoint::{self, Endpoint, EndpointError, FramingChoice, SelfHosted},
+    endpoint::{self, Endpoint, EndpointError, FramingChoice, SelfHosted, with_place},
     token::{Kind, peek_unverified},
 };
 use serde::Deserialize;
@@ -54,7 +54,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not what client.yaml looks like.
-    #[error("{path}: {source}")]
+    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
     Yaml {
         /// Which file.
         path: PathBuf,

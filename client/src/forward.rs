@@ -2,7 +2,7 @@
 //! Invariants: never gives up; a connection that can't be served is reset, never closed as if it had
 //! ended; half-close and reset go through in both directions; while the gateway is away a connection
 //! waits for it, but not for ever.
-//! See: THREATS "Faults".
+//! See: ARCHITECTURE.md "Life of a byte".
 
 use std::{
     cell::RefCell,
@@ -17,7 +17,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
-    listen::{Listener, accept_all},
+    listen::{Listener, accept_all, bind_alone},
     relay::{End, Traffic, relay},
     wire::Wire,
     worker::spawn,
@@ -79,7 +79,7 @@ pub(crate) struct Forwarder {
 /// # Errors
 /// It is in use, or not ours to take.
 pub(crate) fn bind(listen: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(listen).map_err(|e| {
+    bind_alone(listen).map_err(|e| {
         let message = match e.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!("{listen} is in use by another program; choose another with -l")

@@ -24,7 +24,7 @@ fn main() {
     let args = Args::parse();
     start_log(&args);
     narrowlink_dataplane::process::prepare();
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    narrowlink_dataplane::tls::install_crypto();
     let code = match run(args) {
         Ok(()) => Exit::Done,
         Err(failure) => {

@@ -1,7 +1,7 @@
 //! Role: whether a gateway is there: holds a link, so that a forward knows at once when it comes back.
 //! Invariants: never gives up; who waits for the gateway is woken when it is back; the same trouble is
 //! said once, not at every try; a token that does not hold is not offered again in a hurry.
-//! See: THREATS "Faults".
+//! See: ARCHITECTURE.md "Life of a byte".
 
 use std::{
     cell::{Cell, RefCell},

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use narrowlink_proto::{limits::Limits, target::Destination, token::Secret};
+use narrowlink_proto::{endpoint::with_place, limits::Limits, target::Destination, token::Secret};
 use rustls::ServerConfig;
 
 use self::input::Input;
@@ -73,7 +73,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// What it says, and where.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
     Content {
         /// Which file.
         path: PathBuf,

@@ -34,11 +34,8 @@ use crate::{
 
 /// How long links may take to say goodbye before accepting stops, which is to happen within 50 ms.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(30);
-/// How often a stop looks whether the workers have ended, and a start whether an address is free.
+/// How often a stop looks whether the workers have ended.
 const TICK: Duration = Duration::from_millis(5);
-/// How long an address may still be held by a gateway that has just ended: the kernel takes a dead
-/// process's rings apart, and the sockets with them, up to 12 ms after its exit (measured, idle machine).
-const VACATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running gateway. Dropping it leaves it running.
 pub struct Gateway {
@@ -123,23 +120,11 @@ pub fn cores() -> usize {
 /// Listening sockets, one per worker.
 fn bind(addr: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     if addr.port() != 0 {
-        wait_until_free(addr)?;
+        // The workers' sockets share their address, and would share it with a second gateway of the same
+        // user as well, each getting some of the connections. A socket that does not share finds out.
+        drop(listen::bind_alone(addr)?);
     }
     listen::bind(addr, workers)
-}
-
-/// The workers' sockets share their address, and would share it with a second gateway of the same user
-/// as well, each getting some of the connections. A socket that does not share finds out.
-fn wait_until_free(addr: SocketAddr) -> io::Result<()> {
-    let deadline = Instant::now() + VACATE_TIMEOUT;
-    loop {
-        match TcpListener::bind(addr) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(TICK);
-            }
-            bound => return bound.map(drop),
-        }
-    }
 }
 
 fn worker_main(seats: Seats, shared: Arc<Shared>, ended: Arc<AtomicUsize>) -> worker::Main {

@@ -100,7 +100,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     log(args);
     narrowlink_dataplane::process::prepare();
     // Only one library takes part in this process; that it is installed twice can't happen.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    narrowlink_dataplane::tls::install_crypto();
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find("gateway.yaml").or_exit(CONFIGURATION)?,

@@ -26,6 +26,9 @@ use crate::{
 const BACKLOG: i32 = 4096;
 /// Connections taken in one turn before others get theirs.
 const BATCH: usize = 32;
+/// How long a port of a process that has just ended is waited for, and how often it is tried.
+const VACATE_TIMEOUT: Duration = Duration::from_secs(1);
+const VACATE_TICK: Duration = Duration::from_millis(5);
 /// How long accepting rests when descriptors or memory have run out.
 const REST: Duration = Duration::from_millis(100);
 
@@ -48,6 +51,25 @@ fn bind_one(addr: SocketAddr) -> io::Result<StdListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Binds an address that no other socket shares.
+///
+/// The kernel takes a dead process's rings apart some milliseconds after it has ended, and its
+/// ports stay taken until then: so that a restart does not fail, this waits up to a second.
+///
+/// # Errors
+/// The system's.
+pub fn bind_alone(addr: SocketAddr) -> io::Result<StdListener> {
+    let deadline = std::time::Instant::now() + VACATE_TIMEOUT;
+    loop {
+        match StdListener::bind(addr) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && std::time::Instant::now() < deadline => {
+                std::thread::sleep(VACATE_TICK);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// A listening socket in this thread's runtime.

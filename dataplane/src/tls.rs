@@ -17,6 +17,21 @@ use crate::socket::Socket;
 /// Plaintext accepted before the socket has taken what came earlier.
 const SEND_BYTES_MAX: usize = 128 * 1024;
 
+/// The process's crypto: aws-lc-rs, AES-128-GCM first (its records cost a quarter less than those
+/// of AES-256-GCM, and nobody breaks either). Called once, before the first connection.
+pub fn install_crypto() {
+    use rustls::CipherSuite;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => 0,
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => 1,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => 2,
+        _ => 3,
+    });
+    // Another part of the process may have been first; one provider is as good as the other then.
+    let _ = provider.install_default();
+}
+
 /// A TLS session and the socket below it.
 pub struct TlsSocket {
     socket: Socket,

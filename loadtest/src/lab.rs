@@ -38,8 +38,7 @@ impl Lab {
     /// # Errors
     /// The system's.
     pub fn start(workers: usize) -> Result<Self> {
-        // Another part of the process may have installed it already.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        narrowlink_dataplane::tls::install_crypto();
         let dir = tempfile::Builder::new().prefix("narrowlink-").tempdir()?;
         let site = Site::create(dir.path())?;
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

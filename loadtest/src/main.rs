@@ -108,13 +108,22 @@ fn free_addr() -> Result<SocketAddr> {
 /// Received GB/s of one iperf3 run.
 fn iperf(addr: SocketAddr, seconds: u32) -> Result<f64> {
     let output = Command::new("iperf3")
-        .args(["-c", &addr.ip().to_string(), "-p", &addr.port().to_string(), "-J", "-t", &seconds.to_string()])
+        .args([
+            "-c",
+            &addr.ip().to_string(),
+            "-p",
+            &addr.port().to_string(),
+            "-J",
+            "-t",
+            &seconds.to_string(),
+        ])
         .output()?;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     if let Some(error) = report.get("error") {
         bail!("iperf3 through {addr}: {error}");
     }
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate in iperf3's report")?;
+    let bits =
+        report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate in iperf3's report")?;
     Ok(bits / 8e9)
 }
 

@@ -111,6 +111,18 @@ pub enum EndpointError {
     },
 }
 
+/// What is wrong with a configuration file, place included: the YAML reader leaves the place out
+/// where it is the very first (line 1, column 1), as with an unknown first key.
+pub fn with_place(what: &impl fmt::Display, line_and_column: Option<(usize, usize)>) -> String {
+    let what = what.to_string();
+    match line_and_column {
+        Some((line, column)) if !what.contains(" at line ") => {
+            format!("{what} at line {line} column {column}")
+        }
+        _ => what,
+    }
+}
+
 /// Checks a whole `endpoints:` list.
 ///
 /// # Errors
@@ -205,6 +217,13 @@ impl<'de> Deserialize<'de> for SecretText {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_always_has_its_place() {
+        assert_eq!(with_place(&"unknown field", Some((1, 1))), "unknown field at line 1 column 1");
+        assert_eq!(with_place(&"bad at line 2 column 3", Some((2, 3))), "bad at line 2 column 3");
+        assert_eq!(with_place(&"end of file", None), "end of file");
+    }
 
     fn read(yaml: &str) -> Result<Vec<Endpoint>, String> {
         serde_yaml::from_str(yaml).map_err(|e| e.to_string())

@@ -13,6 +13,7 @@ use std::{
 };
 
 use narrowlink_proto::{
+    endpoint::with_place,
     id::Uid,
     token::{Keys, Secret, SecretError, SecretSource, TokenError},
 };
@@ -58,7 +59,7 @@ pub enum TokengenError {
         why: io::Error,
     },
     /// Not the YAML that is expected; the text has path, line and column.
-    #[error("{}: {why}", file.display())]
+    #[error("{}: {}", file.display(), with_place(why, why.location().map(|place| (place.line(), place.column()))))]
     Yaml {
         /// Which.
         file: PathBuf,

@@ -16,6 +16,10 @@ use narrowlink_loadtest::{
     site::Transport,
     transfer::{self, Ending, Outcome, Pace, Plan, Seen},
 };
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -71,11 +75,11 @@ fn run(args: &Args) -> Result<()> {
         println!("\nEvery byte matched.");
         return Ok(());
     }
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
     print_commands(&lab, forward.local_addr, page);
-    // Until Ctrl-C, which ends the process.
-    loop {
-        std::thread::park();
-    }
+    // Until Ctrl-C; then the directory with the keys goes, too.
+    signals.forever().next();
+    Ok(())
 }
 
 /// Pushes bytes both ways and compares every one.
