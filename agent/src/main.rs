@@ -14,6 +14,7 @@ use narrowlink_agent::{
     config::{self, Config, ConfigError},
     start_with,
 };
+use narrowlink_dataplane::process::find_config;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -100,7 +101,7 @@ fn start_log(args: &Args) {
 fn run(args: &Args) -> anyhow::Result<()> {
     let path = match &args.config {
         Some(path) => path.clone(),
-        None => config::find(|name| std::env::var_os(name))?,
+        None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
     };
     let mut config = Config::load(&path)?;
     config.require_io_uring = args.require_io_uring;
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_the_user_can_mend_exits_with_78() {
-        let missing = ConfigError::NotFound(Vec::new());
+        let missing = ConfigError::from(find_config("no-such.yaml", |_| None).unwrap_err());
         assert_eq!(code_of(&missing.into()), EXIT_CONFIG);
         assert_eq!(code_of(&anyhow::anyhow!("else")), EXIT_SOFTWARE);
     }

@@ -4,13 +4,15 @@
 //! See: README.md "Configuration".
 
 use std::{
-    ffi::OsString,
-    fmt, fs, io,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::tunnel::{Gateway, LoadError};
+use narrowlink_dataplane::{
+    process::NoConfig,
+    tunnel::{Gateway, LoadError},
+};
 use narrowlink_proto::{
     endpoint::{self, Endpoint, EndpointError, FramingChoice, SelfHosted, with_place},
     token::{Kind, peek_unverified},
@@ -43,8 +45,8 @@ struct File {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is none.
-    #[error("no {FILE_NAME} in {}; write one there, or name it with -c", Places(.0))]
-    NotFound(Vec<PathBuf>),
+    #[error(transparent)]
+    NotFound(#[from] NoConfig),
     /// It can't be read.
     #[error("{path} can't be read: {source}")]
     Read {
@@ -175,44 +177,6 @@ fn is_readable_by_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }
 
-/// The first `client.yaml` in the usual places; `env` reads the environment.
-///
-/// # Errors
-/// [`ConfigError::NotFound`] with the places.
-pub fn find(env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, ConfigError> {
-    let places = places(env);
-    match places.iter().find(|path| path.exists()) {
-        Some(path) => Ok(path.clone()),
-        None => Err(ConfigError::NotFound(places)),
-    }
-}
-
-fn places(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = set("HOME");
-    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
-    let dirs = [
-        Some(PathBuf::from(".")),
-        config_home.map(|dir| dir.join("narrowlink")),
-        home.map(|dir| dir.join(".narrowlink")),
-        Some(PathBuf::from("/etc/narrowlink")),
-    ];
-    dirs.into_iter().flatten().map(|dir| dir.join(FILE_NAME)).collect()
-}
-
-/// The directories of some files, for a sentence.
-struct Places<'a>(&'a [PathBuf]);
-
-impl fmt::Display for Places<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, dir) in self.0.iter().filter_map(|path| path.parent()).enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            write!(f, "{comma}{}", dir.display())?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,23 +229,6 @@ mod tests {
         fs::write(&path, text).unwrap();
         let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
         assert!(error.contains(FILE_NAME) && error.contains("none can't be read"), "{error}");
-    }
-
-    #[test]
-    fn the_file_is_looked_for_in_the_documented_order() {
-        let env = |name: &str| match name {
-            "HOME" => Some("/h".into()),
-            "XDG_CONFIG_HOME" => Some("/x".into()),
-            _ => None,
-        };
-        let expected = ["./", "/x/narrowlink/", "/h/.narrowlink/", "/etc/narrowlink/"];
-        assert_eq!(places(env), expected.map(|dir| PathBuf::from(dir).join(FILE_NAME)));
-        assert_eq!(places(|_| None).len(), 2);
-        let error = ConfigError::NotFound(places(env)).to_string();
-        assert!(
-            error.contains("no client.yaml in ., /x/narrowlink, /h/.narrowlink, /etc/narrowlink"),
-            "{error}"
-        );
     }
 
     #[test]

@@ -178,7 +178,13 @@ mod tests {
             (goodbye(GoodbyeCode::Draining), 69),
             (LinkError::Closed.into(), 69),
             (TunnelError::NotAGateway { gateway: "gw:1".to_owned(), status: 200 }.into(), 69),
-            (ConfigError::NotFound(vec![PathBuf::from("./client.yaml")]).into(), 78),
+            (
+                ConfigError::from(
+                    narrowlink_dataplane::process::find_config("no-such.yaml", |_| None).unwrap_err(),
+                )
+                .into(),
+                78,
+            ),
             (ConfigError::NotAClient { place: PathBuf::from("t") }.into(), 77),
             (Failure::reset(Ended { by: Side::Target, why: Why::Reset }), 74),
         ];

@@ -10,11 +10,12 @@ use clap::Parser as _;
 use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
-    config::{self, Config},
+    config::{self, Config, ConfigError},
     connect,
     exit::{Exit, Failure},
     list, start_forward,
 };
+use narrowlink_dataplane::process::find_config;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -55,7 +56,7 @@ fn start_log(args: &Args) {
 fn run(args: Args) -> Result<(), Failure> {
     let path = match &args.config {
         Some(path) => path.clone(),
-        None => config::find(|name| std::env::var_os(name))?,
+        None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
     };
     let mut config = Config::load(&path)?;
     config.require_io_uring = args.require_io_uring;

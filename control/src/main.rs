@@ -16,6 +16,7 @@ use narrowlink_control::{
     gateway::{self, Gateway, StartError},
     supervise::{self, Outcome},
 };
+use narrowlink_dataplane::process::find_config;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -103,7 +104,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     narrowlink_dataplane::tls::install_crypto();
     let path = match &args.config {
         Some(path) => path.clone(),
-        None => find("gateway.yaml").or_exit(CONFIGURATION)?,
+        None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
     };
     let mut config = Config::load(&path).or_exit(CONFIGURATION)?;
     if args.check {
@@ -195,24 +196,6 @@ fn forget_ready(path: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The first of the places where a config may lie.
-fn find(name: &str) -> anyhow::Result<PathBuf> {
-    let home = env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    let xdg = env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let xdg = xdg.or_else(|| home.as_ref().map(|home| home.join(".config")));
-    let dirs = [
-        Some(PathBuf::new()),
-        xdg.map(|dir| dir.join("narrowlink")),
-        home.map(|home| home.join(".narrowlink")),
-        Some(PathBuf::from("/etc/narrowlink")),
-    ];
-    let paths: Vec<_> = dirs.into_iter().flatten().map(|dir| dir.join(name)).collect();
-    paths.iter().find(|path| path.exists()).cloned().ok_or_else(|| {
-        let tried: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-        anyhow!("no config: none of {} is there; name one with -c", tried.join(", "))
-    })
 }
 
 fn count(n: usize, noun: &str) -> String {

@@ -1,6 +1,6 @@
 //! Role: a tunnel connection after its upgrade: messages, and frames for data.
 //! Invariants: frames never interleave: a control frame waits until the frame under way is out ·
-//! nothing of one connection's queue outlives it · at most [`CONTROL_BYTES_MAX`] wait.
+//! nothing of one connection's queue outlives it · at most `CONTROL_BYTES_MAX` wait.
 //! See: RFC 6455 §5.5; ARCHITECTURE.md "Framings".
 
 use std::{

@@ -1,6 +1,12 @@
-//! Role: what every program does to its own process: before it starts, and when it says why it ends.
+//! Role: what every program does around its work: find its configuration, prepare its process, say why
+//! it ends.
 
-use std::error::Error;
+use std::{
+    error::Error,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 
@@ -33,9 +39,72 @@ pub fn explain(error: &dyn Error) -> String {
     said
 }
 
+/// No configuration in any of the usual places. The user's to mend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoConfig {
+    file_name: String,
+    dirs: Vec<PathBuf>,
+}
+
+impl Error for NoConfig {}
+
+impl fmt::Display for NoConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dirs: Vec<_> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
+        write!(f, "no {} in {}; write one there, or name it with -c", self.file_name, dirs.join(", "))
+    }
+}
+
+/// The first `file_name` in `./`, `$XDG_CONFIG_HOME/narrowlink/`, `~/.narrowlink/` and
+/// `/etc/narrowlink/`; `env` reads the environment.
+///
+/// # Errors
+/// There is none.
+pub fn find_config(file_name: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, NoConfig> {
+    let dirs = config_dirs(env);
+    let found = dirs.iter().map(|dir| dir.join(file_name)).find(|path| path.exists());
+    found.ok_or_else(|| NoConfig { file_name: file_name.to_owned(), dirs })
+}
+
+fn config_dirs(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("HOME");
+    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let dirs = [
+        Some(PathBuf::from(".")),
+        config_home.map(|dir| dir.join("narrowlink")),
+        home.map(|dir| dir.join(".narrowlink")),
+        Some(Path::new("/etc/narrowlink").to_owned()),
+    ];
+    dirs.into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn configurations_are_looked_for_in_the_documented_order() {
+        let env = |name: &str| match name {
+            "HOME" => Some(OsString::from("/h")),
+            "XDG_CONFIG_HOME" => Some(OsString::new()),
+            _ => None,
+        };
+        let dirs = config_dirs(env);
+        let right = [".", "/h/.config/narrowlink", "/h/.narrowlink", "/etc/narrowlink"].map(PathBuf::from);
+        assert_eq!(dirs, right);
+        let absent = find_config("no-such.yaml", env).unwrap_err().to_string();
+        assert_eq!(
+            absent,
+            "no no-such.yaml in ., /h/.config/narrowlink, /h/.narrowlink, /etc/narrowlink; write one there, or name it with -c"
+        );
+        let dir = std::env::temp_dir().join(format!("narrowlink-find-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join(".narrowlink")).unwrap();
+        std::fs::write(dir.join(".narrowlink/here.yaml"), "").unwrap();
+        let home = |name: &str| (name == "HOME").then(|| dir.clone().into_os_string());
+        assert_eq!(find_config("here.yaml", home), Ok(dir.join(".narrowlink/here.yaml")));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]

@@ -32,6 +32,9 @@ use crate::{
     wire::Wire,
 };
 
+/// For the TCP connection to one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A gateway and how to reach it.
 pub struct Gateway {
     described: String,
@@ -208,7 +211,10 @@ impl Gateway {
 
     async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
         let addrs = resolve(&self.host, self.port, patience).await?;
-        let socket = connect_first(&addrs, patience)
+        // Three seconds an address: what was lost while a cable was out is repeated by the kernel
+        // after 1, 3, 7 and 15 s, by us after 3, so that we are back soon after the cable is.
+        let tries = u32::try_from(addrs.len()).unwrap_or(u32::MAX);
+        let socket = connect_first(&addrs, CONNECT_TIMEOUT.saturating_mul(tries).min(patience))
             .await
             .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })?;
         match &self.tls {
