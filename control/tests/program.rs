@@ -66,8 +66,8 @@ fn the_config_is_looked_for_where_the_help_says() {
     let out = run(dir.path(), &["--check"]);
     assert_eq!(out.status.code(), Some(78));
     let words = text(&out.stderr);
-    assert!(words.contains("none of gateway.yaml, "), "{words}");
-    assert!(words.contains(".narrowlink/gateway.yaml, /etc/narrowlink/gateway.yaml"), "{words}");
+    assert!(words.contains("no gateway.yaml in ., "), "{words}");
+    assert!(words.contains(".narrowlink, /etc/narrowlink; write one there"), "{words}");
     let ws = good().lines().filter(|line| !line.contains("Wss")).collect::<Vec<_>>().join("\n");
     for place in [".narrowlink", ".config/narrowlink", "."] {
         let place = dir.path().join(place);
