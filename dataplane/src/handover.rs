@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use monoio::time::{Instant, sleep, timeout};
+use monoio::time::{sleep, timeout};
 use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     directory::{AgentEntry, Directory},
     door::Door,
     lane::{self, Lane, Lanes},
+    table::{Kind, Seat, Table},
     wire::{Wire, WireParts},
     worker::spawn,
 };
@@ -80,11 +81,9 @@ pub struct Local {
     /// No new work any more.
     pub stopping: Cell<bool>,
     stop: (Sender<()>, Receiver<()>),
-    sessions: Cell<usize>,
+    /// The connections here.
+    pub table: RefCell<Table>,
 }
-
-/// Counts a session while it lives.
-pub(crate) struct SessionGuard(Rc<Local>);
 
 impl Shared {
     /// The shared state of `workers` workers.
@@ -123,7 +122,7 @@ impl Local {
             lanes: RefCell::default(),
             stopping: Cell::new(false),
             stop: async_channel::bounded(1),
-            sessions: Cell::new(0),
+            table: RefCell::default(),
         })
     }
 
@@ -132,9 +131,10 @@ impl Local {
         let _ = self.stop.1.recv().await;
     }
 
-    pub(crate) fn count_session(self: &Rc<Self>) -> SessionGuard {
-        self.sessions.set(self.sessions.get() + 1);
-        SessionGuard(self.clone())
+    /// What keeps a stopping worker: sessions that finish, links that say goodbye.
+    fn is_busy(&self) -> bool {
+        let table = self.table.borrow();
+        table.count(Kind::Session) + table.count(Kind::Link) > 0
     }
 
     /// Reads the worker's mailbox until it has stopped and its sessions have ended.
@@ -142,7 +142,7 @@ impl Local {
         let (_, notes) = self.shared.mailboxes[self.index].clone();
         while let Ok(note) = notes.recv().await {
             match note {
-                Note::Lane(parts) => match parts.assemble() {
+                Note::Lane(parts) => match parts.assemble(&self) {
                     Ok(lane) => lane::park(&self, lane),
                     Err(e) => tracing::debug!("a lane was lost on its way between workers: {e}"),
                 },
@@ -160,6 +160,12 @@ impl Local {
                     self.stopping.set(true);
                     self.stop.0.close();
                     self.lanes.borrow_mut().forget_all();
+                    let sessions = self.table.borrow().count(Kind::Session);
+                    tracing::info!(
+                        worker = self.index,
+                        sessions,
+                        "stopping: no new work, sessions may finish"
+                    );
                     break;
                 }
             }
@@ -167,7 +173,7 @@ impl Local {
         // At least one tick, in which listeners close and links say goodbye.
         loop {
             sleep(DRAIN_TICK).await;
-            if self.sessions.get() == 0 {
+            if !self.is_busy() {
                 break;
             }
         }
@@ -178,7 +184,7 @@ impl Local {
             Ok(parts) => {
                 if let Err(unsent) = reply.try_send(parts) {
                     // Whoever asked has given up: it stays here.
-                    match unsent.into_inner().assemble() {
+                    match unsent.into_inner().assemble(self) {
                         Ok(lane) => lane::park(self, lane),
                         Err(e) => tracing::debug!("a lane was lost: {e}"),
                     }
@@ -189,14 +195,14 @@ impl Local {
     }
 
     /// Hands a quiet lane to another worker; gives it back when that one's mailbox is full.
-    pub(crate) fn hand_over(&self, lane: Lane, worker: usize) -> Option<Lane> {
+    pub(crate) fn hand_over(self: &Rc<Self>, lane: Lane, worker: usize) -> Option<Lane> {
         match LaneParts::disassemble(lane) {
             Ok(parts) => {
                 let Err(unsent) = self.shared.mailboxes[worker].0.try_send(Note::Lane(parts)) else {
                     return None;
                 };
                 match unsent.into_inner() {
-                    Note::Lane(parts) => parts.assemble().ok(),
+                    Note::Lane(parts) => parts.assemble(self).ok(),
                     _ => None,
                 }
             }
@@ -208,15 +214,15 @@ impl Local {
     }
 
     /// Asks another worker for a parked lane.
-    pub(crate) async fn ask_for_lane(&self, worker: usize, link: LinkId) -> Option<Lane> {
+    pub(crate) async fn ask_for_lane(self: &Rc<Self>, worker: usize, link: LinkId) -> Option<Lane> {
         let (reply, given) = async_channel::bounded(1);
         self.shared.mailboxes[worker].0.try_send(Note::WantLane { link, reply }).ok()?;
         let parts = timeout(ANSWER_TIMEOUT, given.recv()).await;
         // What comes too late goes back: closing tells the other worker.
         given.close();
         match parts {
-            Ok(Ok(parts)) => parts.assemble().ok(),
-            _ => given.try_recv().ok()?.assemble().ok(),
+            Ok(Ok(parts)) => parts.assemble(self).ok(),
+            _ => given.try_recv().ok()?.assemble(self).ok(),
         }
     }
 }
@@ -227,19 +233,10 @@ impl LaneParts {
         Ok(Self { wire: lane.conn.into_wire().into_parts()?, framing, entry: lane.entry })
     }
 
-    fn assemble(self) -> std::io::Result<Lane> {
+    fn assemble(self, local: &Rc<Local>) -> std::io::Result<Lane> {
         let wire = Wire::from_parts(self.wire)?;
         // A gateway's frames bear no mask: no seed is needed.
-        Ok(Lane {
-            conn: Conn::new(wire, self.framing, Role::Gateway, 0),
-            entry: self.entry,
-            parked_at: Instant::now(),
-        })
-    }
-}
-
-impl Drop for SessionGuard {
-    fn drop(&mut self) {
-        self.0.sessions.set(self.0.sessions.get() - 1);
+        let conn = Conn::new(wire, self.framing, Role::Gateway, 0);
+        Ok(Lane { conn, entry: self.entry, seat: Seat::for_lane(local) })
     }
 }

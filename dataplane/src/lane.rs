@@ -18,7 +18,7 @@ use narrowlink_proto::{
     id::LinkId,
 };
 
-use crate::{conn::Conn, directory::AgentEntry, handover::Local, worker::spawn};
+use crate::{conn::Conn, directory::AgentEntry, handover::Local, table::Seat, worker::spawn};
 
 /// Sessions that may wait for lanes of one agent on one worker.
 const WAITING_MAX: usize = 1024;
@@ -29,8 +29,8 @@ pub struct Lane {
     pub conn: Conn,
     /// Whose.
     pub entry: Arc<AgentEntry>,
-    /// Since when it has been idle.
-    pub parked_at: Instant,
+    /// Its place at the worker where it is.
+    pub seat: Seat,
 }
 
 /// The lanes of one worker, by the link that brought them.
@@ -122,7 +122,6 @@ pub(crate) fn park(local: &Rc<Local>, mut lane: Lane) {
             Err(unsent) => lane = unsent.into_inner(),
         }
     }
-    lane.parked_at = Instant::now();
     let (want, wanted) = async_channel::bounded::<Sender<Lane>>(1);
     let number = {
         let mut lanes = local.lanes.borrow_mut();

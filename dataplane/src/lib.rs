@@ -32,6 +32,7 @@ pub mod relay;
 pub mod resolve;
 pub mod serve;
 pub mod socket;
+pub mod table;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;

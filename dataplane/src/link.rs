@@ -114,14 +114,14 @@ struct LinkSocket {
 }
 
 impl LinkSocket {
-    fn new(wire: Wire, role: Role, peer: Speaker) -> Self {
+    fn new(wire: Wire, role: Role, peer: Speaker, limits: &Limits) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(4096)
             .write_buffer_size(0)
             .max_write_buffer_size(WRITE_BYTES_MAX)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let (now, limits) = (Instant::now(), Limits::default());
+        let now = Instant::now();
         Self {
             ws: WebSocket::from_raw_socket(Io(wire), role, Some(config)),
             peer,
@@ -233,7 +233,7 @@ fn would_block(e: &tungstenite::Error) -> bool {
 
 /// Serves a link until it ends. Its sessions and lanes go on by themselves.
 pub(crate) async fn serve(local: Rc<Local>, wire: Wire, principal: Arc<Principal>, peer_addr: SocketAddr) {
-    let mut socket = LinkSocket::new(wire, Role::Server, principal.speaker);
+    let mut socket = LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits);
     let (orders, taken) = async_channel::bounded(16);
     let set_up = introduce(&local, &mut socket, &principal, peer_addr, orders);
     let grant = match timeout(SET_UP_TIMEOUT, set_up).await {
@@ -374,7 +374,7 @@ pub async fn join(
 ) -> Result<PeerLink, LinkError> {
     let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
     let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, patience).await?;
-    let mut socket = LinkSocket::new(conn.into_wire(), Role::Client, Speaker::Gateway);
+    let mut socket = LinkSocket::new(conn.into_wire(), Role::Client, Speaker::Gateway, &Limits::default());
     let welcome = async {
         let Message::Hello { version, nonce, .. } = expect(&mut socket).await? else {
             return Err(LinkError::Unexpected("something else where Hello was due"));

@@ -25,6 +25,7 @@ use crate::{
     link,
     relay::{Traffic, relay, settled},
     socket::Socket,
+    table::{Kind, Seat},
     tls::TlsSocket,
     wire::Wire,
 };
@@ -44,7 +45,10 @@ pub struct Service {
 /// Serves one connection to its end.
 pub async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket) {
     let Ok(peer_addr) = socket.peer_addr() else { return };
-    if let Err(e) = arrive(&local, &service, socket, peer_addr).await {
+    let Some(seat) = Seat::for_stranger(&local) else {
+        return tracing::debug!(peer = %peer_addr, "too many connections that nobody knows: this one is cut off");
+    };
+    if let Err(e) = arrive(&local, &service, socket, peer_addr, seat).await {
         tracing::debug!(peer = %peer_addr, "connection ended: {e}");
     }
 }
@@ -54,6 +58,7 @@ async fn arrive(
     service: &Service,
     socket: Socket,
     peer_addr: SocketAddr,
+    seat: Seat,
 ) -> io::Result<()> {
     let limits = &local.shared.limits;
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
@@ -85,7 +90,7 @@ async fn arrive(
     let head =
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
-        Ok(Some(request)) => tunnel(local, wire, *request, peer_addr).await,
+        Ok(Some(request)) => tunnel(local, wire, *request, peer_addr, seat).await,
         Ok(None) => Ok(()),
         Err(Unusable::Broken(e)) => Err(e),
         Err(Unusable::Answer(answer)) => answer_and_close(wire, &answer).await,
@@ -163,7 +168,13 @@ async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
 }
 
 /// A request for a tunnel: who is it, and for which role?
-async fn tunnel(local: &Rc<Local>, wire: Wire, request: Request, peer_addr: SocketAddr) -> io::Result<()> {
+async fn tunnel(
+    local: &Rc<Local>,
+    wire: Wire,
+    request: Request,
+    peer_addr: SocketAddr,
+    seat: Seat,
+) -> io::Result<()> {
     let Request { protocol, token, key, open, lane, origin, .. } = request;
     let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
     let refuse = async |wire, refused: Refused| {
@@ -181,26 +192,30 @@ async fn tunnel(local: &Rc<Local>, wire: Wire, request: Request, peer_addr: Sock
     drop(token);
     match (protocol.channel, lane, open) {
         (Channel::Link, None, None) if protocol.framing == Framing::Framed => {
+            seat.becomes(Kind::Link);
             wire.write_all(&accept(None)).await?;
             link::serve(local.clone(), wire, who, peer_addr).await;
             Ok(())
         }
         (Channel::Lane, Some(proof), None) => match admit::lane(local, &who, &proof) {
             Ok(entry) => {
+                seat.becomes(Kind::Lane);
                 wire.write_all(&accept(None)).await?;
                 let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-                lane::place(local, Lane { conn, entry, parked_at: Instant::now() });
+                lane::place(local, Lane { conn, entry, seat });
                 Ok(())
             }
             Err(refused) => refuse(wire, refused).await,
         },
         (Channel::Stream, None, None) => {
+            seat.becomes(Kind::Stream);
             wire.write_all(&accept(None)).await?;
             let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-            serve_stream(local, conn, &who, peer_addr).await;
+            serve_stream(local, conn, &who, peer_addr, &seat).await;
             Ok(())
         }
         (Channel::Stream, None, Some(open)) => {
+            seat.becomes(Kind::Stream);
             let early = async {
                 // A client that leaves, or speaks before it is answered, ends its request.
                 let n = wire.read(&mut [0; 1]).await?;
@@ -211,8 +226,8 @@ async fn tunnel(local: &Rc<Local>, wire: Wire, request: Request, peer_addr: Sock
                 Ok((lane, opened)) => {
                     wire.write_all(&accept(Some(&opened))).await?;
                     let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-                    if let Some(conn) = serve_session(local, conn, lane, &open, &who).await {
-                        serve_stream(local, conn, &who, peer_addr).await;
+                    if let Some(conn) = serve_session(local, conn, lane, &open, &who, &seat).await {
+                        serve_stream(local, conn, &who, peer_addr, &seat).await;
                     }
                     Ok(())
                 }
@@ -224,7 +239,13 @@ async fn tunnel(local: &Rc<Local>, wire: Wire, request: Request, peer_addr: Sock
 }
 
 /// Serves the sessions of a client's stream, one after the other.
-async fn serve_stream(local: &Rc<Local>, mut conn: Conn, who: &Arc<Principal>, peer_addr: SocketAddr) {
+async fn serve_stream(
+    local: &Rc<Local>,
+    mut conn: Conn,
+    who: &Arc<Principal>,
+    peer_addr: SocketAddr,
+    seat: &Seat,
+) {
     loop {
         let open = match future::or(next_open(&conn, who), async {
             local.stopped().await;
@@ -242,7 +263,7 @@ async fn serve_stream(local: &Rc<Local>, mut conn: Conn, who: &Arc<Principal>, p
                 if conn.send(&answer).await.is_err() {
                     return;
                 }
-                match serve_session(local, conn, lane, &open, who).await {
+                match serve_session(local, conn, lane, &open, who, seat).await {
                     Some(again) => conn = again,
                     None => return,
                 }
@@ -310,8 +331,9 @@ async fn serve_session(
     lane: Lane,
     open: &Open,
     who: &Principal,
+    seat: &Seat,
 ) -> Option<Conn> {
-    let _counted = local.count_session();
+    seat.becomes(Kind::Session);
     let (session, traffic) = (open.session, Traffic::default());
     let expiry = async {
         sleep_until(Instant::from_std(who.expires_at)).await;
@@ -337,7 +359,10 @@ async fn serve_session(
         }
     };
     match (ended, stream.framing()) {
-        (Ok(()), Framing::Framed) => stream.send(&Message::Ready { session }).await.is_ok().then_some(stream),
+        (Ok(()), Framing::Framed) => {
+            seat.becomes(Kind::Stream);
+            stream.send(&Message::Ready { session }).await.is_ok().then_some(stream)
+        }
         (Ok(()), Framing::Raw) => {
             stream.into_wire().close_gently();
             None

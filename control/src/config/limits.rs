@@ -43,6 +43,7 @@ limits! {
     pong_timeout_s => pong_timeout: Seconds,
     quiet_ping_interval_s => quiet_ping_interval: Seconds,
     orphan_lane_timeout_s => orphan_lane_timeout: Seconds,
+    strangers_max => strangers_max: usize,
     agent_links_max => agent_links_max: usize,
     client_links_max => client_links_max: usize,
 }
