@@ -164,7 +164,7 @@ impl Forwarder {
                 Err(e) if self.may_pass(&e) && Instant::now() < deadline => {
                     let _ = timeout_at(deadline, self.pause(pause)).await;
                     pause = (pause * 2).min(RETRY_MAX);
-                    if local.is_closed() {
+                    if local.is_reset() {
                         return None;
                     }
                 }

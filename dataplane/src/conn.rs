@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     io::{self, IoSlice},
     ops::Range,
+    time::Duration,
 };
 
 use monoio::time::Instant;
@@ -24,8 +25,10 @@ use crate::{
     wire::Wire,
 };
 
-/// Control frames waiting for the socket; a peer that makes more wait floods us with pings.
+/// Control frames waiting for the socket.
 const CONTROL_BYTES_MAX: usize = 1024;
+/// Pings that a peer may send; those that arrived together after a stall, one every 25 s, fit in.
+const PINGS_PER_S_MAX: u32 = 100;
 /// Pieces of one data frame: headers between them are left out, the bytes stay where they are.
 pub const PIECES_MAX: usize = 32;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
@@ -63,6 +66,9 @@ pub enum ConnError {
     /// The peer sent a message that it may not.
     #[error("the peer broke the protocol: {0}")]
     Message(#[from] MessageError),
+    /// The peer sends more pings than anybody needs.
+    #[error("the peer floods the connection with pings")]
+    Flood,
     /// The peer sent something where something else was due.
     #[error("the peer broke the protocol: {0}")]
     Unexpected(&'static str),
@@ -76,7 +82,7 @@ impl ConnError {
             Self::Io(e) if e.kind() == io::ErrorKind::InvalidData => Why::Protocol,
             Self::Io(_) | Self::Closed { .. } => Why::Reset,
             Self::Truncated => Why::Truncated,
-            Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) => Why::Protocol,
+            Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) | Self::Flood => Why::Protocol,
         }
     }
 
@@ -86,6 +92,7 @@ impl ConnError {
             Self::Frame(e) => Some(e.close_code()),
             Self::Message(MessageError::TooLong { .. }) => Some(1009),
             Self::Message(_) | Self::Unexpected(_) => Some(1002),
+            Self::Flood => Some(1008),
             Self::Io(_) | Self::Truncated | Self::Closed { .. } => None,
         }
     }
@@ -103,12 +110,17 @@ pub struct Conn {
     mid_frame: Cell<bool>,
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
+    pinged_at: Cell<Instant>,
+    /// Pings of the peer since `flood_at`.
+    pings: Cell<u32>,
+    flood_at: Cell<Instant>,
 }
 
 impl Conn {
     /// Wraps an upgraded connection. `mask_seed` comes from the system's random source.
     pub fn new(wire: Wire, framing: Framing, role: Role, mask_seed: u64) -> Self {
         let expect = if role == Role::Gateway { Expect::Masked } else { Expect::Unmasked };
+        let now = Instant::now();
         Self {
             wire,
             framing,
@@ -117,7 +129,10 @@ impl Conn {
             control: RefCell::default(),
             mid_frame: Cell::new(false),
             mask_state: Cell::new(mask_seed | 1),
-            heard_at: Cell::new(Instant::now()),
+            heard_at: Cell::new(now),
+            pinged_at: Cell::new(now),
+            pings: Cell::new(0),
+            flood_at: Cell::new(now),
         }
     }
 
@@ -147,6 +162,11 @@ impl Conn {
     /// When the peer was last heard.
     pub fn heard_at(&self) -> Instant {
         self.heard_at.get()
+    }
+
+    /// When it was last pinged.
+    pub fn pinged_at(&self) -> Instant {
+        self.pinged_at.get()
     }
 
     /// Whether the connection stands where a new message may begin, in both directions.
@@ -251,7 +271,7 @@ impl Conn {
                 Err(ConnError::Closed { code, why })
             }
             Some(Event::Ping(payload)) => {
-                self.queue_control(Opcode::Pong, &payload)?;
+                self.answer_ping(&payload)?;
                 Ok(Some(Event::Ping(payload)))
             }
             other => Ok(other),
@@ -359,7 +379,25 @@ impl Conn {
     /// # Errors
     /// The connection's end.
     pub fn ping(&self) -> Result<(), ConnError> {
+        self.pinged_at.set(Instant::now());
         if self.framing == Framing::Framed { self.queue_control(Opcode::Ping, &[]) } else { Ok(()) }
+    }
+
+    /// Answers, unless so many answers wait already that one more would say nothing new.
+    fn answer_ping(&self, payload: &[u8]) -> Result<(), ConnError> {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.flood_at.get()) >= Duration::from_secs(1) {
+            self.flood_at.set(now);
+            self.pings.set(0);
+        }
+        self.pings.set(self.pings.get() + 1);
+        if self.pings.get() > PINGS_PER_S_MAX {
+            return Err(ConnError::Flood);
+        }
+        if self.control.borrow().len() > CONTROL_BYTES_MAX / 2 {
+            return Ok(self.try_flush_control()?);
+        }
+        self.queue_control(Opcode::Pong, payload)
     }
 
     /// Says why this connection ends; best effort.
@@ -394,7 +432,7 @@ impl Conn {
         {
             let mut control = self.control.borrow_mut();
             if control.len() > CONTROL_BYTES_MAX {
-                return Err(ConnError::Unexpected("more pings than answers can be delivered"));
+                return Err(ConnError::Flood);
             }
             let key = self.mask_key();
             let mut head = [0; HEADER_BYTES_MAX];

@@ -14,7 +14,10 @@ use std::{
 };
 
 use monoio::net::TcpStream;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::{
+    event::{PollFd, PollFlags},
+    net::{RecvFlags, SendFlags},
+};
 use socket2::{SockRef, TcpKeepalive};
 
 /// First keepalive probe after this much silence; with the two below a vanished peer of an idle
@@ -157,10 +160,13 @@ impl Socket {
         })
     }
 
-    /// Whether the kernel has no connection any more: it was reset, or both directions ended.
-    pub fn is_closed(&self) -> bool {
-        const TCP_CLOSE: u8 = 7; // include/net/tcp_states.h
-        tcp_info(self.fd()).is_some_and(|info| info.tcpi_state == TCP_CLOSE)
+    /// Whether a reset has arrived that no call has reported yet. (Both directions having ended is
+    /// none: the kernel counts such a socket as closed while its last bytes still wait to be read.)
+    pub fn is_reset(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::empty())];
+        let now = rustix::event::Timespec::default();
+        matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
+            && fds[0].revents().contains(PollFlags::ERR)
     }
 }
 
@@ -186,4 +192,56 @@ fn tcp_info(fd: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     };
     // SAFETY: initialised by `zeroed`, whatever the kernel wrote.
     (got == 0).then(|| unsafe { info.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{Shutdown, TcpListener, TcpStream},
+        os::fd::OwnedFd,
+    };
+
+    use super::*;
+    use crate::worker::run_alone;
+
+    fn pair() -> (TcpStream, OwnedFd) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0.into())
+    }
+
+    #[test]
+    fn bytes_that_wait_behind_two_clean_ends_are_no_reset() {
+        let (mut peer, ours) = pair();
+        let read = run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            socket.finish_write().unwrap();
+            assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
+            peer.write_all(b"the last words").unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            drop(peer);
+            socket.readable().await.unwrap();
+            assert!(!socket.is_reset());
+            let mut buf = [0; 64];
+            socket.try_read(&mut buf).unwrap()
+        });
+        assert_eq!(read.unwrap(), 14);
+    }
+
+    #[test]
+    fn a_reset_after_a_clean_end_is_seen_without_reading() {
+        let (peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            socket.readable().await.unwrap();
+            assert_eq!(socket.try_read(&mut [0; 1]).unwrap(), 0);
+            assert!(!socket.is_reset());
+            SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(peer);
+            assert!(socket.is_reset());
+        })
+        .unwrap();
+    }
 }

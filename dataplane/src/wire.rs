@@ -227,9 +227,9 @@ impl Wire {
         self.socket().peer_vanished(patience)
     }
 
-    /// Whether the kernel has no connection any more (it was reset, also after a FIN).
-    pub fn is_closed(&self) -> bool {
-        self.socket().is_closed()
+    /// Whether a reset has arrived that no call has reported yet (see [`Socket::is_reset`]).
+    pub fn is_reset(&self) -> bool {
+        self.socket().is_reset()
     }
 
     /// Takes the connection apart for its way to another thread.

@@ -7,7 +7,8 @@
 mod transfer;
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -195,4 +196,37 @@ fn a_reset_within_frames_is_never_a_clean_end() {
         let outcome = transfer::run(plan, entry, &target).unwrap();
         assert!(matches!(outcome.up, Seen::Reset(_)));
     }
+}
+
+/// A pager that pauses: the target has long said everything and gone when the rest is read.
+fn a_reader_that_pauses_gets_everything(kind: Kind) {
+    const BYTES: usize = 24 << 20;
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let entry = start(false, kind, target.local_addr().unwrap());
+    let sending = std::thread::spawn(move || {
+        let (mut stream, _) = target.accept().unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the client ends first");
+        let mut sent = vec![0; BYTES];
+        transfer::fill(5, 0, &mut sent);
+        stream.write_all(&sent).unwrap();
+    });
+    let mut stream = TcpStream::connect(entry).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    // Longer than the relay looks after its peers: the stall itself is what is tested.
+    std::thread::sleep(Duration::from_secs(12));
+    let (mut got, mut right) = (Vec::new(), vec![0; BYTES]);
+    stream.read_to_end(&mut got).unwrap();
+    transfer::fill(5, 0, &mut right);
+    assert!(got == right, "{kind:?}: {} of {BYTES} bytes", got.len());
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_reader_that_pauses_gets_everything_through_frames() {
+    a_reader_that_pauses_gets_everything(Kind { tls: false, stream: Framing::Framed, lane: Framing::Framed });
+}
+
+#[test]
+fn a_reader_that_pauses_gets_everything_through_raw_tls() {
+    a_reader_that_pauses_gets_everything(Kind { tls: true, stream: Framing::Raw, lane: Framing::Raw });
 }

@@ -110,11 +110,12 @@ fn look_at(end: End<'_>, by: Side) -> Result<(), Ended> {
         return Err(Ended { by, why: Why::Vanished });
     }
     // A reset that follows a FIN is no event for a direction that is not read any more.
-    if end.wire().is_closed() {
+    if end.wire().is_reset() {
         return Err(Ended { by, why: Why::Reset });
     }
     let End::Framed(conn, _) = end else { return Ok(()) };
-    let silent = Instant::now().saturating_duration_since(conn.heard_at());
+    let now = Instant::now();
+    let silent = now.saturating_duration_since(conn.heard_at().max(conn.pinged_at()));
     let ok = if silent >= PING_AFTER { conn.ping() } else { conn.try_flush_control().map_err(Into::into) };
     ok.map_err(|e| Ended { by, why: e.why() })
 }
