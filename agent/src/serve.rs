@@ -9,7 +9,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use futures_lite::future;
 use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError},
+    conn::{CLOSE_RESET, Conn, ConnError},
     dial::connect_first,
     relay::{End, Traffic, relay},
     resolve::{ResolveError, resolve},
@@ -31,8 +31,6 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 /// For a message to a gateway that may have stopped reading.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// The WebSocket close code of a session that was reset.
-const CLOSE_RESET: u16 = 4000;
 
 /// Serves one dial; gives the lane back when it can serve another.
 pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Conn> {

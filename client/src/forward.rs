@@ -17,6 +17,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
+    conn::CLOSE_RESET,
     listen::{Listener, accept_all, bind_alone},
     relay::{End, Traffic, relay},
     wire::Wire,
@@ -49,8 +50,6 @@ const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Different troubles that are remembered.
 const SAID_MAX: usize = 64;
-/// The WebSocket close code of a session that was reset.
-const CLOSE_RESET: u16 = 4000;
 
 /// What is to be forwarded, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
+    conn::CLOSE_RESET,
     relay::{End, Traffic, relay},
     socket::Socket,
     wire::Wire,
@@ -33,8 +34,6 @@ use crate::{
 
 /// What is carried at a time between a descriptor and the session.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// The WebSocket close code of a session that was reset.
-const CLOSE_RESET: u16 = 4000;
 
 /// Opens a session and joins it with standard input and output, until both directions have ended.
 pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Result<(), Failure> {

@@ -1,41 +1,26 @@
 //! What a stranger meets at a gateway's port: an ordinary web server, deadlines, and a bound.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod kit;
+
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use narrowlink_control::{
-    config::{Config, Service},
-    gateway::{self, Gateway},
-};
+use kit::SECRET;
+use narrowlink_control::gateway::Gateway;
 use narrowlink_proto::{
     id::Uid,
     limits::Limits,
-    target::Destination,
-    token::{Claims, Keys, Kind, Secret},
+    token::{Claims, Keys, Kind},
 };
 
-const SECRET: [u8; 32] = [7; 32];
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn start(limits: Limits) -> (Gateway, SocketAddr) {
-    let gateway = gateway::start(Config {
-        name: "test".to_owned(),
-        secrets: vec![Secret::from_bytes(SECRET.to_vec()).unwrap()],
-        services: vec![Service {
-            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
-            listen_addr: "127.0.0.1:0".parse().unwrap(),
-            tls: None,
-        }],
-        workers: Some(1),
-        pin: false,
-        require_io_uring: false,
-        limits,
-    })
-    .unwrap();
+    let gateway = kit::start(1, limits);
     let addr = gateway.addresses()[0];
     (gateway, addr)
 }

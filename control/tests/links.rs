@@ -2,6 +2,8 @@
 //! whom, and what links hear when the gateway stops.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod kit;
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use aws_lc_rs::{
@@ -9,10 +11,7 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use narrowlink_control::{
-    config::{Config, Service},
-    gateway::{self, Gateway},
-};
+use kit::{SECRET, start};
 use narrowlink_dataplane::{
     link::{self, LinkError, PeerLink},
     tunnel::{self, TunnelError},
@@ -23,31 +22,12 @@ use narrowlink_proto::{
     id::{Nonce, Uid, instance_statement},
     limits::Limits,
     message::{AgentInfo, GoodbyeCode, Instance, Message},
-    target::Destination,
-    token::{Claims, Keys, Kind, Secret},
+    token::{Claims, Keys, Kind},
 };
 
-const SECRET: [u8; 32] = [7; 32];
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds since 1970: in the year 9999.
 const NEVER: u64 = 253_402_300_799;
-
-fn start() -> Gateway {
-    gateway::start(Config {
-        name: "test".to_owned(),
-        secrets: vec![Secret::from_bytes(SECRET.to_vec()).unwrap()],
-        services: vec![Service {
-            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
-            listen_addr: "127.0.0.1:0".parse().unwrap(),
-            tls: None,
-        }],
-        workers: Some(2),
-        pin: false,
-        require_io_uring: false,
-        limits: Limits::default(),
-    })
-    .unwrap()
-}
 
 /// Somebody with a token.
 struct Peer {
@@ -107,7 +87,7 @@ fn goodbye(error: LinkError) -> GoodbyeCode {
 
 #[test]
 fn a_name_has_one_holder_and_its_own_space_sees_it() {
-    let gateway = start();
+    let gateway = start(2, Limits::default());
     let addr = gateway.addresses()[0];
     let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
     let stranger = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
@@ -140,7 +120,7 @@ fn a_name_has_one_holder_and_its_own_space_sees_it() {
 
 #[test]
 fn every_link_hears_that_the_gateway_stops() {
-    let gateway = start();
+    let gateway = start(2, Limits::default());
     let addr = gateway.addresses()[0];
     let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
     let client = Peer::new(addr, Kind::Client, 1, "laptop", NEVER);
@@ -156,7 +136,7 @@ fn every_link_hears_that_the_gateway_stops() {
 
 #[test]
 fn an_expired_token_does_not_get_a_link() {
-    let gateway = start();
+    let gateway = start(2, Limits::default());
     let client = Peer::new(gateway.addresses()[0], Kind::Client, 1, "laptop", 1_000_000_000);
     let refused = run_alone(false, |_| async { client.join().await.err().unwrap() }).unwrap();
     match refused {

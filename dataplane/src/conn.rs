@@ -25,6 +25,8 @@ use crate::{
     wire::Wire,
 };
 
+/// The WebSocket close code of a session that was reset.
+pub const CLOSE_RESET: u16 = 4000;
 /// Control frames waiting for the socket.
 const CONTROL_BYTES_MAX: usize = 1024;
 /// Pings that a peer may send; those that arrived together after a stall, one every 25 s, fit in.

@@ -18,7 +18,7 @@ use rustls::ServerConnection;
 
 use crate::{
     admit,
-    conn::{Conn, ConnError, Role},
+    conn::{CLOSE_RESET, Conn, ConnError, Role},
     door::Principal,
     handover::Local,
     lane::{self, Lane},
@@ -247,7 +247,7 @@ async fn serve_stream(
     seat: &Seat,
 ) {
     loop {
-        let open = match future::or(next_open(&conn, who), async {
+        let open = match future::or(next_open(local, &conn, who), async {
             local.stopped().await;
             None
         })
@@ -304,8 +304,8 @@ async fn decide(
 }
 
 /// The next Open on a stream that serves no session; `None` when it ends.
-async fn next_open(conn: &Conn, who: &Principal) -> Option<Open> {
-    let interval = Duration::from_secs(25);
+async fn next_open(local: &Local, conn: &Conn, who: &Principal) -> Option<Open> {
+    let interval = local.shared.limits.quiet_ping_interval;
     let expiry = Instant::from_std(who.expires_at);
     loop {
         let due = (Instant::now() + interval).min(expiry);
@@ -373,9 +373,6 @@ async fn serve_session(
         }
     }
 }
-
-/// The close code of a session that was reset.
-const CLOSE_RESET: u16 = 4000;
 
 /// A lane after a session that went through cleanly: parked again once the agent says that all is
 /// delivered and its target closed.

@@ -1,0 +1,28 @@
+//! A gateway in this process, on a free port of loopback.
+
+use narrowlink_control::{
+    config::{Config, Service},
+    gateway::{self, Gateway},
+};
+use narrowlink_proto::{limits::Limits, target::Destination, token::Secret};
+
+/// What its tokens are signed with.
+pub(crate) const SECRET: [u8; 32] = [7; 32];
+
+/// Starts one that serves `ws`.
+pub(crate) fn start(workers: usize, limits: Limits) -> Gateway {
+    gateway::start(Config {
+        name: "test".to_owned(),
+        secrets: vec![Secret::from_bytes(SECRET.to_vec()).unwrap()],
+        services: vec![Service {
+            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            tls: None,
+        }],
+        workers: Some(workers),
+        pin: false,
+        require_io_uring: false,
+        limits,
+    })
+    .unwrap()
+}
