@@ -88,6 +88,8 @@ impl Certificate {
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified)));
         settings.alpn_protocols = vec![b"http/1.1".to_vec()];
         settings.max_early_data_size = 0;
+        // The library makes the handshake, the records are ours.
+        settings.enable_secret_extraction = true;
         settings.ticketer = aws_lc_rs::Ticketer::new()?;
         // Tickets do the same without a table that all workers lock.
         settings.session_storage = Arc::new(NoServerSessionStorage {});

@@ -81,6 +81,18 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// Borrows a buffer without waiting, for whoever must go on to give others back: a bulk one if
+    /// `bulk` and one is left, else a small one, beyond the bound if need be.
+    pub fn take_now(bulk: bool) -> Self {
+        POOL.with_borrow_mut(|pool| {
+            let big = if bulk { pool.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
+            let bytes = big.or_else(|| pool.small.take(SMALL_BYTES, usize::MAX));
+            Self { bytes: bytes.unwrap_or_default() }
+        })
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);

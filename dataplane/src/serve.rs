@@ -14,7 +14,6 @@ use narrowlink_proto::{
     sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
     upgrade::{self, Framing, Head, Opened, Request},
 };
-use rustls::ServerConnection;
 
 use crate::{
     admit,
@@ -69,8 +68,7 @@ async fn arrive(
             let Some(config) = local.shared.door.tls(service.index, name) else {
                 return Err(io::Error::other(format!("no certificate for {name:?}")));
             };
-            let session = ServerConnection::new(config).map_err(io::Error::other)?;
-            let handshake = TlsSocket::handshake(socket, session.into(), &early);
+            let handshake = TlsSocket::accept(socket, config, &early);
             timeout(limits.tls_handshake_timeout, handshake)
                 .await
                 .map_err(|_| late("the TLS handshake"))??

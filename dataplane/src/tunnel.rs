@@ -18,7 +18,7 @@ use narrowlink_proto::{
     upgrade::{self, Answer, LaneProof, Opened, Request},
 };
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore,
+    ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use rustls_platform_verifier::ConfigVerifierExt as _;
@@ -229,10 +229,8 @@ impl Gateway {
         config: &Arc<ClientConfig>,
         name: &ServerName<'static>,
     ) -> Result<Wire, TunnelError> {
-        let failed = |source| TunnelError::Tls { gateway: self.described.clone(), source };
-        let session = ClientConnection::new(config.clone(), name.clone())
-            .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-        Ok(TlsSocket::handshake(socket, session.into(), &[]).await.map_err(failed)?.into())
+        let tls = TlsSocket::connect(socket, config.clone(), name.clone()).await;
+        Ok(tls.map_err(|source| TunnelError::Tls { gateway: self.described.clone(), source })?.into())
     }
 }
 
@@ -269,6 +267,8 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, LoadError> {
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // The library makes the handshake, the records are ours.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

@@ -1,20 +1,25 @@
 //! Role: a tunnel connection's bytes, plain or TLS, with what was read too early in front.
-//! Invariants: as [`crate::socket`] and [`crate::tls`] · a read that reports fewer bytes than it
-//! was given room for has drained everything that can be had without waiting.
+//! Invariants: as [`crate::socket`] and [`crate::tls`] · a read may come back short although more
+//! is there: [`Wire::readable`] says yes at once then.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::OwnedFd,
 };
 
-use crate::{socket::Socket, tls::TlsSocket};
+use crate::{
+    socket::Socket,
+    tls::{Session, TlsSocket},
+};
 
 /// One connection's bytes.
 pub struct Wire {
     io: Io,
     early: RefCell<Vec<u8>>,
+    /// The last read of a plain socket filled its room: the socket may hold more.
+    full: Cell<bool>,
 }
 
 enum Io {
@@ -25,19 +30,25 @@ enum Io {
 /// A connection taken apart for its way to another thread. Nothing may be in flight on it.
 pub struct WireParts {
     fd: OwnedFd,
-    tls: Option<Box<rustls::Connection>>,
+    tls: Option<Box<Session>>,
     early: Vec<u8>,
 }
 
 impl From<Socket> for Wire {
     fn from(socket: Socket) -> Self {
-        Self { io: Io::Plain(socket), early: RefCell::default() }
+        Io::Plain(socket).into()
     }
 }
 
 impl From<TlsSocket> for Wire {
     fn from(tls: TlsSocket) -> Self {
-        Self { io: Io::Tls(Box::new(tls)), early: RefCell::default() }
+        Io::Tls(Box::new(tls)).into()
+    }
+}
+
+impl From<Io> for Wire {
+    fn from(io: Io) -> Self {
+        Self { io, early: RefCell::default(), full: Cell::new(false) }
     }
 }
 
@@ -80,34 +91,39 @@ impl Wire {
     /// `WouldBlock` when nothing is there, `UnexpectedEof` when TLS ended without close_notify,
     /// else the connection's end.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        {
-            let mut early = self.early.borrow_mut();
-            if !early.is_empty() {
-                filled = early.len().min(buf.len());
-                buf[..filled].copy_from_slice(&early[..filled]);
-                early.drain(..filled);
-                if early.is_empty() {
-                    *early = Vec::new();
-                }
+        let mut early = self.early.borrow_mut();
+        if !early.is_empty() {
+            // A reset is reported once: it must not be met while there is good news to tell. So
+            // what came early is told by itself, and the rest at the next call.
+            let filled = early.len().min(buf.len());
+            buf[..filled].copy_from_slice(&early[..filled]);
+            early.drain(..filled);
+            if early.is_empty() {
+                *early = Vec::new();
             }
+            return Ok(filled);
         }
-        // A reset is reported once: it must not be met while there is good news to tell. So what
-        // came early is told by itself, and the rest at the next call.
         match &self.io {
-            Io::Plain(_) if filled > 0 => Ok(filled),
-            Io::Plain(socket) => socket.try_read(buf),
-            Io::Tls(tls) if filled > 0 => {
-                // What TLS has decrypted already is no event on the socket.
-                tls.look_again();
-                Ok(filled)
+            Io::Plain(socket) => {
+                let read = socket.try_read(buf);
+                self.full.set(matches!(read, Ok(n) if n == buf.len()));
+                read
             }
             Io::Tls(tls) => tls.try_read(buf),
         }
     }
 
-    /// Waits until a read would not block. Only right after a read that came back short or with
-    /// `WouldBlock`: what TLS has decrypted already is no event on the socket.
+    /// Whether a read may have something to tell at once, without any event on the socket: bytes
+    /// that were read already, an end, or what the last read had no room for.
+    pub fn more_to_come(&self) -> bool {
+        self.has_early()
+            || match &self.io {
+                Io::Plain(_) => self.full.get(),
+                Io::Tls(tls) => tls.more_to_come(),
+            }
+    }
+
+    /// Waits until a read would not block.
     ///
     /// # Errors
     /// The runtime's.
@@ -256,6 +272,8 @@ impl Wire {
             None => Io::Plain(Socket::adopt(parts.fd)?),
             Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
         };
-        Ok(Self { io, early: RefCell::new(parts.early) })
+        let wire = Self::from(io);
+        wire.unread(&parts.early);
+        Ok(wire)
     }
 }

@@ -26,7 +26,7 @@ use narrowlink_dataplane::{
     worker::{self, Driver, StartError, spawn},
 };
 use narrowlink_proto::{id::SessionId, upgrade::Framing};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use transfer::{Ending, Pace, Plan, Seen};
 
 /// How the two tunnel connections are made.
@@ -53,8 +53,11 @@ fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let server =
         ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
-    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    (Arc::new(client), Arc::new(server.unwrap()))
+    let mut server = server.unwrap();
+    let mut client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    client.enable_secret_extraction = true;
+    server.enable_secret_extraction = true;
+    (Arc::new(client), Arc::new(server))
 }
 
 /// Two ends of a TCP connection over loopback.
@@ -71,11 +74,9 @@ async fn tunnel(framing: Framing, tls: Option<&(Arc<ClientConfig>, Arc<ServerCon
     let (near, far): (Wire, Wire) = match tls {
         None => (near.into(), far.into()),
         Some((client, server)) => {
-            let client = ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap();
-            let server = ServerConnection::new(server.clone()).unwrap();
             let (near, far) = future::zip(
-                TlsSocket::handshake(near, client.into(), &[]),
-                TlsSocket::handshake(far, server.into(), &[]),
+                TlsSocket::connect(near, client.clone(), "localhost".try_into().unwrap()),
+                TlsSocket::accept(far, server.clone(), &[]),
             )
             .await;
             (near.unwrap().into(), far.unwrap().into())

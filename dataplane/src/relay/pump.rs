@@ -48,7 +48,7 @@ pub(super) async fn pump(
             }
             Err(e) => return Err(from_source(ConnError::from(e).why())),
         };
-        let full = n == buf.len();
+        let full = source.wire().more_to_come();
         match source {
             End::Bare(_) => {
                 write(sink, &mut buf, std::slice::from_ref(&(0..n))).await.map_err(from_sink)?;
