@@ -139,4 +139,17 @@ mod tests {
         bulk.pop();
         assert_eq!(block_on(Buffer::take(true)).len(), BULK_BYTES);
     }
+
+    #[test]
+    fn who_can_t_wait_gets_a_small_buffer_beyond_the_bound_and_it_is_counted() {
+        let all: Vec<_> = (0..SMALL_MAX).map(|_| block_on(Buffer::take(false))).collect();
+        assert_eq!(Buffer::take_now(true).len(), BULK_BYTES);
+        let beyond = Buffer::take_now(false);
+        assert_eq!(beyond.len(), SMALL_BYTES);
+        let mut waiting = std::pin::pin!(Buffer::take(false));
+        assert!(block_on(poll_once(waiting.as_mut())).is_none());
+        drop((beyond, all));
+        assert_eq!(block_on(waiting).len(), SMALL_BYTES);
+        assert_eq!(POOL.with_borrow(|pool| (pool.small.lent, pool.bulk.lent)), (0, 0));
+    }
 }

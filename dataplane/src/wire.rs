@@ -277,3 +277,35 @@ impl Wire {
         Ok(wire)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::worker::run_alone;
+
+    #[test]
+    fn more_may_come_behind_early_bytes_and_behind_a_read_that_filled_its_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = listener.accept().unwrap().0;
+        run_alone(false, |_| async move {
+            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let mut buf = [0; 5];
+            wire.unread(b"hi");
+            assert!(wire.more_to_come());
+            assert_eq!((wire.try_read(&mut buf).unwrap(), wire.more_to_come()), (2, false));
+            peer.write_all(b"hello, you").unwrap();
+            wire.readable().await.unwrap();
+            assert_eq!((wire.try_read(&mut buf).unwrap(), wire.more_to_come()), (5, true));
+            assert_eq!((wire.try_read(&mut buf).unwrap(), wire.more_to_come()), (5, true));
+            assert_eq!(wire.try_read(&mut buf).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert!(!wire.more_to_come());
+        })
+        .unwrap();
+    }
+}
