@@ -20,6 +20,7 @@ pub mod buffer;
 pub mod claims;
 pub mod conn;
 pub mod deframe;
+pub mod demand;
 pub mod dial;
 pub mod directory;
 pub mod door;
