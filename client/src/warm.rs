@@ -257,3 +257,113 @@ impl Warm {
         Some(stream)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::{fd::OwnedFd, unix::net::UnixStream},
+        path::Path,
+    };
+
+    use narrowlink_dataplane::{conn::Role, socket::Socket, worker::run_alone};
+    use narrowlink_proto::ended::{RefusalCode, Refused};
+
+    use super::*;
+    use crate::{config::Config, routes::Routes};
+
+    fn warm() -> Rc<Warm> {
+        let text = "endpoints:
+  - !SelfHosted { gateway: 'a:1', token: x, protocol: Ws }
+  - !SelfHosted { gateway: 'b:1', token: x, protocol: Ws }
+";
+        let config = Config::parse(text, Path::new("client.yaml")).unwrap();
+        Warm::new(Opener::new(Routes::load(&config).unwrap()))
+    }
+
+    /// A stream that stands, and the gateway's end of it.
+    fn stream(route: usize) -> (Stream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let socket = Socket::adopt(OwnedFd::from(ours)).unwrap();
+        (Stream { conn: Conn::new(socket.into(), Framing::Framed, Role::Peer, 1), route }, theirs)
+    }
+
+    /// Runs a test on a runtime of its own.
+    fn test(main: impl AsyncFnOnce(Rc<Warm>)) {
+        run_alone(false, |_| async { main(warm()).await }).unwrap();
+    }
+
+    #[test]
+    fn the_newest_stream_is_taken_first_and_only_once() {
+        test(async |warm| {
+            let ((one, _a), (two, mut b)) = (stream(0), stream(0));
+            warm.keep(one);
+            warm.keep(two);
+            let newest = warm.take().await.unwrap();
+            newest.conn.ping().unwrap();
+            assert_ne!(b.read(&mut [0; 8]).unwrap(), 0);
+            assert!(warm.take().await.is_some());
+            assert!(warm.take().await.is_none());
+        });
+    }
+
+    #[test]
+    fn a_stream_that_its_gateway_has_closed_is_never_handed_out() {
+        test(async |warm| {
+            let ((one, gone), (two, mut there)) = (stream(0), stream(0));
+            warm.keep(two);
+            warm.keep(one);
+            drop(gone);
+            // A ping is no end, and is answered on the way.
+            there.write_all(&[0x89, 0]).unwrap();
+            assert!(warm.take().await.is_some());
+            assert_eq!(there.read(&mut [0; 16]).unwrap(), 6, "a masked pong without payload");
+            assert!(warm.take().await.is_none());
+        });
+    }
+
+    #[test]
+    fn streams_of_a_gateway_that_is_not_preferred_any_more_are_closed() {
+        test(async |warm| {
+            let ((kept, mut old), (other, mut foreign)) = (stream(0), stream(1));
+            warm.keep(other);
+            assert_ne!(foreign.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            warm.keep(kept);
+            warm.opener.routes.prefer(1);
+            assert!(warm.take().await.is_none());
+            assert_ne!(old.read(&mut [0; 16]).unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn no_more_than_a_handful_are_kept_and_the_oldest_goes_first() {
+        test(async |warm| {
+            let (oldest, mut gone) = stream(0);
+            warm.keep(oldest);
+            let mut peers = Vec::new();
+            for _ in 0..KEPT_MAX {
+                let (one, peer) = stream(0);
+                warm.keep(one);
+                peers.push(peer);
+            }
+            assert_eq!(warm.census().idle as usize, KEPT_MAX);
+            assert_ne!(gone.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+        });
+    }
+
+    #[test]
+    fn a_burst_asks_for_more_and_a_gateway_that_refuses_is_left_alone_for_a_while() {
+        test(async |warm| {
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
+            let (one, _peer) = stream(0);
+            warm.keep(one);
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 0);
+            warm.take().await.unwrap();
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 2);
+            warm.failed(&TunnelError::Refused(Refused::new(RefusalCode::Limited, "no")));
+            let retry_at = warm.retry_at.get().unwrap();
+            assert!(retry_at >= Instant::now() + REFUSED_PAUSE - Duration::from_secs(1));
+        });
+    }
+}
