@@ -22,22 +22,34 @@ pub(crate) struct Far {
     pub(crate) near: Delay,
     /// Between gateway and agent.
     pub(crate) far: Delay,
-    _agent: Agent,
+    transport: Transport,
+    agent: Option<Agent>,
 }
 
 impl Far {
     /// `delay` is one way, on each of the two.
     pub(crate) fn start(client: Transport, agent: Transport, delay: Duration) -> Self {
+        let mut way = Self::without_agent(client, agent, delay);
+        way.start_agent();
+        way
+    }
+
+    /// The same, before its agent comes.
+    pub(crate) fn without_agent(client: Transport, agent: Transport, delay: Duration) -> Self {
         let lab = Lab::start(2).unwrap();
         let near = Delay::start(lab.entry(client), delay);
         let far = Delay::start(lab.entry(agent), delay);
-        let token = lab.site.token(Kind::Agent, lab.uid, "far", None).unwrap();
-        let extra = format!("state_dir: \"{}\"\n", lab.site.dir().join("state-far").display());
-        let path = lab.site.endpoint_yaml("agent-far.yaml", far.addr, agent, &token, &extra).unwrap();
+        Self { lab, near, far, transport: agent, agent: None }
+    }
+
+    pub(crate) fn start_agent(&mut self) {
+        let (site, transport) = (&self.lab.site, self.transport);
+        let token = site.token(Kind::Agent, self.lab.uid, "far", None).unwrap();
+        let extra = format!("state_dir: \"{}\"\n", site.dir().join("state-far").display());
+        let path = site.endpoint_yaml("agent-far.yaml", self.far.addr, transport, &token, &extra).unwrap();
         let config = narrowlink_agent::config::Config::load(&path).unwrap();
-        let agent = narrowlink_agent::start(config).unwrap();
+        let agent = self.agent.insert(narrowlink_agent::start(config).unwrap());
         agent.wait_ready(PATIENCE).unwrap();
-        Self { lab, near, far, _agent: agent }
     }
 
     /// The configuration of a client beyond the long way.
