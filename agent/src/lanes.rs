@@ -15,12 +15,13 @@ use monoio::time::{Instant, sleep_until, timeout_at};
 use narrowlink_dataplane::{
     backoff::Backoff,
     conn::{Conn, ConnError},
+    demand::{Bounds, Census, Demand, TICK},
     tunnel::{self, Ask, Gateway, TunnelError},
     worker::spawn,
 };
 use narrowlink_proto::{
     endpoint::FramingChoice,
-    id::{LaneId, LinkId, LinkSecret},
+    id::{LaneId, LinkId, LinkSecret, SessionId},
     message::{Channel, Dial, Message, Speaker},
     upgrade::{Framing, LaneProof, Protocol},
 };
@@ -28,7 +29,6 @@ use narrowlink_proto::{
 use crate::{
     Shared,
     bell::{Doorbell, Gate, Opener},
-    demand::{Census, Demand, TICK},
     serve::serve,
 };
 
@@ -38,6 +38,11 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_AFTER: Duration = Duration::from_secs(25);
 /// .. and is dead when nothing has come for so long after that.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Idle lanes that are wanted at the most, whatever happens.
+const READY_MAX: u32 = 64;
+/// Lanes that are being opened at the same time at the most.
+const OPENING_MAX: u32 = 8;
 
 /// The lanes of one link.
 pub(crate) struct Lanes {
@@ -72,13 +77,15 @@ impl Lanes {
         (link, secret): (LinkId, LinkSecret),
         busy: Rc<Cell<u32>>,
     ) -> Rc<Self> {
-        let demand = RefCell::new(Demand::new(shared.config.lanes));
+        let range = shared.config.lanes;
+        let bounds =
+            Bounds { min: range.min, max: range.max, ready_max: READY_MAX, opening_max: OPENING_MAX };
         Rc::new(Self {
             shared,
             gateway,
             link,
             secret,
-            demand,
+            demand: RefCell::new(Demand::new(bounds)),
             idle: RefCell::default(),
             next: Cell::new(0),
             opening: Rc::default(),
@@ -187,13 +194,13 @@ impl Lanes {
     /// A lane's life: dials, one after the other.
     async fn live(&self, mut conn: Conn) {
         let mut last = None;
-        while let Some(dial) = self.next_dial(&mut conn).await {
+        while let Some(dial) = self.next_dial(&conn, last).await {
             // A gateway that repeats itself has lost count, and might mix two sessions up.
             if last == Some(dial.session) {
                 return conn.close(1002, "this session was dialled before");
             }
             last = Some(dial.session);
-            self.demand.borrow_mut().on_dial(self.census().idle);
+            self.demand.borrow_mut().on_take(self.census().idle);
             let busy = Counted::new(&self.busy);
             self.changed.ring();
             let served = serve(&self.shared, conn, &dial).await;
@@ -211,7 +218,7 @@ impl Lanes {
     }
 
     /// Waits idle for the next dial; `None` when the lane is to end.
-    async fn next_dial(&self, conn: &mut Conn) -> Option<Dial> {
+    async fn next_dial(&self, conn: &Conn, last: Option<SessionId>) -> Option<Dial> {
         if self.closed.get() {
             return None;
         }
@@ -223,8 +230,8 @@ impl Lanes {
             retired.wait().await;
             None
         };
-        match future::or(async { Some(listen(conn).await) }, retired).await? {
-            Ok(dial) => Some(dial),
+        match future::or(async { Some(listen(conn, last).await) }, retired).await? {
+            Ok(dial) => dial,
             Err(e) => {
                 tracing::debug!("an idle lane ended: {e}");
                 None
@@ -234,12 +241,15 @@ impl Lanes {
 }
 
 /// The next dial on an idle lane; pings a gateway that is silent, and gives it up when it stays so.
-async fn listen(conn: &Conn) -> Result<Dial, ConnError> {
+/// `None` when what came was the rest of the last session, which was refused here.
+async fn listen(conn: &Conn, last: Option<SessionId>) -> Result<Option<Dial>, ConnError> {
     let mut pinged = false;
     loop {
         let dead_at = conn.heard_at() + PING_AFTER + PONG_TIMEOUT;
         let due = match conn.framing() {
-            Framing::Raw => return dial_of(conn.recv(Speaker::Gateway, Channel::Lane).await?),
+            Framing::Raw => {
+                return dial_of(conn.recv(Speaker::Gateway, Channel::Lane).await?).map(Some);
+            }
             Framing::Framed if conn.heard_at().elapsed() < PING_AFTER => {
                 pinged = false;
                 conn.heard_at() + PING_AFTER
@@ -254,8 +264,14 @@ async fn listen(conn: &Conn) -> Result<Dial, ConnError> {
             }
             Framing::Framed => dead_at,
         };
-        if let Ok(heard) = timeout_at(due, conn.recv(Speaker::Gateway, Channel::Lane)).await {
-            return dial_of(heard?);
+        let heard = async {
+            match last {
+                Some(last) => conn.recv_after(last, Speaker::Gateway, Channel::Lane).await,
+                None => conn.recv(Speaker::Gateway, Channel::Lane).await.map(Some),
+            }
+        };
+        if let Ok(heard) = timeout_at(due, heard).await {
+            return heard?.map(dial_of).transpose();
         }
     }
 }

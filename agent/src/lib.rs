@@ -1,11 +1,10 @@
 //! The Narrowlink agent: holds links to gateways and dials targets on behalf of their clients.
 //!
 //! [`start`] runs one on a thread of its own. Each gateway has its `link`; a link has its `lanes`, as
-//! many as their `demand` says; a lane that is dialled is `serve`d, within this agent's [`rules`].
+//! many as their demand says; a lane that is dialled is `serve`d, within this agent's [`rules`].
 
 mod bell;
 pub mod config;
-mod demand;
 pub mod identity;
 mod lanes;
 mod link;

@@ -11,7 +11,7 @@ use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
     conn::{CLOSE_RESET, Conn, ConnError},
     dial::connect_first,
-    relay::{End, Traffic, relay},
+    relay::{End, Traffic, gone, relay},
     resolve::{ResolveError, resolve},
     socket::Socket,
     wire::Wire,
@@ -55,8 +55,12 @@ pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Co
 async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Socket, Refused>, ConnError> {
     let left = async {
         match conn.attend().await {
-            // A word before the answer: whoever reads next will judge it.
-            Ok(()) => future::pending().await,
+            // What comes early stays where it is: it is for the target, or a word that whoever reads
+            // next will judge.
+            Ok(_) => {
+                gone(conn, Side::Client).await;
+                Err(ConnError::Truncated)
+            }
             Err(e) => Err(e),
         }
     };

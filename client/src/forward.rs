@@ -1,6 +1,6 @@
 //! Role: a local port whose connections become sessions.
 //! Invariants: never gives up; a connection that can't be served is reset, never closed as if it had
-//! ended; half-close and reset go through in both directions; while the gateway is away a connection
+//! ended; what may have reached the target is never sent twice; half-close and reset go through in both directions; while the gateway is away a connection
 //! waits for it, but not for ever.
 //! See: ARCHITECTURE.md "Life of a byte".
 
@@ -20,19 +20,22 @@ use narrowlink_dataplane::{
     conn::CLOSE_RESET,
     listen::{Listener, accept_all, bind_alone},
     relay::{End, Traffic, relay},
+    tunnel::TunnelError,
     wire::Wire,
     worker::spawn,
 };
 use narrowlink_proto::{
-    ended::{Ended, RefusalCode, Side, Why},
+    ended::{Ended, RefusalCode},
     target::Target,
 };
 
 use crate::{
     Stop,
+    early::{self, Outcome, say_ended},
     exit::{Exit, Failure},
-    open::{OpenError, Opener, Session},
+    open::{OpenError, Opener, Session, ask_for},
     presence::Presence,
+    warm::{Stream, Warm},
 };
 
 /// How long a connection waits for a gateway that is away.
@@ -71,6 +74,17 @@ pub(crate) struct Forwarder {
     said: RefCell<HashMap<String, Instant>>,
     /// Over when the newest connection has its session.
     newest: RefCell<Option<Receiver<Infallible>>>,
+    warm: Rc<Warm>,
+}
+
+/// What came of one try to serve a connection.
+enum Attempt {
+    /// It had a session, which has ended.
+    Ended(Box<Session>, Result<(), Ended>),
+    /// There was none; whether another try makes sense is to be seen.
+    Failed(OpenError),
+    /// There is nothing more to do for it.
+    Over,
 }
 
 /// Takes the local port.
@@ -93,6 +107,7 @@ impl Forwarder {
     pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
         Rc::new(Self {
             plan,
+            warm: Warm::new(opener.clone()),
             opener,
             presence: Presence::new(),
             stop,
@@ -112,7 +127,9 @@ impl Forwarder {
         let present = async {
             self.presence.hold(&self.opener.routes).await;
         };
-        future::or(self.stop.wait(), future::or(accepting, present)).await;
+        let ready = self.warm.tend(&self.presence);
+        future::or(self.stop.wait(), future::or(accepting, future::or(present, ready))).await;
+        self.warm.clear();
     }
 
     /// One connection, from its accept to its end.
@@ -120,58 +137,97 @@ impl Forwarder {
         if let Some(before) = before {
             let _ = timeout(ORDER_TIMEOUT, before.recv()).await;
         }
-        let stopped = async {
-            self.stop.wait().await;
-            None
-        };
-        // Dropped without a word, the local connection is reset.
-        let session = future::or(stopped, self.open(&local)).await;
-        drop(served);
-        let Some(session) = session else { return };
-        let traffic = Traffic::default();
-        let stopped = async {
-            self.stop.wait().await;
-            Err(Ended { by: Side::Here, why: Why::Shutdown })
-        };
-        let target = session.conn.end(session.id);
-        let ended = future::or(relay(End::Bare(&local), target, &traffic), stopped).await;
-        let (up_bytes, down_bytes) = (traffic.up_bytes.get(), traffic.down_bytes.get());
-        match ended {
-            Ok(()) => {
-                tracing::debug!(up_bytes, down_bytes, "session finished");
-                local.close_gently();
-                self.opener.give_back(session);
-            }
-            Err(ended) => {
-                tracing::debug!(up_bytes, down_bytes, "session reset: {ended}");
-                session.conn.close(CLOSE_RESET, &ended.to_string());
+        let deadline = Instant::now() + AWAY_TIMEOUT;
+        let mut pause = RETRY_MIN;
+        loop {
+            // Dropped without a word, the local connection is reset.
+            match self.attempt(&local, &served).await {
+                Attempt::Ended(session, Ok(())) => {
+                    local.close_gently();
+                    return self.warm.give_back(*session);
+                }
+                Attempt::Ended(session, Err(ended)) => {
+                    return session.conn.close(CLOSE_RESET, &ended.to_string());
+                }
+                Attempt::Over => return,
+                Attempt::Failed(e) if self.may_pass(&e) && Instant::now() < deadline => {
+                    let pausing = timeout_at(deadline, self.pause(pause));
+                    future::or(async { drop(pausing.await) }, self.stop.wait()).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    if local.is_reset() {
+                        return;
+                    }
+                }
+                Attempt::Failed(e) => return self.say(&e.into()),
             }
         }
     }
 
-    /// A session for a local connection; `None` when there is none to be had.
-    async fn open(&self, local: &Wire) -> Option<Session> {
-        let deadline = Instant::now() + AWAY_TIMEOUT;
-        let mut pause = RETRY_MIN;
-        loop {
-            if let Some(failure) = self.presence.locked_out() {
-                self.say(&failure);
-                return None;
-            }
-            match self.opener.open(&self.plan.agent, &self.plan.target).await {
-                Ok(session) => return Some(session),
-                Err(e) if self.may_pass(&e) && Instant::now() < deadline => {
-                    let _ = timeout_at(deadline, self.pause(pause)).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                    if local.is_reset() {
-                        return None;
-                    }
+    /// A session for a local connection, to its end: on a stream that stands, if there is one.
+    async fn attempt(&self, local: &Wire, served: &Sender<Infallible>) -> Attempt {
+        if let Some(failure) = self.presence.locked_out() {
+            self.say(&failure);
+            return Attempt::Over;
+        }
+        let opened = || {
+            served.close();
+        };
+        if let Some(stream) = self.warm.take().await
+            && let Some(attempt) = self.attempt_on(stream, local, opened).await
+        {
+            return attempt;
+        }
+        let opening = async { Some(self.opener.open(&self.plan.agent, &self.plan.target).await) };
+        let stopped = async {
+            self.stop.wait().await;
+            None
+        };
+        let session = match future::or(stopped, opening).await {
+            None => return Attempt::Over,
+            Some(Err(e)) => return Attempt::Failed(e),
+            Some(Ok(session)) => session,
+        };
+        opened();
+        let traffic = Traffic::default();
+        let moving = relay(End::Bare(local), session.conn.end(session.id), &traffic);
+        let ended = future::or(moving, async { Err(self.stop.shutdown().await) }).await;
+        say_ended(&traffic, ended);
+        Attempt::Ended(Box::new(session), ended)
+    }
+
+    /// The same on a stream that stands; `None` when a new one may serve better.
+    async fn attempt_on(&self, stream: Stream, local: &Wire, opened: impl FnOnce()) -> Option<Attempt> {
+        let route = stream.route;
+        let open = match ask_for(&self.plan.agent, &self.plan.target) {
+            Ok(open) => open,
+            Err(e) => return Some(Attempt::Failed(OpenError::Unreachable(e))),
+        };
+        let gateway = self.opener.routes.at(route).gateway.describe();
+        match early::carry(stream, open, local, gateway, &self.stop, opened).await {
+            Outcome::Ended(session, ended) => Some(Attempt::Ended(Box::new(session), ended)),
+            Outcome::Refused(refused, again) => {
+                if let Some(stream) = again {
+                    self.warm.keep(stream);
                 }
-                Err(e) => {
-                    self.say(&e.into());
-                    return None;
-                }
+                // A lane that broke while it was opening is no answer: then once more.
+                let lost = refused.code == RefusalCode::LaneLost;
+                (!lost).then(|| Attempt::Failed(self.opener.refused(route, refused)))
             }
+            Outcome::Unanswered(e @ TunnelError::TimedOut { .. }) => {
+                Some(Attempt::Failed(OpenError::Unreachable(e)))
+            }
+            Outcome::Unanswered(e) => {
+                // Dead without our having noticed; then so are the others, most likely.
+                tracing::debug!("a stream that was kept ready has broken: {e}");
+                self.warm.clear();
+                None
+            }
+            Outcome::Lost(e) => {
+                let message = format!("{e}; what had been sent may have arrived, so it is not sent again");
+                self.say(&Failure::new(Exit::Reset, message));
+                Some(Attempt::Over)
+            }
+            Outcome::Left => Some(Attempt::Over),
         }
     }
 

@@ -1,10 +1,12 @@
 //! `narrowlink`, the client: reaches targets beyond agents through a gateway.
 //!
 //! [`start_forward`], [`connect`] and [`agents`] are its commands; each finds a gateway by its `routes`
-//! and asks there by `open` for sessions. A forward also holds a link (`presence`).
+//! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
+//! stand (`warm`), on which a session costs no handshake (`early`).
 
 pub mod args;
 pub mod config;
+mod early;
 pub mod exit;
 mod forward;
 pub mod list;
@@ -12,13 +14,18 @@ mod open;
 mod presence;
 mod routes;
 mod stdio;
+mod warm;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
 
 use async_channel::{Receiver, Sender};
 use monoio::time::sleep;
 use narrowlink_dataplane::worker::run_alone;
-use narrowlink_proto::{message::AgentInfo, target::Target};
+use narrowlink_proto::{
+    ended::{Ended, Side, Why},
+    message::AgentInfo,
+    target::Target,
+};
 
 pub use crate::forward::Plan;
 use crate::{
@@ -41,6 +48,12 @@ pub(crate) struct Stop(Receiver<Infallible>);
 impl Stop {
     pub(crate) async fn wait(&self) {
         let _ = self.0.recv().await;
+    }
+
+    /// Waits, and says how a session ends then.
+    pub(crate) async fn shutdown(&self) -> Ended {
+        self.wait().await;
+        Ended { by: Side::Here, why: Why::Shutdown }
     }
 }
 

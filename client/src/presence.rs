@@ -30,6 +30,8 @@ pub(crate) struct Presence {
     since: Cell<Option<Instant>>,
     /// Closed as soon as the gateway is back; a new one for each outage.
     back: RefCell<(Sender<Infallible>, Receiver<Infallible>)>,
+    /// Closed as soon as it is away; a new one for each link.
+    gone: RefCell<(Sender<Infallible>, Receiver<Infallible>)>,
     poke: (Sender<()>, Receiver<()>),
     /// The token does not hold; until another try says otherwise.
     locked_out: RefCell<Option<Failure>>,
@@ -40,6 +42,7 @@ impl Presence {
         Rc::new(Self {
             since: Cell::new(None),
             back: RefCell::new(async_channel::bounded(1)),
+            gone: RefCell::new(async_channel::bounded(1)),
             poke: async_channel::bounded(1),
             locked_out: RefCell::default(),
         })
@@ -59,6 +62,12 @@ impl Presence {
     pub(crate) async fn back(&self) {
         let back = self.back.borrow().1.clone();
         let _ = back.recv().await;
+    }
+
+    /// Waits until the gateway is away; only while it is there.
+    pub(crate) async fn gone(&self) {
+        let gone = self.gone.borrow().1.clone();
+        let _ = gone.recv().await;
     }
 
     /// Somebody waits: try now.
@@ -112,6 +121,7 @@ impl Presence {
     async fn stand(&self, mut link: PeerLink) -> Duration {
         let since = Instant::now();
         self.since.set(Some(since));
+        *self.gone.borrow_mut() = async_channel::bounded(1);
         self.back.borrow().0.close();
         let error = loop {
             // A client's link has nothing to say unasked; what a newer gateway adds is not for us.
@@ -122,6 +132,7 @@ impl Presence {
         tracing::warn!("the gateway is away: {error}");
         self.since.set(None);
         *self.back.borrow_mut() = async_channel::bounded(1);
+        self.gone.borrow().0.close();
         since.elapsed()
     }
 }

@@ -14,8 +14,10 @@ use narrowlink_dataplane::{
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
+    endpoint::FramingChoice,
     message::GoodbyeCode,
     token::peek_unverified,
+    upgrade::Framing,
 };
 
 use crate::{
@@ -38,6 +40,16 @@ pub(crate) struct Route {
     token_place: PathBuf,
 }
 
+impl Route {
+    /// How the payload of a session travels there.
+    pub(crate) fn framing(&self) -> Framing {
+        match self.gateway.framing() {
+            FramingChoice::Raw => Framing::Raw,
+            FramingChoice::Auto | FramingChoice::Framed => Framing::Framed,
+        }
+    }
+}
+
 impl Routes {
     /// Reads what the endpoints of a configuration name.
     pub(crate) fn load(config: &Config) -> Result<Self, ConfigError> {
@@ -49,6 +61,11 @@ impl Routes {
 
     pub(crate) fn at(&self, index: usize) -> &Route {
         &self.routes[index]
+    }
+
+    /// The one that is tried first.
+    pub(crate) fn first(&self) -> usize {
+        self.first.get()
     }
 
     /// The next search begins with this one.

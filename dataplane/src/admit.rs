@@ -9,14 +9,15 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
 use futures_lite::future;
 use monoio::time::{Instant, timeout_at};
 use narrowlink_proto::{
-    ended::{RefusalCode, Refused},
+    ended::{Ended, RefusalCode, Refused},
     id::AgentKey,
     message::{Channel, Dial, Message, Open, Speaker},
     upgrade::{Framing, LaneProof, Opened},
 };
 
 use crate::{
-    claims::ClaimError,
+    claims::{Claim, ClaimError},
+    conn::Conn,
     directory::AgentEntry,
     door::Principal,
     handover::Local,
@@ -50,16 +51,42 @@ pub(crate) fn lane(local: &Local, who: &Principal, proof: &LaneProof) -> Result<
     answered.then_some(entry).ok_or_else(no)
 }
 
-/// Decides about an Open and has the agent dial.
+/// An agent that has been asked to dial; dropped, it never answers.
+pub(crate) struct Dialling<'a> {
+    claim: Claim<'a>,
+    open: &'a Open,
+    deadline: Instant,
+}
+
+/// Why a session that was dialled did not open.
+#[derive(Debug)]
+pub(crate) enum Unopened {
+    /// The agent refused: nothing of the session has reached a target.
+    ByAgent(Refused),
+    /// We did, without a word of the agent's.
+    ByUs(Refused),
+    /// The agent gave no answer that counts, and it may have dialled; why, for the client.
+    Lost(String),
+    /// It ended while it was dialled.
+    Ended(Ended),
+}
+
+impl From<Ended> for Unopened {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+/// Decides about an Open and asks the agent to dial.
 ///
 /// # Errors
 /// The refusal for the client.
-pub(crate) async fn open(
-    local: &Rc<Local>,
+pub(crate) async fn dial<'a>(
+    local: &'a Rc<Local>,
     who: &Principal,
-    open: &Open,
+    open: &'a Open,
     peer_addr: SocketAddr,
-) -> Result<(Lane, Opened), Refused> {
+) -> Result<(Lane, Dialling<'a>), Refused> {
     let session = open.session;
     let decided = async {
         let dial = local.shared.door.permit(who, open, peer_addr)?;
@@ -68,16 +95,56 @@ pub(crate) async fn open(
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),
         })?;
-        let superseded = || Refused::new(RefusalCode::Superseded, "a newer request for this session came");
         let newer = async {
             claim.superseded().await;
             Err(superseded())
         };
-        let opened = future::or(newer, find_and_dial(local, who, open, dial)).await;
-        // Used up in any case: a refusal is an answer, too.
-        if claim.answer() { opened } else { Err(superseded()) }
+        let deadline = Instant::now() + local.shared.limits.dial_timeout;
+        match future::or(newer, find_and_dial(local, who, open, dial, deadline)).await {
+            Ok(lane) => Ok((lane, Dialling { claim, open, deadline })),
+            // Used up in any case: a refusal is an answer, too.
+            Err(refused) => Err(if claim.answer() { refused } else { superseded() }),
+        }
     };
     decided.await.map_err(|refused: Refused| refused.of(session))
+}
+
+/// As [`dial`], and waits for the agent's answer.
+///
+/// # Errors
+/// As there.
+pub(crate) async fn open(
+    local: &Rc<Local>,
+    who: &Principal,
+    open: &Open,
+    peer_addr: SocketAddr,
+) -> Result<(Lane, Opened), Refused> {
+    let (lane, dialling) = dial(local, who, open, peer_addr).await?;
+    match dialling.answer(&lane.conn).await {
+        Ok(opened) => Ok((lane, opened)),
+        Err(unopened) => Err(refusal(local, lane, unopened, open)),
+    }
+}
+
+/// What a client is told of a session of which nothing went to the agent but the Dial. A lane whose
+/// agent has answered serves on.
+pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, open: &Open) -> Refused {
+    let refused = match unopened {
+        Unopened::ByAgent(refused) => {
+            if lane.conn.framing() == Framing::Framed && lane.conn.is_quiet() {
+                lane::park(local, lane);
+            }
+            refused
+        }
+        Unopened::ByUs(refused) => refused,
+        Unopened::Lost(why) => Refused::new(RefusalCode::LaneLost, why),
+        Unopened::Ended(ended) => Refused::new(RefusalCode::Other, ended.to_string()),
+    };
+    refused.of(open.session)
+}
+
+fn superseded() -> Refused {
+    Refused::new(RefusalCode::Superseded, "a newer request for this session came")
 }
 
 async fn find_and_dial(
@@ -85,19 +152,19 @@ async fn find_and_dial(
     who: &Principal,
     open: &Open,
     dial: Dial,
-) -> Result<(Lane, Opened), Refused> {
+    deadline: Instant,
+) -> Result<Lane, Refused> {
     let key = AgentKey { uid: who.uid, name: open.agent.clone() };
     let Some(entry) = local.shared.directory.find(&key) else {
         let name = open.agent.chars().take(NAME_CHARS_MAX).collect::<String>();
         let reason = format!("no agent named {} is connected", name.escape_debug());
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
     };
-    let deadline = Instant::now() + local.shared.limits.dial_timeout;
     let message = Message::Dial(dial);
     loop {
         let lane = lane::take(local, &entry, deadline).await?;
         match timeout_at(deadline, lane.conn.send(&message)).await {
-            Ok(Ok(())) => return answer(local, lane, open, deadline).await,
+            Ok(Ok(())) => return Ok(lane),
             // Dead before the Dial was written: nobody needs to know.
             Ok(Err(_)) => {}
             Err(_) => return Err(silent(&open.agent)),
@@ -109,33 +176,35 @@ fn silent(agent: &str) -> Refused {
     Refused::new(RefusalCode::AgentTimeout, format!("the agent {agent} is connected but does not answer"))
 }
 
-async fn answer(
-    local: &Rc<Local>,
-    lane: Lane,
-    open: &Open,
-    deadline: Instant,
-) -> Result<(Lane, Opened), Refused> {
-    let Ok(answer) = timeout_at(deadline, lane.conn.recv(Speaker::Agent, Channel::Lane)).await else {
-        return Err(silent(&open.agent));
+impl Dialling<'_> {
+    /// Waits for the agent's answer on its lane.
+    ///
+    /// # Errors
+    /// Why there is no session.
+    pub(crate) async fn answer(self, lane: &Conn) -> Result<Opened, Unopened> {
+        let Self { claim, open, deadline } = self;
+        let newer = async {
+            claim.superseded().await;
+            Err(Unopened::ByUs(superseded()))
+        };
+        let answer = future::or(newer, heard(lane, open, deadline)).await;
+        // Used up in any case: a refusal is an answer, too.
+        if claim.answer() { answer } else { Err(Unopened::ByUs(superseded())) }
+    }
+}
+
+async fn heard(lane: &Conn, open: &Open, deadline: Instant) -> Result<Opened, Unopened> {
+    let Ok(answer) = timeout_at(deadline, lane.recv(Speaker::Agent, Channel::Lane)).await else {
+        return Err(Unopened::ByUs(silent(&open.agent)));
     };
     match answer {
-        Ok(Message::Dialled { session, e2ee }) if session == open.session => {
-            Ok((lane, Opened { session, e2ee }))
-        }
-        Ok(Message::Refused(refused)) => {
-            if lane.conn.framing() == Framing::Framed && lane.conn.is_quiet() {
-                lane::park(local, lane);
-            }
-            Err(from_agent(refused))
-        }
-        Ok(other) => {
-            let reason = format!("the agent answered {} to a dial", other.name());
-            Err(Refused::new(RefusalCode::LaneLost, reason))
-        }
-        Err(e) => {
-            let reason = format!("the connection to the agent {} was lost while it dialled: {e}", open.agent);
-            Err(Refused::new(RefusalCode::LaneLost, reason))
-        }
+        Ok(Message::Dialled { session, e2ee }) if session == open.session => Ok(Opened { session, e2ee }),
+        Ok(Message::Refused(refused)) => Err(Unopened::ByAgent(from_agent(refused))),
+        Ok(other) => Err(Unopened::Lost(format!("the agent answered {} to a dial", other.name()))),
+        Err(e) => Err(Unopened::Lost(format!(
+            "the connection to the agent {} was lost while it dialled: {e}",
+            open.agent
+        ))),
     }
 }
 

@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use monoio::time::Instant;
+use monoio::time::{Instant, timeout};
 use narrowlink_proto::{
     ended::Why,
     frame::{self, Expect, FrameError, HEADER_BYTES_MAX, Header, Opcode},
     id::SessionId,
-    message::{Channel, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
+    message::{Channel, EARLY_DATA_BYTES_MAX, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
     upgrade::Framing,
 };
 
@@ -35,6 +35,26 @@ const PINGS_PER_S_MAX: u32 = 100;
 pub const PIECES_MAX: usize = 32;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
 const READ_BYTES: usize = 2048;
+/// What is thrown away of a refused session: all that a client may send early, even one byte a frame
+/// (seven bytes on the wire).
+const DRAIN_BYTES_MAX: usize = 8 * EARLY_DATA_BYTES_MAX;
+/// How long that may take; the peer closes as soon as it has read the refusal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What comes next on a framed connection: a message, taken out, or data, left where it is.
+enum Next {
+    Message(Vec<u8>),
+    Data,
+}
+
+/// What comes next on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ahead {
+    /// A message.
+    Message,
+    /// Data.
+    Data,
+}
 
 /// Which side of the WebSocket this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +203,11 @@ impl Conn {
     /// The connection can't go on; if it is the peer's fault, it has been told.
     pub async fn recv(&self, speaker: Speaker, channel: Channel) -> Result<Message, ConnError> {
         let text = match self.framing {
-            Framing::Framed => self.recv_text().await,
+            Framing::Framed => match self.recv_text().await {
+                Ok(Next::Message(text)) => Ok(text),
+                Ok(Next::Data) => Err(ConnError::Unexpected("data where a message was due")),
+                Err(e) => Err(e),
+            },
             Framing::Raw => self.recv_raw().await,
         };
         let message = text.and_then(|text| Ok(Message::decode(&text, speaker, channel)?));
@@ -193,43 +217,46 @@ impl Conn {
         message
     }
 
-    async fn recv_text(&self) -> Result<Vec<u8>, ConnError> {
+    async fn recv_text(&self) -> Result<Next, ConnError> {
         loop {
-            // Readiness first: an idle connection holds no buffer.
-            let mut buf = [0; READ_BYTES];
+            if let Some(next) = self.try_recv_text()? {
+                return Ok(next);
+            }
+            self.wire.readable().await?;
+        }
+    }
+
+    /// What comes next, if enough of it is there. Its buffer lies on the stack: a connection that
+    /// waits holds none.
+    fn try_recv_text(&self) -> Result<Option<Next>, ConnError> {
+        let mut buf = [0; READ_BYTES];
+        loop {
             let n = match self.wire.try_read(&mut buf) {
                 Ok(0) => return Err(ConnError::Truncated),
                 Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.wire.readable().await?;
-                    continue;
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
             let mut at = 0;
-            loop {
-                match self.next_event(&mut buf[..n], &mut at)? {
-                    Some(Event::Text(text)) => {
-                        self.wire.unread(&buf[at..n]);
-                        return Ok(text);
-                    }
-                    Some(Event::Data(_)) => {
-                        return Err(ConnError::Unexpected("data where a message was due"));
-                    }
-                    Some(_) => {}
-                    None => break,
-                }
+            while let Some(event) = self.event(&mut buf[..n], &mut at, true)? {
+                let next = match event {
+                    Event::Text(text) => Next::Message(text),
+                    Event::Data(_) => Next::Data,
+                    _ => continue,
+                };
+                self.wire.unread(&buf[at..n]);
+                return Ok(Some(next));
             }
         }
     }
 
-    /// Answers pings and notices the end of a framed connection on which nothing is due, until a
-    /// message comes, which it leaves for [`Conn::recv`].
+    /// Answers pings and notices the end of a framed connection on which nothing is due, until
+    /// something comes, which it leaves for whoever reads next: nothing is noticed from then on.
     ///
     /// # Errors
-    /// The connection broke, or the peer sent data.
-    pub async fn attend(&self) -> Result<(), ConnError> {
-        let mut text = self.recv_text().await?;
+    /// The connection broke.
+    pub async fn attend(&self) -> Result<Ahead, ConnError> {
+        let Next::Message(mut text) = self.recv_text().await? else { return Ok(Ahead::Data) };
         // Put back as a bare frame of the peer's; what came behind it was put back already.
         let mut head = [0; HEADER_BYTES_MAX];
         let mask = (self.role == Role::Gateway).then_some([0; 4]);
@@ -237,18 +264,65 @@ impl Conn {
         let len = frame::encode(&header, &mut head);
         text.splice(0..0, head[..len].iter().copied());
         self.wire.unread(&text);
-        Ok(())
+        Ok(Ahead::Message)
+    }
+
+    /// As [`Conn::recv`], on a framed connection whose last session may have been refused while its
+    /// data was under way. `None` when that comes: the connection serves nothing more then, and has
+    /// been read until its peer closed it, so that no reset could overtake the refusal.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn recv_after(
+        &self,
+        last: SessionId,
+        speaker: Speaker,
+        channel: Channel,
+    ) -> Result<Option<Message>, ConnError> {
+        let ahead = self.attend().await.inspect_err(|e| self.tell(e))?;
+        if ahead == Ahead::Message {
+            match self.recv(speaker, channel).await? {
+                Message::Fin { session, .. } if session == last => {}
+                message => return Ok(Some(message)),
+            }
+        }
+        self.drain().await;
+        Ok(None)
+    }
+
+    /// Reads what still comes and throws it away until the peer closes, for a bounded time: what was
+    /// said last arrives then, which a close with bytes unread would endanger.
+    pub async fn drain(&self) {
+        let rest = async {
+            let mut bytes = 0;
+            while bytes < DRAIN_BYTES_MAX {
+                let read = self.wire.try_read(&mut [0; READ_BYTES]);
+                match read {
+                    Ok(n) if n > 0 => bytes += n,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        if self.wire.readable().await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        let _ = timeout(DRAIN_TIMEOUT, rest).await;
     }
 
     async fn recv_raw(&self) -> Result<Vec<u8>, ConnError> {
         let mut got = Vec::new();
-        let mut buf = [0; READ_BYTES];
         loop {
-            let n = self.wire.read(&mut buf).await?;
-            if n == 0 {
-                return Err(ConnError::Truncated);
+            match self.try_read_onto(&mut got) {
+                Ok(0) => return Err(ConnError::Truncated),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.wire.readable().await?;
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
             }
-            got.extend_from_slice(&buf[..n]);
             let Some((head, body)) = got.split_first_chunk::<4>() else { continue };
             let bytes = u32::from_be_bytes(*head) as usize;
             if bytes > MESSAGE_BYTES_MAX {
@@ -262,12 +336,26 @@ impl Conn {
         }
     }
 
+    fn try_read_onto(&self, got: &mut Vec<u8>) -> io::Result<usize> {
+        let mut buf = [0; READ_BYTES];
+        let n = self.wire.try_read(&mut buf)?;
+        got.extend_from_slice(&buf[..n]);
+        Ok(n)
+    }
+
     /// The next event of the bytes just read; pings are answered and closes become errors here.
     pub(crate) fn next_event(&self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, ConnError> {
+        self.event(buf, at, false)
+    }
+
+    fn event(&self, buf: &mut [u8], at: &mut usize, leave_data: bool) -> Result<Option<Event>, ConnError> {
         if *at == 0 {
             self.heard_at.set(Instant::now());
         }
-        match self.deframer.borrow_mut().next(buf, at)? {
+        let mut deframer = self.deframer.borrow_mut();
+        let event = if leave_data { deframer.next_but_data(buf, at)? } else { deframer.next(buf, at)? };
+        drop(deframer);
+        match event {
             Some(Event::Close(said)) => {
                 let (code, why) = said.unwrap_or((1005, String::new()));
                 Err(ConnError::Closed { code, why })

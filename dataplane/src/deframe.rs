@@ -68,11 +68,31 @@ impl Deframer {
     /// # Errors
     /// The peer's: what is not WebSocket, or is too long.
     pub fn next(&mut self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, FrameError> {
+        self.step(buf, at, false)
+    }
+
+    /// As [`Deframer::next`], but leaves data where it is: an empty range says that data comes next.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_but_data(&mut self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, FrameError> {
+        self.step(buf, at, true)
+    }
+
+    fn step(
+        &mut self,
+        buf: &mut [u8],
+        at: &mut usize,
+        leave_data: bool,
+    ) -> Result<Option<Event>, FrameError> {
         loop {
             if self.frame.is_none() && !self.read_head(buf, at)? {
                 return Ok(None);
             }
             let Some(frame) = &mut self.frame else { return Ok(None) };
+            if leave_data && frame.kind == Kind::Binary && frame.left > 0 {
+                return Ok(Some(Event::Data(*at..*at)));
+            }
             let take = usize::try_from(frame.left).unwrap_or(usize::MAX).min(buf.len() - *at);
             if take == 0 && frame.left > 0 {
                 return Ok(None);
@@ -234,6 +254,30 @@ mod tests {
         write(&mut out, Opcode::Text, Some([0; 4]), false, &vec![b' '; 60_000]);
         write(&mut out, Opcode::Continuation, Some([0; 4]), false, &vec![b' '; 60_000]);
         assert_eq!(read(out, &[]), Err(FrameError::TooLong { payload_bytes_max: 65_536 }));
+    }
+
+    #[test]
+    fn data_that_is_left_where_it_is_comes_whole_afterwards_wherever_it_is_cut() {
+        let bytes = sample([1, 2, 3, 4]);
+        for cut in 0..bytes.len() {
+            let mut deframer = Deframer::new(Expect::Masked);
+            let (mut first, mut second) = (bytes.clone(), bytes[cut..].to_vec());
+            let (first, mut at, mut data) = (&mut first[..cut], 0, Vec::new());
+            while let Some(event) = deframer.next_but_data(first, &mut at).unwrap() {
+                let Event::Data(left) = event else { continue };
+                assert!(left.is_empty());
+                let Some(Event::Data(taken)) = deframer.next(first, &mut at).unwrap() else { break };
+                data.extend_from_slice(&first[taken]);
+            }
+            assert_eq!(at, cut);
+            let mut at = 0;
+            while let Some(event) = deframer.next(&mut second, &mut at).unwrap() {
+                if let Event::Data(taken) = event {
+                    data.extend_from_slice(&second[taken]);
+                }
+            }
+            assert_eq!(data, [&[1, 2, 3, 4, 5][..], &[9; 300]].concat(), "cut at {cut}");
+        }
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! Moves the bytes of Narrowlink.
 //!
 //! A byte's way through a gateway reads downhill in these files:
-//! [`listen`] (a connection arrives) → [`serve`] (sniff, TLS, head) → [`admit`] (may it?) →
-//! [`lane`] (an agent's parked stream) → [`relay`] (until both directions have ended).
+//! [`listen`] (a connection arrives) → [`serve`] (sniff, TLS, head) → [`stream`] (a client's sessions) →
+//! [`admit`] (may it?) → [`lane`] (an agent's parked stream) → [`relay`] (until both directions have ended).
 //!
 //! This crate knows no token, policy, YAML or ACME. It asks through [`door::Door`] and decides
 //! from snapshots ([`directory`]). Agent and client use the same [`worker`], [`wire`], [`conn`],
@@ -20,6 +20,7 @@ pub mod buffer;
 pub mod claims;
 pub mod conn;
 pub mod deframe;
+pub mod demand;
 pub mod dial;
 pub mod directory;
 pub mod door;
@@ -32,6 +33,7 @@ pub mod relay;
 pub mod resolve;
 pub mod serve;
 pub mod socket;
+pub mod stream;
 pub mod table;
 pub mod tls;
 pub mod tunnel;

@@ -1,29 +1,28 @@
-//! Role: one arriving connection at the gateway, from its first byte to its session's end: sniff,
-//! TLS, head, admit, relay.
+//! Role: one arriving connection at the gateway, from its first byte to its role: sniff, TLS, head,
+//! admit.
 //! Invariants: every step has a deadline · nothing is said to a stranger that an ordinary web
-//! server would not say · a session lives on the worker that admitted its client.
+//! server would not say.
 //! See: ARCHITECTURE.md "Life of a byte".
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout, timeout_at};
+use monoio::time::timeout;
 use narrowlink_proto::{
-    ended::{Ended, RefusalCode, Refused, Side, Why},
-    message::{Channel, Message, Open, Speaker},
+    ended::{RefusalCode, Refused},
+    message::Channel,
     sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
-    upgrade::{self, Framing, Head, Opened, Request},
+    upgrade::{self, Framing, Head, Request},
 };
 
 use crate::{
     admit,
-    conn::{CLOSE_RESET, Conn, ConnError, Role},
-    door::Principal,
+    conn::{Conn, Role},
     handover::Local,
     lane::{self, Lane},
     link,
-    relay::{Traffic, relay, settled},
     socket::Socket,
+    stream::Visit,
     table::{Kind, Seat},
     tls::TlsSocket,
     wire::Wire,
@@ -209,7 +208,7 @@ async fn tunnel(
             seat.becomes(Kind::Stream);
             wire.write_all(&accept(None)).await?;
             let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-            serve_stream(local, conn, &who, peer_addr, &seat).await;
+            Visit { local, who: &who, peer_addr, seat: &seat }.serve_stream(conn).await;
             Ok(())
         }
         (Channel::Stream, None, Some(open)) => {
@@ -224,8 +223,9 @@ async fn tunnel(
                 Ok((lane, opened)) => {
                     wire.write_all(&accept(Some(&opened))).await?;
                     let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-                    if let Some(conn) = serve_session(local, conn, lane, &open, &who, &seat).await {
-                        serve_stream(local, conn, &who, peer_addr, &seat).await;
+                    let visit = Visit { local, who: &who, peer_addr, seat: &seat };
+                    if let Some(conn) = Box::pin(visit.serve_session(conn, lane, None, &open)).await {
+                        visit.serve_stream(conn).await;
                     }
                     Ok(())
                 }
@@ -234,155 +234,4 @@ async fn tunnel(
         }
         _ => refuse(wire, Refused::new(RefusalCode::Protocol, "this role takes other headers")).await,
     }
-}
-
-/// Serves the sessions of a client's stream, one after the other.
-async fn serve_stream(
-    local: &Rc<Local>,
-    mut conn: Conn,
-    who: &Arc<Principal>,
-    peer_addr: SocketAddr,
-    seat: &Seat,
-) {
-    loop {
-        let open = match future::or(next_open(local, &conn, who), async {
-            local.stopped().await;
-            None
-        })
-        .await
-        {
-            Some(open) => open,
-            None => return conn.close(1001, "nothing more is served on this stream"),
-        };
-        let opened = decide(local, &conn, who, &open, peer_addr).await;
-        match opened {
-            Ok(Ok((lane, opened))) => {
-                let answer = Message::Opened { session: opened.session, e2ee: opened.e2ee };
-                if conn.send(&answer).await.is_err() {
-                    return;
-                }
-                match serve_session(local, conn, lane, &open, who, seat).await {
-                    Some(again) => conn = again,
-                    None => return,
-                }
-            }
-            Ok(Err(refused)) => {
-                tracing::info!(peer = %peer_addr, code = ?refused.code, "refused: {}", refused.reason);
-                if conn.send(&Message::Refused(refused)).await.is_err() || conn.framing() == Framing::Raw {
-                    return conn.into_wire().close_gently();
-                }
-            }
-            Err(e) => {
-                conn.tell(&e);
-                return conn.hang_up();
-            }
-        }
-    }
-}
-
-/// Decides about an Open while its client still waits for the answer.
-async fn decide(
-    local: &Rc<Local>,
-    conn: &Conn,
-    who: &Principal,
-    open: &Open,
-    peer_addr: SocketAddr,
-) -> Result<Result<(Lane, Opened), Refused>, ConnError> {
-    let left = async {
-        match conn.framing() {
-            Framing::Framed => match conn.attend().await {
-                Ok(()) => Err(ConnError::Unexpected("a message before the answer")),
-                Err(e) => Err(e),
-            },
-            // On a raw stream nothing is read ahead: what comes early is the session's.
-            Framing::Raw => future::pending().await,
-        }
-    };
-    future::or(left, async { Ok(admit::open(local, who, open, peer_addr).await) }).await
-}
-
-/// The next Open on a stream that serves no session; `None` when it ends.
-async fn next_open(local: &Local, conn: &Conn, who: &Principal) -> Option<Open> {
-    let interval = local.shared.limits.quiet_ping_interval;
-    let expiry = Instant::from_std(who.expires_at);
-    loop {
-        let due = (Instant::now() + interval).min(expiry);
-        match timeout_at(due, conn.recv(Speaker::Client, Channel::Stream)).await {
-            Ok(Ok(Message::Open(open))) => return Some(open),
-            Ok(Ok(_)) => {
-                conn.tell(&ConnError::Unexpected("a message where Open was due"));
-                return None;
-            }
-            Ok(Err(_)) => return None,
-            // A raw stream must say what it wants within one interval.
-            Err(_) if Instant::now() >= expiry || conn.framing() == Framing::Raw => return None,
-            Err(_) if conn.heard_at().elapsed() >= interval * 2 => return None,
-            Err(_) => conn.ping().ok()?,
-        }
-    }
-}
-
-/// Relays one session; gives the client's connection back when it can serve another.
-async fn serve_session(
-    local: &Rc<Local>,
-    stream: Conn,
-    lane: Lane,
-    open: &Open,
-    who: &Principal,
-    seat: &Seat,
-) -> Option<Conn> {
-    seat.becomes(Kind::Session);
-    let (session, traffic) = (open.session, Traffic::default());
-    let expiry = async {
-        sleep_until(Instant::from_std(who.expires_at)).await;
-        Err(Ended { by: Side::Here, why: Why::Expired })
-    };
-    let moving = relay(stream.end(session), lane.conn.end(session), &traffic);
-    let ended = future::or(moving, expiry).await;
-    let finished = Ended { by: Side::Here, why: Why::Finished };
-    tracing::debug!(
-        ?session,
-        client = who.name,
-        agent = open.agent,
-        up_bytes = traffic.up_bytes.get(),
-        down_bytes = traffic.down_bytes.get(),
-        "session ended: {}",
-        ended.err().unwrap_or(finished)
-    );
-    let ended = match ended {
-        Ok(()) => retire(local, lane, open).await,
-        Err(ended) => {
-            lane.conn.close(CLOSE_RESET, &ended.to_string());
-            Err(ended)
-        }
-    };
-    match (ended, stream.framing()) {
-        (Ok(()), Framing::Framed) => {
-            seat.becomes(Kind::Stream);
-            stream.send(&Message::Ready { session }).await.is_ok().then_some(stream)
-        }
-        (Ok(()), Framing::Raw) => {
-            stream.into_wire().close_gently();
-            None
-        }
-        (Err(ended), _) => {
-            stream.close(CLOSE_RESET, &ended.to_string());
-            None
-        }
-    }
-}
-
-/// A lane after a session that went through cleanly: parked again once the agent says that all is
-/// delivered and its target closed.
-async fn retire(local: &Rc<Local>, lane: Lane, open: &Open) -> Result<(), Ended> {
-    if lane.conn.framing() == Framing::Raw {
-        lane.conn.into_wire().close_gently();
-        return Ok(());
-    }
-    let settled = settled(&lane.conn, open.session, Speaker::Agent, Side::Target).await;
-    match settled {
-        Ok(()) => lane::park(local, lane),
-        Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
-    }
-    settled
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 /// What no config may change stands with the format it belongs to:
 /// [`TOKEN_BYTES_MAX`](crate::token::TOKEN_BYTES_MAX) (8 KiB),
 /// [`CLAIMS_BYTES_MAX`](crate::token::CLAIMS_BYTES_MAX) (4 KiB),
-/// [`ITEMS_MAX`](crate::policy::ITEMS_MAX) (256 policy items) and
-/// [`MESSAGE_BYTES_MAX`](crate::message::MESSAGE_BYTES_MAX) (64 KiB).
+/// [`ITEMS_MAX`](crate::policy::ITEMS_MAX) (256 policy items),
+/// [`MESSAGE_BYTES_MAX`](crate::message::MESSAGE_BYTES_MAX) (64 KiB) and
+/// [`EARLY_DATA_BYTES_MAX`](crate::message::EARLY_DATA_BYTES_MAX) (64 KiB).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// A ClientHello must be complete this long after the accept.

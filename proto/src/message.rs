@@ -20,6 +20,9 @@ pub const VERSION: u32 = 1;
 /// A message's bytes at the most; a longer one ends the connection.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
+/// Payload that a client may send behind its Open, before the answer, on a framed stream.
+pub const EARLY_DATA_BYTES_MAX: usize = 64 * 1024;
+
 /// The kinds of connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Channel {

@@ -2,14 +2,16 @@
 //! Invariants: knows no token, name or policy · half-close goes through in each direction by
 //! itself · a direction ends cleanly only when its source said so in the way its framing has
 //! (FIN, close_notify, a `Fin` message with the right count); anything else is a reset of both
-//! ends · no buffer is held while nothing flows · dropping the relay loses no byte that counts.
+//! ends · before the answer nothing goes down, and no more up than the gate lets pass · no buffer is
+//! held while nothing flows · dropping the relay loses no byte that counts.
 //! See: ARCHITECTURE.md "Life of a byte".
 
+mod gate;
 mod pump;
 
 use std::{
     cell::Cell,
-    future::{Future as _, poll_fn},
+    future::{Future, poll_fn},
     pin::pin,
     task::Poll,
     time::Duration,
@@ -23,8 +25,12 @@ use narrowlink_proto::{
     message::{Channel, Message, Speaker},
 };
 
-use crate::{conn::Conn, wire::Wire};
-use pump::pump;
+pub use self::gate::Gate;
+use self::pump::pump;
+use crate::{
+    conn::{Ahead, Conn, ConnError},
+    wire::Wire,
+};
 
 /// A framed connection silent for so long is pinged: CDNs cut at 60 s.
 const PING_AFTER: Duration = Duration::from_secs(25);
@@ -66,23 +72,65 @@ pub struct Traffic {
 /// Who broke it, and how: then neither connection can be used again, and both are to be dropped
 /// (which resets them).
 pub async fn relay(client: End<'_>, target: End<'_>, traffic: &Traffic) -> Result<(), Ended> {
+    relay_behind(client, target, traffic, &Gate::opened(), async { Ok(()) }).await
+}
+
+/// As [`relay`], for a session that still waits for its `answer`: the way up begins at once, through
+/// `gate`, which `answer` opens; the way down begins behind `answer`.
+///
+/// # Errors
+/// As [`relay`], or the answer's.
+pub async fn relay_behind<E: From<Ended>>(
+    client: End<'_>,
+    target: End<'_>,
+    traffic: &Traffic,
+    gate: &Gate,
+    answer: impl Future<Output = Result<(), E>>,
+) -> Result<(), E> {
     let moving = async {
-        let mut up = pin!(pump(client, target, Side::Client, Side::Target, &traffic.up_bytes));
-        let mut down = pin!(pump(target, client, Side::Target, Side::Client, &traffic.down_bytes));
+        let mut up = pin!(move_up(client, target, &traffic.up_bytes, gate));
+        let mut down = pin!(async {
+            answer.await?;
+            let all = Gate::opened();
+            Ok(pump(target, client, Side::Target, Side::Client, &traffic.down_bytes, &all).await?)
+        });
         let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready((Side::Client, ended)),
+            Poll::Ready(ended) => Poll::Ready((Side::Client, ended.map_err(E::from))),
             Poll::Pending => down.as_mut().poll(cx).map(|ended| (Side::Target, ended)),
         })
         .await;
         ended?;
         // Half-closed: whoever has finished may still vanish, or want its pings answered.
         if first == Side::Client {
-            future::or(down, attend(client, Side::Client)).await
+            future::or(down, async { Ok(attend(client, Side::Client).await?) }).await
         } else {
-            future::or(up, attend(target, Side::Target)).await
+            Ok(future::or(up, attend(target, Side::Target)).await?)
         }
     };
-    future::or(moving, watch(client, target)).await
+    future::or(moving, async { Ok(watch(client, target).await?) }).await
+}
+
+async fn move_up(client: End<'_>, target: End<'_>, moved: &Cell<u64>, gate: &Gate) -> Result<(), Ended> {
+    if let (End::Framed(conn, _), false) = (client, gate.has_room()) {
+        // Nothing may be read yet, but what is not payload can be heard.
+        let left = async {
+            match conn.attend().await {
+                Ok(_) => future::pending().await,
+                Err(e) => Err(Ended { by: Side::Client, why: e.why() }),
+            }
+        };
+        let opened = async {
+            gate.wait_open().await;
+            Ok(())
+        };
+        future::or(opened, left).await?;
+    }
+    let ended = pump(client, target, Side::Client, Side::Target, moved, gate).await;
+    if ended.is_err_and(|ended| ended.by == Side::Target) {
+        // The answer may lie in front of the break, and then it is the better word.
+        gate.wait_open().await;
+    }
+    ended
 }
 
 /// Listens to an end whose direction has finished; returns only when it breaks.
@@ -90,7 +138,12 @@ async fn attend(end: End<'_>, by: Side) -> Result<(), Ended> {
     let End::Framed(conn, _) = end else { return future::pending().await };
     match conn.attend().await {
         // The word after the session: for whoever reads the connection next.
-        Ok(()) => future::pending().await,
+        Ok(Ahead::Message) => future::pending().await,
+        Ok(Ahead::Data) => {
+            let error = ConnError::Unexpected("data behind the end of its direction");
+            conn.tell(&error);
+            Err(Ended { by, why: error.why() })
+        }
         Err(e) => Err(Ended { by, why: e.why() }),
     }
 }
@@ -101,6 +154,16 @@ async fn watch(client: End<'_>, target: End<'_>) -> Result<(), Ended> {
         sleep(WATCH_EVERY).await;
         look_at(client, Side::Client)?;
         look_at(target, Side::Target)?;
+    }
+}
+
+/// Returns when the peer of a connection is gone, as far as that shows without reading.
+pub async fn gone(conn: &Conn, by: Side) -> Ended {
+    loop {
+        sleep(WATCH_EVERY).await;
+        if let Err(ended) = look_at(End::Bare(conn.wire()), by) {
+            return ended;
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use narrowlink_proto::{
     message::{Channel, Message, Speaker},
 };
 
-use super::End;
+use super::{End, gate::Gate};
 use crate::{
     buffer::Buffer,
     conn::{Conn, ConnError, PIECES_MAX},
@@ -28,15 +28,21 @@ pub(super) async fn pump(
     source_side: Side,
     sink_side: Side,
     moved: &Cell<u64>,
+    gate: &Gate,
 ) -> Result<(), Ended> {
     let from_source = |why| Ended { by: source_side, why };
     let from_sink = |e: io::Error| Ended { by: sink_side, why: ConnError::from(e).why() };
     let (mut bulk, mut turns) = (false, 0);
     loop {
+        let room = gate.room().await;
         let mut buf = Buffer::take(bulk).await;
-        let n = match source.wire().try_read(&mut buf) {
+        let room = room.min(buf.len());
+        let n = match source.wire().try_read(&mut buf[..room]) {
             Ok(0) => match source {
-                End::Bare(_) => return finish(sink, moved.get()).await.map_err(from_sink),
+                End::Bare(_) => {
+                    gate.passed(&[]);
+                    return finish(sink, moved.get()).await.map_err(from_sink);
+                }
                 End::Framed(..) => return Err(from_source(Why::Truncated)),
             },
             Ok(n) => n,
@@ -49,6 +55,7 @@ pub(super) async fn pump(
             Err(e) => return Err(from_source(ConnError::from(e).why())),
         };
         let full = source.wire().more_to_come();
+        gate.passed(&buf[..n]);
         match source {
             End::Bare(_) => {
                 write(sink, &mut buf, std::slice::from_ref(&(0..n))).await.map_err(from_sink)?;

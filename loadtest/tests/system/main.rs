@@ -1,8 +1,14 @@
 //! The whole system in one process, on loopback: bytes, endings, reuse, isolation.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../kit/delay.rs"]
+mod delay;
+
+mod early;
+mod far;
 mod integrity;
 mod isolation;
+mod once;
 mod reuse;
 
 /// These tests fill both cores or measure times: one at a time.

@@ -1,0 +1,369 @@
+//! Role: the streams that a forward keeps ready, so that a session needs no handshake.
+//! Invariants: framed streams only, and only to the gateway that is preferred · a stream serves again
+//! only when everything on it has ended cleanly, on both sides · nothing is opened ahead while the
+//! gateway is away, and one that refuses is asked again only after a growing pause.
+//! See: ARCHITECTURE.md "Open".
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    time::Duration,
+};
+
+use async_channel::{Receiver, Sender};
+use futures_lite::future;
+use monoio::time::{Instant, sleep_until};
+use narrowlink_dataplane::{
+    backoff::Backoff,
+    conn::Conn,
+    demand::{Bounds, Census, Demand, TICK},
+    relay::settled,
+    tunnel::{self, Ask, TunnelError},
+    worker::spawn,
+};
+use narrowlink_proto::{
+    ended::Side,
+    message::{Channel, Speaker},
+    upgrade::{Framing, Protocol},
+};
+
+use crate::{
+    open::{Opener, Session, close},
+    presence::Presence,
+};
+
+/// One is always ready, so that the first connection after a pause is quick, too; 16 serve 160
+/// connections a second over a path of 100 ms. Sessions are not bounded here.
+const BOUNDS: Bounds = Bounds { min: 1, max: u32::MAX, ready_max: 16, opening_max: 4 };
+/// Streams kept at the most, wherever they came from.
+const KEPT_MAX: usize = 16;
+/// For a stream's connection, TLS and upgrade.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream on which nothing was heard for so long is not trusted with data before an answer: gateways
+/// ping after 25 s of silence.
+const HEARD_WITHIN: Duration = Duration::from_secs(30);
+/// How often the kept ones are looked after.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// After a refusal: below the ten failed logins a minute at which a gateway begins to punish everybody
+/// behind our address.
+const REFUSED_PAUSE: Duration = Duration::from_secs(8);
+
+/// The streams of one forward.
+pub(crate) struct Warm {
+    opener: Rc<Opener>,
+    /// The newest last: it is the one most surely alive.
+    kept: RefCell<VecDeque<Stream>>,
+    demand: RefCell<Demand>,
+    opening: Cell<u32>,
+    /// Rung whenever one was taken or has come.
+    changed: (Sender<()>, Receiver<()>),
+    backoff: RefCell<Backoff>,
+    retry_at: Cell<Option<Instant>>,
+}
+
+/// A stream that stands and serves no session.
+pub(crate) struct Stream {
+    pub(crate) conn: Conn,
+    pub(crate) route: usize,
+}
+
+impl Warm {
+    pub(crate) fn new(opener: Rc<Opener>) -> Rc<Self> {
+        Rc::new(Self {
+            opener,
+            kept: RefCell::default(),
+            demand: RefCell::new(Demand::new(BOUNDS)),
+            opening: Cell::new(0),
+            changed: async_channel::bounded(1),
+            backoff: RefCell::default(),
+            retry_at: Cell::new(None),
+        })
+    }
+
+    /// A stream for a session, if one is ready.
+    pub(crate) async fn take(&self) -> Option<Stream> {
+        let taken = loop {
+            let Some(stream) = self.pop() else { break None };
+            if let Some(stream) = self.still_good(stream).await {
+                break Some(stream);
+            }
+        };
+        self.demand.borrow_mut().on_take(self.census().idle);
+        self.ring();
+        taken
+    }
+
+    fn pop(&self) -> Option<Stream> {
+        self.kept.borrow_mut().pop_back()
+    }
+
+    /// Keeps a stream for its next session.
+    pub(crate) fn keep(&self, stream: Stream) {
+        if stream.route != self.opener.routes.first() {
+            return close(stream.conn);
+        }
+        let mut kept = self.kept.borrow_mut();
+        kept.push_back(stream);
+        if kept.len() > KEPT_MAX
+            && let Some(oldest) = kept.pop_front()
+        {
+            close(oldest.conn);
+        }
+        drop(kept);
+        self.demand.borrow_mut().on_idle(self.census().idle);
+        self.ring();
+    }
+
+    /// Takes back the stream of a session that has ended cleanly here.
+    pub(crate) fn give_back(self: &Rc<Self>, session: Session) {
+        let Session { conn, id, route } = session;
+        if conn.framing() == Framing::Raw {
+            return conn.into_wire().close_gently();
+        }
+        let this = self.clone();
+        spawn(async move {
+            match settled(&conn, id, Speaker::Gateway, Side::Target).await {
+                Ok(()) => this.keep(Stream { conn, route }),
+                Err(ended) => {
+                    tracing::debug!("a finished session was not confirmed: {ended}");
+                    close(conn);
+                }
+            }
+        });
+    }
+
+    /// None of them is worth anything any more.
+    pub(crate) fn clear(&self) {
+        self.kept.borrow_mut().clear();
+        self.ring();
+    }
+
+    /// Opens what is wanted and retires what is not, for ever.
+    pub(crate) async fn tend(self: &Rc<Self>, presence: &Presence) {
+        loop {
+            presence.back().await;
+            future::or(self.tend_while_there(), presence.gone()).await;
+            // The gateway is away, and whoever sends something on these would not know whether it came.
+            self.clear();
+        }
+    }
+
+    async fn tend_while_there(self: &Rc<Self>) {
+        let (mut tick_at, mut look_at) = (Instant::now() + TICK, Instant::now() + LOOK_EVERY);
+        loop {
+            let now = Instant::now();
+            if now >= look_at {
+                look_at = now + LOOK_EVERY;
+                self.look_after_all().await;
+            }
+            if now >= tick_at {
+                tick_at = now + TICK;
+                self.retire_surplus();
+            }
+            let retry_at = self.retry_at.get().filter(|&at| at > now);
+            if retry_at.is_none() {
+                self.open_missing();
+            }
+            let due = retry_at.map_or(look_at, |at| at.min(look_at)).min(tick_at);
+            let changed = async {
+                let _ = self.changed.1.recv().await;
+            };
+            future::or(changed, sleep_until(due)).await;
+        }
+    }
+
+    fn census(&self) -> Census {
+        #[expect(clippy::cast_possible_truncation, reason = "KEPT_MAX at the most")]
+        let idle = self.kept.borrow().len() as u32;
+        Census { idle, opening: self.opening.get(), busy: 0 }
+    }
+
+    fn ring(&self) {
+        // Full: a ring that nobody has heard yet says the same.
+        let _ = self.changed.0.try_send(());
+    }
+
+    fn retire_surplus(&self) {
+        let surplus = self.demand.borrow_mut().on_tick(self.census().idle);
+        for _ in 0..surplus {
+            let oldest = self.kept.borrow_mut().pop_front();
+            if let Some(oldest) = oldest {
+                close(oldest.conn);
+            }
+        }
+    }
+
+    fn open_missing(self: &Rc<Self>) {
+        let route = self.opener.routes.first();
+        if self.opener.routes.at(route).framing() == Framing::Raw {
+            return;
+        }
+        for _ in 0..self.demand.borrow().missing(self.census()) {
+            let this = self.clone();
+            self.opening.set(self.opening.get() + 1);
+            spawn(async move {
+                let opened = this.open(route).await;
+                this.opening.set(this.opening.get() - 1);
+                match opened {
+                    Ok(conn) => {
+                        this.backoff.borrow_mut().reset();
+                        this.keep(Stream { conn, route });
+                    }
+                    Err(e) => this.failed(&e),
+                }
+            });
+        }
+    }
+
+    async fn open(&self, route: usize) -> Result<Conn, TunnelError> {
+        let gateway = &self.opener.routes.at(route).gateway;
+        let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
+        Ok(tunnel::open(gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
+    }
+
+    fn failed(&self, error: &TunnelError) {
+        // Whoever needs a session meets the same trouble, and says it.
+        tracing::debug!("no stream could be opened ahead: {error}");
+        // Without randomness the full pause: no jitter, but no spinning either.
+        let pause = self.backoff.borrow_mut().next(getrandom::u64().unwrap_or(u64::MAX));
+        let refused = matches!(error, TunnelError::Refused(_));
+        let pause = if refused { pause.max(REFUSED_PAUSE) } else { pause };
+        self.retry_at.set(Some(Instant::now() + pause));
+        self.ring();
+    }
+
+    /// Answers the pings of all, and drops those that broke.
+    async fn look_after_all(&self) {
+        let kept = std::mem::take(&mut *self.kept.borrow_mut());
+        for stream in kept {
+            if let Some(stream) = self.still_good(stream).await {
+                self.kept.borrow_mut().push_back(stream);
+            }
+        }
+    }
+
+    /// A kept stream, if it can still be used: nothing has come on it but pings, which are answered
+    /// here, and they not too long ago.
+    async fn still_good(&self, stream: Stream) -> Option<Stream> {
+        let broken = future::poll_once(stream.conn.attend()).await.is_some();
+        if broken || stream.conn.heard_at().elapsed() >= HEARD_WITHIN {
+            return None;
+        }
+        if stream.route != self.opener.routes.first() {
+            close(stream.conn);
+            return None;
+        }
+        Some(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::{fd::OwnedFd, unix::net::UnixStream},
+        path::Path,
+    };
+
+    use narrowlink_dataplane::{conn::Role, socket::Socket, worker::run_alone};
+    use narrowlink_proto::ended::{RefusalCode, Refused};
+
+    use super::*;
+    use crate::{config::Config, routes::Routes};
+
+    fn warm() -> Rc<Warm> {
+        let text = "endpoints:
+  - !SelfHosted { gateway: 'a:1', token: x, protocol: Ws }
+  - !SelfHosted { gateway: 'b:1', token: x, protocol: Ws }
+";
+        let config = Config::parse(text, Path::new("client.yaml")).unwrap();
+        Warm::new(Opener::new(Routes::load(&config).unwrap()))
+    }
+
+    /// A stream that stands, and the gateway's end of it.
+    fn stream(route: usize) -> (Stream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let socket = Socket::adopt(OwnedFd::from(ours)).unwrap();
+        (Stream { conn: Conn::new(socket.into(), Framing::Framed, Role::Peer, 1), route }, theirs)
+    }
+
+    /// Runs a test on a runtime of its own.
+    fn test(main: impl AsyncFnOnce(Rc<Warm>)) {
+        run_alone(false, |_| async { main(warm()).await }).unwrap();
+    }
+
+    #[test]
+    fn the_newest_stream_is_taken_first_and_only_once() {
+        test(async |warm| {
+            let ((one, _a), (two, mut b)) = (stream(0), stream(0));
+            warm.keep(one);
+            warm.keep(two);
+            let newest = warm.take().await.unwrap();
+            newest.conn.ping().unwrap();
+            assert_ne!(b.read(&mut [0; 8]).unwrap(), 0);
+            assert!(warm.take().await.is_some());
+            assert!(warm.take().await.is_none());
+        });
+    }
+
+    #[test]
+    fn a_stream_that_its_gateway_has_closed_is_never_handed_out() {
+        test(async |warm| {
+            let ((one, gone), (two, mut there)) = (stream(0), stream(0));
+            warm.keep(two);
+            warm.keep(one);
+            drop(gone);
+            // A ping is no end, and is answered on the way.
+            there.write_all(&[0x89, 0]).unwrap();
+            assert!(warm.take().await.is_some());
+            assert_eq!(there.read(&mut [0; 16]).unwrap(), 6, "a masked pong without payload");
+            assert!(warm.take().await.is_none());
+        });
+    }
+
+    #[test]
+    fn streams_of_a_gateway_that_is_not_preferred_any_more_are_closed() {
+        test(async |warm| {
+            let ((kept, mut old), (other, mut foreign)) = (stream(0), stream(1));
+            warm.keep(other);
+            assert_ne!(foreign.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            warm.keep(kept);
+            warm.opener.routes.prefer(1);
+            assert!(warm.take().await.is_none());
+            assert_ne!(old.read(&mut [0; 16]).unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn no_more_than_a_handful_are_kept_and_the_oldest_goes_first() {
+        test(async |warm| {
+            let (oldest, mut gone) = stream(0);
+            warm.keep(oldest);
+            let mut peers = Vec::new();
+            for _ in 0..KEPT_MAX {
+                let (one, peer) = stream(0);
+                warm.keep(one);
+                peers.push(peer);
+            }
+            assert_eq!(warm.census().idle as usize, KEPT_MAX);
+            assert_ne!(gone.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+        });
+    }
+
+    #[test]
+    fn a_burst_asks_for_more_and_a_gateway_that_refuses_is_left_alone_for_a_while() {
+        test(async |warm| {
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
+            let (one, _peer) = stream(0);
+            warm.keep(one);
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 0);
+            warm.take().await.unwrap();
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 2);
+            warm.failed(&TunnelError::Refused(Refused::new(RefusalCode::Limited, "no")));
+            let retry_at = warm.retry_at.get().unwrap();
+            assert!(retry_at >= Instant::now() + REFUSED_PAUSE - Duration::from_secs(1));
+        });
+    }
+}

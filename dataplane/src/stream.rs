@@ -1,0 +1,268 @@
+//! Role: a client's stream at the gateway: its sessions, one after the other.
+//! Invariants: a session lives on the worker that admitted its client · a lane or stream on which data
+//! went before its session was refused serves nothing more · a refusal arrives: nothing is closed
+//! before the peer has had the chance to read it · what may have reached a target is never refused as
+//! if it had not.
+//! See: ARCHITECTURE.md "Early data".
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use futures_lite::future;
+use monoio::time::{Instant, sleep_until, timeout, timeout_at};
+use narrowlink_proto::{
+    ended::{Ended, Refused, Side, Why},
+    id::SessionId,
+    message::{Channel, EARLY_DATA_BYTES_MAX, Message, Open, Speaker},
+    upgrade::Framing,
+};
+
+use crate::{
+    admit::{self, Dialling, Unopened},
+    conn::{CLOSE_RESET, Conn, ConnError},
+    door::Principal,
+    handover::Local,
+    lane::{self, Lane},
+    relay::{Gate, Traffic, gone, relay_behind, settled},
+    table::{Kind, Seat},
+};
+
+/// How long a refusal may take to reach a client that is then cut off.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A client's stream while it is served.
+pub(crate) struct Visit<'a> {
+    pub(crate) local: &'a Rc<Local>,
+    pub(crate) who: &'a Arc<Principal>,
+    pub(crate) peer_addr: SocketAddr,
+    pub(crate) seat: &'a Seat,
+}
+
+impl Visit<'_> {
+    /// Serves the sessions of a stream, one after the other.
+    pub(crate) async fn serve_stream(&self, mut conn: Conn) {
+        let mut last = None;
+        loop {
+            let stopped = async {
+                self.local.stopped().await;
+                None
+            };
+            let Some(open) = future::or(self.next_open(&conn, last), stopped).await else {
+                return conn.close(1001, "nothing more is served on this stream");
+            };
+            last = Some(open.session);
+            let served = match self.dial(&conn, &open).await {
+                // Boxed, so that a stream without a session holds nothing of one.
+                Ok(Ok((lane, dialling))) => {
+                    Box::pin(self.serve_session(conn, lane, Some(dialling), &open)).await
+                }
+                Ok(Err(refused)) => self.refuse(conn, refused).await,
+                Err(e) => {
+                    conn.tell(&e);
+                    return conn.hang_up();
+                }
+            };
+            match served {
+                Some(again) => conn = again,
+                None => return,
+            }
+        }
+    }
+
+    /// Decides about an Open and has it dialled, while its client still waits.
+    async fn dial<'a>(
+        &'a self,
+        conn: &Conn,
+        open: &'a Open,
+    ) -> Result<Result<(Lane, Dialling<'a>), Refused>, ConnError> {
+        let left = async {
+            match conn.framing() {
+                Framing::Framed => {
+                    // What comes early is the session's: it stays where it is.
+                    conn.attend().await?;
+                    gone(conn, Side::Client).await;
+                    Err(ConnError::Truncated)
+                }
+                // On a raw stream nothing is read ahead at all.
+                Framing::Raw => future::pending().await,
+            }
+        };
+        let dialling = async { Ok(admit::dial(self.local, self.who, open, self.peer_addr).await) };
+        future::or(left, dialling).await
+    }
+
+    /// Says no; gives the stream back if it can serve on.
+    async fn refuse(&self, conn: Conn, refused: Refused) -> Option<Conn> {
+        tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
+        let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
+        if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
+            return Some(conn);
+        }
+        conn.into_wire().close_gently();
+        None
+    }
+
+    /// The next Open on a stream that serves no session; `None` when it ends.
+    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
+        let interval = self.local.shared.limits.quiet_ping_interval;
+        let expiry = Instant::from_std(self.who.expires_at);
+        loop {
+            let due = (Instant::now() + interval).min(expiry);
+            let heard = async {
+                match last {
+                    Some(last) => conn.recv_after(last, Speaker::Client, Channel::Stream).await,
+                    None => conn.recv(Speaker::Client, Channel::Stream).await.map(Some),
+                }
+            };
+            match timeout_at(due, heard).await {
+                Ok(Ok(Some(Message::Open(open)))) => return Some(open),
+                Ok(Ok(Some(_))) => {
+                    conn.tell(&ConnError::Unexpected("a message where Open was due"));
+                    return None;
+                }
+                // Broken, or the rest of a session that was refused.
+                Ok(Err(_) | Ok(None)) => return None,
+                // A raw stream must say what it wants within one interval.
+                Err(_) if Instant::now() >= expiry || conn.framing() == Framing::Raw => return None,
+                Err(_) if conn.heard_at().elapsed() >= interval * 2 => return None,
+                Err(_) => conn.ping().ok()?,
+            }
+        }
+    }
+
+    /// Relays one session, whose answer is still due if it is `dialling`; gives the stream back when
+    /// it can serve another.
+    pub(crate) async fn serve_session(
+        &self,
+        stream: Conn,
+        lane: Lane,
+        dialling: Option<Dialling<'_>>,
+        open: &Open,
+    ) -> Option<Conn> {
+        self.seat.becomes(Kind::Session);
+        let (session, traffic) = (open.session, Traffic::default());
+        let gate = match &dialling {
+            None => Gate::opened(),
+            Some(_) => Gate::closed(early_bytes_max(&stream, &lane, open)),
+        };
+        // Boxed, so that a session that stands holds nothing of it.
+        let answer = Box::pin(async {
+            let Some(dialling) = dialling else { return Ok(()) };
+            let opened = dialling.answer(&lane.conn).await?;
+            gate.open();
+            let opened = Message::Opened { session, e2ee: opened.e2ee };
+            let sent = stream.send(&opened).await;
+            sent.map_err(|e| Ended { by: Side::Client, why: ConnError::from(e).why() }.into())
+        });
+        let expiry = async {
+            sleep_until(Instant::from_std(self.who.expires_at)).await;
+            Err(Ended { by: Side::Here, why: Why::Expired }.into())
+        };
+        let moving = relay_behind(stream.end(session), lane.conn.end(session), &traffic, &gate, answer);
+        let ended = match future::or(moving, expiry).await {
+            Ok(()) => Ok(()),
+            Err(Unopened::Ended(ended)) => Err(ended),
+            Err(unopened) => {
+                self.seat.becomes(Kind::Stream);
+                return self.unopened(stream, lane, unopened, open, gate.was_used()).await;
+            }
+        };
+        self.say_ended(open, &traffic, ended);
+        let ended = match ended {
+            Ok(()) => retire(self.local, lane, open).await,
+            Err(ended) => {
+                lane.conn.close(CLOSE_RESET, &ended.to_string());
+                Err(ended)
+            }
+        };
+        self.finish(stream, session, ended).await
+    }
+
+    fn say_ended(&self, open: &Open, traffic: &Traffic, ended: Result<(), Ended>) {
+        let finished = Ended { by: Side::Here, why: Why::Finished };
+        tracing::debug!(
+            session = ?open.session,
+            client = self.who.name,
+            agent = open.agent,
+            up_bytes = traffic.up_bytes.get(),
+            down_bytes = traffic.down_bytes.get(),
+            "session ended: {}",
+            ended.err().unwrap_or(finished)
+        );
+    }
+
+    async fn finish(&self, stream: Conn, session: SessionId, ended: Result<(), Ended>) -> Option<Conn> {
+        match (ended, stream.framing()) {
+            (Ok(()), Framing::Framed) => {
+                self.seat.becomes(Kind::Stream);
+                stream.send(&Message::Ready { session }).await.is_ok().then_some(stream)
+            }
+            (Ok(()), Framing::Raw) => {
+                stream.into_wire().close_gently();
+                None
+            }
+            (Err(ended), _) => {
+                stream.close(CLOSE_RESET, &ended.to_string());
+                None
+            }
+        }
+    }
+
+    /// A session that was dialled and did not open. Connections on which early data has passed serve
+    /// nothing more: bytes of that session may still be on their way there.
+    async fn unopened(
+        &self,
+        stream: Conn,
+        lane: Lane,
+        unopened: Unopened,
+        open: &Open,
+        used: bool,
+    ) -> Option<Conn> {
+        let refused = match unopened {
+            unopened if !used => {
+                let refused = admit::refusal(self.local, lane, unopened, open);
+                return self.refuse(stream, refused).await;
+            }
+            // Nobody knows what the target got: the client must not think that it was nothing.
+            Unopened::Lost(why) => {
+                tracing::info!(peer = %self.peer_addr, "session reset: {why}");
+                stream.close(CLOSE_RESET, &why);
+                return None;
+            }
+            Unopened::Ended(ended) => {
+                stream.close(CLOSE_RESET, &ended.to_string());
+                return None;
+            }
+            Unopened::ByAgent(refused) => {
+                lane.conn.close(1000, "this lane has served a session that was refused");
+                refused
+            }
+            Unopened::ByUs(refused) => refused,
+        };
+        let stream = self.refuse(stream, refused.of(open.session)).await?;
+        stream.drain().await;
+        stream.close(1000, "this stream has served a session that was refused");
+        None
+    }
+}
+
+/// How much a client may send behind its Open. Only frames can tell data from an answer, and who
+/// encrypts end to end needs the answer first; what a client sends all the same waits unread.
+fn early_bytes_max(stream: &Conn, lane: &Lane, open: &Open) -> usize {
+    let framed = stream.framing() == Framing::Framed && lane.conn.framing() == Framing::Framed;
+    if framed && open.e2ee.is_none() { EARLY_DATA_BYTES_MAX } else { 0 }
+}
+
+/// A lane after a session that went through cleanly: parked again once the agent says that all is
+/// delivered and its target closed.
+async fn retire(local: &Rc<Local>, lane: Lane, open: &Open) -> Result<(), Ended> {
+    if lane.conn.framing() == Framing::Raw {
+        lane.conn.into_wire().close_gently();
+        return Ok(());
+    }
+    let settled = settled(&lane.conn, open.session, Speaker::Agent, Side::Target).await;
+    match settled {
+        Ok(()) => lane::park(local, lane),
+        Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
+    }
+    settled
+}
