@@ -1,1 +1,3 @@
-//! Benchmarks live in benches/.
+//! What the benchmarks in benches/ and the tests beside them share.
+
+pub mod path;
