@@ -6,7 +6,7 @@
 
 use std::{fmt::Write as _, fs, path::PathBuf, process::Command};
 
-use narrowlink_bench::path::{Path, Shape};
+use narrowlink_bench::{path::Path, programs::Shape};
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
 
@@ -67,7 +67,7 @@ fn recorded(record: &str, path: Path, shape: Shape) -> Option<u64> {
 fn a_relayed_chunk_takes_no_more_instructions_than_the_record_says() {
     let record = fs::read_to_string(RECORD).unwrap_or_default();
     let (mut counted, mut above) = (HEAD.to_owned(), String::new());
-    for path in Path::ALL {
+    for path in Path::PLAIN {
         for shape in Shape::ALL {
             let now = count(path, shape);
             let before = recorded(&record, path, shape);

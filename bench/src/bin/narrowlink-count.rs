@@ -12,7 +12,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use narrowlink_bench::path::{Path, Programs, Shape, session};
+use narrowlink_bench::{
+    path::{Path, session},
+    programs::{Programs, Shape},
+};
 use narrowlink_dataplane::worker::{run_on_epoll, spawn};
 use narrowlink_proto::ended::Ended;
 
@@ -54,12 +57,13 @@ const fn counted_chunks(shape: Shape) -> usize {
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    let path = words.next().and_then(|word| Path::ALL.into_iter().find(|path| path.name() == word));
+    let mut paths = Path::PLAIN.into_iter().chain(Path::TLS);
+    let path = words.next().and_then(|word| paths.find(|path| path.name() == word));
     let shape = words.next().and_then(|word| Shape::ALL.into_iter().find(|shape| shape.name() == word));
     let (Some(path), Some(shape)) = (path, shape) else {
         eprintln!(
             "usage: narrowlink-count PATH SHAPE\n  PATH   {}\n  SHAPE  {}",
-            Path::ALL.map(Path::name).join(", "),
+            [Path::PLAIN.map(Path::name).join(", "), Path::TLS.map(Path::name).join(", ")].join(", "),
             Shape::ALL.map(Shape::name).join(", ")
         );
         return ExitCode::from(2);
@@ -86,7 +90,7 @@ fn count(path: Path, shape: Shape) -> Result<usize, Box<dyn std::error::Error>> 
         spawn(async move {
             let _ = counted.await;
         });
-        let mut programs = Programs::new(outside, shape);
+        let mut programs = Programs::meet(outside, shape).await;
         programs.exchange(WARM_UP).await?;
         counting.set(true);
         programs.exchange(chunks).await?;
