@@ -1,5 +1,7 @@
 //! Promise: TLS costs the cipher and hardly more. Sealing and opening 256 KiB through memory, GB/s.
 
+mod kit;
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -54,5 +56,9 @@ fn records(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, records);
+criterion_group! {
+    name = benches;
+    config = kit::criterion();
+    targets = records
+}
 criterion_main!(benches);

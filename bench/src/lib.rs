@@ -1,1 +1,4 @@
-//! Benchmarks live in benches/.
+//! What the benchmarks in benches/ and the tests beside them share.
+
+pub mod path;
+pub mod programs;

@@ -108,7 +108,7 @@ pub(crate) fn place(local: &Rc<Local>, lane: Lane) {
 }
 
 /// Gives the lane to whoever waits, else parks it here.
-pub(crate) fn park(local: &Rc<Local>, mut lane: Lane) {
+pub fn park(local: &Rc<Local>, mut lane: Lane) {
     if local.stopping.get() {
         return lane.conn.close(1001, "the gateway shuts down");
     }
@@ -213,11 +213,7 @@ pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<Lane>
 ///
 /// # Errors
 /// The refusal for the client: the agent is away, or gave none in time.
-pub(crate) async fn take(
-    local: &Rc<Local>,
-    entry: &Arc<AgentEntry>,
-    deadline: Instant,
-) -> Result<Lane, Refused> {
+pub async fn take(local: &Rc<Local>, entry: &Arc<AgentEntry>, deadline: Instant) -> Result<Lane, Refused> {
     if let Some(lane) = take_from_anywhere(local, entry).await {
         return Ok(lane);
     }

@@ -96,7 +96,7 @@ impl Seat {
     }
 
     /// Seats a lane that came from another worker.
-    pub(crate) fn for_lane(local: &Rc<Local>) -> Self {
+    pub fn for_lane(local: &Rc<Local>) -> Self {
         let key = local.table.borrow_mut().insert(Kind::Lane);
         Self { local: local.clone(), key }
     }

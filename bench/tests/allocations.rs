@@ -1,0 +1,116 @@
+//! Role: how often a relay in steady state asks for memory: never.
+//! Invariants: everything on the relay's thread counts, the runtime included; the programs at its ends run
+//! on another one.
+//! See: ARCHITECTURE.md, "Readiness first".
+#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(unsafe_code, reason = "an allocator that counts is one")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use narrowlink_bench::{
+    path::{Path, session},
+    programs::{Programs, Shape},
+};
+use narrowlink_dataplane::worker::{self, Driver};
+
+/// The system's allocator, and a count of what watched threads ask it for.
+struct Counting;
+
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn note() {
+    // Neither lazily made nor dropped, so this never allocates and works until the thread's end.
+    if WATCHED.get() {
+        ASKED.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// SAFETY: every call goes to `System` as it came; counting allocates nothing and does not unwind.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps `alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps `alloc_zeroed`'s contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps `realloc`'s contract; the block is `System`'s.
+        unsafe { System.realloc(block, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `dealloc`'s contract; the block is `System`'s.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Fills the pools, and brings a connection to its bulk buffers.
+const WARM_UP: usize = 256;
+const CHUNKS: usize = 2000;
+
+/// How often the relay's thread allocates while chunks go through, and what it waits with.
+fn allocations(path: Path, shape: Shape, epoll: bool) -> (u64, Driver) {
+    let (between, outside) = session(path).unwrap();
+    let relaying = thread::spawn(move || {
+        let relay = |driver| async move {
+            WATCHED.set(true);
+            // The programs just leave: a clean end on a plain path, a broken one within frames.
+            let _ = between.relay().await;
+            WATCHED.set(false);
+            driver
+        };
+        let ran = if epoll { worker::run_on_epoll(relay) } else { worker::run_alone(false, relay) };
+        ran.unwrap()
+    });
+    let at_first = ASKED.load(Ordering::SeqCst);
+    let asked = worker::run_on_epoll(|_| async {
+        let mut programs = Programs::meet(outside, shape).await;
+        programs.exchange(WARM_UP).await.unwrap();
+        let before = ASKED.load(Ordering::SeqCst);
+        assert!(before > at_first, "the pool's first buffers were not counted");
+        programs.exchange(CHUNKS).await.unwrap();
+        ASKED.load(Ordering::SeqCst) - before
+    });
+    (asked.unwrap(), relaying.join().unwrap())
+}
+
+/// One test, because all threads share the count.
+#[test]
+fn a_relayed_chunk_allocates_nothing() {
+    let mut wrong = Vec::new();
+    for path in Path::PLAIN {
+        for shape in Shape::ALL {
+            for epoll in [false, true] {
+                let (asked, driver) = allocations(path, shape, epoll);
+                println!(
+                    "{} {} on {driver}: {asked} allocations in {CHUNKS} chunks",
+                    path.name(),
+                    shape.name()
+                );
+                if asked > 0 {
+                    wrong.push((path, shape, driver, asked));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "allocations in {CHUNKS} chunks: {wrong:?}");
+}
