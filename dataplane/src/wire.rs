@@ -6,7 +6,7 @@ use std::{
     cell::RefCell,
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use crate::{socket::Socket, tls::TlsSocket};
@@ -257,5 +257,11 @@ impl Wire {
             Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
         };
         Ok(Self { io, early: RefCell::new(parts.early) })
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
     }
 }

@@ -1,23 +1,26 @@
-//! Role: `narrowlink-loadtest`: measures the whole chain, against the same thing without it.
-//! Invariants: what is compared runs in the same run, alternating, several rounds, median · traffic
-//! stays on loopback.
+//! Role: `narrowlink-loadtest`: measures a forwarder, forwarders against each other, and the whole chain
+//! against the same thing without it.
+//! Invariants: what is compared runs in the same run, alternating, several rounds, median · what is started
+//! here stays on loopback.
+
+mod args;
 
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
-use narrowlink_loadtest::{lab::Lab, site::Transport};
+use narrowlink_loadtest::{lab::Lab, load::hand, site::Transport};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures Narrowlink on loopback, against the same thing without it, in one run.
+/// Measures TCP forwarders: Narrowlink, others, and one against the other in one run.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -42,12 +45,30 @@ enum What {
         #[arg(long, default_value_t = 2000)]
         count: usize,
     },
+    #[command(flatten)]
+    Load(Box<args::Load>),
+    /// One load process, told by its standard input what to do.
+    #[command(name = "load", hide = true)]
+    Hand,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("narrowlink-loadtest: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::tls::install_crypto();
     match Args::parse().what {
+        What::Load(load) => load.run(),
+        What::Hand => hand::main(),
         What::Chain { rounds, seconds } => chain(rounds.max(1), seconds.max(1)),
         What::Open { count } => open(count.max(1)),
     }

@@ -1,0 +1,314 @@
+//! Role: one measurement of one subject: connections, warm-up, window, figures.
+//! Invariants: bytes are counted at the receiver, within the window; what the subject used is read at the
+//! same edges · connections are new in every round · a signal ends the round, and with it all processes.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock, atomic::AtomicBool, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::{
+    crew::Crew,
+    gauge,
+    plan::{Mark, Plan, Traffic},
+    sample::{Cpu, Memory, Used},
+    subject::Subject,
+};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// As much as goes through.
+    Throughput,
+    /// One message in flight on each connection.
+    Pingpong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// New sessions.
+    Churn,
+    /// Connections that stand and say nothing.
+    Idle,
+    /// Control links that stand; through other forwarders TLS connections.
+    Links,
+    /// One interactive connection beside bulk ones.
+    Mixed,
+}
+
+impl Scenario {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Throughput => "throughput",
+            Self::Pingpong { .. } => "pingpong",
+            Self::Churn => "churn",
+            Self::Idle => "idle",
+            Self::Links => "links",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    /// Whether each round needs a new process: memory that was once taken is seldom given back.
+    pub const fn needs_a_fresh_subject(self) -> bool {
+        matches!(self, Self::Idle | Self::Links)
+    }
+
+    /// What each load process sends, and over how many connections.
+    pub fn parts(self, connections: usize) -> Vec<(Traffic, usize)> {
+        let halves = |traffic| {
+            // Both ends of 10,000 connections are more descriptors than a process may have.
+            let half = connections / 2;
+            [(traffic, half), (traffic, connections - half)].into_iter().filter(|(_, n)| *n > 0).collect()
+        };
+        match self {
+            Self::Throughput => vec![(Traffic::Bulk, connections)],
+            Self::Pingpong { bytes } => vec![(Traffic::Pingpong { bytes }, connections)],
+            Self::Churn => vec![(Traffic::Churn, connections)],
+            Self::Idle => halves(Traffic::Idle),
+            Self::Links => halves(Traffic::Links),
+            Self::Mixed => vec![(Traffic::Bulk, connections), (Traffic::Pingpong { bytes: 1 }, 1)],
+        }
+    }
+}
+
+/// How long is measured, and where the load runs.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    /// This program.
+    pub program: PathBuf,
+    /// Before the window.
+    pub warmup: Duration,
+    /// The window.
+    pub window: Duration,
+    /// Of the load processes; none: anywhere.
+    pub cores: Vec<usize>,
+}
+
+/// What a figure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// In tables.
+    pub title: &'static str,
+    /// In JSON.
+    pub key: &'static str,
+    /// Digits after the point.
+    pub digits: usize,
+}
+
+macro_rules! metrics {
+    ($($name:ident = $title:literal, $key:literal, $digits:literal;)*) => {
+        $(const $name: Metric = Metric { title: $title, key: $key, digits: $digits };)*
+    };
+}
+
+metrics! {
+    RATE = "GB/s", "gb_per_s", 2;
+    CPU_PER_GIB = "CPU-s/GiB", "cpu_s_per_gib", 3;
+    MESSAGES = "messages/s", "messages_per_s", 0;
+    CPU_PER_MESSAGE = "CPU-us/message", "cpu_us_per_message", 2;
+    SESSIONS = "sessions/s", "sessions_per_s", 0;
+    CPU_PER_SESSION = "CPU-us/session", "cpu_us_per_session", 1;
+    P50 = "p50 us", "p50_us", 0;
+    P99 = "p99 us", "p99_us", 0;
+    USER_KIB = "KiB user", "user_kib_per_connection", 2;
+    RSS_KIB = "KiB RSS", "rss_kib_per_connection", 2;
+    BUSY = "busy %", "busy_percent", 0;
+    LOAD_BUSY = "load busy %", "load_busy_percent", 0;
+}
+
+/// The figures of one round.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Each with its value.
+    pub values: Vec<(Metric, f64)>,
+    /// What each thread of the subject used, as a share of them all.
+    pub threads: Vec<(String, f64)>,
+}
+
+/// Measures a subject once.
+///
+/// # Errors
+/// The subject or the load does not do its part.
+pub fn measure(
+    subject: &Subject,
+    scenario: Scenario,
+    connections: usize,
+    conditions: &Conditions,
+) -> Result<Figures> {
+    let parts = scenario.parts(connections);
+    let mut plans = Vec::new();
+    for (n, (traffic, connections)) in parts.into_iter().enumerate() {
+        let urgent = scenario == Scenario::Mixed && n > 0;
+        plans.push(Plan { traffic, way: subject.way(n)?, connections, urgent });
+    }
+    let pids = subject.pids();
+    let memory = Memory::sample(&pids)?;
+    let mut crew = Crew::start(&conditions.program, &plans, &conditions.cores)?;
+    crew.let_flow()?;
+    pause(conditions.warmup)?;
+    let cpu = Cpu::sample(&pids, &subject.softirqs)?;
+    let from = crew.marks()?;
+    pause(conditions.window)?;
+    let used = Cpu::sample(&pids, &subject.softirqs)?.since(&cpu);
+    let to = crew.marks()?;
+    let window = Window::new(&from, &to, used);
+    if scenario.needs_a_fresh_subject() {
+        return Ok(window.idle(memory, Memory::sample(&pids)?, connections, pids.is_empty()));
+    }
+    let times = crew.times()?;
+    window.flowing(scenario, &times, pids.is_empty())
+}
+
+/// Sleeps, unless a signal came; then everything is taken down on the way out.
+fn pause(time: Duration) -> Result<()> {
+    const STEP: Duration = Duration::from_millis(50);
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        std::thread::sleep(STEP.min(until.saturating_duration_since(Instant::now())));
+        ensure!(!interrupted().load(Ordering::Relaxed), "interrupted");
+    }
+    Ok(())
+}
+
+fn interrupted() -> &'static AtomicBool {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    FLAG.get_or_init(|| {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // Without it a signal ends this process at once, which leaves the subjects running.
+            let _ = signal_hook::flag::register(signal, flag.clone());
+        }
+        flag
+    })
+}
+
+/// What happened between two marks.
+struct Window {
+    seconds: f64,
+    bytes: f64,
+    /// Of the process that counts them.
+    events: f64,
+    load_cpu_s: f64,
+    used: Used,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+impl Window {
+    fn new(from: &[Mark], to: &[Mark], used: Used) -> Self {
+        let sum = |of: fn(&Mark) -> u64| -> f64 {
+            to.iter().zip(from).map(|(to, from)| of(to).saturating_sub(of(from)) as f64).sum()
+        };
+        let processes = to.len().max(1) as f64;
+        Self {
+            seconds: sum(|mark| mark.at_ns) / processes / 1e9,
+            bytes: sum(|mark| mark.bytes),
+            events: sum(|mark| mark.events),
+            load_cpu_s: sum(|mark| mark.cpu_ns) / 1e9,
+            used,
+        }
+    }
+
+    fn cpu_s(&self) -> f64 {
+        self.used.ns as f64 / 1e9
+    }
+
+    fn flowing(self, scenario: Scenario, times: &[Vec<(u64, u64)>], unseen: bool) -> Result<Figures> {
+        let mut values = Vec::new();
+        let bulk = matches!(scenario, Scenario::Throughput | Scenario::Mixed);
+        let timed = scenario != Scenario::Throughput;
+        ensure!(!bulk || self.bytes > 0.0, "nothing arrived within the window");
+        ensure!(!timed || self.events > 0.0, "nothing was completed within the window");
+        if timed {
+            let times = gauge::merge(times);
+            let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e3;
+            values.extend([(P50, at(0.5)), (P99, at(0.99))]);
+        }
+        let rate = self.events / self.seconds;
+        let per_event = self.cpu_s() * 1e6 / self.events;
+        match scenario {
+            Scenario::Pingpong { .. } => values.extend([(MESSAGES, rate), (CPU_PER_MESSAGE, per_event)]),
+            Scenario::Churn => values.extend([(SESSIONS, rate), (CPU_PER_SESSION, per_event)]),
+            _ => values.extend([
+                (RATE, self.bytes / self.seconds / 1e9),
+                (CPU_PER_GIB, self.cpu_s() / (self.bytes / f64::from(1 << 30))),
+            ]),
+        }
+        Ok(self.finish(values, unseen))
+    }
+
+    fn idle(self, before: Memory, after: Memory, connections: usize, unseen: bool) -> Figures {
+        let each =
+            |before: u64, after: u64| after.saturating_sub(before) as f64 / 1024.0 / connections as f64;
+        let values = vec![
+            (USER_KIB, each(before.user_bytes, after.user_bytes)),
+            (RSS_KIB, each(before.rss_bytes, after.rss_bytes)),
+        ];
+        self.finish(values, unseen)
+    }
+
+    /// With what is of interest everywhere, and without what can't be known.
+    fn finish(self, mut values: Vec<(Metric, f64)>, unseen: bool) -> Figures {
+        values.extend([
+            (BUSY, 100.0 * self.cpu_s() / self.seconds),
+            (LOAD_BUSY, 100.0 * self.load_cpu_s / self.seconds),
+        ]);
+        if unseen {
+            let of_the_process = [CPU_PER_GIB, CPU_PER_MESSAGE, CPU_PER_SESSION, USER_KIB, RSS_KIB, BUSY];
+            values.retain(|(metric, _)| !of_the_process.contains(metric));
+        }
+        let all = self.used.threads.iter().map(|(_, ns)| *ns as f64).sum::<f64>().max(1.0);
+        let threads = self.used.threads.into_iter().map(|(name, ns)| (name, ns as f64 / all)).collect();
+        Figures { values, threads }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window() -> Window {
+        let from = Mark { at_ns: 0, bytes: 7, events: 10, cpu_ns: 0 };
+        let to = Mark { at_ns: 2_000_000_000, bytes: 7 + (4 << 30), events: 20_010, cpu_ns: 1_000_000_000 };
+        Window::new(&[from], &[to], Used { ns: 500_000_000, softirq_ns: 0, threads: Vec::new() })
+    }
+
+    fn value(figures: &Figures, metric: Metric) -> Option<f64> {
+        figures.values.iter().find(|(found, _)| *found == metric).map(|(_, value)| *value)
+    }
+
+    #[test]
+    fn cpu_time_is_divided_by_what_arrived() {
+        let figures = window().flowing(Scenario::Throughput, &[], false).unwrap();
+        assert_eq!(value(&figures, CPU_PER_GIB), Some(0.125));
+        assert_eq!(value(&figures, RATE).map(|rate| (rate * 100.0).round()), Some(215.0));
+        assert_eq!((value(&figures, BUSY), value(&figures, LOAD_BUSY)), (Some(25.0), Some(50.0)));
+        assert_eq!(value(&figures, P99), None);
+        let times = [vec![(1_000_000, 99), (9_000_000, 1)]];
+        let figures = window().flowing(Scenario::Pingpong { bytes: 1 }, &times, false).unwrap();
+        assert_eq!(
+            (value(&figures, MESSAGES), value(&figures, CPU_PER_MESSAGE)),
+            (Some(10_000.0), Some(25.0))
+        );
+        assert_eq!(value(&figures, P50).map(f64::round), Some(1_000.0));
+    }
+
+    #[test]
+    fn memory_is_what_came_with_the_connections() {
+        let before = Memory { user_bytes: 1 << 20, rss_bytes: 4 << 20 };
+        let after = Memory { user_bytes: 5 << 20, rss_bytes: 10 << 20 };
+        let figures = window().idle(before, after, 1024, false);
+        assert_eq!((value(&figures, USER_KIB), value(&figures, RSS_KIB)), (Some(4.0), Some(6.0)));
+        let unseen = window().idle(before, after, 1024, true);
+        assert_eq!(value(&unseen, USER_KIB), None);
+    }
+
+    #[test]
+    fn an_empty_window_is_an_error() {
+        let still = Window::new(&[Mark::default()], &[Mark { at_ns: 1, ..Mark::default() }], Used::default());
+        assert!(still.flowing(Scenario::Throughput, &[], false).is_err());
+    }
+}
