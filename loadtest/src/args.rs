@@ -56,7 +56,7 @@ enum What {
     Churn,
     /// Relayed pairs that stand and say nothing.
     Idle,
-    /// Control links that stand and say nothing; through others TLS connections.
+    /// Control links that stand and say nothing; to others TLS connections that do the same.
     Links,
     /// One interactive connection beside bulk ones.
     Mixed,
@@ -270,7 +270,7 @@ impl Compare {
             connections: connections.iter().copied().max().unwrap_or(1),
             ways: scenario.parts(2).len(),
             unprivileged: self.unprivileged,
-            near_tls_only: self.what == What::Links,
+            front_only: self.what == What::Links,
             core: (!self.no_pin).then_some(self.core),
         };
         let cores = if self.no_pin { Vec::new() } else { other_cores(self.core)? };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     report::{self, Series},
-    round::{Conditions, Figures, Scenario, measure},
+    round::{Conditions, Figures, Scenario, interrupted, measure},
     subject::{Setup, Spec, Subject},
 };
 
@@ -33,6 +33,7 @@ pub struct Comparison {
 pub fn compare(comparison: &Comparison, conditions: &Conditions) -> Result<Value> {
     let Comparison { scenario, subjects, setup, connections, rounds } = comparison;
     let fresh = scenario.needs_a_fresh_subject();
+    interrupted();
     let start = |spec| Subject::start(spec, setup);
     // Even those that are started anew each time: who is not installed shows at once.
     let standing: Vec<_> = subjects.iter().map(start).collect::<Result<_>>()?;

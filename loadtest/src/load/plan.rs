@@ -33,7 +33,7 @@ pub enum Traffic {
     Churn,
     /// One byte and its echo on each connection, then nothing.
     Idle,
-    /// Control links that stand; through a forwarder that has none, as [`Traffic::Idle`].
+    /// Control links that stand; to a forwarder that has none, connections that say nothing.
     Links,
 }
 

@@ -33,7 +33,7 @@ pub enum Scenario {
     Churn,
     /// Connections that stand and say nothing.
     Idle,
-    /// Control links that stand; through other forwarders TLS connections.
+    /// Control links that stand; to others TLS connections behind which there is nobody either.
     Links,
     /// One interactive connection beside bulk ones.
     Mixed,
@@ -174,12 +174,14 @@ fn pause(time: Duration) -> Result<()> {
     Ok(())
 }
 
-fn interrupted() -> &'static AtomicBool {
+/// Whether a signal has come. Asked before the first subject is started: until then a signal ends this
+/// process at once.
+pub(super) fn interrupted() -> &'static AtomicBool {
     static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     FLAG.get_or_init(|| {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
-            // Without it a signal ends this process at once, which leaves the subjects running.
+            // Should it fail, a signal leaves the subjects running; nothing else is lost.
             let _ = signal_hook::flag::register(signal, flag.clone());
         }
         flag

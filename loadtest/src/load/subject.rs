@@ -95,8 +95,8 @@ pub struct Setup {
     pub ways: usize,
     /// Run as nobody.
     pub unprivileged: bool,
-    /// TLS towards the client alone.
-    pub near_tls_only: bool,
+    /// Nobody is behind it: a web server's place, not a forwarder's.
+    pub front_only: bool,
     /// The core that it runs on; with two workers the next one too.
     pub core: Option<usize>,
 }
@@ -283,7 +283,7 @@ fn installed(name: &str, packages: &str) -> Result<PathBuf> {
 
 /// Addresses for a forwarder that can't choose its own, one way for each load process.
 fn forwarder_ways(dir: &Path, setup: &Setup) -> Result<Vec<Way>> {
-    let (near, far) = (setup.transport.tls, setup.transport.tls && !setup.near_tls_only);
+    let (near, far) = (setup.transport.tls, setup.transport.tls && !setup.front_only);
     // Held until all are chosen, so that no port is chosen twice.
     let mut held = Vec::new();
     let mut free = |ip| {
@@ -329,7 +329,7 @@ mod tests {
             connections: 1,
             ways: 1,
             unprivileged: false,
-            near_tls_only: false,
+            front_only: false,
             core: Some(core),
         };
         let dir = tempfile::tempdir().unwrap();

@@ -46,7 +46,7 @@ pub async fn run(plan: &Plan, gauge: Arc<Gauge>, ready: &Sender<()>, start: &Rec
             begin.await;
             pingpong::flow(ends, bytes, &gauge);
         }
-        (Traffic::Idle, _) | (Traffic::Links, Way::Forwarder { .. }) => {
+        (Traffic::Idle, _) => {
             let ends = peer::connect(plan).await?;
             let _held = pingpong::once(ends).await?;
             begin.await;
@@ -55,6 +55,15 @@ pub async fn run(plan: &Plan, gauge: Arc<Gauge>, ready: &Sender<()>, start: &Rec
         (Traffic::Links, Way::Tunnel { client, .. }) => {
             join_many(client, plan.connections).await?;
             begin.await;
+        }
+        (Traffic::Links, Way::Forwarder { .. }) => {
+            let forwarder = peer::Forwarder::new(&plan.way)?;
+            let mut held = Vec::new();
+            for _ in 0..plan.connections {
+                held.push(forwarder.near().await?);
+            }
+            begin.await;
+            return future::pending().await;
         }
         (Traffic::Churn, Way::Tunnel { agent, client }) => {
             let warm = churn::warm(Tunnel::join(agent, client).await?, plan.connections).await?;

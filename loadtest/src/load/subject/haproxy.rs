@@ -29,7 +29,7 @@ pub(super) fn start(flavour: Flavour, setup: &Setup) -> Result<(Running, Ways)> 
     let (dir, _) = directory()?;
     let ways = forwarder_ways(dir.path(), setup)?;
     let file = dir.path().join("haproxy.cfg");
-    fs::write(&file, config(flavour, &ways, setup.connections, &dir.path().display().to_string()))?;
+    fs::write(&file, config(flavour, &ways, setup, &dir.path().display().to_string()))?;
     let mut command = Command::new(program);
     command.arg("-db").arg("-f").arg(&file);
     let mut running = Running::start(dir, command, setup, &setup.cores(1))?;
@@ -37,10 +37,14 @@ pub(super) fn start(flavour: Flavour, setup: &Setup) -> Result<(Running, Ways)> 
     Ok((running, Ways::Fixed(ways)))
 }
 
-fn config(flavour: Flavour, ways: &[Way], connections: usize, dir: &str) -> String {
+fn config(flavour: Flavour, ways: &[Way], setup: &Setup, dir: &str) -> String {
     // It wants descriptors for as many at its start: no more than are needed.
-    let maxconn = connections + SPARE;
+    let maxconn = setup.connections + SPARE;
     let mut text = format!("global\n    nbthread 1\n    maxconn {maxconn}\n");
+    if setup.front_only {
+        // It counts two descriptors for each, and here it needs but one.
+        text += "    no strict-limits\n";
+    }
     text += match flavour {
         Flavour::Plain => "",
         Flavour::Splice => "    tune.pipesize 1048576\n",
@@ -50,8 +54,9 @@ fn config(flavour: Flavour, ways: &[Way], connections: usize, dir: &str) -> Stri
              \x20   ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256\n\
              \x20   ssl-default-server-options ssl-min-ver TLSv1.3\n\
              \x20   ssl-default-server-ciphersuites TLS_AES_128_GCM_SHA256\n\
-             defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 1h\n    \
-             timeout server 1h\n";
+             defaults\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
+             timeout http-request 1h\n";
+    text += if setup.front_only { "    mode http\n" } else { "    mode tcp\n" };
     if flavour == Flavour::Splice {
         text += "    option splice-request\n    option splice-response\n";
     }
@@ -69,7 +74,10 @@ fn config(flavour: Flavour, ways: &[Way], connections: usize, dir: &str) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::plan::{FarTls, NearTls};
+    use crate::{
+        load::plan::{FarTls, NearTls},
+        site::Transport,
+    };
 
     fn way(tls: bool) -> Way {
         Way::Forwarder {
@@ -80,21 +88,38 @@ mod tests {
         }
     }
 
+    const SETUP: Setup = Setup {
+        transport: Transport { tls: false, raw: true },
+        connections: 64,
+        ways: 1,
+        unprivileged: false,
+        front_only: false,
+        core: None,
+    };
+
     #[test]
     fn each_flavour_says_what_makes_it() {
-        let plain = config(Flavour::Plain, &[way(false)], 64, "/d");
+        let plain = config(Flavour::Plain, &[way(false)], &SETUP, "/d");
         assert!(plain.contains("listen way0\n    bind 127.0.0.1:1000\n    server target 127.0.0.2:2000\n"));
         assert!(!plain.contains("splice") && !plain.contains("tune."), "{plain}");
-        let splice = config(Flavour::Splice, &[way(false)], 64, "/d");
+        let splice = config(Flavour::Splice, &[way(false)], &SETUP, "/d");
         assert!(
             splice.contains("    tune.pipesize 1048576\n") && splice.contains("    option splice-request\n")
         );
-        assert!(config(Flavour::LargeBuffers, &[way(false)], 64, "/d").contains("    tune.bufsize 262144\n"));
+        assert!(
+            config(Flavour::LargeBuffers, &[way(false)], &SETUP, "/d").contains("    tune.bufsize 262144\n")
+        );
+    }
+
+    #[test]
+    fn with_nobody_behind_it_it_waits_for_requests() {
+        let text = config(Flavour::Plain, &[way(true)], &Setup { front_only: true, ..SETUP }, "/d");
+        assert!(text.contains("    mode http\n") && !text.contains("mode tcp"), "{text}");
     }
 
     #[test]
     fn tls_is_ended_and_begun_anew() {
-        let text = config(Flavour::Plain, &[way(true)], 64, "/d");
+        let text = config(Flavour::Plain, &[way(true)], &SETUP, "/d");
         assert!(text.contains("bind 127.0.0.1:1000 ssl crt /d/gateway.pem\n"), "{text}");
         assert!(
             text.contains("server target 127.0.0.2:2000 ssl verify required ca-file /d/ca.pem "),

@@ -12,12 +12,17 @@ use crate::load::plan::Way;
 /// Where Debian puts what is not built in.
 const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
+/// A forwarder.
+const STREAM: &str = "stream {\n    proxy_timeout 1h;\n";
+/// A web server that waits for requests.
+const HTTP: &str = "http {\n    access_log off;\n    client_header_timeout 1h;\n";
+
 pub(super) fn start(setup: &Setup) -> Result<(Running, Ways)> {
     let program = installed("nginx", "nginx libnginx-mod-stream")?;
     let (dir, _) = directory()?;
     let ways = forwarder_ways(dir.path(), setup)?;
     let file = dir.path().join("nginx.conf");
-    fs::write(&file, config(&ways, &dir.path().display().to_string(), Path::new(MODULE).exists()))?;
+    fs::write(&file, config(&ways, setup, &dir.path().display().to_string(), Path::new(MODULE).exists()))?;
     let mut command = Command::new(program);
     command.arg("-p").arg(dir.path()).arg("-e").arg("stderr").arg("-c").arg(&file);
     let mut running = Running::start(dir, command, setup, &setup.cores(1))?;
@@ -25,31 +30,36 @@ pub(super) fn start(setup: &Setup) -> Result<(Running, Ways)> {
     Ok((running, Ways::Fixed(ways)))
 }
 
-fn config(ways: &[Way], dir: &str, as_module: bool) -> String {
+fn config(ways: &[Way], setup: &Setup, dir: &str, as_module: bool) -> String {
     let mut text = if as_module { format!("load_module {MODULE};\n") } else { String::new() };
     let _ = write!(
         text,
         "daemon off;\nworker_processes 1;\nworker_rlimit_nofile 20000;\npid {dir}/nginx.pid;\n\
-         error_log stderr error;\nevents {{ worker_connections 19800; }}\nstream {{\n    proxy_timeout 1h;\n    \
-         ssl_protocols TLSv1.3;\n    ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n    \
-         proxy_ssl_protocols TLSv1.3;\n    proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n"
+         error_log stderr error;\nevents {{ worker_connections 19800; }}\n"
     );
+    text += if setup.front_only { HTTP } else { STREAM };
     for way in ways {
         let Way::Forwarder { listen, target, near_tls, far_tls } = way else { continue };
         let near = if near_tls.is_some() { " ssl" } else { "" };
-        let _ = write!(text, "    server {{\n        listen {listen}{near};\n        proxy_pass {target};\n");
+        let _ = write!(text, "    server {{\n        listen {listen}{near};\n");
+        if !setup.front_only {
+            let _ = writeln!(text, "        proxy_pass {target};");
+        }
         if near_tls.is_some() {
             let _ = write!(
                 text,
-                "        ssl_certificate {dir}/gateway.pem;\n        ssl_certificate_key {dir}/gateway.pem;\n"
+                "        ssl_protocols TLSv1.3;\n        \
+                 ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n        \
+                 ssl_certificate {dir}/gateway.pem;\n        ssl_certificate_key {dir}/gateway.pem;\n"
             );
         }
         if far_tls.is_some() {
             let _ = write!(
                 text,
-                "        proxy_ssl on;\n        proxy_ssl_verify on;\n        \
-                 proxy_ssl_trusted_certificate {dir}/ca.pem;\n        proxy_ssl_name localhost;\n        \
-                 proxy_ssl_server_name on;\n"
+                "        proxy_ssl on;\n        proxy_ssl_protocols TLSv1.3;\n        \
+                 proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n        \
+                 proxy_ssl_verify on;\n        proxy_ssl_trusted_certificate {dir}/ca.pem;\n        \
+                 proxy_ssl_name localhost;\n        proxy_ssl_server_name on;\n"
             );
         }
         text += "    }\n";
@@ -60,7 +70,10 @@ fn config(ways: &[Way], dir: &str, as_module: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::plan::{FarTls, NearTls};
+    use crate::{
+        load::plan::{FarTls, NearTls},
+        site::Transport,
+    };
 
     #[test]
     fn tls_is_written_where_it_is_wanted() {
@@ -70,13 +83,23 @@ mod tests {
             near_tls: tls.then(|| NearTls { ca_file: "/d/ca.pem".into(), name: "localhost".to_owned() }),
             far_tls: tls.then(|| FarTls { cert_file: "/d/gateway.pem".into() }),
         };
-        let plain = config(&[way(false)], "/d", true);
+        let setup = Setup {
+            transport: Transport { tls: false, raw: true },
+            connections: 64,
+            ways: 1,
+            unprivileged: false,
+            front_only: false,
+            core: None,
+        };
+        let plain = config(&[way(false)], &setup, "/d", true);
         assert!(plain.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"));
         assert!(
             plain.contains("        listen 127.0.0.1:1000;\n        proxy_pass 127.0.0.2:2000;\n    }\n}\n")
         );
-        let tls = config(&[way(true)], "/d", false);
+        let tls = config(&[way(true)], &setup, "/d", false);
         assert!(tls.contains("listen 127.0.0.1:1000 ssl;") && tls.contains("proxy_ssl on;"), "{tls}");
+        let front = config(&[way(true)], &Setup { front_only: true, ..setup }, "/d", false);
+        assert!(front.contains("http {") && !front.contains("proxy_pass"), "{front}");
         assert_eq!(tls.matches('{').count(), tls.matches('}').count());
     }
 }
