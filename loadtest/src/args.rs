@@ -11,6 +11,7 @@ use narrowlink_loadtest::{
         plan::{FarTls, NearTls, Way},
         round::{Conditions, Scenario},
         subject::{Setup, Spec, Subject},
+        urgency::Urgency,
     },
     site::{DOMAIN, Transport},
 };
@@ -108,18 +109,27 @@ struct Measure {
     /// Measurements of each; the median counts.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Let what is started here go before everybody else's processes (needs root): for a machine that is not
+    /// yours alone. Others are slowed down meanwhile.
+    #[arg(long)]
+    urgent: bool,
     /// Bytes of a message (pingpong).
     #[arg(long, default_value_t = 1)]
     bytes: usize,
 }
 
 impl Measure {
+    fn urgency(&self) -> Result<Option<Urgency>> {
+        self.urgent.then(Urgency::take).transpose()
+    }
+
     fn conditions(&self, cores: Vec<usize>) -> Result<Conditions> {
         ensure!(self.rounds > 0 && self.bytes > 0, "at least one round, and one byte");
         let warmup = Duration::try_from_secs_f64(self.warmup)?;
         let window = Duration::try_from_secs_f64(self.seconds)?;
         ensure!(!window.is_zero(), "a measurement takes time");
-        Ok(Conditions { program: std::env::current_exe()?, warmup, window, cores })
+        let program = std::env::current_exe()?;
+        Ok(Conditions { program, warmup, window, cores, urgent: self.urgent })
     }
 }
 
@@ -166,6 +176,7 @@ impl Alone {
         let ways = self.ways(scenario.parts(connections).len())?;
         let subject = Subject::foreign("it", self.pid, ways);
         let conditions = self.measure.conditions(self.pin)?;
+        let _urgency = self.measure.urgency()?;
         let all = alone(&subject, scenario, connections, self.measure.rounds, &conditions)?;
         println!("{all}");
         Ok(())
@@ -272,10 +283,12 @@ impl Compare {
             unprivileged: self.unprivileged,
             front_only: self.what == What::Links,
             core: (!self.no_pin).then_some(self.core),
+            urgent: self.measure.urgent,
         };
         let cores = if self.no_pin { Vec::new() } else { other_cores(self.core)? };
         let conditions = self.measure.conditions(cores)?;
         let rounds = self.measure.rounds;
+        let _urgency = self.measure.urgency()?;
         let comparison = Comparison { scenario, subjects, setup, connections, rounds };
         println!("{}", compare(&comparison, &conditions)?);
         Ok(())

@@ -34,6 +34,9 @@ pub fn compare(comparison: &Comparison, conditions: &Conditions) -> Result<Value
     let Comparison { scenario, subjects, setup, connections, rounds } = comparison;
     let fresh = scenario.needs_a_fresh_subject();
     interrupted();
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build, and so is the gateway beside it: its figures say little");
+    }
     let start = |spec| Subject::start(spec, setup);
     // Even those that are started anew each time: who is not installed shows at once.
     let standing: Vec<_> = subjects.iter().map(start).collect::<Result<_>>()?;

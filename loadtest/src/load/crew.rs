@@ -3,7 +3,6 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -11,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     plan::{Ask, Mark, Plan, Word},
+    round::Conditions,
     subject::spawn_on,
 };
 
@@ -26,13 +26,12 @@ struct Hand {
 }
 
 impl Crew {
-    /// Starts a process for each plan, all of them on `cores` (none: anywhere), and waits until everything
-    /// stands. `program` is this program.
+    /// Starts a process for each plan, and waits until everything stands.
     ///
     /// # Errors
     /// What is measured, or the system, does not do its part.
-    pub fn start(program: &PathBuf, plans: &[Plan], cores: &[usize]) -> Result<Self> {
-        let hands: Result<_> = plans.iter().map(|plan| Hand::start(program, plan, cores)).collect();
+    pub fn start(conditions: &Conditions, plans: &[Plan]) -> Result<Self> {
+        let hands: Result<_> = plans.iter().map(|plan| Hand::start(conditions, plan)).collect();
         let mut crew = Self { hands: hands? };
         for hand in &mut crew.hands {
             match hand.hear()? {
@@ -88,10 +87,10 @@ impl Crew {
 }
 
 impl Hand {
-    fn start(program: &PathBuf, plan: &Plan, cores: &[usize]) -> Result<Self> {
-        let mut command = Command::new(program);
+    fn start(conditions: &Conditions, plan: &Plan) -> Result<Self> {
+        let mut command = Command::new(&conditions.program);
         command.arg("load").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = spawn_on(command, cores)?;
+        let mut child = spawn_on(command, &conditions.cores, conditions.urgent)?;
         let (Some(asks), Some(words)) = (child.stdin.take(), child.stdout.take()) else {
             bail!("a load process without pipes")
         };

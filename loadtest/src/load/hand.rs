@@ -15,10 +15,8 @@ use super::{
     gauge::Gauge,
     plan::{Ask, Mark, Plan, Word},
     traffic,
+    urgency::MOST_URGENT_NICE,
 };
-
-/// What an urgent process asks for; only root is given it.
-const URGENT_NICE: i32 = -15;
 
 /// Runs a load process to its end.
 ///
@@ -29,7 +27,7 @@ pub fn main() -> Result<()> {
     let plan: Plan = serde_json::from_str(&lines.next().context("no plan")??)?;
     if plan.urgent {
         // Best effort: an operator's figure is then a little less sharp.
-        let _ = rustix::process::setpriority_process(None, URGENT_NICE);
+        let _ = rustix::process::setpriority_process(None, MOST_URGENT_NICE);
     }
     let gauge = Arc::new(Gauge::new());
     let (start, ready) = move_bytes(plan, gauge.clone())?;

@@ -17,3 +17,4 @@ pub mod round;
 pub mod sample;
 pub mod subject;
 pub mod traffic;
+pub mod urgency;

@@ -105,6 +105,9 @@ pub fn table(title: &str, series: &[Series]) -> String {
     }
     for other in &series[1..] {
         let figure = |metric: &Metric| {
+            if !metric.compared {
+                return String::new();
+            }
             ratio(&first.values(*metric), &other.values(*metric))
                 .map_or("-".to_owned(), |spread| spread.print(2))
         };
@@ -153,7 +156,7 @@ pub fn json(series: &[Series]) -> Value {
     });
     let ratios = series[1..].iter().map(|other| {
         let mut figures = Map::new();
-        for metric in first.metrics() {
+        for metric in first.metrics().into_iter().filter(|metric| metric.compared) {
             if let Some(spread) = ratio(&first.values(metric), &other.values(metric)) {
                 figures.insert(metric.key.to_owned(), spread.json());
             }
@@ -167,7 +170,7 @@ pub fn json(series: &[Series]) -> Value {
 mod tests {
     use super::*;
 
-    const COST: Metric = Metric { title: "CPU-s/GiB", key: "cpu_s_per_gib", digits: 2 };
+    const COST: Metric = Metric { title: "CPU-s/GiB", key: "cpu_s_per_gib", digits: 2, compared: true };
 
     fn series(name: &str, costs: &[f64]) -> Series {
         let round = |cost: &f64| Figures {

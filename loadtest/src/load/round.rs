@@ -15,7 +15,7 @@ use super::{
     crew::Crew,
     gauge,
     plan::{Mark, Plan, Traffic},
-    sample::{Cpu, Memory, Used},
+    sample::{Cpu, Machine, Memory, Used},
     subject::Subject,
 };
 
@@ -86,6 +86,8 @@ pub struct Conditions {
     pub window: Duration,
     /// Of the load processes; none: anywhere.
     pub cores: Vec<usize>,
+    /// Before everybody else's processes.
+    pub urgent: bool,
 }
 
 /// What a figure is about.
@@ -97,11 +99,18 @@ pub struct Metric {
     pub key: &'static str,
     /// Digits after the point.
     pub digits: usize,
+    /// Whether one subject's is held against another's.
+    pub compared: bool,
 }
 
 macro_rules! metrics {
-    ($($name:ident = $title:literal, $key:literal, $digits:literal;)*) => {
-        $(const $name: Metric = Metric { title: $title, key: $key, digits: $digits };)*
+    ($($name:ident = $title:literal, $key:literal, $digits:literal $(, $apart:ident)?;)*) => {
+        $(const $name: Metric = Metric {
+            title: $title,
+            key: $key,
+            digits: $digits,
+            compared: !matches!(stringify!($($apart)?).as_bytes(), b"apart"),
+        };)*
     };
 }
 
@@ -116,8 +125,9 @@ metrics! {
     P99 = "p99 us", "p99_us", 0;
     USER_KIB = "KiB user", "user_kib_per_connection", 2;
     RSS_KIB = "KiB RSS", "rss_kib_per_connection", 2;
-    BUSY = "busy %", "busy_percent", 0;
-    LOAD_BUSY = "load busy %", "load_busy_percent", 0;
+    BUSY = "busy %", "busy_percent", 0, apart;
+    LOAD_BUSY = "load %", "load_percent", 0, apart;
+    OTHERS = "others %", "others_percent", 0, apart;
 }
 
 /// The figures of one round.
@@ -147,15 +157,16 @@ pub fn measure(
     }
     let pids = subject.pids();
     let memory = Memory::sample(&pids)?;
-    let mut crew = Crew::start(&conditions.program, &plans, &conditions.cores)?;
+    let mut crew = Crew::start(conditions, &plans)?;
     crew.let_flow()?;
     pause(conditions.warmup)?;
-    let cpu = Cpu::sample(&pids, &subject.softirqs)?;
+    let (cpu, machine) = (Cpu::sample(&pids, &subject.softirqs)?, Machine::sample()?);
     let from = crew.marks()?;
     pause(conditions.window)?;
     let used = Cpu::sample(&pids, &subject.softirqs)?.since(&cpu);
+    let busy_cores = Machine::sample()?.busy_cores_since(&machine);
     let to = crew.marks()?;
-    let window = Window::new(&from, &to, used);
+    let window = Window::new(&from, &to, used, busy_cores);
     if scenario.needs_a_fresh_subject() {
         return Ok(window.idle(memory, Memory::sample(&pids)?, connections, pids.is_empty()));
     }
@@ -196,11 +207,13 @@ struct Window {
     events: f64,
     load_cpu_s: f64,
     used: Used,
+    /// Of the machine, whoever kept them so.
+    busy_cores: f64,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 impl Window {
-    fn new(from: &[Mark], to: &[Mark], used: Used) -> Self {
+    fn new(from: &[Mark], to: &[Mark], used: Used, busy_cores: f64) -> Self {
         let sum = |of: fn(&Mark) -> u64| -> f64 {
             to.iter().zip(from).map(|(to, from)| of(to).saturating_sub(of(from)) as f64).sum()
         };
@@ -211,6 +224,7 @@ impl Window {
             events: sum(|mark| mark.events),
             load_cpu_s: sum(|mark| mark.cpu_ns) / 1e9,
             used,
+            busy_cores,
         }
     }
 
@@ -254,12 +268,12 @@ impl Window {
 
     /// With what is of interest everywhere, and without what can't be known.
     fn finish(self, mut values: Vec<(Metric, f64)>, unseen: bool) -> Figures {
-        values.extend([
-            (BUSY, 100.0 * self.cpu_s() / self.seconds),
-            (LOAD_BUSY, 100.0 * self.load_cpu_s / self.seconds),
-        ]);
+        let (busy, load) = (self.cpu_s() / self.seconds, self.load_cpu_s / self.seconds);
+        let others = (self.busy_cores - busy - load).max(0.0);
+        values.extend([(BUSY, 100.0 * busy), (LOAD_BUSY, 100.0 * load), (OTHERS, 100.0 * others)]);
         if unseen {
-            let of_the_process = [CPU_PER_GIB, CPU_PER_MESSAGE, CPU_PER_SESSION, USER_KIB, RSS_KIB, BUSY];
+            let of_the_process =
+                [CPU_PER_GIB, CPU_PER_MESSAGE, CPU_PER_SESSION, USER_KIB, RSS_KIB, BUSY, OTHERS];
             values.retain(|(metric, _)| !of_the_process.contains(metric));
         }
         let all = self.used.threads.iter().map(|(_, ns)| *ns as f64).sum::<f64>().max(1.0);
@@ -275,7 +289,7 @@ mod tests {
     fn window() -> Window {
         let from = Mark { at_ns: 0, bytes: 7, events: 10, cpu_ns: 0 };
         let to = Mark { at_ns: 2_000_000_000, bytes: 7 + (4 << 30), events: 20_010, cpu_ns: 1_000_000_000 };
-        Window::new(&[from], &[to], Used { ns: 500_000_000, softirq_ns: 0, threads: Vec::new() })
+        Window::new(&[from], &[to], Used { ns: 500_000_000, softirq_ns: 0, threads: Vec::new() }, 1.5)
     }
 
     fn value(figures: &Figures, metric: Metric) -> Option<f64> {
@@ -287,7 +301,8 @@ mod tests {
         let figures = window().flowing(Scenario::Throughput, &[], false).unwrap();
         assert_eq!(value(&figures, CPU_PER_GIB), Some(0.125));
         assert_eq!(value(&figures, RATE).map(|rate| (rate * 100.0).round()), Some(215.0));
-        assert_eq!((value(&figures, BUSY), value(&figures, LOAD_BUSY)), (Some(25.0), Some(50.0)));
+        let busy = [BUSY, LOAD_BUSY, OTHERS].map(|metric| value(&figures, metric));
+        assert_eq!(busy, [Some(25.0), Some(50.0), Some(75.0)]);
         assert_eq!(value(&figures, P99), None);
         let times = [vec![(1_000_000, 99), (9_000_000, 1)]];
         let figures = window().flowing(Scenario::Pingpong { bytes: 1 }, &times, false).unwrap();
@@ -310,7 +325,8 @@ mod tests {
 
     #[test]
     fn an_empty_window_is_an_error() {
-        let still = Window::new(&[Mark::default()], &[Mark { at_ns: 1, ..Mark::default() }], Used::default());
+        let still =
+            Window::new(&[Mark::default()], &[Mark { at_ns: 1, ..Mark::default() }], Used::default(), 0.0);
         assert!(still.flowing(Scenario::Throughput, &[], false).is_err());
     }
 }

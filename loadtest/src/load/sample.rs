@@ -150,6 +150,47 @@ fn kib(status: &str, key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
+/// How busy the whole machine has been, whoever it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Machine {
+    busy_ticks: u64,
+    all_ticks: u64,
+    cores: u32,
+}
+
+impl Machine {
+    /// Samples `/proc/stat`. The kernel counts by ticks of some milliseconds: good for a hundredth of a core
+    /// in a window of seconds, no better.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn sample() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/stat")?;
+        Self::parse(&text).ok_or_else(|| no_sense(Path::new("/proc/stat"), &text))
+    }
+
+    /// `cpu  user nice system idle iowait irq softirq steal ..`, then the same for each core.
+    fn parse(text: &str) -> Option<Self> {
+        let all = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let ticks: Vec<u64> = all.split_ascii_whitespace().take(8).map_while(|n| n.parse().ok()).collect();
+        let [.., idle, iowait, _, _, _] = ticks[..] else { return None };
+        let all_ticks = ticks.iter().sum();
+        let is_core = |line: &&str| {
+            line.strip_prefix("cpu").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let cores = u32::try_from(text.lines().filter(is_core).count()).ok()?;
+        Some(Self { busy_ticks: all_ticks - idle - iowait, all_ticks, cores })
+    }
+
+    /// How many cores were busy since `before`.
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    pub fn busy_cores_since(&self, before: &Self) -> f64 {
+        let all = self.all_ticks.saturating_sub(before.all_ticks).max(1);
+        let busy = self.busy_ticks.saturating_sub(before.busy_ticks);
+        f64::from(self.cores) * busy as f64 / all as f64
+    }
+}
+
 fn no_sense(path: &Path, text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{} makes no sense: {text:?}", path.display()))
 }
@@ -189,6 +230,18 @@ mod tests {
         };
         let used = sample(5, 1_100, 70).since(&sample(5, 100, 50));
         assert_eq!(used, Used { ns: 1_020, softirq_ns: 20, threads: vec![("worker-0".to_owned(), 1_000)] });
+    }
+
+    #[test]
+    fn the_machine_is_as_busy_as_its_cores() {
+        let stat = |user, idle| {
+            let text = format!("cpu  {user} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 0 0 1\ncpu1 1 0 0 1\nintr 1\n");
+            Machine::parse(&text).unwrap()
+        };
+        assert_eq!(stat(150, 150).busy_cores_since(&stat(50, 50)), 1.0);
+        assert_eq!(stat(50, 50).busy_cores_since(&stat(50, 50)), 0.0);
+        assert_eq!(Machine::parse("intr 1\n"), None);
+        assert!(Machine::sample().unwrap().cores > 0);
     }
 
     #[test]

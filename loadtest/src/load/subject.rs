@@ -17,11 +17,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::{
+    process::setpriority_process,
+    thread::{CpuSet, sched_setaffinity},
+};
 
 use super::{
     plan::{FarTls, NearTls, Way},
     sample::{Softirq, family},
+    urgency::URGENT_NICE,
 };
 use crate::site::{DOMAIN, Site, Transport};
 
@@ -99,6 +103,8 @@ pub struct Setup {
     pub front_only: bool,
     /// The core that it runs on; with two workers the next one too.
     pub core: Option<usize>,
+    /// Before everybody else's processes.
+    pub urgent: bool,
 }
 
 impl Setup {
@@ -192,7 +198,7 @@ impl Running {
             give_to_nobody(dir.path())?;
             command.uid(NOBODY).gid(NOBODY);
         }
-        Ok(Self { child: spawn_on(command, cores)?, dir })
+        Ok(Self { child: spawn_on(command, cores, setup.urgent)?, dir })
     }
 
     fn pids(&self) -> Vec<i32> {
@@ -246,11 +252,12 @@ fn give_to_nobody(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts a process that stays on `cores` (none: anywhere), by a thread that goes there first.
+/// Starts a process that stays on `cores` (none: anywhere), and goes before others if `urgent`, by a thread
+/// that does so first: what it starts inherits both.
 ///
 /// # Errors
 /// The system's, with the program's name.
-pub fn spawn_on(mut command: Command, cores: &[usize]) -> Result<Child> {
+pub fn spawn_on(mut command: Command, cores: &[usize], urgent: bool) -> Result<Child> {
     let name = command.get_program().display().to_string();
     let mut set = CpuSet::new();
     for &core in cores {
@@ -260,6 +267,10 @@ pub fn spawn_on(mut command: Command, cores: &[usize]) -> Result<Child> {
     let thread = std::thread::spawn(move || {
         if pinned {
             sched_setaffinity(None, &set)?;
+        }
+        if urgent {
+            // Of this thread alone, as Linux has it.
+            setpriority_process(None, URGENT_NICE)?;
         }
         command.spawn()
     });
@@ -331,6 +342,7 @@ mod tests {
             unprivileged: false,
             front_only: false,
             core: Some(core),
+            urgent: false,
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();

@@ -95,6 +95,7 @@ mod tests {
         unprivileged: false,
         front_only: false,
         core: None,
+        urgent: false,
     };
 
     #[test]

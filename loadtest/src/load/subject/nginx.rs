@@ -90,6 +90,7 @@ mod tests {
             unprivileged: false,
             front_only: false,
             core: None,
+            urgent: false,
         };
         let plain = config(&[way(false)], &setup, "/d", true);
         assert!(plain.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"));
