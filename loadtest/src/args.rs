@@ -75,7 +75,7 @@ impl What {
         }
     }
 
-    /// Unless said otherwise; what an issue's table asks for.
+    /// Unless said otherwise.
     fn connections(self) -> Vec<usize> {
         match self {
             Self::Throughput => vec![1, 8, 64],
@@ -150,9 +150,10 @@ pub(crate) struct Alone {
     /// Expect TLS of the forwarder; certificates and key of ours.
     #[arg(long, requires = "listen")]
     cert_file: Option<PathBuf>,
-    /// Instead of a forwarder: a Narrowlink gateway, as the agent of this agent.yaml ..
+    /// Instead of a forwarder: a Narrowlink gateway, as the agent of this agent.yaml (one for each load
+    /// process) ..
     #[arg(long, requires = "client")]
-    agent: Option<PathBuf>,
+    agent: Vec<PathBuf>,
     /// .. and the client of this client.yaml; protocol and framing are theirs.
     #[arg(long, requires = "agent")]
     client: Option<PathBuf>,
@@ -183,12 +184,10 @@ impl Alone {
     }
 
     fn ways(&self, parts: usize) -> Result<Vec<Way>> {
-        if let (Some(agent), Some(client)) = (&self.agent, &self.client) {
-            ensure!(
-                parts == 1,
-                "this takes several load processes, and one agent.yaml is good for one: use compare"
-            );
-            return Ok(vec![Way::Tunnel { agent: agent.clone(), client: client.clone() }]);
+        if let Some(client) = &self.client {
+            ensure!(self.agent.len() == parts, "this takes {parts} of --agent: one for each load process");
+            let way = |agent: &PathBuf| Way::Tunnel { agent: agent.clone(), client: client.clone() };
+            return Ok(self.agent.iter().map(way).collect());
         }
         if self.listen.len() != parts || self.target.len() != parts {
             bail!("this takes {parts} of --listen and --target: one for each load process");
@@ -276,10 +275,11 @@ impl Compare {
         }
         let connections = self.connections.unwrap_or_else(|| self.what.connections());
         ensure!(connections.iter().all(|count| *count > 0), "at least one connection");
+        let most = connections.iter().copied().max().unwrap_or(1);
         let setup = Setup {
             transport,
-            connections: connections.iter().copied().max().unwrap_or(1),
-            ways: scenario.parts(2).len(),
+            connections: most,
+            ways: scenario.parts(most).len(),
             unprivileged: self.unprivileged,
             front_only: self.what == What::Links,
             core: (!self.no_pin).then_some(self.core),

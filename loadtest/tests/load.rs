@@ -136,7 +136,8 @@ fn what_cannot_be_measured_ends_with_a_sentence() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let target = free_target().to_string();
     refused(&["throughput", "--listen", &closed, "--target", &target], "Connection refused");
-    refused(&["idle", "--listen", &closed, "--target", &target], "2 of --listen and --target");
+    refused(&["mixed", "--listen", &closed, "--target", &target], "2 of --listen and --target");
+    refused(&["idle", "--connections", "1", "--listen", &closed, "--target", &target], "--pid");
     refused(&["compare", "churn", "--framing", "raw"], "warm connections are framed");
     refused(&["compare", "throughput", "--against", "rathole"], "haproxy-splice");
 }

@@ -19,6 +19,9 @@ use super::{
     subject::Subject,
 };
 
+/// Sockets that a load process takes at the most: below the limit of any system that is meant for such loads.
+const DESCRIPTORS: usize = 9_000;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
@@ -59,17 +62,18 @@ impl Scenario {
 
     /// What each load process sends, and over how many connections.
     pub fn parts(self, connections: usize) -> Vec<(Traffic, usize)> {
-        let halves = |traffic| {
-            // Both ends of 10,000 connections are more descriptors than a process may have.
-            let half = connections / 2;
-            [(traffic, half), (traffic, connections - half)].into_iter().filter(|(_, n)| *n > 0).collect()
+        let split = |traffic, most: usize| {
+            let count = connections.div_ceil(most).max(1);
+            let share = |n| connections / count + usize::from(n < connections % count);
+            (0..count).map(|n| (traffic, share(n))).collect()
         };
         match self {
             Self::Throughput => vec![(Traffic::Bulk, connections)],
             Self::Pingpong { bytes } => vec![(Traffic::Pingpong { bytes }, connections)],
             Self::Churn => vec![(Traffic::Churn, connections)],
-            Self::Idle => halves(Traffic::Idle),
-            Self::Links => halves(Traffic::Links),
+            // Both ends of each are ours.
+            Self::Idle => split(Traffic::Idle, DESCRIPTORS / 2),
+            Self::Links => split(Traffic::Links, DESCRIPTORS),
             Self::Mixed => vec![(Traffic::Bulk, connections), (Traffic::Pingpong { bytes: 1 }, 1)],
         }
     }
@@ -321,6 +325,18 @@ mod tests {
         assert_eq!((value(&figures, USER_KIB), value(&figures, RSS_KIB)), (Some(4.0), Some(6.0)));
         let unseen = window().idle(before, after, 1024, true);
         assert_eq!(value(&unseen, USER_KIB), None);
+    }
+
+    #[test]
+    fn no_process_takes_more_sockets_than_it_may_have() {
+        let parts = |scenario: Scenario, connections| {
+            scenario.parts(connections).into_iter().map(|(_, n)| n).collect::<Vec<_>>()
+        };
+        assert_eq!(parts(Scenario::Idle, 9_000), [4_500, 4_500]);
+        assert_eq!(parts(Scenario::Idle, 9_001), [3_001, 3_000, 3_000]);
+        assert_eq!(parts(Scenario::Idle, 64), [64]);
+        assert_eq!(parts(Scenario::Links, 10_000), [5_000, 5_000]);
+        assert_eq!(parts(Scenario::Mixed, 8), [8, 1]);
     }
 
     #[test]
