@@ -74,6 +74,15 @@ fn an_interactive_session_beside_bulk_is_measured() {
 }
 
 #[test]
+fn the_load_by_itself_is_measured() {
+    let args = ["compare", "pingpong", "--connections", "2", "--against", "direct", "--transport", "wss"];
+    let report = json(&loadtest(&[&args[..], &["--no-pin"]].concat()));
+    let ratio = &report["runs"][0]["ratios"][0];
+    assert!(ratio["figures"]["messages_per_s"]["median"].as_f64().unwrap() > 0.0, "{ratio}");
+    assert!(ratio["figures"]["cpu_us_per_message"].is_null(), "nothing in between costs nothing: {ratio}");
+}
+
+#[test]
 fn two_gateways_are_held_against_each_other() {
     let args =
         ["compare", "throughput", "--connections", "2", "--subject", "gateway-2", "--against", "gateway"];

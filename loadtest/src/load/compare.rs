@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
+    figures::Figures,
     report::{self, Series},
-    round::{Conditions, Figures, Scenario, interrupted, measure},
+    round::{Conditions, interrupted, measure},
+    scenario::Scenario,
     subject::{Setup, Spec, Subject},
 };
 

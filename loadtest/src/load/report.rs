@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::round::{Figures, Metric};
+use super::figures::{Figures, Metric};
 
 /// All rounds of one subject.
 #[derive(Debug, Clone)]

@@ -5,36 +5,25 @@
 mod gateway;
 mod haproxy;
 mod nginx;
+mod running;
 
 use std::{
-    fs::{self, File},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::{fs::chown, process::CommandExt as _},
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     str::FromStr,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
-use rustix::{
-    process::setpriority_process,
-    thread::{CpuSet, sched_setaffinity},
-};
+use anyhow::{Context as _, Error, Result, bail};
 
+use self::running::Running;
+pub use self::running::spawn_on;
 use super::{
     plan::{FarTls, NearTls, Way},
     sample::{Softirq, family},
-    urgency::URGENT_NICE,
 };
 use crate::site::{DOMAIN, Site, Transport};
 
-/// How long a program may take to listen.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked whether it does.
-const TICK: Duration = Duration::from_millis(10);
-/// The user and group that an unprivileged process runs as: nobody's, nogroup's.
-const NOBODY: u32 = 65_534;
 /// Targets have an address of their own, so that no port of a client's connection can be theirs.
 const TARGETS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
@@ -52,6 +41,8 @@ pub enum Kind {
     Haproxy(haproxy::Flavour),
     /// nginx's stream module.
     Nginx,
+    /// Nothing in between: what the load alone can do.
+    Direct,
 }
 
 /// A forwarder's name, as it is written and printed.
@@ -75,12 +66,13 @@ impl FromStr for Spec {
             "haproxy-splice" => Kind::Haproxy(haproxy::Flavour::Splice),
             "haproxy-256k" => Kind::Haproxy(haproxy::Flavour::LargeBuffers),
             "nginx" => Kind::Nginx,
+            "direct" => Kind::Direct,
             _ => match name.split_once('=') {
                 Some(("gateway", program)) => gateway(Some(program.into()), 1),
                 Some(("gateway-2", program)) => gateway(Some(program.into()), 2),
                 _ => bail!(
                     "one of gateway, gateway-2 (two workers), gateway=PROGRAM, haproxy, haproxy-splice, \
-                     haproxy-256k, nginx"
+                     haproxy-256k, nginx, direct (nothing in between)"
                 ),
             },
         };
@@ -121,6 +113,8 @@ pub struct Subject {
     pub softirqs: Vec<Softirq>,
     process: Process,
     ways: Ways,
+    /// The files of one without a process.
+    _dir: Option<tempfile::TempDir>,
 }
 
 enum Process {
@@ -143,17 +137,30 @@ impl Subject {
             Kind::Gateway { program, workers } => gateway::start(program.as_deref(), *workers, setup),
             Kind::Haproxy(flavour) => haproxy::start(*flavour, setup),
             Kind::Nginx => nginx::start(setup),
+            Kind::Direct => return Self::direct(&spec.name, setup),
         };
         let (running, ways) = started.with_context(|| spec.name.clone())?;
         let workers = if let Kind::Gateway { workers, .. } = spec.kind { workers } else { 1 };
         let softirqs = Softirq::find(&setup.cores(workers));
-        Ok(Self { name: spec.name.clone(), softirqs, process: Process::Started(running), ways })
+        Ok(Self { name: spec.name.clone(), softirqs, process: Process::Started(running), ways, _dir: None })
+    }
+
+    fn direct(name: &str, setup: &Setup) -> Result<Self> {
+        let (dir, _site) = directory()?;
+        let mut ways = forwarder_ways(dir.path(), setup)?;
+        for way in &mut ways {
+            if let Way::Forwarder { listen, target, .. } = way {
+                *listen = *target;
+            }
+        }
+        Ok(Self { _dir: Some(dir), ..Self::foreign(name, None, ways) })
     }
 
     /// One that somebody else started; without `pid` its cost can't be seen.
     pub fn foreign(name: &str, pid: Option<i32>, ways: Vec<Way>) -> Self {
         let softirqs = Softirq::find(&pid.map(only_core).unwrap_or_default());
-        Self { name: name.to_owned(), softirqs, process: Process::Foreign(pid), ways: Ways::Fixed(ways) }
+        let process = Process::Foreign(pid);
+        Self { name: name.to_owned(), softirqs, process, ways: Ways::Fixed(ways), _dir: None }
     }
 
     /// Its processes; none when they are not known.
@@ -181,101 +188,6 @@ fn only_core(pid: i32) -> Vec<usize> {
     let mask = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let list = mask.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     list.and_then(|list| list.trim().parse().ok()).into_iter().collect()
-}
-
-/// A process that was started here, and its directory.
-struct Running {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Running {
-    /// Starts `command` on `cores`; what it says goes to a file.
-    fn start(dir: tempfile::TempDir, mut command: Command, setup: &Setup, cores: &[usize]) -> Result<Self> {
-        let log = File::create(dir.path().join("log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        if setup.unprivileged {
-            give_to_nobody(dir.path())?;
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        Ok(Self { child: spawn_on(command, cores, setup.urgent)?, dir })
-    }
-
-    fn pids(&self) -> Vec<i32> {
-        family(self.child.id().cast_signed())
-    }
-
-    /// Waits until `ready` finds something.
-    fn wait_for<T>(&mut self, mut ready: impl FnMut(&Path) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + LISTEN_TIMEOUT;
-        loop {
-            if let Some(found) = ready(self.dir.path()) {
-                return Ok(found);
-            }
-            let ended = self.child.try_wait()?;
-            if ended.is_some() || Instant::now() > deadline {
-                let said = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                let how = ended.map_or("does not listen".to_owned(), |status| format!("ended ({status})"));
-                bail!("it {how}: {}", said.trim());
-            }
-            std::thread::sleep(TICK);
-        }
-    }
-
-    /// Waits until it accepts connections at all of `ways`.
-    fn wait_listening(&mut self, ways: &[Way]) -> Result<()> {
-        for way in ways {
-            let Way::Forwarder { listen, .. } = way else { continue };
-            self.wait_for(|_| TcpStream::connect(listen).ok())?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Children first: nginx's workers would outlive a master that is killed.
-        for pid in self.pids().into_iter().rev() {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
-        let _ = self.child.wait();
-    }
-}
-
-fn give_to_nobody(dir: &Path) -> Result<()> {
-    chown(dir, Some(NOBODY), Some(NOBODY)).context("only root can start a process as nobody")?;
-    for entry in fs::read_dir(dir)? {
-        chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
-    }
-    Ok(())
-}
-
-/// Starts a process that stays on `cores` (none: anywhere), and goes before others if `urgent`, by a thread
-/// that does so first: what it starts inherits both.
-///
-/// # Errors
-/// The system's, with the program's name.
-pub fn spawn_on(mut command: Command, cores: &[usize], urgent: bool) -> Result<Child> {
-    let name = command.get_program().display().to_string();
-    let mut set = CpuSet::new();
-    for &core in cores {
-        set.set(core);
-    }
-    let pinned = !cores.is_empty();
-    let thread = std::thread::spawn(move || {
-        if pinned {
-            sched_setaffinity(None, &set)?;
-        }
-        if urgent {
-            // Of this thread alone, as Linux has it.
-            setpriority_process(None, URGENT_NICE)?;
-        }
-        command.spawn()
-    });
-    let child = thread.join().map_err(|_| anyhow!("the thread that starts {name} panicked"))?;
-    child.with_context(|| format!("{name} can't be started"))
 }
 
 fn directory() -> Result<(tempfile::TempDir, Site)> {
@@ -320,38 +232,13 @@ mod tests {
 
     #[test]
     fn subjects_are_named_as_they_are_written() {
-        for name in ["gateway", "gateway-2", "haproxy", "haproxy-splice", "haproxy-256k", "nginx"] {
+        for name in ["gateway", "gateway-2", "haproxy", "haproxy-splice", "haproxy-256k", "nginx", "direct"] {
             assert_eq!(name.parse::<Spec>().unwrap().name, name);
         }
         let other = "gateway=/opt/old/narrowlink-gateway".parse::<Spec>().unwrap();
         let program = Some(PathBuf::from("/opt/old/narrowlink-gateway"));
         assert_eq!(other.kind, Kind::Gateway { program, workers: 1 });
         assert!("rathole".parse::<Spec>().unwrap_err().to_string().contains("haproxy-splice"));
-    }
-
-    #[test]
-    fn a_process_stays_where_it_was_put_and_ends_with_its_owner() {
-        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-        let core = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap();
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        let setup = Setup {
-            transport: Transport { tls: false, raw: true },
-            connections: 1,
-            ways: 1,
-            unprivileged: false,
-            front_only: false,
-            core: Some(core),
-            urgent: false,
-        };
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let running = Running::start(dir, command, &setup, &setup.cores(1)).unwrap();
-        let pid = running.pids()[0];
-        assert_eq!(only_core(pid), [core]);
-        drop(running);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
-        assert!(!path.exists());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
+use futures_lite::future;
 use monoio::time::timeout;
 use narrowlink_dataplane::{
     dial,
@@ -51,9 +52,13 @@ impl Forwarder {
     pub async fn pairs(&self, count: usize) -> Result<Ends> {
         let mut ends = Ends::default();
         for n in 0..count {
-            let near = self.near().await.with_context(|| format!("connection {n} to the forwarder"))?;
+            let near =
+                async { self.near().await.with_context(|| format!("connection {n} to the forwarder")) };
+            let far =
+                async { self.far().await.with_context(|| format!("the forwarder's connection {n} to us")) };
+            // Side by side: with nothing in between one end's handshake needs the other's.
+            let (near, far) = future::try_zip(near, far).await?;
             ends.near.push(End { wire: near, framed: false });
-            let far = self.far().await.with_context(|| format!("the forwarder's connection {n} to us"))?;
             ends.far.push(End { wire: far, framed: false });
         }
         Ok(ends)

@@ -1,7 +1,7 @@
 //! Role: HAProxy as a TCP forwarder with one thread.
 //! Invariants: its configuration is what a person would write for this purpose, no more: whoever wants to
 //! see how it fares otherwise changes it here.
-//! See: https://docs.haproxy.org/2.6/configuration.html
+//! See: <https://docs.haproxy.org/2.6/configuration.html>
 
 use std::{fmt::Write as _, fs, process::Command};
 

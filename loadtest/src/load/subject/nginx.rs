@@ -1,6 +1,6 @@
 //! Role: nginx's stream module as a TCP forwarder with one worker.
 //! Invariants: as for HAProxy, a person's configuration.
-//! See: https://nginx.org/en/docs/stream/ngx_stream_core_module.html
+//! See: <https://nginx.org/en/docs/stream/ngx_stream_core_module.html>
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
