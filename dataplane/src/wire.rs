@@ -6,7 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use crate::{
@@ -307,5 +307,11 @@ mod tests {
             assert!(!wire.more_to_come());
         })
         .unwrap();
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
     }
 }

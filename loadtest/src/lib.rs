@@ -2,9 +2,10 @@
 //!
 //! [`site`] writes what the programs read (certificates, tokens, configurations), [`lab`] starts
 //! gateway, agents and clients from it on loopback, [`transfer`] sends bytes through and judges
-//! every one of them and every ending. The demo, the system tests and the load tests build on these.
+//! every one of them and every ending. The demo and the system tests build on these. [`load`] measures.
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod load;
 pub mod site;
 pub mod transfer;

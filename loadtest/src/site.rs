@@ -17,7 +17,7 @@ use narrowlink_proto::{
     policy::Policies,
     token::{Claims, Keys, Kind},
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// The gateway's name in its certificate.
 pub const DOMAIN: &str = "localhost";
@@ -175,9 +175,13 @@ fn certificates() -> Result<(String, String), rcgen::Error> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Names of their own: to OpenSSL a certificate whose subject is its issuer is self-signed.
+    ca.distinguished_name.push(DnType::CommonName, "Narrowlink demo CA");
     let ca_cert = ca.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate()?;
-    let cert = CertificateParams::new(vec![DOMAIN.to_owned()])?.signed_by(&key, &issuer)?;
+    let mut cert = CertificateParams::new(vec![DOMAIN.to_owned()])?;
+    cert.distinguished_name.push(DnType::CommonName, DOMAIN);
+    let cert = cert.signed_by(&key, &issuer)?;
     Ok((ca_cert.pem(), format!("{}{}", cert.pem(), key.serialize_pem())))
 }

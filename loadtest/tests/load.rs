@@ -1,0 +1,152 @@
+//! Role: every scenario of the load tool runs, against our gateway as its own process and against what is
+//! forwarded by the whole chain, and its figures are not nonsense.
+//! Invariants: how good a figure is, is not judged here.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Command, Output},
+};
+
+use narrowlink_loadtest::{lab::Lab, site::Transport};
+use serde_json::Value;
+
+const BRIEF: [&str; 6] = ["--rounds", "1", "--seconds", "0.2", "--warmup", "0.05"];
+
+fn loadtest(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_narrowlink-loadtest")).args(args).args(BRIEF).output().unwrap()
+}
+
+/// The line of JSON at the end.
+fn json(output: &Output) -> Value {
+    let (said, stdout) =
+        (String::from_utf8_lossy(&output.stderr), String::from_utf8(output.stdout.clone()).unwrap());
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("round 1 of 1"), "no progress was shown: {said}");
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+/// Measures our gateway by itself, and looks at what must be more than nothing.
+fn check(args: &[&str], keys: &[&str]) {
+    let mut all = vec!["compare"];
+    all.extend(args);
+    all.extend(["--against", "", "--no-pin"]);
+    let report = json(&loadtest(&all));
+    let figures = &report["runs"][0]["subjects"][0]["figures"];
+    for key in keys {
+        let figure = figures[key]["median"].as_f64();
+        assert!(
+            figure.is_some_and(|n| n > 0.0 && n.is_finite()),
+            "{args:?}: {key} is {figure:?} in {figures}"
+        );
+    }
+}
+
+#[test]
+fn throughput_is_measured_over_every_transport() {
+    for (transport, framing) in [("ws", "raw"), ("ws", "framed"), ("wss", "raw"), ("wss", "framed")] {
+        let args = ["throughput", "--transport", transport, "--framing", framing, "--connections", "2"];
+        check(&args, &["gb_per_s", "cpu_s_per_gib", "busy_percent", "load_percent"]);
+    }
+}
+
+#[test]
+fn round_trips_are_measured() {
+    let keys = ["p50_us", "p99_us", "messages_per_s", "cpu_us_per_message"];
+    check(&["pingpong", "--connections", "2"], &keys);
+    check(&["pingpong", "--connections", "2", "--bytes", "1024", "--framing", "framed"], &keys);
+}
+
+#[test]
+fn new_sessions_are_measured() {
+    check(&["churn", "--connections", "2"], &["p50_us", "sessions_per_s", "cpu_us_per_session"]);
+}
+
+#[test]
+fn what_idle_connections_hold_is_measured() {
+    check(&["idle", "--connections", "64"], &["user_kib_per_connection", "rss_kib_per_connection"]);
+    check(&["links", "--connections", "64"], &["user_kib_per_connection", "rss_kib_per_connection"]);
+}
+
+#[test]
+fn an_interactive_session_beside_bulk_is_measured() {
+    check(&["mixed", "--connections", "2"], &["p50_us", "p99_us", "gb_per_s"]);
+}
+
+#[test]
+fn the_load_by_itself_is_measured() {
+    let args = ["compare", "pingpong", "--connections", "2", "--against", "direct", "--transport", "wss"];
+    let report = json(&loadtest(&[&args[..], &["--no-pin"]].concat()));
+    let ratio = &report["runs"][0]["ratios"][0];
+    assert!(ratio["figures"]["messages_per_s"]["median"].as_f64().unwrap() > 0.0, "{ratio}");
+    assert!(ratio["figures"]["cpu_us_per_message"].is_null(), "nothing in between costs nothing: {ratio}");
+}
+
+#[test]
+fn two_gateways_are_held_against_each_other() {
+    let args =
+        ["compare", "throughput", "--connections", "2", "--subject", "gateway-2", "--against", "gateway"];
+    let report = json(&loadtest(&[&args[..], &["--no-pin"]].concat()));
+    let ratio = &report["runs"][0]["ratios"][0];
+    assert_eq!((ratio["of"].as_str(), ratio["to"].as_str()), (Some("gateway-2"), Some("gateway")));
+    assert!(ratio["figures"]["cpu_s_per_gib"]["median"].as_f64().unwrap() > 0.0, "{ratio}");
+}
+
+/// A free address that nothing is bound to: targets of clients' connections are elsewhere.
+fn free_target() -> SocketAddr {
+    TcpListener::bind("127.0.0.3:0").unwrap().local_addr().unwrap()
+}
+
+#[test]
+fn any_forwarder_is_measured_and_a_process_that_is_named() {
+    let lab = Lab::start(1).unwrap();
+    let transport = Transport::ALL[0];
+    let _agent = lab.agent("home", transport).unwrap();
+    let target = free_target();
+    let forward = lab.forward("home", target, transport).unwrap();
+    let (listen, target) = (forward.local_addr.to_string(), target.to_string());
+    let pid = std::process::id().to_string();
+    for (scenario, key) in
+        [("throughput", "cpu_s_per_gib"), ("pingpong", "cpu_us_per_message"), ("churn", "sessions_per_s")]
+    {
+        let args = [scenario, "--listen", &listen, "--target", &target, "--pid", &pid, "--connections", "2"];
+        let report = json(&loadtest(&args));
+        let figures = &report["subjects"][0]["figures"];
+        assert!(figures[key]["median"].as_f64().is_some_and(|n| n > 0.0), "{scenario}: {figures}");
+    }
+}
+
+#[test]
+fn a_gateway_is_measured_by_being_its_peers() {
+    let lab = Lab::start(1).unwrap();
+    for transport in [Transport::ALL[0], Transport::ALL[3]] {
+        let name = transport.to_string().replace(' ', "-");
+        // Writes both configurations, then makes room for the agent that the tool is.
+        lab.agent(&name, transport).unwrap().stop();
+        lab.client(lab.uid, "laptop", transport, None).unwrap();
+        let agent = lab.site.dir().join(format!("agent-{name}.yaml")).display().to_string();
+        let client = lab.site.dir().join("client-laptop.yaml").display().to_string();
+        let args = ["throughput", "--agent", &agent, "--client", &client, "--connections", "2"];
+        let report = json(&loadtest(&args));
+        let figures = &report["subjects"][0]["figures"];
+        assert!(figures["gb_per_s"]["median"].as_f64().is_some_and(|n| n > 0.0), "{figures}");
+        assert!(figures["cpu_s_per_gib"].is_null(), "no process was named: {figures}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_ends_with_a_sentence() {
+    let refused = |args: &[&str], words: &str| {
+        let output = loadtest(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words), "{args:?}: {said:?} lacks {words:?}");
+    };
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let target = free_target().to_string();
+    refused(&["throughput", "--listen", &closed, "--target", &target], "Connection refused");
+    refused(&["mixed", "--listen", &closed, "--target", &target], "2 of --listen and --target");
+    refused(&["idle", "--connections", "1", "--listen", &closed, "--target", &target], "--pid");
+    refused(&["compare", "churn", "--framing", "raw"], "warm connections are framed");
+    refused(&["compare", "throughput", "--against", "rathole"], "haproxy-splice");
+}
