@@ -97,7 +97,7 @@ fn allocations(path: Path, shape: Shape, epoll: bool) -> (u64, Driver) {
 #[test]
 fn a_relayed_chunk_allocates_nothing() {
     let mut wrong = Vec::new();
-    for path in Path::PLAIN {
+    for path in Path::PLAIN.into_iter().chain(Path::TLS) {
         for shape in Shape::ALL {
             for epoll in [false, true] {
                 let (asked, driver) = allocations(path, shape, epoll);
