@@ -9,12 +9,11 @@ use monoio::time::timeout;
 use narrowlink_dataplane::{
     dial,
     listen::{self, Listener},
-    socket::Socket,
     tls::TlsSocket,
     wire::Wire,
 };
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+    ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 
@@ -71,8 +70,7 @@ impl Forwarder {
     pub async fn near(&self) -> io::Result<Wire> {
         let socket = dial::connect(self.listen, PATIENCE).await?;
         let Some((config, name)) = &self.near_tls else { return Ok(socket.into()) };
-        let session = ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)?;
-        secure(socket, session.into()).await
+        secured(TlsSocket::connect(socket, config.clone(), name.clone())).await
     }
 
     /// The next connection that the forwarder makes.
@@ -83,13 +81,11 @@ impl Forwarder {
         let socket = self.listener.accept();
         let socket = timeout(PATIENCE, socket).await.map_err(|_| late("the forwarder's connection"))??;
         let Some(config) = &self.far_tls else { return Ok(socket.into()) };
-        let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-        secure(socket, session.into()).await
+        secured(TlsSocket::accept(socket, config.clone(), &[])).await
     }
 }
 
-async fn secure(socket: Socket, session: rustls::Connection) -> io::Result<Wire> {
-    let handshake = TlsSocket::handshake(socket, session, &[]);
+async fn secured(handshake: impl Future<Output = io::Result<TlsSocket>>) -> io::Result<Wire> {
     Ok(timeout(PATIENCE, handshake).await.map_err(|_| late("the TLS handshake"))??.into())
 }
 
@@ -98,14 +94,17 @@ fn client_config(tls: &NearTls) -> Result<(Arc<ClientConfig>, ServerName<'static
     for cert in certificates(&tls.ca_file)? {
         roots.add(cert)?;
     }
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.enable_secret_extraction = true;
     Ok((Arc::new(config), ServerName::try_from(tls.name.clone())?))
 }
 
 fn server_config(tls: &FarTls) -> Result<Arc<ServerConfig>> {
     let key = PrivateKeyDer::from_pem_file(&tls.cert_file)?;
     let certificates = certificates(&tls.cert_file)?;
-    Ok(Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key)?))
+    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key)?;
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
