@@ -15,9 +15,7 @@ use narrowlink_dataplane::{
     wire::Wire,
 };
 use narrowlink_proto::{ended::Ended, id::SessionId, upgrade::Framing};
-use rustls::{
-    ClientConfig, Connection, RootCertStore, ServerConfig, ServerConnection, pki_types::PrivateKeyDer,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer};
 use socket2::SockRef;
 
 /// Asked for each socket; every kernel grants it (the default of `net.core.wmem_max`), so that a chunk
@@ -128,9 +126,11 @@ fn tls_configs() -> Result<Configs, Box<dyn std::error::Error + Send + Sync>> {
     let mut roots = RootCertStore::empty();
     roots.add(made.cert.der().clone())?;
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
-    let ours =
+    let mut ours =
         ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key)?;
-    let theirs = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let mut theirs = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    ours.enable_secret_extraction = true;
+    theirs.enable_secret_extraction = true;
     Ok((Some(Arc::new(ours)), Some(Arc::new(theirs))))
 }
 
@@ -153,8 +153,7 @@ impl Between {
     /// A descriptor can't be registered, or a handshake fails.
     pub async fn relay(self) -> Result<(), Ended> {
         let (client, target) = self.path.sides();
-        let session = || Some(ServerConnection::new(self.tls.clone()?).map(Connection::from));
-        let wires = future::zip(wire(self.client, session()), wire(self.target, session())).await;
+        let wires = future::zip(accept(self.client, self.tls.clone()), accept(self.target, self.tls)).await;
         let client = Conn::new(wires.0, client.framing, client.role, 1);
         let target = Conn::new(wires.1, target.framing, target.role, 1);
         let id = SessionId::from_bytes([9; 32]);
@@ -162,11 +161,14 @@ impl Between {
     }
 }
 
-/// The connection's bytes, in TLS where there is a session for it.
 #[expect(clippy::expect_used, reason = "without its connections nothing can be measured")]
-pub(crate) async fn wire(fd: OwnedFd, session: Option<Result<Connection, rustls::Error>>) -> Wire {
-    let socket = Socket::adopt(fd).expect("a socket pair can be waited for");
-    let Some(session) = session else { return socket.into() };
-    let session = session.expect("the configuration is our own");
-    TlsSocket::handshake(socket, session, &[]).await.expect("both sides speak the same TLS").into()
+async fn accept(fd: OwnedFd, tls: Option<Arc<ServerConfig>>) -> Wire {
+    let socket = adopt(fd);
+    let Some(config) = tls else { return socket.into() };
+    TlsSocket::accept(socket, config, &[]).await.expect("both sides speak the same TLS").into()
+}
+
+#[expect(clippy::expect_used, reason = "without its connections nothing can be measured")]
+pub(crate) fn adopt(fd: OwnedFd) -> Socket {
+    Socket::adopt(fd).expect("a socket pair can be waited for")
 }

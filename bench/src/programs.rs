@@ -2,21 +2,22 @@
 //! Invariants: every byte is compared with the one that was sent · no chunk is sent before its turn.
 //! See: [`crate::path`].
 
-use std::io;
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use futures_lite::future;
 use narrowlink_dataplane::{
     conn::Role,
     deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
+    tls::TlsSocket,
     wire::Wire,
 };
 use narrowlink_proto::{
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
     upgrade::Framing,
 };
-use rustls::{ClientConnection, Connection, pki_types::ServerName};
+use rustls::{ClientConfig, pki_types::ServerName};
 
-use crate::path::{NAME, Outside, Side, wire};
+use crate::path::{NAME, Outside, Side, adopt};
 
 /// What a bulk chunk has: a whole bulk buffer of the relay.
 const BULK_BYTES: usize = 256 * 1024;
@@ -69,12 +70,9 @@ impl Programs {
     pub async fn meet(outside: Outside, shape: Shape) -> Self {
         let (client, target) = outside.path.sides();
         let chunk: Vec<u8> = (0..shape.chunk_bytes()).map(|n| (n % 251) as u8).collect();
-        let name = ServerName::try_from(NAME).map_err(|_| rustls::Error::General(NAME.to_owned()));
-        let session = || {
-            let config = outside.tls.clone()?;
-            Some(name.clone().and_then(|name| ClientConnection::new(config, name)).map(Connection::from))
-        };
-        let wires = future::zip(wire(outside.client, session()), wire(outside.target, session())).await;
+        let wires =
+            future::zip(connect(outside.client, outside.tls.clone()), connect(outside.target, outside.tls))
+                .await;
         Self {
             shape,
             client: Program::new(wires.0, client, chunk.clone()),
@@ -113,6 +111,14 @@ impl Programs {
             }
         }
     }
+}
+
+#[expect(clippy::expect_used, reason = "without its connections nothing can be measured")]
+async fn connect(fd: OwnedFd, tls: Option<Arc<ClientConfig>>) -> Wire {
+    let socket = adopt(fd);
+    let Some(config) = tls else { return socket.into() };
+    let name = ServerName::try_from(NAME).expect("a name that stands in a certificate");
+    TlsSocket::connect(socket, config, name).await.expect("both sides speak the same TLS").into()
 }
 
 /// A program at one end of the relay.
