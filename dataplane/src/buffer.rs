@@ -6,7 +6,7 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     future::poll_fn,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     task::{Poll, Waker},
 };
 
@@ -25,27 +25,35 @@ const IDLE_MAX: usize = 32;
 /// A buffer on loan from this worker's pool.
 pub struct Buffer {
     bytes: Box<[u8]>,
+    /// For its user's notes about what is where; pooled with it, so that it keeps its room.
+    pub marks: Vec<Range<usize>>,
 }
+
+type Stock = (Box<[u8]>, Vec<Range<usize>>);
 
 #[derive(Default)]
 struct Class {
-    idle: Vec<Box<[u8]>>,
+    idle: Vec<Stock>,
     lent: usize,
 }
 
 impl Class {
-    fn take(&mut self, bytes: usize, max: usize) -> Option<Box<[u8]>> {
-        if self.lent >= max {
-            return None;
-        }
-        self.lent += 1;
-        Some(self.idle.pop().unwrap_or_else(|| vec![0; bytes].into_boxed_slice()))
+    fn take(&mut self, bytes: usize, max: usize) -> Option<Buffer> {
+        (self.lent < max).then(|| self.take_beyond(bytes))
     }
 
-    fn give(&mut self, bytes: Box<[u8]>) {
+    fn take_beyond(&mut self, bytes: usize) -> Buffer {
+        self.lent += 1;
+        let (bytes, marks) =
+            self.idle.pop().unwrap_or_else(|| (vec![0; bytes].into_boxed_slice(), Vec::new()));
+        Buffer { bytes, marks }
+    }
+
+    fn give(&mut self, (bytes, mut marks): Stock) {
         self.lent -= 1;
         if self.idle.len() < IDLE_MAX {
-            self.idle.push(bytes);
+            marks.clear();
+            self.idle.push((bytes, marks));
         }
     }
 }
@@ -69,7 +77,7 @@ impl Buffer {
             POOL.with_borrow_mut(|pool| {
                 let big = if bulk { pool.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
                 match big.or_else(|| pool.small.take(SMALL_BYTES, SMALL_MAX)) {
-                    Some(bytes) => Poll::Ready(Self { bytes }),
+                    Some(buffer) => Poll::Ready(buffer),
                     None => {
                         pool.waiting.push_back(cx.waker().clone());
                         Poll::Pending
@@ -87,20 +95,24 @@ impl Buffer {
     pub fn take_now(bulk: bool) -> Self {
         POOL.with_borrow_mut(|pool| {
             let big = if bulk { pool.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
-            let bytes = big.or_else(|| pool.small.take(SMALL_BYTES, usize::MAX));
-            Self { bytes: bytes.unwrap_or_default() }
+            big.unwrap_or_else(|| pool.small.take_beyond(SMALL_BYTES))
         })
+    }
+
+    /// The bytes, and the notes about them.
+    pub fn parts(&mut self) -> (&mut [u8], &mut Vec<Range<usize>>) {
+        (&mut self.bytes, &mut self.marks)
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
+        let stock = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.marks));
         // A buffer that outlives its thread's pool (at thread exit) is simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            let class = if bytes.len() == BULK_BYTES { &mut pool.bulk } else { &mut pool.small };
-            class.give(bytes);
+            let class = if stock.0.len() == BULK_BYTES { &mut pool.bulk } else { &mut pool.small };
+            class.give(stock);
             if let Some(waker) = pool.waiting.pop_front() {
                 waker.wake();
             }

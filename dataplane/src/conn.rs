@@ -20,7 +20,7 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
+    deframe::{Deframer, Event},
     relay::End,
     wire::Wire,
 };
@@ -31,8 +31,6 @@ pub const CLOSE_RESET: u16 = 4000;
 const CONTROL_BYTES_MAX: usize = 1024;
 /// Pings that a peer may send; those that arrived together after a stall, one every 25 s, fit in.
 const PINGS_PER_S_MAX: u32 = 100;
-/// Pieces of one data frame: headers between them are left out, the bytes stay where they are.
-pub const PIECES_MAX: usize = 32;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
 const READ_BYTES: usize = 2048;
 /// What is thrown away of a refused session: all that a client may send early, even one byte a frame
@@ -128,7 +126,8 @@ pub struct Conn {
     deframer: RefCell<Deframer>,
     /// Control frames that wait for the socket.
     control: RefCell<Vec<u8>>,
-    /// A frame is half written: nothing may come between.
+    /// A frame is half written: nothing may come between. Left set when its writer is dropped half-way:
+    /// the connection can't be used again then.
     mid_frame: Cell<bool>,
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
@@ -237,6 +236,7 @@ impl Conn {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
+            self.heard();
             let mut at = 0;
             while let Some(event) = self.event(&mut buf[..n], &mut at, true)? {
                 let next = match event {
@@ -343,15 +343,17 @@ impl Conn {
         Ok(n)
     }
 
+    /// Something was read.
+    pub(crate) fn heard(&self) {
+        self.heard_at.set(Instant::now());
+    }
+
     /// The next event of the bytes just read; pings are answered and closes become errors here.
     pub(crate) fn next_event(&self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, ConnError> {
         self.event(buf, at, false)
     }
 
     fn event(&self, buf: &mut [u8], at: &mut usize, leave_data: bool) -> Result<Option<Event>, ConnError> {
-        if *at == 0 {
-            self.heard_at.set(Instant::now());
-        }
         let mut deframer = self.deframer.borrow_mut();
         let event = if leave_data { deframer.next_but_data(buf, at)? } else { deframer.next(buf, at)? };
         drop(deframer);
@@ -373,76 +375,77 @@ impl Conn {
     /// # Errors
     /// The connection's end.
     pub async fn send(&self, message: &Message) -> io::Result<()> {
-        let mut text = message.encode();
+        self.send_text(&message.encode()).await
+    }
+
+    /// As [`Conn::send`], of a message's encoding: it holds nothing else while it waits.
+    pub(crate) fn send_text(&self, text: &[u8]) -> impl Future<Output = io::Result<()>> + '_ {
+        let mut head = [0; HEADER_BYTES_MAX];
+        let mut bytes;
         match self.framing {
             Framing::Framed => {
-                let all = 0..text.len();
-                self.send_frame(Opcode::Text, &mut text, &[all]).await
+                let key = self.mask_key();
+                let header =
+                    Header { fin: true, opcode: Opcode::Text, mask: key, payload_bytes: text.len() as u64 };
+                let len = frame::encode(&header, &mut head);
+                bytes = [&head[..len], text].concat();
+                frame::mask(&mut bytes[len..], key.unwrap_or_default(), 0);
             }
             Framing::Raw => {
                 #[expect(clippy::cast_possible_truncation, reason = "a message of ours is below 64 KiB")]
-                let head = (text.len() as u32).to_be_bytes();
-                self.wire.write_pieces(&mut [IoSlice::new(&head), IoSlice::new(&text)]).await
+                let len = (text.len() as u32).to_be_bytes();
+                bytes = [&len, text].concat();
             }
+        }
+        async move {
+            while !self.begin_frame()? {
+                self.wire.writable().await?;
+            }
+            self.wire.write_all(&bytes).await?;
+            self.end_frame()
         }
     }
 
-    /// Sends parts of `buf` as data, in one frame if they fit.
+    /// Makes room for a frame that the caller writes to the wire: whether what came before is out. The
+    /// caller is in the middle of a frame from then on.
     ///
     /// # Errors
     /// The connection's end.
-    pub(crate) async fn send_data(&self, buf: &mut [u8], pieces: &[Range<usize>]) -> io::Result<()> {
-        let mut rest = pieces;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = rest
-                .iter()
-                .take(PIECES_MAX)
-                .take_while(|piece| {
-                    bytes += piece.len() as u64;
-                    bytes <= DATA_FRAME_BYTES_MAX
-                })
-                .count();
-            if fits == 0 {
-                // One piece alone is longer than a frame may be.
-                let piece = rest[0].clone();
-                for start in piece.clone().step_by(DATA_FRAME_BYTES_MAX as usize) {
-                    let end = piece.end.min(start + DATA_FRAME_BYTES_MAX as usize);
-                    self.send_frame(Opcode::Binary, buf, std::slice::from_ref(&(start..end))).await?;
-                }
-                rest = &rest[1..];
-            } else {
-                self.send_frame(Opcode::Binary, buf, &rest[..fits]).await?;
-                rest = &rest[fits..];
-            }
+    pub(crate) fn begin_frame(&self) -> io::Result<bool> {
+        self.try_flush_control()?;
+        let ready = self.control.borrow().is_empty();
+        if ready {
+            self.mid_frame.set(true);
         }
-        Ok(())
+        Ok(ready)
     }
 
-    async fn send_frame(&self, opcode: Opcode, buf: &mut [u8], pieces: &[Range<usize>]) -> io::Result<()> {
-        self.flush_control().await?;
+    /// The frame is with the kernel; what was queued meanwhile follows.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub(crate) fn end_frame(&self) -> io::Result<()> {
+        self.mid_frame.set(false);
+        self.try_flush_control()
+    }
+
+    /// Masks the parts of `bytes` that are a data frame's payload, where this side does, and writes the
+    /// frame's header at `at`; how long it is.
+    pub(crate) fn write_header(&self, payload: &[Range<usize>], bytes: &mut [u8], at: usize) -> usize {
         let key = self.mask_key();
-        let payload_bytes = pieces.iter().map(|p| p.len() as u64).sum();
-        let mut head = [0; HEADER_BYTES_MAX];
-        let head_len = frame::encode(&Header { fin: true, opcode, mask: key, payload_bytes }, &mut head);
         if let Some(key) = key {
             let mut phase = 0;
-            for piece in pieces {
-                frame::mask(&mut buf[piece.clone()], key, phase);
+            for piece in payload {
+                frame::mask(&mut bytes[piece.clone()], key, phase);
                 phase = (phase + piece.len()) & 3;
             }
         }
-        let mut slices = [IoSlice::new(&[]); PIECES_MAX + 1];
-        slices[0] = IoSlice::new(&head[..head_len]);
-        for (slice, piece) in slices[1..].iter_mut().zip(pieces) {
-            *slice = IoSlice::new(&buf[piece.clone()]);
-        }
-        // Left set when the future is dropped half-way: the connection can't be used again then.
-        self.mid_frame.set(true);
-        self.wire.write_pieces(&mut slices[..=pieces.len()]).await?;
-        self.mid_frame.set(false);
-        self.try_flush_control()?;
-        Ok(())
+        let mut head = [0; HEADER_BYTES_MAX];
+        let payload_bytes = payload.iter().map(|piece| piece.len() as u64).sum();
+        let header = Header { fin: true, opcode: Opcode::Binary, mask: key, payload_bytes };
+        let len = frame::encode(&header, &mut head);
+        bytes[at..at + len].copy_from_slice(&head[..len]);
+        len
     }
 
     /// Over TLS the key is zero, so that unmasking is a no-op; the mask protects plain proxies on
@@ -547,17 +550,6 @@ impl Conn {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e),
             }
-        }
-        Ok(())
-    }
-
-    async fn flush_control(&self) -> io::Result<()> {
-        if !self.control.borrow().is_empty() {
-            // Taken out while it is written: what is queued meanwhile comes behind, whole.
-            let waiting = std::mem::take(&mut *self.control.borrow_mut());
-            self.mid_frame.set(true);
-            self.wire.write_all(&waiting).await?;
-            self.mid_frame.set(false);
         }
         Ok(())
     }

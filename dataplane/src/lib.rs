@@ -28,6 +28,7 @@ pub mod handover;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod pipe;
 pub mod process;
 pub mod relay;
 pub mod resolve;

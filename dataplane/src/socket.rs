@@ -35,7 +35,7 @@ pub struct Socket {
 
 impl Socket {
     /// Takes a connected socket into this thread's runtime and sets what every socket of ours has:
-    /// no Nagle delay, reset on close, keepalive.
+    /// no Nagle delay, reset on close, keepalive, never blocking.
     ///
     /// # Errors
     /// The system's, when the descriptor can't be registered. The options are best effort: a
@@ -44,6 +44,8 @@ impl Socket {
         let sock = SockRef::from(&fd);
         let _ = sock.set_linger(Some(Duration::ZERO));
         let _ = sock.set_tcp_nodelay(true);
+        // recv and send are told each time; splice asks the descriptor.
+        sock.set_nonblocking(true)?;
         let _ = sock.set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(KEEPALIVE_IDLE)

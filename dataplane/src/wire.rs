@@ -123,6 +123,15 @@ impl Wire {
             }
     }
 
+    /// The socket, if the payload on it is what comes next on it: then bytes may go from and to it
+    /// without passing through here.
+    pub(crate) fn bare_socket(&self) -> Option<&Socket> {
+        match &self.io {
+            Io::Plain(socket) if !self.has_early() => Some(socket),
+            Io::Plain(_) | Io::Tls(_) => None,
+        }
+    }
+
     /// Waits until a read would not block.
     ///
     /// # Errors
@@ -182,18 +191,10 @@ impl Wire {
     ///
     /// # Errors
     /// The connection's end.
-    pub async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        self.write_pieces(&mut [IoSlice::new(bytes)]).await
-    }
-
-    /// Writes all the pieces, in order, and hands them to the kernel.
-    ///
-    /// # Errors
-    /// The connection's end.
-    pub async fn write_pieces(&self, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
-        while !pieces.is_empty() {
-            match self.try_write(pieces) {
-                Ok(n) => IoSlice::advance_slices(&mut pieces, n),
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.try_write(&[IoSlice::new(bytes)]) {
+                Ok(n) => bytes = &bytes[n..],
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket().writable().await?,
                 Err(e) => return Err(e),
             }
@@ -278,6 +279,12 @@ impl Wire {
     }
 }
 
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -307,11 +314,5 @@ mod tests {
             assert!(!wire.more_to_come());
         })
         .unwrap();
-    }
-}
-
-impl AsFd for Wire {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket().as_fd()
     }
 }

@@ -6,10 +6,12 @@
 //! See: ARCHITECTURE.md "Threads".
 
 use std::{
+    cell::RefCell,
     future::Future,
     io,
     panic::AssertUnwindSafe,
     pin::Pin,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,8 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_lite::FutureExt as _;
+use futures_lite::{FutureExt as _, future};
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
+use rustix::event::EventfdFlags;
+
+use crate::socket::Socket;
 
 /// Submission entries of each ring.
 const RING_ENTRIES: u32 = 4096;
@@ -268,10 +273,42 @@ pub fn run_on_epoll<F: Future>(make: impl FnOnce(Driver) -> F) -> Result<F::Outp
 }
 
 fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
-    let output = runtime.block_on(future);
+    let output = runtime.block_on(async {
+        let output = future.await;
+        // Belongs to this runtime: the thread's next one makes its own.
+        READY.take();
+        output
+    });
     // Operations may be in flight: their buffers and descriptors stay until the process exits.
     std::mem::forget(runtime);
     output
+}
+
+thread_local! {
+    /// Something that is always ready.
+    static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
+}
+
+fn ready() -> io::Result<Rc<Socket>> {
+    READY.with_borrow_mut(|ready| match ready {
+        Some(ready) => Ok(ready.clone()),
+        None => {
+            let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            Ok(ready.insert(Rc::new(Socket::adopt(event)?)).clone())
+        }
+    })
+}
+
+/// Lets everything else on this worker have its turn: ready tasks, and whoever waits for what the kernel
+/// has ready. Not only the task queue's turn: while tasks are ready, completions of others may wait
+/// (IORING_SETUP_DEFER_TASKRUN).
+pub async fn turn() {
+    // On epoll, where the event is known already, this is the turn that counts.
+    future::yield_now().await;
+    if let Ok(ready) = ready() {
+        // Nothing can be done about an error here, and nothing depends on it.
+        let _ = ready.writable().await;
+    }
 }
 
 /// Panics caught since the process started.

@@ -6,8 +6,10 @@
 //! held while nothing flows · dropping the relay loses no byte that counts.
 //! See: ARCHITECTURE.md "Life of a byte".
 
+mod chunk;
 mod gate;
 mod pump;
+mod turn;
 
 use std::{
     cell::Cell,
@@ -26,7 +28,7 @@ use narrowlink_proto::{
 };
 
 pub use self::gate::Gate;
-use self::pump::pump;
+use self::pump::Pump;
 use crate::{
     conn::{Ahead, Conn, ConnError},
     wire::Wire,
@@ -92,7 +94,8 @@ pub async fn relay_behind<E: From<Ended>>(
         let mut down = pin!(async {
             answer.await?;
             let all = Gate::opened();
-            Ok(pump(target, client, Side::Target, Side::Client, &traffic.down_bytes, &all).await?)
+            let (source, sink, moved) = (target, client, &traffic.down_bytes);
+            Ok(Pump { source, sink, source_side: Side::Target, moved, gate: &all }.run().await?)
         });
         let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready((Side::Client, ended.map_err(E::from))),
@@ -125,7 +128,8 @@ async fn move_up(client: End<'_>, target: End<'_>, moved: &Cell<u64>, gate: &Gat
         };
         future::or(opened, left).await?;
     }
-    let ended = pump(client, target, Side::Client, Side::Target, moved, gate).await;
+    let pump = Pump { source: client, sink: target, source_side: Side::Client, moved, gate };
+    let ended = pump.run().await;
     if ended.is_err_and(|ended| ended.by == Side::Target) {
         // The answer may lie in front of the break, and then it is the better word.
         gate.wait_open().await;

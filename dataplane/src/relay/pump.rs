@@ -1,168 +1,214 @@
-//! Role: one direction of a session.
-//! Invariants: a chunk is written before the next is read, so a stalled sink stops its source and
-//! nothing grows · the wait for more holds no buffer · payload is never copied between the read
-//! and the write.
+//! Role: one direction of a session: what carries its bytes, and when.
+//! Invariants: what was read is with the kernel before more is read, so a stalled sink stops its source
+//! and nothing grows · the wait for more holds neither buffer nor pipe · payload is never copied between
+//! the read and the write, and bulk between two plain sockets is never in this process at all · bulk
+//! moves in turns.
+//! See: ARCHITECTURE.md "Relay".
 
-use std::{cell::Cell, io, ops::Range};
+use std::{cell::Cell, io};
 
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
     message::{Channel, Message, Speaker},
 };
 
-use super::{End, gate::Gate};
-use crate::{
-    buffer::Buffer,
-    conn::{Conn, ConnError, PIECES_MAX},
-    deframe::Event,
+use super::{
+    End,
+    chunk::{Chunk, Found},
+    gate::Gate,
+    turn,
 };
+use crate::{conn::ConnError, pipe::Pipe, socket::Socket};
 
-/// A read below this says: no bulk, a small buffer will do.
+/// A read below this says: no bulk any more.
 const BULK_ABOVE: usize = 4 * 1024;
-/// Full reads in a row before other tasks get their turn although nobody waited.
-const TURNS_MAX: u32 = 4;
 
-pub(super) async fn pump(
-    source: End<'_>,
-    sink: End<'_>,
-    source_side: Side,
-    sink_side: Side,
-    moved: &Cell<u64>,
-    gate: &Gate,
-) -> Result<(), Ended> {
-    let from_source = |why| Ended { by: source_side, why };
-    let from_sink = |e: io::Error| Ended { by: sink_side, why: ConnError::from(e).why() };
-    let (mut bulk, mut turns) = (false, 0);
-    loop {
-        let room = gate.room().await;
-        let mut buf = Buffer::take(bulk).await;
-        let room = room.min(buf.len());
-        let n = match source.wire().try_read(&mut buf[..room]) {
-            Ok(0) => match source {
-                End::Bare(_) => {
-                    gate.passed(&[]);
-                    return finish(sink, moved.get()).await.map_err(from_sink);
-                }
-                End::Framed(..) => return Err(from_source(Why::Truncated)),
-            },
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                drop(buf);
-                bulk = false;
-                source.wire().readable().await.map_err(|e| from_source(ConnError::from(e).why()))?;
-                continue;
+/// One direction.
+pub(super) struct Pump<'a> {
+    pub(super) source: End<'a>,
+    pub(super) sink: End<'a>,
+    pub(super) source_side: Side,
+    pub(super) moved: &'a Cell<u64>,
+    pub(super) gate: &'a Gate,
+}
+
+/// What carries the next bytes. A read that comes full asks for more room, a short one for less.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carrier {
+    Small,
+    Bulk,
+    Pipe,
+}
+
+/// What came of an attempt to move something.
+enum Step {
+    /// Nothing was there.
+    Nothing,
+    /// So much went on; more may be there already, decrypted even, so that no event would tell.
+    Moved { bytes: usize, more: bool },
+    /// The source has ended its direction.
+    Ended,
+    /// There is no pipe for it.
+    NoPipe,
+}
+
+impl<'a> Pump<'a> {
+    /// Moves bytes until the source ends its direction.
+    pub(super) async fn run(self) -> Result<(), Ended> {
+        let (mut carrier, mut pipes) = (Carrier::Small, true);
+        loop {
+            let room = self.gate.room().await;
+            if carrier != Carrier::Small {
+                turn::bulk().await;
             }
-            Err(e) => return Err(from_source(ConnError::from(e).why())),
+            let step = match (carrier, self.sockets()) {
+                (Carrier::Pipe, Some((source, sink))) => self.through_pipe(source, sink).await?,
+                _ => self.through_buffer(carrier != Carrier::Small, room).await?,
+            };
+            let more = match step {
+                Step::Moved { bytes, more } => {
+                    carrier = match carrier {
+                        Carrier::Small if more && pipes && self.sockets().is_some() => Carrier::Pipe,
+                        Carrier::Small if more => Carrier::Bulk,
+                        Carrier::Bulk | Carrier::Pipe if bytes < BULK_ABOVE => Carrier::Small,
+                        same => same,
+                    };
+                    if carrier != Carrier::Small {
+                        turn::spend(bytes);
+                    }
+                    more
+                }
+                Step::Nothing => {
+                    carrier = Carrier::Small;
+                    false
+                }
+                Step::NoPipe => {
+                    (carrier, pipes) = (Carrier::Bulk, false);
+                    true
+                }
+                Step::Ended => return self.finish().await,
+            };
+            if !more {
+                let waited = turn::noticed(self.source.wire().readable()).await;
+                waited.map_err(|e| self.source_broke(&e.into()))?;
+            }
+        }
+    }
+
+    /// The two sockets, if bulk may pass from one to the other unseen.
+    fn sockets(&self) -> Option<(&'a Socket, &'a Socket)> {
+        match (self.source, self.sink) {
+            (End::Bare(source), End::Bare(sink)) if self.gate.is_open() => {
+                Some((source.bare_socket()?, sink.bare_socket()?))
+            }
+            _ => None,
+        }
+    }
+
+    async fn through_pipe(&self, source: &Socket, sink: &Socket) -> Result<Step, Ended> {
+        let Some(mut pipe) = Pipe::take() else { return Ok(Step::NoPipe) };
+        let asked = pipe.capacity();
+        let bytes = match pipe.fill(source, asked) {
+            Ok(0) => return Ok(Step::Ended),
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
+            Err(e) if cannot_splice(&e) => return Ok(Step::NoPipe),
+            Err(e) => return Err(self.source_broke(&e.into())),
         };
-        let full = source.wire().more_to_come();
-        gate.passed(&buf[..n]);
-        match source {
+        while !pipe.drain(sink).map_err(|e| self.sink_broke(e))? {
+            turn::noticed(sink.writable()).await.map_err(|e| self.sink_broke(e))?;
+        }
+        self.add_moved(bytes);
+        Ok(Step::Moved { bytes, more: bytes == asked })
+    }
+
+    async fn through_buffer(&self, bulk: bool, room: usize) -> Result<Step, Ended> {
+        let mut chunk = Chunk::take(bulk).await;
+        let wire = self.source.wire();
+        let bytes = match chunk.fill(wire, room) {
+            Ok(0) => return self.source_ended(),
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
+            Err(e) => return Err(self.source_broke(&e.into())),
+        };
+        let more = wire.more_to_come();
+        self.gate.passed(chunk.read());
+        if let End::Framed(conn, _) = self.source {
+            conn.heard();
+        }
+        loop {
+            let found = chunk.sort(self.source, self.sink).map_err(|e| self.blame(&e))?;
+            while !chunk.push(self.sink).map_err(|e| self.sink_broke(e))? {
+                let waited = turn::noticed(self.sink.wire().writable()).await;
+                waited.map_err(|e| self.sink_broke(e))?;
+            }
+            self.add_moved(chunk.payload_bytes());
+            match found {
+                Found::End => return Ok(Step::Moved { bytes, more }),
+                Found::More => {}
+                Found::Text(text) => return self.heard(&text),
+            }
+        }
+    }
+
+    fn source_ended(&self) -> Result<Step, Ended> {
+        match self.source {
             End::Bare(_) => {
-                write(sink, &mut buf, std::slice::from_ref(&(0..n))).await.map_err(from_sink)?;
-                moved.set(moved.get() + n as u64);
+                self.gate.passed(&[]);
+                Ok(Step::Ended)
             }
-            End::Framed(conn, session) => match forward_frames(conn, sink, &mut buf[..n], moved).await {
-                Ok(None) => {}
-                Ok(Some(Message::Fin { session: ended, bytes }))
-                    if ended == session && bytes == moved.get() =>
-                {
-                    return finish(sink, bytes).await.map_err(from_sink);
-                }
-                Ok(Some(_)) => {
-                    let error =
-                        ConnError::Unexpected("a message in a session that is no Fin with the right count");
-                    conn.tell(&error);
-                    return Err(from_source(error.why()));
-                }
-                Err(Broken::Source(e)) => {
-                    conn.tell(&e);
-                    return Err(from_source(e.why()));
-                }
-                Err(Broken::Sink(e)) => return Err(from_sink(e)),
-            },
-        }
-        drop(buf);
-        bulk = n >= BULK_ABOVE;
-        if full {
-            // More may be there already, decrypted even, so there is no event to wait for.
-            turns += 1;
-            if turns % TURNS_MAX == 0 {
-                // A turn of the ring, not of the task queue: while tasks are ready, completions
-                // of others may wait (IORING_SETUP_DEFER_TASKRUN).
-                sink.wire().writable().await.map_err(from_sink)?;
-            }
-        } else {
-            source.wire().readable().await.map_err(|e| from_source(ConnError::from(e).why()))?;
+            End::Framed(..) => Err(Ended { by: self.source_side, why: Why::Truncated }),
         }
     }
-}
 
-enum Broken {
-    Source(ConnError),
-    Sink(io::Error),
-}
-
-/// Hands the payload in `buf` on; returns the message that ended it, if one came.
-async fn forward_frames(
-    conn: &Conn,
-    sink: End<'_>,
-    buf: &mut [u8],
-    moved: &Cell<u64>,
-) -> Result<Option<Message>, Broken> {
-    let mut at = 0;
-    loop {
-        let mut pieces: [Range<usize>; PIECES_MAX] = [const { 0..0 }; PIECES_MAX];
-        let mut count = 0;
-        let text = loop {
-            if count == PIECES_MAX {
-                break None;
+    /// Fin is the only message within a session, whoever says it.
+    fn heard(&self, text: &[u8]) -> Result<Step, Ended> {
+        let End::Framed(_, session) = self.source else { return Ok(Step::Ended) };
+        let problem = match Message::decode(text, Speaker::Client, Channel::Stream) {
+            Ok(Message::Fin { session: ended, bytes }) if ended == session && bytes == self.moved.get() => {
+                return Ok(Step::Ended);
             }
-            match conn.next_event(buf, &mut at).map_err(Broken::Source)? {
-                Some(Event::Data(range)) => {
-                    pieces[count] = range;
-                    count += 1;
-                }
-                Some(Event::Text(text)) => break Some(text),
-                Some(_) => {}
-                None => break None,
+            Ok(_) => ConnError::Unexpected("a message in a session that is no Fin with the right count"),
+            Err(e) => ConnError::Message(e),
+        };
+        Err(self.blame(&problem))
+    }
+
+    /// The source's fault: it is told, and the session ends.
+    fn blame(&self, error: &ConnError) -> Ended {
+        if let End::Framed(conn, _) = self.source {
+            conn.tell(error);
+        }
+        self.source_broke(error)
+    }
+
+    fn source_broke(&self, error: &ConnError) -> Ended {
+        Ended { by: self.source_side, why: error.why() }
+    }
+
+    fn sink_broke(&self, error: io::Error) -> Ended {
+        let by = if self.source_side == Side::Client { Side::Target } else { Side::Client };
+        Ended { by, why: ConnError::from(error).why() }
+    }
+
+    fn add_moved(&self, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
+    }
+
+    async fn finish(&self) -> Result<(), Ended> {
+        let done = match self.sink {
+            End::Bare(wire) => wire.finish_write().await,
+            End::Framed(conn, session) => {
+                let fin = Message::Fin { session, bytes: self.moved.get() }.encode();
+                conn.send_text(&fin).await
             }
         };
-        if count > 0 {
-            let pieces = &pieces[..count];
-            write(sink, buf, pieces).await.map_err(Broken::Sink)?;
-            moved.set(moved.get() + pieces.iter().map(|p| p.len() as u64).sum::<u64>());
-        }
-        if let Some(text) = text {
-            conn.wire().unread(&buf[at..]);
-            return message_in_session(&text).map(Some).map_err(Broken::Source);
-        }
-        if at == buf.len() && count < PIECES_MAX {
-            return Ok(None);
-        }
+        done.map_err(|e| self.sink_broke(e))
     }
 }
 
-/// Fin is the only message within a session, whoever says it.
-fn message_in_session(text: &[u8]) -> Result<Message, ConnError> {
-    Ok(Message::decode(text, Speaker::Client, Channel::Stream)?)
-}
-
-async fn write(sink: End<'_>, buf: &mut [u8], pieces: &[Range<usize>]) -> io::Result<()> {
-    match sink {
-        End::Framed(conn, _) => conn.send_data(buf, pieces).await,
-        End::Bare(wire) => {
-            let mut slices = [io::IoSlice::new(&[]); PIECES_MAX];
-            for (slice, piece) in slices.iter_mut().zip(pieces) {
-                *slice = io::IoSlice::new(&buf[piece.clone()]);
-            }
-            wire.write_pieces(&mut slices[..pieces.len()]).await
-        }
-    }
-}
-
-async fn finish(sink: End<'_>, bytes: u64) -> io::Result<()> {
-    match sink {
-        End::Bare(wire) => wire.finish_write().await,
-        End::Framed(conn, session) => conn.send(&Message::Fin { session, bytes }).await,
-    }
+/// The kernel, or whatever filters our calls, does not splice these sockets; copying works as ever.
+fn cannot_splice(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::InvalidInput | Kind::Unsupported | Kind::PermissionDenied)
 }

@@ -26,6 +26,7 @@ use narrowlink_proto::{
     target::Target,
     upgrade::{Framing, Protocol},
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     alone,
@@ -181,11 +182,12 @@ fn a_program_that_has_said_nothing_is_served_by_another_try() {
     }
 }
 
-/// A port on loopback where nobody listens, for as long as the socket lives.
-fn deaf() -> (std::net::UdpSocket, u16) {
-    let held = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = held.local_addr().unwrap().port();
-    (held, port)
+/// A port on loopback where nobody listens, for as long as nobody lets this socket do it.
+fn deaf() -> (Socket, SocketAddr) {
+    let held = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let addr = held.local_addr().unwrap().as_socket().unwrap();
+    (held, addr)
 }
 
 #[test]
@@ -193,8 +195,7 @@ fn a_program_whose_target_refuses_is_reset_and_the_next_one_is_served() {
     let _turn = alone();
     for transport in FRAMED {
         let way = Far::start(transport, transport, Duration::ZERO);
-        let (held, port) = deaf();
-        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        let (held, addr) = deaf();
         let forward = way.forward(addr, transport);
         for bytes in [1, 70_000, 1 << 20] {
             let mut stream = connect(forward.local_addr);
@@ -202,8 +203,8 @@ fn a_program_whose_target_refuses_is_reset_and_the_next_one_is_served() {
             let broken_off = stream.write_all(&vec![7; bytes]).is_err();
             assert!(broken_off || is_reset(stream), "{transport}: {bytes} bytes and no reset");
         }
-        drop(held);
-        let listener = TcpListener::bind(addr).unwrap();
+        held.listen(16).unwrap();
+        let listener = TcpListener::from(held);
         let serving = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut heard = Vec::new();
@@ -282,7 +283,8 @@ fn a_refusal_is_the_same_whatever_was_sent_before_it() {
     let _turn = alone();
     for transport in FRAMED {
         let way = Far::start(transport, transport, Duration::from_millis(2));
-        let (_held, port) = deaf();
+        let (_held, addr) = deaf();
+        let port = addr.port();
         let tcp = |host: &str, port| Target::Tcp { host: host.to_owned(), port };
         let config = way.client(transport);
         let gateway = config.gateways().unwrap().remove(0);

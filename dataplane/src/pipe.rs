@@ -1,0 +1,249 @@
+//! Role: the pipes through which bulk goes from socket to socket without being copied, pooled per worker.
+//! Invariants: a pipe is held only while bytes are in it or about to be · bytes left in a pipe die with it:
+//! only an empty one goes back to the pool · no pipe, or only a small one, is no error: bulk is copied then.
+//! See: splice(2); pipe(7), "pipe-user-pages-soft"; ARCHITECTURE.md "Relay".
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+use crate::socket::Socket;
+
+/// What a pipe is asked to hold: what the kernel grants everybody (`fs.pipe-max-size`).
+pub const PIPE_BYTES: usize = 1024 * 1024;
+/// A smaller one moves bulk no better than a buffer does.
+const PIPE_BYTES_MIN: usize = 256 * 1024;
+/// Pipes of a worker: two descriptors each. Bulk beyond that is copied.
+const LENT_MAX: usize = 256;
+/// Kept for the next user when they come back.
+const IDLE_MAX: usize = 16;
+/// The kernel said no: an unprivileged user may have about 64 pipes of this size. How long it isn't asked
+/// again.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// A pipe on loan from this worker's pool.
+pub struct Pipe {
+    /// There until it is dropped.
+    ends: Option<Ends>,
+    held: usize,
+}
+
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Ends>,
+    lent: usize,
+    refused: Option<Instant>,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+impl Pool {
+    fn take(&mut self) -> Option<Ends> {
+        if let Some(ends) = self.idle.pop() {
+            return Some(ends);
+        }
+        if self.lent >= LENT_MAX || self.refused.is_some_and(|at| at.elapsed() < REFUSED_FOR) {
+            return None;
+        }
+        let made = Ends::new();
+        self.refused = if made.is_some() { None } else { Some(Instant::now()) };
+        made
+    }
+}
+
+impl Ends {
+    fn new() -> Option<Self> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        let bytes = fcntl_setpipe_size(&write, PIPE_BYTES).ok()?;
+        (bytes >= PIPE_BYTES_MIN).then_some(Self { read, write, bytes })
+    }
+}
+
+impl Pipe {
+    /// Borrows an empty pipe, if one is to be had.
+    pub fn take() -> Option<Self> {
+        POOL.with_borrow_mut(|pool| {
+            let ends = pool.take()?;
+            pool.lent += 1;
+            Some(Self { ends: Some(ends), held: 0 })
+        })
+    }
+
+    fn ends(&self) -> io::Result<&Ends> {
+        self.ends.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// What one fill can bring.
+    pub fn capacity(&self) -> usize {
+        self.ends.as_ref().map_or(0, |ends| ends.bytes)
+    }
+
+    /// Takes what `source` has, at most `max` bytes. `Ok(0)` is the peer's FIN.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; `InvalidInput`, `Unsupported` or `PermissionDenied` where the
+    /// kernel does not splice from this; else the connection's end.
+    pub fn fill(&mut self, source: &Socket, max: usize) -> io::Result<usize> {
+        let n = retried(source, &self.ends()?.write, max)?;
+        self.held += n;
+        Ok(n)
+    }
+
+    /// Gives `sink` what it takes; whether the pipe is empty now.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub fn drain(&mut self, sink: &Socket) -> io::Result<bool> {
+        if self.held > 0 {
+            match retried(&self.ends()?.read, sink, self.held) {
+                Ok(n) => self.held -= n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // A sink that took a part is full: it isn't asked again before it says so.
+        Ok(self.held == 0)
+    }
+}
+
+fn retried(from: impl AsFd, to: impl AsFd, max: usize) -> io::Result<usize> {
+    loop {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        match splice(from.as_fd(), None, to.as_fd(), None, max, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let ends = self.ends.take();
+        // A pipe that outlives its thread's pool (at thread exit) is simply closed.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            pool.lent -= 1;
+            if let Some(ends) = ends
+                && self.held == 0
+                && pool.idle.len() < IDLE_MAX
+            {
+                pool.idle.push(ends);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+    use crate::worker::run_alone;
+
+    fn idle() -> usize {
+        POOL.with_borrow(|pool| pool.idle.len())
+    }
+
+    #[test]
+    fn bytes_go_through_a_pipe_and_only_an_empty_one_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let near = listener.accept().unwrap().0;
+        let (far, mut target) = UnixStream::pair().unwrap();
+        run_alone(false, |_| async move {
+            let source = Socket::adopt(near.into()).unwrap();
+            let sink = Socket::adopt(far.into()).unwrap();
+            let mut pipe = Pipe::take().unwrap();
+            assert!(pipe.capacity() >= PIPE_BYTES_MIN);
+            assert_eq!(pipe.fill(&source, 99).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            peer.write_all(b"hello, you").unwrap();
+            source.readable().await.unwrap();
+            assert_eq!(pipe.fill(&source, 5).unwrap(), 5);
+            assert_eq!(pipe.fill(&source, 99).unwrap(), 5);
+            assert!(pipe.drain(&sink).unwrap());
+            let mut got = [0; 10];
+            target.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"hello, you");
+            let before = idle();
+            drop(pipe);
+            assert_eq!(idle(), before + 1);
+
+            let mut pipe = Pipe::take().unwrap();
+            peer.write_all(b"lost").unwrap();
+            source.readable().await.unwrap();
+            assert_eq!(pipe.fill(&source, 99).unwrap(), 4);
+            drop(pipe);
+            assert_eq!(idle(), before);
+            drop(peer);
+            source.readable().await.unwrap();
+            assert_eq!(Pipe::take().unwrap().fill(&source, 99).unwrap(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_sink_that_is_full_leaves_the_rest_in_the_pipe() {
+        let (mut peer, near) = UnixStream::pair().unwrap();
+        let (far, mut target) = UnixStream::pair().unwrap();
+        run_alone(false, |_| async move {
+            let source = Socket::adopt(near.into()).unwrap();
+            let sink = Socket::adopt(far.into()).unwrap();
+            peer.set_nonblocking(true).unwrap();
+            target.set_nonblocking(true).unwrap();
+            let mut pipe = Pipe::take().unwrap();
+            let (mut sent, mut got, mut stuck) = (0_usize, 0, false);
+            while !stuck {
+                let chunk: Vec<u8> = (sent..sent + 1000).map(|n| (n % 251) as u8).collect();
+                peer.write_all(&chunk).unwrap();
+                sent += chunk.len();
+                pipe.fill(&source, 1000).unwrap();
+                stuck = !pipe.drain(&sink).unwrap();
+            }
+            let mut buf = [0; 4096];
+            while got < sent {
+                let _ = pipe.drain(&sink).unwrap();
+                let n = target.read(&mut buf).unwrap();
+                assert!(buf[..n].iter().enumerate().all(|(at, byte)| *byte == ((got + at) % 251) as u8));
+                got += n;
+            }
+            assert_eq!((got, pipe.held), (sent, 0));
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn there_are_only_so_many_pipes_and_after_that_none() {
+        // Descriptors are few where tests run: the bound is met before they are.
+        POOL.with_borrow_mut(|pool| pool.lent = LENT_MAX - 1);
+        let last = Pipe::take();
+        assert!(last.is_some() && Pipe::take().is_none());
+        drop(last);
+        assert!(Pipe::take().is_some());
+        POOL.with_borrow_mut(|pool| pool.lent = 0);
+        let none = || {
+            POOL.with_borrow_mut(|pool| {
+                pool.idle.clear();
+                pool.refused = Some(Instant::now());
+            });
+            Pipe::take()
+        };
+        assert!(none().is_none(), "the kernel isn't asked again at once");
+    }
+}
