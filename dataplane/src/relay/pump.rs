@@ -20,8 +20,10 @@ use super::{
 };
 use crate::{conn::ConnError, pipe::Pipe, socket::Socket};
 
-/// A read below this says: no bulk any more.
-const BULK_ABOVE: usize = 4 * 1024;
+/// A read below this is little.
+const LITTLE_BELOW: usize = 4 * 1024;
+/// So often little in a row says: no bulk any more. Once is what was left of the bulk's last.
+const LITTLE_TIMES: u32 = 4;
 
 /// One direction.
 pub(super) struct Pump<'a> {
@@ -32,7 +34,7 @@ pub(super) struct Pump<'a> {
     pub(super) gate: &'a Gate,
 }
 
-/// What carries the next bytes. A read that comes full asks for more room, a short one for less.
+/// What carries the next bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Carrier {
     Small,
@@ -55,7 +57,7 @@ enum Step {
 impl<'a> Pump<'a> {
     /// Moves bytes until the source ends its direction.
     pub(super) async fn run(self) -> Result<(), Ended> {
-        let (mut carrier, mut pipes) = (Carrier::Small, true);
+        let (mut carrier, mut little, mut pipes) = (Carrier::Small, 0, true);
         loop {
             let room = self.gate.room().await;
             if carrier != Carrier::Small {
@@ -67,21 +69,18 @@ impl<'a> Pump<'a> {
             };
             let more = match step {
                 Step::Moved { bytes, more } => {
-                    carrier = match carrier {
-                        Carrier::Small if more && pipes && self.sockets().is_some() => Carrier::Pipe,
-                        Carrier::Small if more => Carrier::Bulk,
-                        Carrier::Bulk | Carrier::Pipe if bytes < BULK_ABOVE => Carrier::Small,
-                        same => same,
-                    };
+                    little = if bytes < LITTLE_BELOW { little + 1 } else { 0 };
                     if carrier != Carrier::Small {
                         turn::spend(bytes);
+                    } else if more {
+                        carrier = if pipes && self.sockets().is_some() { Carrier::Pipe } else { Carrier::Bulk };
+                    }
+                    if little >= LITTLE_TIMES {
+                        carrier = Carrier::Small;
                     }
                     more
                 }
-                Step::Nothing => {
-                    carrier = Carrier::Small;
-                    false
-                }
+                Step::Nothing => false,
                 Step::NoPipe => {
                     (carrier, pipes) = (Carrier::Bulk, false);
                     true
