@@ -68,6 +68,22 @@ impl Socket {
         self.stream.readable(false).await
     }
 
+    /// How many bytes must have come for [`Socket::readable`]; the end, an error and a full receive buffer
+    /// do without.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_low_water(&self, bytes: usize) -> io::Result<()> {
+        let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        let len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel reads one `c_int` from where it stands.
+        let done = unsafe {
+            let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+            libc::setsockopt(self.fd().as_raw_fd(), level, option, (&raw const bytes).cast(), len)
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Waits until a write would not block.
     ///
     /// # Errors

@@ -132,6 +132,12 @@ impl Wire {
         }
     }
 
+    /// How many bytes make the socket readable; the end and errors do without (see
+    /// [`Socket::set_low_water`]).
+    pub(crate) fn set_low_water(&self, bytes: usize) -> io::Result<()> {
+        self.socket().set_low_water(bytes)
+    }
+
     /// Waits until a read would not block.
     ///
     /// # Errors

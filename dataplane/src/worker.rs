@@ -6,7 +6,7 @@
 //! See: ARCHITECTURE.md "Threads".
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     io,
     panic::AssertUnwindSafe,
@@ -273,6 +273,7 @@ pub fn run_on_epoll<F: Future>(make: impl FnOnce(Driver) -> F) -> Result<F::Outp
 }
 
 fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
+    RUNTIME.set(RUNTIME.get() + 1);
     let output = runtime.block_on(async {
         let output = future.await;
         // Belongs to this runtime: the thread's next one makes its own.
@@ -287,6 +288,12 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
 thread_local! {
     /// Something that is always ready.
     static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
+    static RUNTIME: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Which of this thread's runtimes this is: tasks of an earlier one run no more.
+pub(crate) fn runtime() -> u64 {
+    RUNTIME.get()
 }
 
 fn ready() -> io::Result<Rc<Socket>> {

@@ -6,6 +6,7 @@
 //! held while nothing flows · dropping the relay loses no byte that counts.
 //! See: ARCHITECTURE.md "Life of a byte".
 
+mod batch;
 mod chunk;
 mod gate;
 mod pump;

@@ -14,6 +14,7 @@ use narrowlink_proto::{
 
 use super::{
     End,
+    batch::Batching,
     chunk::{Chunk, Found},
     gate::Gate,
     turn,
@@ -58,6 +59,7 @@ impl<'a> Pump<'a> {
     /// Moves bytes until the source ends its direction.
     pub(super) async fn run(self) -> Result<(), Ended> {
         let (mut carrier, mut little, mut pipes) = (Carrier::Small, 0, true);
+        let batching = Batching::new(self.source.wire());
         loop {
             let room = self.gate.room().await;
             if carrier != Carrier::Small {
@@ -72,15 +74,21 @@ impl<'a> Pump<'a> {
                     little = if bytes < LITTLE_BELOW { little + 1 } else { 0 };
                     if carrier != Carrier::Small {
                         turn::spend(bytes);
+                        batching.flowed();
                     } else if more {
-                        carrier = if pipes && self.sockets().is_some() { Carrier::Pipe } else { Carrier::Bulk };
+                        carrier =
+                            if pipes && self.sockets().is_some() { Carrier::Pipe } else { Carrier::Bulk };
                     }
                     if little >= LITTLE_TIMES {
                         carrier = Carrier::Small;
+                        batching.ended();
                     }
                     more
                 }
-                Step::Nothing => false,
+                Step::Nothing => {
+                    batching.ended();
+                    false
+                }
                 Step::NoPipe => {
                     (carrier, pipes) = (Carrier::Bulk, false);
                     true
@@ -88,7 +96,7 @@ impl<'a> Pump<'a> {
                 Step::Ended => return self.finish().await,
             };
             if !more {
-                let waited = turn::noticed(self.source.wire().readable()).await;
+                let waited = turn::noticed(batching.readable()).await;
                 waited.map_err(|e| self.source_broke(&e.into()))?;
             }
         }
