@@ -1,8 +1,8 @@
 //! Role: wakes a direction in which bulk flows for a batch, not for every segment (SO_RCVLOWAT), as network
 //! cards do with interrupts.
-//! Invariants: only what has flowed for a while without a pause is batched, so that what a pause or the end
-//! costs is a small part of what went before · whatever has come is looked at after two ticks, whether it
-//! makes a batch or not · the end and errors wake at once · a socket leaves here as it came.
+//! Invariants: what waiting for batches costs is at most a tenth of the time in which bulk flowed · whatever
+//! has come is looked at after two ticks, whether it makes a batch or not · the end and errors wake at
+//! once · a socket leaves here as it came.
 //! See: socket(7), SO_RCVLOWAT; ARCHITECTURE.md "Relay".
 
 use std::{
@@ -22,47 +22,57 @@ use crate::{wire::Wire, worker};
 
 /// One batch: at 256 KiB, 8 and 64 connections cost 0.79 and 0.59 of what they cost without.
 const BATCH_BYTES: usize = 256 * 1024;
-/// How long bulk must have flowed before it is batched.
-const FLOWING_FOR: Duration = Duration::from_millis(20);
-/// A longer wait for the next bytes is a pause.
-const PAUSE: Duration = Duration::from_millis(5);
 /// Whoever has waited for one whole tick, and not more than two, looks what has come.
 const TICK: Duration = Duration::from_millis(1);
+/// What a batch may cost that does not come: two ticks, and a late one.
+const COST: Duration = Duration::from_millis(3);
+/// Of the time in which bulk flows, this part may be spent on batches that do not come.
+const SHARE: u32 = 10;
+/// A longer wait for the next bytes is a pause, and no time in which bulk flows.
+const PAUSE: Duration = Duration::from_millis(10);
+/// What may be saved up.
+const CREDIT_MAX: Duration = Duration::from_millis(30);
 /// Without anybody to look after for so many ticks, the ticker ends.
 const IDLE_TICKS: u32 = 100;
 
 /// One source, and whether it is batched.
 pub(super) struct Batching<'a> {
     wire: &'a Wire,
-    /// When the bulk under way began, and when its last bytes came.
-    since: Cell<Option<(Instant, Instant)>>,
+    /// When the last bulk came.
+    last: Cell<Option<Instant>>,
+    /// What may be spent.
+    credit: Cell<Duration>,
     on: Cell<bool>,
 }
 
 impl<'a> Batching<'a> {
     pub(super) fn new(wire: &'a Wire) -> Self {
-        Self { wire, since: Cell::new(None), on: Cell::new(false) }
+        Self { wire, last: Cell::new(None), credit: Cell::default(), on: Cell::new(false) }
     }
 
     /// Bulk has come from the source.
     pub(super) fn flowed(&self) {
-        let now = Instant::now();
-        let began = match self.since.get() {
-            Some((began, last)) if now - last <= PAUSE => began,
-            _ => now,
-        };
-        self.since.set(Some((began, now)));
-        if now - began >= FLOWING_FOR {
-            self.switch(true);
-        } else if began == now {
-            self.switch(false);
+        self.flowed_at(Instant::now());
+    }
+
+    fn flowed_at(&self, now: Instant) {
+        if let Some(last) = self.last.replace(Some(now)) {
+            let earned = now.saturating_duration_since(last).min(PAUSE) / SHARE;
+            self.credit.set((self.credit.get() + earned).min(CREDIT_MAX));
         }
+        self.switch(self.credit.get() >= COST);
+    }
+
+    /// Nothing was there: whatever comes next is news.
+    pub(super) fn paused(&self) {
+        self.switch(false);
     }
 
     /// No bulk comes any more.
     pub(super) fn ended(&self) {
-        self.since.set(None);
         self.switch(false);
+        self.last.set(None);
+        self.credit.set(Duration::ZERO);
     }
 
     fn switch(&self, on: bool) {
@@ -78,15 +88,15 @@ impl<'a> Batching<'a> {
     /// # Errors
     /// As [`Wire::readable`].
     pub(super) async fn readable(&self) -> io::Result<()> {
-        if self.on.get() {
-            let overdue = async {
-                Overdue::begin().await;
-                Ok(())
-            };
-            future::or(self.wire.readable(), overdue).await
-        } else {
-            self.wire.readable().await
+        if !self.on.get() {
+            return self.wire.readable().await;
         }
+        let overdue = async {
+            Overdue::begin().await;
+            self.credit.set(self.credit.get().saturating_sub(COST));
+            Ok(())
+        };
+        future::or(self.wire.readable(), overdue).await
     }
 }
 
@@ -198,29 +208,43 @@ mod tests {
     }
 
     /// As if bulk had come for so long.
-    fn flow_for(batching: &Batching<'_>, ago: Duration) {
-        let now = Instant::now();
-        batching.since.set(Some((now - ago, now)));
-        batching.flowed();
+    fn flow_for(batching: &Batching<'_>, time: Duration) {
+        let mut now = batching.last.get().unwrap_or_else(Instant::now);
+        let end = now + time;
+        batching.flowed_at(now);
+        while now < end {
+            now += PAUSE / 2;
+            batching.flowed_at(now);
+        }
     }
 
     #[test]
-    fn bulk_is_batched_when_it_has_flowed_for_a_while_and_until_it_pauses() {
+    fn bulk_is_batched_while_it_has_flowed_ten_times_as_long_as_its_batches_were_late() {
         let (_theirs, ours) = pair();
         worker::run_alone(false, |_| async move {
             let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
-            batching.flowed();
+            flow_for(&batching, COST * SHARE / 2);
             assert!(!batching.on.get());
-            flow_for(&batching, FLOWING_FOR / 2);
-            assert!(!batching.on.get());
-            flow_for(&batching, FLOWING_FOR);
+            flow_for(&batching, COST * SHARE / 2);
             assert!(batching.on.get());
-            let now = Instant::now();
-            batching.since.set(Some((now - FLOWING_FOR * 9, now - PAUSE * 2)));
-            batching.flowed();
-            assert!(!batching.on.get(), "there was a pause");
-            flow_for(&batching, FLOWING_FOR);
+            batching.readable().await.unwrap();
+            flow_for(&batching, COST * SHARE / 2);
+            assert!(!batching.on.get(), "that one did not come");
+            flow_for(&batching, CREDIT_MAX * SHARE * 2);
+            for _ in 0..CREDIT_MAX.as_millis() / COST.as_millis() {
+                assert!(batching.on.get());
+                batching.readable().await.unwrap();
+                batching.flowed_at(batching.last.get().unwrap());
+            }
+            assert!(!batching.on.get(), "more is never saved up");
+            flow_for(&batching, CREDIT_MAX * SHARE);
+            let pause = batching.last.get().unwrap() + PAUSE * 1000;
+            batching.readable().await.unwrap();
+            batching.paused();
+            assert!(!batching.on.get());
+            batching.flowed_at(pause);
+            assert!(batching.on.get() && batching.credit.get() < CREDIT_MAX);
             batching.ended();
             assert!(!batching.on.get());
         })
@@ -233,7 +257,7 @@ mod tests {
         worker::run_alone(false, |_| async move {
             let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
-            flow_for(&batching, FLOWING_FOR);
+            flow_for(&batching, COST * SHARE);
             theirs.write_all(b"the tail").unwrap();
             let batch = future::or(async { wire.readable().await.map(|()| true) }, async {
                 Overdue::begin().await;
@@ -259,7 +283,7 @@ mod tests {
         worker::run_alone(false, |_| async move {
             let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
-            flow_for(&batching, FLOWING_FOR);
+            flow_for(&batching, COST * SHARE);
             drop(batching);
             theirs.write_all(b"!").unwrap();
             wire.readable().await.unwrap();

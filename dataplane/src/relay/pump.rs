@@ -86,7 +86,7 @@ impl<'a> Pump<'a> {
                     more
                 }
                 Step::Nothing => {
-                    batching.ended();
+                    batching.paused();
                     false
                 }
                 Step::NoPipe => {
