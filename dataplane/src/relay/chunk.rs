@@ -14,7 +14,7 @@ use narrowlink_proto::frame::HEADER_BYTES_MAX;
 
 use super::End;
 use crate::{
-    buffer::Buffer,
+    buffer::{BULK_READ_BYTES, Buffer, SMALL_BYTES, SMALL_READ_BYTES},
     conn::{Conn, ConnError},
     deframe::{DATA_FRAME_BYTES_MAX, Event},
     wire::Wire,
@@ -30,6 +30,8 @@ const _: () = assert!(HEADER_BYTES_MAX <= SLOT_BYTES);
 const FRAMES_MAX: usize = 4;
 /// In front of the payload, for the headers of the frames that leave.
 const HEADS_BYTES: usize = FRAMES_MAX * SLOT_BYTES;
+const _: () = assert!(HEADS_BYTES + SMALL_READ_BYTES <= SMALL_BYTES);
+const _: () = assert!(FRAMES_MAX * FRAME_BYTES_MAX > BULK_READ_BYTES);
 /// Ranges that leave together. Where frames are small, their payloads leave in one: headers between
 /// them are left out, the bytes stay where they are.
 const RANGES_MAX: usize = 32;
@@ -68,7 +70,8 @@ impl Chunk {
 
     /// Reads what is there, `room` bytes at the most.
     pub(super) fn fill(&mut self, wire: &Wire, room: usize) -> io::Result<usize> {
-        let end = self.buffer.len().min(HEADS_BYTES.saturating_add(room));
+        let most = if self.buffer.len() > SMALL_BYTES { BULK_READ_BYTES } else { SMALL_READ_BYTES };
+        let end = HEADS_BYTES + most.min(room);
         let n = wire.try_read(&mut self.buffer[HEADS_BYTES..end])?;
         (self.sorted, self.filled) = (HEADS_BYTES, HEADS_BYTES + n);
         Ok(n)
