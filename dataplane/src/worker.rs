@@ -274,6 +274,7 @@ pub fn run_on_epoll<F: Future>(make: impl FnOnce(Driver) -> F) -> Result<F::Outp
 
 fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
     RUNTIME.set(RUNTIME.get() + 1);
+    ON_RING.set(matches!(runtime, AnyRuntime::IoUring(_)));
     let output = runtime.block_on(async {
         let output = future.await;
         // Belongs to this runtime: the thread's next one makes its own.
@@ -289,6 +290,7 @@ thread_local! {
     /// Something that is always ready.
     static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
     static RUNTIME: Cell<u64> = const { Cell::new(0) };
+    static ON_RING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Which of this thread's runtimes this is: tasks of an earlier one run no more.
@@ -310,8 +312,10 @@ fn ready() -> io::Result<Rc<Socket>> {
 /// has ready. Not only the task queue's turn: while tasks are ready, completions of others may wait
 /// (IORING_SETUP_DEFER_TASKRUN).
 pub async fn turn() {
-    // On epoll, where the event is known already, this is the turn that counts.
-    future::yield_now().await;
+    if !ON_RING.get() {
+        // The event is known already: the task queue's turn is the one that counts, there epoll is asked.
+        return future::yield_now().await;
+    }
     if let Ok(ready) = ready() {
         // Nothing can be done about an error here, and nothing depends on it.
         let _ = ready.writable().await;
