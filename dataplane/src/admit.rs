@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
 
 use futures_lite::future;
-use monoio::time::{Instant, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
     id::AgentKey,
@@ -22,6 +22,7 @@ use crate::{
     door::Principal,
     handover::Local,
     lane::{self, Lane},
+    timer::timeout_at,
 };
 
 /// An agent's words that reach a client are no longer than this.

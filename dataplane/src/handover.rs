@@ -10,7 +10,6 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use monoio::time::{sleep, timeout};
 use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
 
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
     door::Door,
     lane::{self, Lane, Lanes},
     table::{Kind, Seat, Table},
+    timer::{sleep, timeout},
     wire::{Wire, WireParts},
     worker::spawn,
 };

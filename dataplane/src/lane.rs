@@ -12,13 +12,20 @@ use std::{
 
 use async_channel::Sender;
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,
 };
 
-use crate::{conn::Conn, directory::AgentEntry, handover::Local, table::Seat, worker::spawn};
+use crate::{
+    conn::Conn,
+    directory::AgentEntry,
+    handover::Local,
+    table::Seat,
+    timer::{sleep_until, timeout_at},
+    worker::spawn,
+};
 
 /// Sessions that may wait for lanes of one agent on one worker.
 const WAITING_MAX: usize = 1024;

@@ -13,7 +13,7 @@ use std::{
 
 use async_channel::Receiver;
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout};
+use monoio::time::Instant;
 use narrowlink_proto::{
     id::{LinkId, LinkSecret, Nonce},
     limits::Limits,
@@ -31,6 +31,7 @@ use crate::{
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
     handover::{Local, Note},
+    timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
 };

@@ -7,7 +7,6 @@
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use futures_lite::future;
-use monoio::time::timeout;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     message::Channel,
@@ -24,6 +23,7 @@ use crate::{
     socket::Socket,
     stream::Visit,
     table::{Kind, Seat},
+    timer::timeout,
     tls::TlsSocket,
     wire::Wire,
 };

@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Refused, Side, Why},
     id::SessionId,
@@ -24,6 +24,7 @@ use crate::{
     lane::{self, Lane},
     relay::{Gate, Traffic, gone, relay_behind, settled},
     table::{Kind, Seat},
+    timer::{sleep_until, timeout, timeout_at},
 };
 
 /// How long a refusal may take to reach a client that is then cut off.

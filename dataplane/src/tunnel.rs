@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use monoio::time::timeout;
 use narrowlink_proto::{
     ended::Refused,
     endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
@@ -28,6 +27,7 @@ use crate::{
     dial::connect_first,
     resolve::{ResolveError, resolve},
     socket::Socket,
+    timer::timeout,
     tls::TlsSocket,
     wire::Wire,
 };
