@@ -33,7 +33,7 @@ const WAITING_MAX: usize = 1024;
 /// An agent's stream without a session.
 pub struct Lane {
     /// The connection.
-    pub conn: Conn,
+    pub conn: Box<Conn>,
     /// Whose.
     pub entry: Arc<AgentEntry>,
     /// Its place at the worker where it is.

@@ -31,6 +31,7 @@ use crate::{
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
     handover::{Local, Note},
+    table::Seat,
     timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
@@ -233,7 +234,13 @@ fn would_block(e: &tungstenite::Error) -> bool {
 // ---- the gateway's side
 
 /// Serves a link until it ends. Its sessions and lanes go on by themselves.
-pub(crate) async fn serve(local: Rc<Local>, wire: Wire, principal: Arc<Principal>, peer_addr: SocketAddr) {
+pub(crate) async fn serve(
+    local: Rc<Local>,
+    wire: Wire,
+    principal: Arc<Principal>,
+    peer_addr: SocketAddr,
+    _seat: Seat,
+) {
     let mut socket = LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits);
     let (orders, taken) = async_channel::bounded(16);
     let set_up = introduce(&local, &mut socket, &principal, peer_addr, orders);
