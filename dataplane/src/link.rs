@@ -241,8 +241,8 @@ fn would_block(e: &tungstenite::Error) -> bool {
 
 // ---- the gateway's side
 
-/// Serves a link until it ends. Its sessions and lanes go on by themselves.
-#[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+/// Serves a link until it ends. Its sessions and lanes go on by themselves. (No `async fn`: one stores
+/// its arguments twice.)
 pub(crate) fn serve(
     local: Rc<Local>,
     wire: Wire,

@@ -239,7 +239,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
             match dialled(&arrived, &wire, &who, &open).await? {
                 Ok((lane, opened)) => {
                     wire.write_all(&accept(Some(&opened))).await?;
-                    let session = Session { lane, asked: Asked::from(open) };
+                    let session = Box::new(Session { lane, asked: Asked::from(open) });
                     spawn(stream::serve(arrived.visit(who), conn(wire), Some(session)));
                     Ok(())
                 }

@@ -52,24 +52,21 @@ pub(crate) struct Session {
 pub(crate) fn serve(
     visit: Visit,
     mut conn: Box<Conn>,
-    mut first: Option<Session>,
+    mut first: Option<Box<Session>>,
 ) -> impl Future<Output = ()> {
     async move {
         let mut last = None;
         loop {
-            let served = match first.take() {
-                Some(session) => visit.serve_session(conn, session, None).await,
+            let step = match first.take() {
+                Some(session) => visit.serve_session(conn, session, None),
                 None => {
                     let Some(open) = Box::pin(visit.next_open(&conn, last)).await else {
                         return conn.close(1001, "nothing more is served on this stream");
                     };
                     last = Some(open.session);
-                    match Box::pin(visit.dial(&conn, &open)).await {
-                        Ok(Ok((lane, dialling))) => {
-                            let session = Session { lane, asked: Asked::from(open) };
-                            visit.serve_session(conn, session, Some(dialling)).await
-                        }
-                        Ok(Err(refused)) => Box::pin(visit.refuse(conn, refused)).await,
+                    match Box::pin(visit.dial(&conn, open)).await {
+                        Ok(Ok((session, dialling))) => visit.serve_session(conn, session, Some(dialling)),
+                        Ok(Err(refused)) => Box::pin(visit.refuse(conn, refused)),
                         Err(e) => {
                             conn.tell(&e);
                             return conn.hang_up();
@@ -77,7 +74,7 @@ pub(crate) fn serve(
                     }
                 }
             };
-            match served {
+            match step.await {
                 Some(again) => conn = again,
                 None => return,
             }
@@ -93,8 +90,8 @@ impl Visit {
     async fn dial(
         &self,
         conn: &Conn,
-        open: &Open,
-    ) -> Result<Result<(Lane, Box<Dialling<'_>>), Refused>, ConnError> {
+        open: Box<Open>,
+    ) -> Result<Result<(Box<Session>, Box<Dialling<'_>>), Refused>, ConnError> {
         let left = async {
             match conn.framing() {
                 Framing::Framed => {
@@ -107,11 +104,11 @@ impl Visit {
                 Framing::Raw => future::pending().await,
             }
         };
-        let dialling = async {
-            let dialled = admit::dial(&self.local, &self.who, open, self.peer_addr).await;
-            Ok(dialled.map(|(lane, dialling)| (lane, Box::new(dialling))))
-        };
-        future::or(left, dialling).await
+        let dialling = async { Ok(admit::dial(&self.local, &self.who, &open, self.peer_addr).await) };
+        let dialled = future::or(left, dialling).await?;
+        Ok(dialled.map(|(lane, dialling)| {
+            (Box::new(Session { lane, asked: Asked::from(*open) }), Box::new(dialling))
+        }))
     }
 
     /// Says no; gives the stream back if it can serve on.
@@ -126,12 +123,12 @@ impl Visit {
     }
 
     /// The next Open on a stream that serves no session; `None` when it ends, or the gateway stops.
-    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
+    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Box<Open>> {
         let stopped = async {
             self.local.stopped().await;
             None
         };
-        future::or(self.hear_open(conn, last), stopped).await
+        future::or(self.hear_open(conn, last), stopped).await.map(Box::new)
     }
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
@@ -165,7 +162,7 @@ impl Visit {
     fn serve_session<'a>(
         &'a self,
         stream: Box<Conn>,
-        standing: Session,
+        standing: Box<Session>,
         dialling: Option<Box<Dialling<'a>>>,
     ) -> Served<'a> {
         Box::pin(async move {
@@ -222,11 +219,11 @@ impl Visit {
     async fn end_session(
         &self,
         stream: Box<Conn>,
-        standing: Session,
+        standing: Box<Session>,
         ended: Result<(), Unopened>,
         used: bool,
     ) -> Option<Box<Conn>> {
-        let Session { lane, asked } = standing;
+        let Session { lane, asked } = *standing;
         let ended = match ended {
             Ok(()) => retire(&self.local, lane, asked.session).await,
             Err(Unopened::Ended(ended)) => {
