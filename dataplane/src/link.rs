@@ -448,3 +448,20 @@ impl PeerLink {
         self.socket.close(None, CloseCode::Normal);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_link_s_task_is_small() {
+        let bytes = future_bytes(|(local, wire, principal, peer_addr, seat)| {
+            serve(local, wire, principal, peer_addr, seat)
+        });
+        assert!(bytes <= 1024, "{bytes}");
+    }
+}

@@ -268,3 +268,18 @@ async fn dialled(
     let opened = async { Ok(admit::open(&arrived.local, who, open, arrived.peer_addr).await) };
     future::or(early, opened).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_arrival_holds_little_while_it_waits() {
+        let bytes = future_bytes(|(local, service, socket)| serve(local, service, socket));
+        assert!(bytes <= 2048, "{bytes}");
+    }
+}

@@ -332,3 +332,18 @@ async fn retire(local: &Rc<Local>, lane: Lane, session: SessionId) -> Result<(),
     }
     settled
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_stream_s_own_task_is_small() {
+        let bytes = future_bytes(|(visit, conn, first)| serve(visit, conn, first));
+        assert!(bytes <= 256, "{bytes}");
+    }
+}
