@@ -126,7 +126,7 @@ async fn work(
             Order::Park(fd) => {
                 let wire = Socket::adopt(fd.into()).unwrap().into();
                 let conn = Conn::new(wire, Framing::Framed, Role::Gateway, 0);
-                park(local, Lane { conn, entry: entry.clone(), seat: Seat::for_lane(local) });
+                park(local, Lane { conn: Box::new(conn), entry: entry.clone(), seat: Seat::for_lane(local) });
             }
             Order::Take(rounds) => {
                 for _ in 0..rounds {

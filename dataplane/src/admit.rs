@@ -7,10 +7,10 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
 
 use futures_lite::future;
-use monoio::time::{Instant, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
-    id::AgentKey,
+    id::{AgentKey, SessionId},
     message::{Channel, Dial, Message, Open, Speaker},
     upgrade::{Framing, LaneProof, Opened},
 };
@@ -22,6 +22,7 @@ use crate::{
     door::Principal,
     handover::Local,
     lane::{self, Lane},
+    timer::timeout_at,
 };
 
 /// An agent's words that reach a client are no longer than this.
@@ -54,8 +55,21 @@ pub(crate) fn lane(local: &Local, who: &Principal, proof: &LaneProof) -> Result<
 /// An agent that has been asked to dial; dropped, it never answers.
 pub(crate) struct Dialling<'a> {
     claim: Claim<'a>,
-    open: &'a Open,
     deadline: Instant,
+    /// The answer is part of an end-to-end handshake.
+    pub(crate) e2ee: bool,
+}
+
+/// What is left of an Open once it is dialled: a session that stands holds nothing else of it.
+pub(crate) struct Asked {
+    pub(crate) session: SessionId,
+    pub(crate) agent: Box<str>,
+}
+
+impl From<Open> for Asked {
+    fn from(open: Open) -> Self {
+        Self { session: open.session, agent: open.agent.into() }
+    }
 }
 
 /// Why a session that was dialled did not open.
@@ -84,7 +98,7 @@ impl From<Ended> for Unopened {
 pub(crate) async fn dial<'a>(
     local: &'a Rc<Local>,
     who: &Principal,
-    open: &'a Open,
+    open: &Open,
     peer_addr: SocketAddr,
 ) -> Result<(Lane, Dialling<'a>), Refused> {
     let session = open.session;
@@ -101,7 +115,7 @@ pub(crate) async fn dial<'a>(
         };
         let deadline = Instant::now() + local.shared.limits.dial_timeout;
         match future::or(newer, find_and_dial(local, who, open, dial, deadline)).await {
-            Ok(lane) => Ok((lane, Dialling { claim, open, deadline })),
+            Ok(lane) => Ok((lane, Dialling { claim, deadline, e2ee: open.e2ee.is_some() })),
             // Used up in any case: a refusal is an answer, too.
             Err(refused) => Err(if claim.answer() { refused } else { superseded() }),
         }
@@ -120,15 +134,15 @@ pub(crate) async fn open(
     peer_addr: SocketAddr,
 ) -> Result<(Lane, Opened), Refused> {
     let (lane, dialling) = dial(local, who, open, peer_addr).await?;
-    match dialling.answer(&lane.conn).await {
+    match dialling.answer(&lane.conn, open.session, &open.agent).await {
         Ok(opened) => Ok((lane, opened)),
-        Err(unopened) => Err(refusal(local, lane, unopened, open)),
+        Err(unopened) => Err(refusal(local, lane, unopened, open.session)),
     }
 }
 
 /// What a client is told of a session of which nothing went to the agent but the Dial. A lane whose
 /// agent has answered serves on.
-pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, open: &Open) -> Refused {
+pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, session: SessionId) -> Refused {
     let refused = match unopened {
         Unopened::ByAgent(refused) => {
             if lane.conn.framing() == Framing::Framed && lane.conn.is_quiet() {
@@ -140,7 +154,7 @@ pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, open: &
         Unopened::Lost(why) => Refused::new(RefusalCode::LaneLost, why),
         Unopened::Ended(ended) => Refused::new(RefusalCode::Other, ended.to_string()),
     };
-    refused.of(open.session)
+    refused.of(session)
 }
 
 fn superseded() -> Refused {
@@ -181,30 +195,34 @@ impl Dialling<'_> {
     ///
     /// # Errors
     /// Why there is no session.
-    pub(crate) async fn answer(self, lane: &Conn) -> Result<Opened, Unopened> {
-        let Self { claim, open, deadline } = self;
+    pub(crate) async fn answer(
+        self,
+        lane: &Conn,
+        session: SessionId,
+        agent: &str,
+    ) -> Result<Opened, Unopened> {
+        let Self { claim, deadline, .. } = self;
         let newer = async {
             claim.superseded().await;
             Err(Unopened::ByUs(superseded()))
         };
-        let answer = future::or(newer, heard(lane, open, deadline)).await;
+        let answer = future::or(newer, heard(lane, session, agent, deadline)).await;
         // Used up in any case: a refusal is an answer, too.
         if claim.answer() { answer } else { Err(Unopened::ByUs(superseded())) }
     }
 }
 
-async fn heard(lane: &Conn, open: &Open, deadline: Instant) -> Result<Opened, Unopened> {
+async fn heard(lane: &Conn, asked: SessionId, agent: &str, deadline: Instant) -> Result<Opened, Unopened> {
     let Ok(answer) = timeout_at(deadline, lane.recv(Speaker::Agent, Channel::Lane)).await else {
-        return Err(Unopened::ByUs(silent(&open.agent)));
+        return Err(Unopened::ByUs(silent(agent)));
     };
     match answer {
-        Ok(Message::Dialled { session, e2ee }) if session == open.session => Ok(Opened { session, e2ee }),
+        Ok(Message::Dialled { session, e2ee }) if session == asked => Ok(Opened { session, e2ee }),
         Ok(Message::Refused(refused)) => Err(Unopened::ByAgent(from_agent(refused))),
         Ok(other) => Err(Unopened::Lost(format!("the agent answered {} to a dial", other.name()))),
-        Err(e) => Err(Unopened::Lost(format!(
-            "the connection to the agent {} was lost while it dialled: {e}",
-            open.agent
-        ))),
+        Err(e) => {
+            Err(Unopened::Lost(format!("the connection to the agent {agent} was lost while it dialled: {e}")))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use async_channel::{Receiver, Sender};
 /// How long a used id is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
 const SHARDS: usize = 64;
-/// Ids remembered per shard: 64 × 16,384 ids, about 130 MiB when full.
+/// Ids remembered per shard: 64 × 16,384 ids of about 130 bytes, 130 MiB when full.
 const IDS_MAX: usize = 16 * 1024;
 
 /// All claims of this gateway.
@@ -30,8 +30,15 @@ struct Shard {
 }
 
 enum State {
-    Pending { serial: u64, token_id: String, superseded: Sender<()> },
+    /// Boxed: most ids that are remembered are used.
+    Pending(Box<Pending>),
     Used,
+}
+
+struct Pending {
+    serial: u64,
+    token_id: String,
+    superseded: Sender<()>,
 }
 
 /// An id that is being decided about; dropped without [`Claim::answer`], it stays used.
@@ -78,7 +85,7 @@ impl Claims {
         shard.next += 1;
         let serial = shard.next;
         let (superseded, watch) = async_channel::bounded(1);
-        let state = State::Pending { serial, token_id: token_id.to_owned(), superseded };
+        let state = State::Pending(Box::new(Pending { serial, token_id: token_id.to_owned(), superseded }));
         match shard.ids.entry(id) {
             Entry::Vacant(_) if full => return Err(ClaimError::Full),
             Entry::Vacant(slot) => {
@@ -86,8 +93,8 @@ impl Claims {
                 shard.by_age.push_back((now, id));
             }
             Entry::Occupied(mut slot) => match slot.get() {
-                State::Pending { token_id: older, superseded, .. } if older == token_id => {
-                    let _ = superseded.try_send(());
+                State::Pending(older) if older.token_id == token_id => {
+                    let _ = older.superseded.try_send(());
                     slot.insert(state);
                 }
                 _ => return Err(ClaimError::Used),
@@ -123,14 +130,14 @@ impl Claim<'_> {
     pub fn answer(self) -> bool {
         let mut shard = self.claims.shard(&self.id);
         match shard.ids.get_mut(&self.id) {
-            Some(state @ State::Pending { .. }) => {
-                let mine = matches!(state, State::Pending { serial, .. } if *serial == self.serial);
+            Some(state) => {
+                let mine = matches!(state, State::Pending(pending) if pending.serial == self.serial);
                 if mine {
                     *state = State::Used;
                 }
                 mine
             }
-            _ => false,
+            None => false,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use monoio::time::{Instant, timeout};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::Why,
     frame::{self, Expect, FrameError, HEADER_BYTES_MAX, Header, Opcode},
@@ -22,6 +22,7 @@ use narrowlink_proto::{
 use crate::{
     deframe::{Deframer, Event},
     relay::End,
+    timer::timeout,
     wire::Wire,
 };
 

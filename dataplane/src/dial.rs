@@ -4,10 +4,9 @@
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 
-use monoio::time::timeout;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
-use crate::socket::Socket;
+use crate::{socket::Socket, timer::timeout};
 
 /// Connects to one address.
 ///

@@ -10,7 +10,6 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use monoio::time::{sleep, timeout};
 use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
 
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
     door::Door,
     lane::{self, Lane, Lanes},
     table::{Kind, Seat, Table},
+    timer::{sleep, timeout},
     wire::{Wire, WireParts},
     worker::spawn,
 };
@@ -236,7 +236,7 @@ impl LaneParts {
     fn assemble(self, local: &Rc<Local>) -> std::io::Result<Lane> {
         let wire = Wire::from_parts(self.wire)?;
         // A gateway's frames bear no mask: no seed is needed.
-        let conn = Conn::new(wire, self.framing, Role::Gateway, 0);
+        let conn = Box::new(Conn::new(wire, self.framing, Role::Gateway, 0));
         Ok(Lane { conn, entry: self.entry, seat: Seat::for_lane(local) })
     }
 }

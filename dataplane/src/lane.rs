@@ -5,20 +5,30 @@
 //! See: ARCHITECTURE.md "Lanes".
 
 use std::{
+    cell::Cell,
     collections::{HashMap, VecDeque},
+    future::poll_fn,
     rc::Rc,
     sync::Arc,
+    task::{Poll, Waker},
 };
 
 use async_channel::Sender;
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,
 };
 
-use crate::{conn::Conn, directory::AgentEntry, handover::Local, table::Seat, worker::spawn};
+use crate::{
+    conn::Conn,
+    directory::AgentEntry,
+    handover::Local,
+    table::Seat,
+    timer::{sleep_until, timeout_at},
+    worker::spawn,
+};
 
 /// Sessions that may wait for lanes of one agent on one worker.
 const WAITING_MAX: usize = 1024;
@@ -26,7 +36,7 @@ const WAITING_MAX: usize = 1024;
 /// An agent's stream without a session.
 pub struct Lane {
     /// The connection.
-    pub conn: Conn,
+    pub conn: Box<Conn>,
     /// Whose.
     pub entry: Arc<AgentEntry>,
     /// Its place at the worker where it is.
@@ -49,11 +59,52 @@ struct Group {
 
 struct Parked {
     number: u64,
-    /// Asks the task that holds the lane to hand it out.
-    want: Sender<Sender<Lane>>,
+    call: Rc<Call>,
     entry: Arc<AgentEntry>,
     /// Where, for the gauge.
     worker: usize,
+}
+
+/// Asks the task that holds a parked lane to hand it out, or to let it go. (A channel for it would
+/// hold as much as the lane.)
+#[derive(Default)]
+struct Call {
+    reply: Cell<Option<Sender<Lane>>>,
+    let_go: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Call {
+    /// Where the lane goes; `None` when it is not needed any more.
+    async fn heard(&self) -> Option<Sender<Lane>> {
+        poll_fn(|cx| {
+            let reply = self.reply.take();
+            if reply.is_some() || self.let_go.get() {
+                return Poll::Ready(reply);
+            }
+            self.waker.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Parked {
+    /// Asks for the lane. What is asked for lives with the task that holds the lane: if that ends
+    /// instead, the reply's channel closes.
+    fn ask(self, reply: Sender<Lane>) {
+        self.call.reply.set(Some(reply));
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.entry.sub_parked(self.worker);
+        self.call.let_go.set(true);
+        if let Some(waker) = self.call.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 impl Lanes {
@@ -122,12 +173,12 @@ pub fn park(local: &Rc<Local>, mut lane: Lane) {
             Err(unsent) => lane = unsent.into_inner(),
         }
     }
-    let (want, wanted) = async_channel::bounded::<Sender<Lane>>(1);
+    let call = Rc::new(Call::default());
     let number = {
         let mut lanes = local.lanes.borrow_mut();
         lanes.next += 1;
         let number = lanes.next;
-        let parked = Parked { number, want, entry: lane.entry.clone(), worker: local.index };
+        let parked = Parked { number, call: call.clone(), entry: lane.entry.clone(), worker: local.index };
         lane.entry.add_parked(local.index);
         lanes.groups.entry(link).or_default().idle.push(parked);
         number
@@ -135,18 +186,17 @@ pub fn park(local: &Rc<Local>, mut lane: Lane) {
     look_for_waiting(local, &lane.entry);
     let local = local.clone();
     spawn(async move {
-        let asked = async { wanted.recv().await.ok() };
         let broke = async {
             hold(&local, &lane).await;
             None
         };
-        match future::or(asked, broke).await {
+        match future::or(call.heard(), broke).await {
             Some(reply) => {
                 if let Err(unsent) = reply.try_send(lane) {
                     park(&local, unsent.into_inner());
                 }
             }
-            // Broken, or forgotten (the channel closed): a parked lane holds nothing that counts.
+            // Broken, or forgotten: a parked lane holds nothing that counts.
             None => {
                 local.lanes.borrow_mut().remove(link, number);
                 lane.conn.close(1001, "this lane is not needed any more");
@@ -167,12 +217,6 @@ fn look_for_waiting(local: &Rc<Local>, entry: &AgentEntry) {
             park(&local, lane);
         }
     });
-}
-
-impl Drop for Parked {
-    fn drop(&mut self) {
-        self.entry.sub_parked(self.worker);
-    }
 }
 
 /// Returns when a parked lane can't be used any more; pings it meanwhile.
@@ -201,9 +245,8 @@ pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<Lane>
     loop {
         let parked = local.lanes.borrow_mut().pop(link)?;
         let (reply, given) = async_channel::bounded(1);
-        if parked.want.try_send(reply).is_ok()
-            && let Ok(lane) = given.recv().await
-        {
+        parked.ask(reply);
+        if let Ok(lane) = given.recv().await {
             return Some(lane);
         }
     }

@@ -17,6 +17,7 @@
 pub mod admit;
 pub mod backoff;
 pub mod buffer;
+mod caught;
 pub mod claims;
 pub mod conn;
 pub mod deframe;
@@ -36,6 +37,7 @@ pub mod serve;
 pub mod socket;
 pub mod stream;
 pub mod table;
+pub mod timer;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;

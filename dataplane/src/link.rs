@@ -4,6 +4,7 @@
 //! See: ARCHITECTURE.md "The wire"; tungstenite does the framing (control only, never payload).
 
 use std::{
+    future::Future,
     io::{self, Read, Write},
     net::SocketAddr,
     rc::Rc,
@@ -13,7 +14,7 @@ use std::{
 
 use async_channel::Receiver;
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout};
+use monoio::time::Instant;
 use narrowlink_proto::{
     id::{LinkId, LinkSecret, Nonce},
     limits::Limits,
@@ -31,6 +32,8 @@ use crate::{
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
     handover::{Local, Note},
+    table::Seat,
+    timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
 };
@@ -39,6 +42,12 @@ use crate::{
 const WRITE_BYTES_MAX: usize = 256 * 1024;
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
+/// What is read at once at the gateway, whose peers say little, and at the others: a link holds that
+/// much for ever.
+const GATEWAY_READ_BYTES: usize = 512;
+const PEER_READ_BYTES: usize = 4096;
+/// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
+const ORDERS_MAX: usize = 4;
 /// Set-up of a link, each side.
 const SET_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -115,8 +124,9 @@ struct LinkSocket {
 
 impl LinkSocket {
     fn new(wire: Wire, role: Role, peer: Speaker, limits: &Limits) -> Self {
+        let read_bytes = if role == Role::Server { GATEWAY_READ_BYTES } else { PEER_READ_BYTES };
         let config = WebSocketConfig::default()
-            .read_buffer_size(4096)
+            .read_buffer_size(read_bytes)
             .write_buffer_size(0)
             .max_write_buffer_size(WRITE_BYTES_MAX)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
@@ -231,35 +241,46 @@ fn would_block(e: &tungstenite::Error) -> bool {
 
 // ---- the gateway's side
 
-/// Serves a link until it ends. Its sessions and lanes go on by themselves.
-pub(crate) async fn serve(local: Rc<Local>, wire: Wire, principal: Arc<Principal>, peer_addr: SocketAddr) {
-    let mut socket = LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits);
-    let (orders, taken) = async_channel::bounded(16);
-    let set_up = introduce(&local, &mut socket, &principal, peer_addr, orders);
-    let grant = match timeout(SET_UP_TIMEOUT, set_up).await {
-        Ok(Ok(grant)) => grant,
-        Ok(Err(LinkError::Goodbye(goodbye))) => return socket.close(Some(goodbye), CloseCode::Policy),
-        Ok(Err(e)) => {
-            tracing::debug!(peer = %peer_addr, name = principal.name, "a link was not set up: {e}");
-            return;
+/// Serves a link until it ends. Its sessions and lanes go on by themselves. (No `async fn`: one stores
+/// its arguments twice.)
+pub(crate) fn serve(
+    local: Rc<Local>,
+    wire: Wire,
+    principal: Arc<Principal>,
+    peer_addr: SocketAddr,
+    seat: Seat,
+) -> impl Future<Output = ()> {
+    let mut socket = Box::new(LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits));
+    async move {
+        let _held = &seat;
+        let (orders, taken) = async_channel::bounded(ORDERS_MAX);
+        // Boxed, so that a link that stands holds nothing of it.
+        let set_up = Box::pin(introduce(&local, &mut socket, &principal, peer_addr, orders));
+        let grant = match timeout(SET_UP_TIMEOUT, set_up).await {
+            Ok(Ok(grant)) => grant,
+            Ok(Err(LinkError::Goodbye(goodbye))) => return socket.close(Some(goodbye), CloseCode::Policy),
+            Ok(Err(e)) => {
+                tracing::debug!(peer = %peer_addr, name = principal.name, "a link was not set up: {e}");
+                return;
+            }
+            Err(_) => return,
+        };
+        let LinkGrant { link, agent, .. } = grant;
+        socket.agent = agent;
+        tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
+        let ended = converse(&local, &mut socket, &principal, &taken).await;
+        if let Some(agent) = &socket.agent {
+            agent.set_link_down();
+            local.shared.tell_all_now(|| Note::LinkDown(link));
         }
-        Err(_) => return,
-    };
-    let link = grant.link;
-    socket.agent = grant.agent.clone();
-    tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
-    let ended = converse(&local, &mut socket, &principal, &grant, &taken).await;
-    if let Some(agent) = &grant.agent {
-        agent.set_link_down();
-        local.shared.tell_all_now(|| Note::LinkDown(link));
-    }
-    local.shared.door.release_link(link);
-    tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
-    match ended {
-        LinkError::Goodbye(goodbye) => socket.close(Some(goodbye), CloseCode::Away),
-        LinkError::Message(_) | LinkError::Unexpected(_) => socket.close(None, CloseCode::Protocol),
-        LinkError::Closed => socket.close(None, CloseCode::Normal),
-        _ => {}
+        local.shared.door.release_link(link);
+        tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
+        match ended {
+            LinkError::Goodbye(goodbye) => socket.close(Some(goodbye), CloseCode::Away),
+            LinkError::Message(_) | LinkError::Unexpected(_) => socket.close(None, CloseCode::Protocol),
+            LinkError::Closed => socket.close(None, CloseCode::Normal),
+            _ => {}
+        }
     }
 }
 
@@ -302,7 +323,6 @@ async fn converse(
     local: &Local,
     socket: &mut LinkSocket,
     principal: &Principal,
-    grant: &LinkGrant,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
     loop {
@@ -323,7 +343,7 @@ async fn converse(
                 send_list(local, socket, principal)
             }
             Ok(Heard::Message(_)) => Err(LinkError::Unexpected("a message that has no place on this link")),
-            Ok(Heard::Order(LinkOrder::NeedLane)) => match &grant.agent {
+            Ok(Heard::Order(LinkOrder::NeedLane)) => match &socket.agent {
                 Some(agent) => match agent.telling_need() {
                     0 => Ok(()),
                     count => socket.send(&Message::NeedLane { count }),
@@ -426,5 +446,22 @@ impl PeerLink {
     /// Ends the link in good order.
     pub fn close(self) {
         self.socket.close(None, CloseCode::Normal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_link_s_task_is_small() {
+        let bytes = future_bytes(|(local, wire, principal, peer_addr, seat)| {
+            serve(local, wire, principal, peer_addr, seat)
+        });
+        assert!(bytes <= 1024, "{bytes}");
     }
 }

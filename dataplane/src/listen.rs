@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep};
+use monoio::time::Instant;
 use rustix::net::SocketFlags;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
@@ -19,6 +19,7 @@ use crate::{
     handover::Local,
     serve::{self, Service},
     socket::Socket,
+    timer::sleep,
     worker::spawn,
 };
 

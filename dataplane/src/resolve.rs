@@ -10,7 +10,8 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use monoio::time::timeout;
+
+use crate::timer::timeout;
 
 /// Look-ups that may block at the same time (the system's resolver blocks).
 const THREADS: usize = 4;

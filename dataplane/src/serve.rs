@@ -1,33 +1,38 @@
 //! Role: one arriving connection at the gateway, from its first byte to its role: sniff, TLS, head,
 //! admit.
 //! Invariants: every step has a deadline · nothing is said to a stranger that an ordinary web
-//! server would not say.
+//! server would not say · a role is a task of its own: nothing of the arrival outlives it.
 //! See: ARCHITECTURE.md "Life of a byte".
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use futures_lite::future;
-use monoio::time::timeout;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
-    message::Channel,
+    message::{Channel, Open},
     sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
-    upgrade::{self, Framing, Head, Request},
+    upgrade::{self, Framing, Head, Opened, Request},
 };
 
 use crate::{
-    admit,
+    admit::{self, Asked},
     conn::{Conn, Role},
+    door::Principal,
     handover::Local,
     lane::{self, Lane},
     link,
     socket::Socket,
-    stream::Visit,
+    stream::{self, Session, Visit},
     table::{Kind, Seat},
+    timer::timeout,
     tls::TlsSocket,
+    tunnel,
     wire::Wire,
+    worker::spawn,
 };
 
+/// How much of a first flight is read at once: nearly always all of it.
+const READ_BYTES: usize = 2048;
 /// How long an answer may take to reach a peer that is then cut off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -40,7 +45,7 @@ pub struct Service {
     pub tls: bool,
 }
 
-/// Serves one connection to its end.
+/// Sees one connection to its role, or to its end.
 pub async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket) {
     let Ok(peer_addr) = socket.peer_addr() else { return };
     let Some(seat) = Seat::for_stranger(&local) else {
@@ -67,7 +72,8 @@ async fn arrive(
             let Some(config) = local.shared.door.tls(service.index, name) else {
                 return Err(io::Error::other(format!("no certificate for {name:?}")));
             };
-            let handshake = TlsSocket::accept(socket, config, &early);
+            // Boxed: what a handshake takes is given back when it is done.
+            let handshake = Box::pin(TlsSocket::accept(socket, config, &early));
             timeout(limits.tls_handshake_timeout, handshake)
                 .await
                 .map_err(|_| late("the TLS handshake"))??
@@ -87,7 +93,10 @@ async fn arrive(
     let head =
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
-        Ok(Some(request)) => tunnel(local, wire, *request, peer_addr, seat).await,
+        Ok(Some(request)) => {
+            let arrived = Arrived { local: local.clone(), peer_addr, seat };
+            Box::pin(enter(arrived, wire, request)).await
+        }
         Ok(None) => Ok(()),
         Err(Unusable::Broken(e)) => Err(e),
         Err(Unusable::Answer(answer)) => answer_and_close(wire, &answer).await,
@@ -101,18 +110,16 @@ fn late(what: &str) -> io::Error {
 async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
     let mut sniffer = Sniffer::default();
     let mut early = Vec::new();
-    let mut buf = [0; 2048];
     loop {
-        let n = match socket.try_read(&mut buf) {
+        match try_read_onto(socket, &mut early) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => n,
+            Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 socket.readable().await?;
                 continue;
             }
             Err(e) => return Err(e),
-        };
-        early.extend_from_slice(&buf[..n]);
+        }
         match sniffer.sniff(&early).map_err(io::Error::other)? {
             Sniffed::NeedMore if early.len() > EARLY_BYTES_MAX => {
                 return Err(io::Error::other("too much before anything could be told"));
@@ -123,6 +130,14 @@ async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
     }
 }
 
+/// The buffer lies on the stack: who waits holds none.
+fn try_read_onto(socket: &Socket, got: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buf = [0; READ_BYTES];
+    let bytes = socket.try_read(&mut buf)?;
+    got.extend_from_slice(&buf[..bytes]);
+    Ok(bytes)
+}
+
 enum Unusable {
     Broken(io::Error),
     Answer(Vec<u8>),
@@ -131,13 +146,10 @@ enum Unusable {
 /// The head of a request for a tunnel; everything else has its answer in the error.
 async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
     let mut got = Vec::new();
-    let mut buf = [0; 2048];
     loop {
-        let n = wire.read(&mut buf).await.map_err(Unusable::Broken)?;
-        if n == 0 {
+        if tunnel::read_onto(wire, &mut got).await.map_err(Unusable::Broken)? == 0 {
             return Ok(None);
         }
-        got.extend_from_slice(&buf[..n]);
         match upgrade::parse_request(&got).map_err(|e| Unusable::Answer(e.encode()))? {
             Head::NeedMore => {}
             // A client has nothing to say before the 101.
@@ -155,8 +167,10 @@ async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
     let exchange = async {
         wire.write_all(answer).await?;
         wire.finish_write().await?;
-        let mut buf = [0; 2048];
-        while wire.read(&mut buf).await? > 0 {}
+        let mut unheard = Vec::new();
+        while tunnel::read_onto(&wire, &mut unheard).await? > 0 {
+            unheard.clear();
+        }
         Ok::<_, io::Error>(())
     };
     let _ = timeout(ANSWER_TIMEOUT, exchange).await;
@@ -164,74 +178,108 @@ async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// A request for a tunnel: who is it, and for which role?
-async fn tunnel(
-    local: &Rc<Local>,
-    wire: Wire,
-    request: Request,
+/// A connection that has said what it wants.
+struct Arrived {
+    local: Rc<Local>,
     peer_addr: SocketAddr,
     seat: Seat,
-) -> io::Result<()> {
-    let Request { protocol, token, key, open, lane, origin, .. } = request;
-    let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
-    let refuse = async |wire, refused: Refused| {
-        tracing::info!(peer = %peer_addr, code = ?refused.code, "refused: {}", refused.reason);
+}
+
+impl Arrived {
+    async fn refuse(&self, wire: Wire, refused: Refused) -> io::Result<()> {
+        tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
         answer_and_close(wire, &upgrade::encode_refusal(&refused)).await
-    };
-    if origin.is_some() {
-        return refuse(wire, Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here"))
-            .await;
     }
-    let who = match admit::login(local, protocol.channel, &token) {
+
+    fn visit(self, who: Arc<Principal>) -> Visit {
+        let Self { local, peer_addr, seat } = self;
+        Visit { local, who, peer_addr, seat }
+    }
+}
+
+/// A request for a tunnel: who is it, and for which role?
+async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Result<()> {
+    let Request { protocol, token, key, open, lane, origin, .. } = *request;
+    if origin.is_some() {
+        let refused = Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here");
+        return arrived.refuse(wire, refused).await;
+    }
+    let who = match admit::login(&arrived.local, protocol.channel, &token) {
         Ok(who) => who,
-        Err(refused) => return refuse(wire, refused).await,
+        Err(refused) => return arrived.refuse(wire, refused).await,
     };
     drop(token);
+    let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
+    let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
         (Channel::Link, None, None) if protocol.framing == Framing::Framed => {
-            seat.becomes(Kind::Link);
+            arrived.seat.becomes(Kind::Link);
             wire.write_all(&accept(None)).await?;
-            link::serve(local.clone(), wire, who, peer_addr).await;
+            let Arrived { local, peer_addr, seat } = arrived;
+            spawn(link::serve(local, wire, who, peer_addr, seat));
             Ok(())
         }
-        (Channel::Lane, Some(proof), None) => match admit::lane(local, &who, &proof) {
+        (Channel::Lane, Some(proof), None) => match admit::lane(&arrived.local, &who, &proof) {
             Ok(entry) => {
-                seat.becomes(Kind::Lane);
+                arrived.seat.becomes(Kind::Lane);
                 wire.write_all(&accept(None)).await?;
-                let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-                lane::place(local, Lane { conn, entry, seat });
+                lane::place(&arrived.local, Lane { conn: conn(wire), entry, seat: arrived.seat });
                 Ok(())
             }
-            Err(refused) => refuse(wire, refused).await,
+            Err(refused) => arrived.refuse(wire, refused).await,
         },
         (Channel::Stream, None, None) => {
-            seat.becomes(Kind::Stream);
+            arrived.seat.becomes(Kind::Stream);
             wire.write_all(&accept(None)).await?;
-            let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-            Visit { local, who: &who, peer_addr, seat: &seat }.serve_stream(conn).await;
+            spawn(stream::serve(arrived.visit(who), conn(wire), None));
             Ok(())
         }
         (Channel::Stream, None, Some(open)) => {
-            seat.becomes(Kind::Stream);
-            let early = async {
-                // A client that leaves, or speaks before it is answered, ends its request.
-                let n = wire.read(&mut [0; 1]).await?;
-                Err(io::Error::other(if n == 0 { "the client left" } else { "bytes before the 101" }))
-            };
-            let opened = async { Ok(admit::open(local, &who, &open, peer_addr).await) };
-            match future::or(early, opened).await? {
+            arrived.seat.becomes(Kind::Stream);
+            match dialled(&arrived, &wire, &who, &open).await? {
                 Ok((lane, opened)) => {
                     wire.write_all(&accept(Some(&opened))).await?;
-                    let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
-                    let visit = Visit { local, who: &who, peer_addr, seat: &seat };
-                    if let Some(conn) = Box::pin(visit.serve_session(conn, lane, None, &open)).await {
-                        visit.serve_stream(conn).await;
-                    }
+                    let session = Box::new(Session { lane, asked: Asked::from(open) });
+                    spawn(stream::serve(arrived.visit(who), conn(wire), Some(session)));
                     Ok(())
                 }
-                Err(refused) => refuse(wire, refused).await,
+                Err(refused) => arrived.refuse(wire, refused).await,
             }
         }
-        _ => refuse(wire, Refused::new(RefusalCode::Protocol, "this role takes other headers")).await,
+        _ => {
+            let refused = Refused::new(RefusalCode::Protocol, "this role takes other headers");
+            arrived.refuse(wire, refused).await
+        }
+    }
+}
+
+/// Has the session dialled that a request asks for. A client that leaves, or speaks before it is
+/// answered, ends its request.
+async fn dialled(
+    arrived: &Arrived,
+    wire: &Wire,
+    who: &Principal,
+    open: &Open,
+) -> io::Result<Result<(Lane, Opened), Refused>> {
+    let early = async {
+        let n = wire.read(&mut [0; 1]).await?;
+        Err(io::Error::other(if n == 0 { "the client left" } else { "bytes before the 101" }))
+    };
+    let opened = async { Ok(admit::open(&arrived.local, who, open, arrived.peer_addr).await) };
+    future::or(early, opened).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_arrival_holds_little_while_it_waits() {
+        let bytes = future_bytes(|(local, service, socket)| serve(local, service, socket));
+        assert!(bytes <= 2048, "{bytes}");
     }
 }

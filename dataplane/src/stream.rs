@@ -5,10 +5,10 @@
 //! if it had not.
 //! See: ARCHITECTURE.md "Early data".
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout, timeout_at};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Refused, Side, Why},
     id::SessionId,
@@ -17,63 +17,81 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    admit::{self, Dialling, Unopened},
+    admit::{self, Asked, Dialling, Unopened},
     conn::{CLOSE_RESET, Conn, ConnError},
     door::Principal,
     handover::Local,
     lane::{self, Lane},
     relay::{Gate, Traffic, gone, relay_behind, settled},
     table::{Kind, Seat},
+    timer::{sleep_until, timeout, timeout_at},
 };
 
 /// How long a refusal may take to reach a client that is then cut off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client's stream while it is served.
-pub(crate) struct Visit<'a> {
-    pub(crate) local: &'a Rc<Local>,
-    pub(crate) who: &'a Arc<Principal>,
+pub(crate) struct Visit {
+    pub(crate) local: Rc<Local>,
+    pub(crate) who: Arc<Principal>,
     pub(crate) peer_addr: SocketAddr,
-    pub(crate) seat: &'a Seat,
+    pub(crate) seat: Seat,
 }
 
-impl Visit<'_> {
-    /// Serves the sessions of a stream, one after the other.
-    pub(crate) async fn serve_stream(&self, mut conn: Conn) {
+/// A session and what it has of the agent.
+pub(crate) struct Session {
+    pub(crate) lane: Lane,
+    pub(crate) asked: Asked,
+}
+
+/// Serves the sessions of a stream, one after the other; `first` stands already.
+///
+/// Each step has a box of its own, so that a stream holds what its present step needs: while it waits,
+/// nothing of a session; while a session stands, nothing of what led there.
+#[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
+pub(crate) fn serve(
+    visit: Visit,
+    mut conn: Box<Conn>,
+    mut first: Option<Box<Session>>,
+) -> impl Future<Output = ()> {
+    async move {
         let mut last = None;
         loop {
-            let stopped = async {
-                self.local.stopped().await;
-                None
-            };
-            let Some(open) = future::or(self.next_open(&conn, last), stopped).await else {
-                return conn.close(1001, "nothing more is served on this stream");
-            };
-            last = Some(open.session);
-            let served = match self.dial(&conn, &open).await {
-                // Boxed, so that a stream without a session holds nothing of one.
-                Ok(Ok((lane, dialling))) => {
-                    Box::pin(self.serve_session(conn, lane, Some(dialling), &open)).await
-                }
-                Ok(Err(refused)) => self.refuse(conn, refused).await,
-                Err(e) => {
-                    conn.tell(&e);
-                    return conn.hang_up();
+            let step = match first.take() {
+                Some(session) => visit.serve_session(conn, session, None),
+                None => {
+                    let Some(open) = Box::pin(visit.next_open(&conn, last)).await else {
+                        return conn.close(1001, "nothing more is served on this stream");
+                    };
+                    last = Some(open.session);
+                    match Box::pin(visit.dial(&conn, open)).await {
+                        Ok(Ok((session, dialling))) => visit.serve_session(conn, session, Some(dialling)),
+                        Ok(Err(refused)) => Box::pin(visit.refuse(conn, refused)),
+                        Err(e) => {
+                            conn.tell(&e);
+                            return conn.hang_up();
+                        }
+                    }
                 }
             };
-            match served {
+            match step.await {
                 Some(again) => conn = again,
                 None => return,
             }
         }
     }
+}
 
+/// What gives the stream back when it can serve another session.
+type Served<'a> = Pin<Box<dyn Future<Output = Option<Box<Conn>>> + 'a>>;
+
+impl Visit {
     /// Decides about an Open and has it dialled, while its client still waits.
-    async fn dial<'a>(
-        &'a self,
+    async fn dial(
+        &self,
         conn: &Conn,
-        open: &'a Open,
-    ) -> Result<Result<(Lane, Dialling<'a>), Refused>, ConnError> {
+        open: Box<Open>,
+    ) -> Result<Result<(Box<Session>, Box<Dialling<'_>>), Refused>, ConnError> {
         let left = async {
             match conn.framing() {
                 Framing::Framed => {
@@ -86,12 +104,15 @@ impl Visit<'_> {
                 Framing::Raw => future::pending().await,
             }
         };
-        let dialling = async { Ok(admit::dial(self.local, self.who, open, self.peer_addr).await) };
-        future::or(left, dialling).await
+        let dialling = async { Ok(admit::dial(&self.local, &self.who, &open, self.peer_addr).await) };
+        let dialled = future::or(left, dialling).await?;
+        Ok(dialled.map(|(lane, dialling)| {
+            (Box::new(Session { lane, asked: Asked::from(*open) }), Box::new(dialling))
+        }))
     }
 
     /// Says no; gives the stream back if it can serve on.
-    async fn refuse(&self, conn: Conn, refused: Refused) -> Option<Conn> {
+    async fn refuse(&self, conn: Box<Conn>, refused: Refused) -> Option<Box<Conn>> {
         tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
@@ -101,8 +122,16 @@ impl Visit<'_> {
         None
     }
 
-    /// The next Open on a stream that serves no session; `None` when it ends.
-    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
+    /// The next Open on a stream that serves no session; `None` when it ends, or the gateway stops.
+    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Box<Open>> {
+        let stopped = async {
+            self.local.stopped().await;
+            None
+        };
+        future::or(self.hear_open(conn, last), stopped).await.map(Box::new)
+    }
+
+    async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
         let interval = self.local.shared.limits.quiet_ping_interval;
         let expiry = Instant::from_std(self.who.expires_at);
         loop {
@@ -129,60 +158,92 @@ impl Visit<'_> {
         }
     }
 
-    /// Relays one session, whose answer is still due if it is `dialling`; gives the stream back when
-    /// it can serve another.
-    pub(crate) async fn serve_session(
-        &self,
-        stream: Conn,
-        lane: Lane,
-        dialling: Option<Dialling<'_>>,
-        open: &Open,
-    ) -> Option<Conn> {
-        self.seat.becomes(Kind::Session);
-        let (session, traffic) = (open.session, Traffic::default());
-        let gate = match &dialling {
-            None => Gate::opened(),
-            Some(_) => Gate::closed(early_bytes_max(&stream, &lane, open)),
-        };
-        // Boxed, so that a session that stands holds nothing of it.
-        let answer = Box::pin(async {
-            let Some(dialling) = dialling else { return Ok(()) };
-            let opened = dialling.answer(&lane.conn).await?;
-            gate.open();
-            let opened = Message::Opened { session, e2ee: opened.e2ee };
-            let sent = stream.send(&opened).await;
-            sent.map_err(|e| Ended { by: Side::Client, why: ConnError::from(e).why() }.into())
-        });
-        let expiry = async {
-            sleep_until(Instant::from_std(self.who.expires_at)).await;
-            Err(Ended { by: Side::Here, why: Why::Expired }.into())
-        };
-        let moving = relay_behind(stream.end(session), lane.conn.end(session), &traffic, &gate, answer);
-        let ended = match future::or(moving, expiry).await {
-            Ok(()) => Ok(()),
-            Err(Unopened::Ended(ended)) => Err(ended),
-            Err(unopened) => {
-                self.seat.becomes(Kind::Stream);
-                return self.unopened(stream, lane, unopened, open, gate.was_used()).await;
+    /// Relays one session, whose answer is still due if it is `dialling`.
+    fn serve_session<'a>(
+        &'a self,
+        stream: Box<Conn>,
+        standing: Box<Session>,
+        dialling: Option<Box<Dialling<'a>>>,
+    ) -> Served<'a> {
+        Box::pin(async move {
+            self.seat.becomes(Kind::Session);
+            let (lane, traffic) = (&standing.lane.conn, Traffic::default());
+            let session = standing.asked.session;
+            let gate = match &dialling {
+                None => Gate::opened(),
+                Some(dialling) => Gate::closed(early_bytes_max(&stream, lane, dialling)),
+            };
+            let ended = {
+                // Boxed, so that a session that stands holds nothing of it.
+                let answer = dialling
+                    .map(|dialling| Box::pin(self.pass_on_answer(dialling, &stream, &standing, &gate)));
+                let answer = async {
+                    match answer {
+                        Some(answer) => answer.await,
+                        None => Ok(()),
+                    }
+                };
+                let expiry = async {
+                    sleep_until(Instant::from_std(self.who.expires_at)).await;
+                    Err(Ended { by: Side::Here, why: Why::Expired }.into())
+                };
+                let moving = relay_behind(stream.end(session), lane.end(session), &traffic, &gate, answer);
+                future::or(moving, expiry).await
+            };
+            match ended {
+                Ok(()) => self.say_ended(&standing.asked, &traffic, Ok(())),
+                Err(Unopened::Ended(ended)) => self.say_ended(&standing.asked, &traffic, Err(ended)),
+                Err(_) => {}
             }
-        };
-        self.say_ended(open, &traffic, ended);
+            Box::pin(self.end_session(stream, standing, ended, gate.was_used())).await
+        })
+    }
+
+    /// Waits for the agent's answer and tells the client.
+    async fn pass_on_answer(
+        &self,
+        dialling: Box<Dialling<'_>>,
+        stream: &Conn,
+        standing: &Session,
+        gate: &Gate,
+    ) -> Result<(), Unopened> {
+        let Session { lane, asked } = standing;
+        let opened = dialling.answer(&lane.conn, asked.session, &asked.agent).await?;
+        gate.open();
+        let opened = Message::Opened { session: asked.session, e2ee: opened.e2ee };
+        let sent = stream.send(&opened).await;
+        sent.map_err(|e| Ended { by: Side::Client, why: ConnError::from(e).why() }.into())
+    }
+
+    /// What a session leaves: its lane parked or gone, its stream given back if it can serve another.
+    async fn end_session(
+        &self,
+        stream: Box<Conn>,
+        standing: Box<Session>,
+        ended: Result<(), Unopened>,
+        used: bool,
+    ) -> Option<Box<Conn>> {
+        let Session { lane, asked } = *standing;
         let ended = match ended {
-            Ok(()) => retire(self.local, lane, open).await,
-            Err(ended) => {
+            Ok(()) => retire(&self.local, lane, asked.session).await,
+            Err(Unopened::Ended(ended)) => {
                 lane.conn.close(CLOSE_RESET, &ended.to_string());
                 Err(ended)
             }
+            Err(unopened) => {
+                self.seat.becomes(Kind::Stream);
+                return self.unopened(stream, lane, unopened, asked.session, used).await;
+            }
         };
-        self.finish(stream, session, ended).await
+        self.finish(stream, asked.session, ended).await
     }
 
-    fn say_ended(&self, open: &Open, traffic: &Traffic, ended: Result<(), Ended>) {
+    fn say_ended(&self, asked: &Asked, traffic: &Traffic, ended: Result<(), Ended>) {
         let finished = Ended { by: Side::Here, why: Why::Finished };
         tracing::debug!(
-            session = ?open.session,
+            session = ?asked.session,
             client = self.who.name,
-            agent = open.agent,
+            agent = &*asked.agent,
             up_bytes = traffic.up_bytes.get(),
             down_bytes = traffic.down_bytes.get(),
             "session ended: {}",
@@ -190,7 +251,12 @@ impl Visit<'_> {
         );
     }
 
-    async fn finish(&self, stream: Conn, session: SessionId, ended: Result<(), Ended>) -> Option<Conn> {
+    async fn finish(
+        &self,
+        stream: Box<Conn>,
+        session: SessionId,
+        ended: Result<(), Ended>,
+    ) -> Option<Box<Conn>> {
         match (ended, stream.framing()) {
             (Ok(()), Framing::Framed) => {
                 self.seat.becomes(Kind::Stream);
@@ -211,15 +277,15 @@ impl Visit<'_> {
     /// nothing more: bytes of that session may still be on their way there.
     async fn unopened(
         &self,
-        stream: Conn,
+        stream: Box<Conn>,
         lane: Lane,
         unopened: Unopened,
-        open: &Open,
+        session: SessionId,
         used: bool,
-    ) -> Option<Conn> {
+    ) -> Option<Box<Conn>> {
         let refused = match unopened {
             unopened if !used => {
-                let refused = admit::refusal(self.local, lane, unopened, open);
+                let refused = admit::refusal(&self.local, lane, unopened, session);
                 return self.refuse(stream, refused).await;
             }
             // Nobody knows what the target got: the client must not think that it was nothing.
@@ -238,7 +304,7 @@ impl Visit<'_> {
             }
             Unopened::ByUs(refused) => refused,
         };
-        let stream = self.refuse(stream, refused.of(open.session)).await?;
+        let stream = self.refuse(stream, refused.of(session)).await?;
         stream.drain().await;
         stream.close(1000, "this stream has served a session that was refused");
         None
@@ -247,22 +313,37 @@ impl Visit<'_> {
 
 /// How much a client may send behind its Open. Only frames can tell data from an answer, and who
 /// encrypts end to end needs the answer first; what a client sends all the same waits unread.
-fn early_bytes_max(stream: &Conn, lane: &Lane, open: &Open) -> usize {
-    let framed = stream.framing() == Framing::Framed && lane.conn.framing() == Framing::Framed;
-    if framed && open.e2ee.is_none() { EARLY_DATA_BYTES_MAX } else { 0 }
+fn early_bytes_max(stream: &Conn, lane: &Conn, dialling: &Dialling<'_>) -> usize {
+    let framed = stream.framing() == Framing::Framed && lane.framing() == Framing::Framed;
+    if framed && !dialling.e2ee { EARLY_DATA_BYTES_MAX } else { 0 }
 }
 
 /// A lane after a session that went through cleanly: parked again once the agent says that all is
 /// delivered and its target closed.
-async fn retire(local: &Rc<Local>, lane: Lane, open: &Open) -> Result<(), Ended> {
+async fn retire(local: &Rc<Local>, lane: Lane, session: SessionId) -> Result<(), Ended> {
     if lane.conn.framing() == Framing::Raw {
         lane.conn.into_wire().close_gently();
         return Ok(());
     }
-    let settled = settled(&lane.conn, open.session, Speaker::Agent, Side::Target).await;
+    let settled = settled(&lane.conn, session, Speaker::Agent, Side::Target).await;
     match settled {
         Ok(()) => lane::park(local, lane),
         Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
     }
     settled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_stream_s_own_task_is_small() {
+        let bytes = future_bytes(|(visit, conn, first)| serve(visit, conn, first));
+        assert!(bytes <= 256, "{bytes}");
+    }
 }

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use monoio::time::timeout;
 use narrowlink_proto::{
     ended::Refused,
     endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
@@ -28,10 +27,13 @@ use crate::{
     dial::connect_first,
     resolve::{ResolveError, resolve},
     socket::Socket,
+    timer::timeout,
     tls::TlsSocket,
     wire::Wire,
 };
 
+/// How much of a head is read at once: nearly always all of it.
+const READ_BYTES: usize = 2048;
 /// For the TCP connection to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -336,6 +338,24 @@ async fn attempt(
     Ok((Conn::new(wire, protocol.framing, Role::Peer, seed), opened))
 }
 
+/// Appends what is there to `got`, waiting for it; `Ok(0)` is the end. The buffer lies on the stack: who
+/// waits for a head holds none.
+pub(crate) async fn read_onto(wire: &Wire, got: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        match try_read_onto(wire, got) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.readable().await?,
+            read => return read,
+        }
+    }
+}
+
+fn try_read_onto(wire: &Wire, got: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buf = [0; READ_BYTES];
+    let bytes = wire.try_read(&mut buf)?;
+    got.extend_from_slice(&buf[..bytes]);
+    Ok(bytes)
+}
+
 async fn read_answer(
     gateway: &Gateway,
     wire: &Wire,
@@ -344,14 +364,12 @@ async fn read_answer(
 ) -> Result<Option<Opened>, TunnelError> {
     let name = || gateway.described.clone();
     let mut got = Vec::new();
-    let mut buf = [0; 2048];
     loop {
-        let n = wire.read(&mut buf).await.map_err(|source| TunnelError::Broke { gateway: name(), source })?;
-        if n == 0 {
-            let source = io::ErrorKind::UnexpectedEof.into();
-            return Err(TunnelError::Broke { gateway: name(), source });
-        }
-        got.extend_from_slice(&buf[..n]);
+        let read = match read_onto(wire, &mut got).await {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => read,
+        };
+        read.map_err(|source| TunnelError::Broke { gateway: name(), source })?;
         let answer = upgrade::parse_response(&got, key, protocol)
             .map_err(|e| TunnelError::Protocol { gateway: name(), problem: e.to_string() })?;
         match answer {

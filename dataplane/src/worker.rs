@@ -9,7 +9,6 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
-    panic::AssertUnwindSafe,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -21,11 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_lite::{FutureExt as _, future};
+use futures_lite::future;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 use rustix::event::EventfdFlags;
 
-use crate::socket::Socket;
+use crate::{caught::Caught, socket::Socket, timer};
 
 /// Submission entries of each ring.
 const RING_ENTRIES: u32 = 4096;
@@ -243,7 +242,7 @@ async fn beat(beats: Arc<[AtomicU64]>, index: usize, started: Instant) {
     loop {
         #[expect(clippy::cast_possible_truncation, reason = "584 million years of milliseconds")]
         beats[index].store(started.elapsed().as_millis() as u64, Ordering::Relaxed);
-        monoio::time::sleep(BEAT_EVERY).await;
+        timer::sleep(BEAT_EVERY).await;
     }
 }
 
@@ -273,6 +272,7 @@ pub fn run_on_epoll<F: Future>(make: impl FnOnce(Driver) -> F) -> Result<F::Outp
 }
 
 fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
+    timer::start_anew();
     RUNTIME.set(RUNTIME.get() + 1);
     ON_RING.set(matches!(runtime, AnyRuntime::IoUring(_)));
     let output = runtime.block_on(async {
@@ -333,12 +333,10 @@ pub fn panics() -> u64 {
 /// Starts a task on this worker. A panic in it is logged and costs nothing else; its sockets are
 /// reset as it unwinds.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
-    monoio::spawn(async move {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            PANICS.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a task panicked; its connection is reset, the worker goes on");
-        }
-    });
+    monoio::spawn(Caught::new(task, || {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("a task panicked; its connection is reset, the worker goes on");
+    }));
 }
 
 #[cfg(test)]

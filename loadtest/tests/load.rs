@@ -68,6 +68,27 @@ fn what_idle_connections_hold_is_measured() {
     check(&["links", "--connections", "64"], &["user_kib_per_connection", "rss_kib_per_connection"]);
 }
 
+/// What one more connection holds at the gateway: the difference between many and few of them, so that a
+/// process's own memory is nobody's.
+fn kib_of_one_more(args: &[&str]) -> f64 {
+    let both = ["--connections", "200,1000", "--against", "", "--no-pin"];
+    let report = json(&loadtest(&[&["compare"], args, &both].concat()));
+    let all = |run: &Value| {
+        let each = &run["subjects"][0]["figures"]["user_kib_per_connection"]["median"];
+        run["connections"].as_f64().unwrap() * each.as_f64().unwrap()
+    };
+    (all(&report["runs"][1]) - all(&report["runs"][0])) / 800.0
+}
+
+/// Twice what they held when this was written (10 and 12 to 14 KiB): buffers, or futures that grew, show.
+#[test]
+fn idle_sessions_and_links_hold_little_memory() {
+    let session = kib_of_one_more(&["idle"]);
+    assert!(session < 20.0, "an idle session holds {session} KiB");
+    let link = kib_of_one_more(&["links"]);
+    assert!(link < 24.0, "an idle link holds {link} KiB");
+}
+
 #[test]
 fn an_interactive_session_beside_bulk_is_measured() {
     check(&["mixed", "--connections", "2"], &["p50_us", "p99_us", "gb_per_s"]);

@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep};
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
     id::SessionId,
@@ -32,6 +32,7 @@ pub use self::gate::Gate;
 use self::pump::Pump;
 use crate::{
     conn::{Ahead, Conn, ConnError},
+    timer::sleep,
     wire::Wire,
 };
 
