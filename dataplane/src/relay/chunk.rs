@@ -91,7 +91,7 @@ impl Chunk {
     ///
     /// # Errors
     /// The source's fault.
-    pub(super) fn sort(&mut self, source: End<'_>, sink: End<'_>) -> Result<Found, ConnError> {
+    pub(super) fn sort(&mut self, source: &End<'_>, sink: &End<'_>) -> Result<Found, ConnError> {
         self.buffer.marks.clear();
         (self.next, self.payload_bytes) = (0, 0);
         let mut frames = Frames::to(sink);
@@ -127,7 +127,7 @@ impl Chunk {
     ///
     /// # Errors
     /// The sink's end.
-    pub(super) fn push(&mut self, sink: End<'_>) -> io::Result<bool> {
+    pub(super) fn push(&mut self, sink: &End<'_>) -> io::Result<bool> {
         match sink {
             End::Framed(..) if self.buffer.marks.is_empty() => Ok(true),
             End::Framed(conn, _) => {
@@ -195,8 +195,8 @@ struct Frames<'a> {
 }
 
 impl<'a> Frames<'a> {
-    fn to(sink: End<'a>) -> Self {
-        let conn = match sink {
+    fn to(sink: &End<'a>) -> Self {
+        let conn = match *sink {
             End::Bare(_) => None,
             End::Framed(conn, _) => Some(conn),
         };

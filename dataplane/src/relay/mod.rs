@@ -91,13 +91,17 @@ pub async fn relay_behind<E: From<Ended>>(
     gate: &Gate,
     answer: impl Future<Output = Result<(), E>>,
 ) -> Result<(), E> {
+    // What a session holds while it stands is counted in bytes: everything below borrows.
+    let (client, target) = (&client, &target);
     let moving = async {
-        let mut up = pin!(move_up(client, target, &traffic.up_bytes, gate));
+        let moved = &traffic.up_bytes;
+        let up = Pump { source: client, sink: target, source_side: Side::Client, moved, gate };
+        let mut up = pin!(move_up(&up));
         let mut down = pin!(async {
             answer.await?;
-            let all = Gate::opened();
-            let (source, sink, moved) = (target, client, &traffic.down_bytes);
-            Ok(Pump { source, sink, source_side: Side::Target, moved, gate: &all }.run().await?)
+            let (gate, moved) = (&Gate::opened(), &traffic.down_bytes);
+            let down = Pump { source: target, sink: client, source_side: Side::Target, moved, gate };
+            Ok(down.run().await?)
         });
         let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready((Side::Client, ended.map_err(E::from))),
@@ -107,40 +111,44 @@ pub async fn relay_behind<E: From<Ended>>(
         ended?;
         // Half-closed: whoever has finished may still vanish, or want its pings answered.
         if first == Side::Client {
-            future::or(down, async { Ok(attend(client, Side::Client).await?) }).await
+            let gone = Box::pin(attend(client, Side::Client));
+            future::or(down, async { Ok(gone.await?) }).await
         } else {
-            Ok(future::or(up, attend(target, Side::Target)).await?)
+            Ok(future::or(up, Box::pin(attend(target, Side::Target))).await?)
         }
     };
     future::or(moving, async { Ok(watch(client, target).await?) }).await
 }
 
-async fn move_up(client: End<'_>, target: End<'_>, moved: &Cell<u64>, gate: &Gate) -> Result<(), Ended> {
-    if let (End::Framed(conn, _), false) = (client, gate.has_room()) {
+async fn move_up(pump: &Pump<'_>) -> Result<(), Ended> {
+    if let (End::Framed(conn, _), false) = (pump.source, pump.gate.has_room()) {
         // Nothing may be read yet, but what is not payload can be heard.
-        let left = async {
-            match conn.attend().await {
-                Ok(_) => future::pending().await,
-                Err(e) => Err(Ended { by: Side::Client, why: e.why() }),
-            }
-        };
-        let opened = async {
-            gate.wait_open().await;
-            Ok(())
-        };
-        future::or(opened, left).await?;
+        Box::pin(hear_until_open(conn, pump.gate)).await?;
     }
-    let pump = Pump { source: client, sink: target, source_side: Side::Client, moved, gate };
     let ended = pump.run().await;
     if ended.is_err_and(|ended| ended.by == Side::Target) {
         // The answer may lie in front of the break, and then it is the better word.
-        gate.wait_open().await;
+        pump.gate.wait_open().await;
     }
     ended
 }
 
+async fn hear_until_open(conn: &Conn, gate: &Gate) -> Result<(), Ended> {
+    let left = async {
+        match conn.attend().await {
+            Ok(_) => future::pending().await,
+            Err(e) => Err(Ended { by: Side::Client, why: e.why() }),
+        }
+    };
+    let opened = async {
+        gate.wait_open().await;
+        Ok(())
+    };
+    future::or(opened, left).await
+}
+
 /// Listens to an end whose direction has finished; returns only when it breaks.
-async fn attend(end: End<'_>, by: Side) -> Result<(), Ended> {
+async fn attend(end: &End<'_>, by: Side) -> Result<(), Ended> {
     let End::Framed(conn, _) = end else { return future::pending().await };
     match conn.attend().await {
         // The word after the session: for whoever reads the connection next.
@@ -155,7 +163,7 @@ async fn attend(end: End<'_>, by: Side) -> Result<(), Ended> {
 }
 
 /// Returns when a peer is gone: never, while both are there.
-async fn watch(client: End<'_>, target: End<'_>) -> Result<(), Ended> {
+async fn watch(client: &End<'_>, target: &End<'_>) -> Result<(), Ended> {
     loop {
         sleep(WATCH_EVERY).await;
         look_at(client, Side::Client)?;
@@ -167,14 +175,14 @@ async fn watch(client: End<'_>, target: End<'_>) -> Result<(), Ended> {
 pub async fn gone(conn: &Conn, by: Side) -> Ended {
     loop {
         sleep(WATCH_EVERY).await;
-        if let Err(ended) = look_at(End::Bare(conn.wire()), by) {
+        if let Err(ended) = look_at(&End::Bare(conn.wire()), by) {
             return ended;
         }
     }
 }
 
 /// Whether the peer of one end is still there; pings it when it has been silent.
-fn look_at(end: End<'_>, by: Side) -> Result<(), Ended> {
+fn look_at(end: &End<'_>, by: Side) -> Result<(), Ended> {
     if end.wire().peer_vanished(VANISHED_AFTER) {
         return Err(Ended { by, why: Why::Vanished });
     }
@@ -206,8 +214,29 @@ pub async fn settled(conn: &Conn, session: SessionId, speaker: Speaker, by: Side
     let watching = async {
         loop {
             sleep(WATCH_EVERY).await;
-            look_at(End::Framed(conn, session), by)?;
+            look_at(&End::Framed(conn, session), by)?;
         }
     };
     future::or(word, watching).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::{socket::Socket, worker::run_alone};
+
+    #[test]
+    fn a_session_that_stands_is_small() {
+        run_alone(false, |_| async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let (end, traffic, gate) = (End::Bare(&wire), Traffic::default(), Gate::opened());
+            let answer = async { Ok::<(), Ended>(()) };
+            let bytes = size_of_val(&relay_behind(end, end, &traffic, &gate, answer));
+            assert!(bytes <= 1536, "{bytes} bytes");
+        })
+        .unwrap();
+    }
 }

@@ -17,7 +17,7 @@ use super::{
     batch::Batching,
     chunk::{Chunk, Found},
     gate::Gate,
-    turn,
+    turn::{self, Turn},
 };
 use crate::{conn::ConnError, pipe::Pipe, socket::Socket};
 
@@ -28,8 +28,8 @@ const LITTLE_TIMES: u32 = 4;
 
 /// One direction.
 pub(super) struct Pump<'a> {
-    pub(super) source: End<'a>,
-    pub(super) sink: End<'a>,
+    pub(super) source: &'a End<'a>,
+    pub(super) sink: &'a End<'a>,
     pub(super) source_side: Side,
     pub(super) moved: &'a Cell<u64>,
     pub(super) gate: &'a Gate,
@@ -57,7 +57,7 @@ enum Step {
 
 impl<'a> Pump<'a> {
     /// Moves bytes until the source ends its direction.
-    pub(super) async fn run(self) -> Result<(), Ended> {
+    pub(super) async fn run(&self) -> Result<(), Ended> {
         let (mut carrier, mut little, mut pipes) = (Carrier::Small, 0, true);
         let batching = Batching::new(self.source.wire());
         loop {
@@ -96,8 +96,9 @@ impl<'a> Pump<'a> {
                 Step::Ended => return self.finish().await,
             };
             if !more {
-                let waited = turn::noticed(batching.readable()).await;
-                waited.map_err(|e| self.source_broke(&e.into()))?;
+                let turn = Turn::current();
+                batching.readable().await.map_err(|e| self.source_broke(&e.into()))?;
+                turn.is_over();
             }
         }
     }
@@ -123,7 +124,7 @@ impl<'a> Pump<'a> {
             Err(e) => return Err(self.source_broke(&e.into())),
         };
         while !pipe.drain(sink).map_err(|e| self.sink_broke(e))? {
-            turn::noticed(sink.writable()).await.map_err(|e| self.sink_broke(e))?;
+            self.sink_takes_more().await?;
         }
         self.add_moved(bytes);
         Ok(Step::Moved { bytes, more: bytes == asked })
@@ -146,8 +147,7 @@ impl<'a> Pump<'a> {
         loop {
             let found = chunk.sort(self.source, self.sink).map_err(|e| self.blame(&e))?;
             while !chunk.push(self.sink).map_err(|e| self.sink_broke(e))? {
-                let waited = turn::noticed(self.sink.wire().writable()).await;
-                waited.map_err(|e| self.sink_broke(e))?;
+                self.sink_takes_more().await?;
             }
             self.add_moved(chunk.payload_bytes());
             match found {
@@ -156,6 +156,13 @@ impl<'a> Pump<'a> {
                 Found::Text(text) => return self.heard(&text),
             }
         }
+    }
+
+    async fn sink_takes_more(&self) -> Result<(), Ended> {
+        let turn = Turn::current();
+        self.sink.wire().writable().await.map_err(|e| self.sink_broke(e))?;
+        turn.is_over();
+        Ok(())
     }
 
     fn source_ended(&self) -> Result<Step, Ended> {
@@ -172,7 +179,7 @@ impl<'a> Pump<'a> {
     fn heard(&self, text: &[u8]) -> Result<Step, Ended> {
         let End::Framed(_, session) = self.source else { return Ok(Step::Ended) };
         let problem = match Message::decode(text, Speaker::Client, Channel::Stream) {
-            Ok(Message::Fin { session: ended, bytes }) if ended == session && bytes == self.moved.get() => {
+            Ok(Message::Fin { session: ended, bytes }) if ended == *session && bytes == self.moved.get() => {
                 return Ok(Step::Ended);
             }
             Ok(_) => ConnError::Unexpected("a message in a session that is no Fin with the right count"),
@@ -206,7 +213,7 @@ impl<'a> Pump<'a> {
         let done = match self.sink {
             End::Bare(wire) => wire.finish_write().await,
             End::Framed(conn, session) => {
-                let fin = Message::Fin { session, bytes: self.moved.get() }.encode();
+                let fin = Message::Fin { session: *session, bytes: self.moved.get() }.encode();
                 conn.send_text(&fin).await
             }
         };

@@ -6,7 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::{Future, poll_fn},
+    future::poll_fn,
     task::{Poll, Waker},
 };
 
@@ -31,12 +31,19 @@ thread_local! {
     static TURNS: Turns = Turns::default();
 }
 
-/// Waits for something of the ring's, and notices the turn that it took.
-pub(super) async fn noticed<T>(wait: impl Future<Output = T>) -> T {
-    let before = TURNS.with(|turns| turns.count.get());
-    let waited = wait.await;
-    TURNS.with(|turns| turns.passed(before));
-    waited
+/// The turn in which somebody begins to wait for the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Turn(u64);
+
+impl Turn {
+    pub(super) fn current() -> Self {
+        Self(TURNS.with(|turns| turns.count.get()))
+    }
+
+    /// The wait is over: so is that turn.
+    pub(super) fn is_over(self) {
+        TURNS.with(|turns| turns.passed(self.0));
+    }
 }
 
 /// So much bulk has moved.
@@ -52,7 +59,9 @@ pub(super) async fn bulk() {
     let ticket = Ticket::take();
     ticket.is_first().await;
     while TURNS.with(|turns| turns.spent.get() >= BYTES_A_TURN) {
-        noticed(worker::turn()).await;
+        let turn = Turn::current();
+        worker::turn().await;
+        turn.is_over();
     }
 }
 
