@@ -1,7 +1,7 @@
 //! Role: shows whether TLS in this machine's kernel does all that our records do, case by case.
 //! Invariants: every byte is looked at · the peer is always the library, with records of its own · a kernel
 //! without TLS passes nothing: that has an exit code of its own.
-//! See: `narrowlink_dataplane::tls`; CONTRIBUTING.md, "TLS in the kernel".
+//! See: `narrowlink_dataplane::tls`; CONTRIBUTING.md, "Tests".
 #![expect(clippy::unwrap_used, reason = "a test: what fails is told by its panic")]
 
 mod cases;

@@ -113,6 +113,9 @@ fn probe() -> Support {
     match ask() {
         Ok(true) => Support::Full,
         Ok(false) => Support::FirstKeys,
+        Err((_, e)) if e.kind() == io::ErrorKind::NotFound => {
+            Support::None("this kernel has none, or its module tls is not loaded".to_owned())
+        }
         Err((what, e)) => Support::None(format!("the kernel refuses {what}: {e}")),
     }
 }
