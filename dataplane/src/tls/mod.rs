@@ -146,7 +146,7 @@ impl Session {
         if !own.leaving {
             return;
         }
-        match kernel::allowed(self.post.version()) {
+        match kernel::allowed(self.post.version(), own.sender.cipher()) {
             Some(takes_new_keys) => self.leave_to(io, takes_new_keys),
             None => own.stay(),
         }

@@ -12,7 +12,7 @@ use super::{
     Carrier,
     fault::TlsError,
     post::Post,
-    record::{HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer, Version},
+    record::{Cipher, HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer, Version},
 };
 use crate::buffer::{Buffer, SMALL_BYTES};
 
@@ -172,6 +172,11 @@ impl Sender {
     pub(super) fn at_boundary(&mut self, io: &impl Carrier) -> Option<&Sealer> {
         // An error is told to whoever writes next.
         matches!(self.flush(io), Ok(true)).then_some(&self.sealer)
+    }
+
+    /// Whose key it has.
+    pub(super) fn cipher(&self) -> Cipher {
+        self.sealer.cipher()
     }
 
     /// Whether nothing more may be sent.

@@ -26,13 +26,14 @@ const NOT_HERE: u8 = 77;
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    let mib = match words.next().map(|word| word.parse::<usize>()) {
-        None => 64,
-        Some(Ok(mib)) if words.next().is_none() => mib,
-        Some(_) => {
-            eprintln!("usage: narrowlink-ktls [MIB]\n  MIB  what goes each way in the bulk cases; 64");
-            return ExitCode::from(2);
-        }
+    let mib = words.next().map_or(Ok(64), |word| word.parse::<usize>());
+    let wanted = words.next().unwrap_or_default();
+    let (Ok(mib @ 2..), None) = (mib, words.next()) else {
+        eprintln!(
+            "usage: narrowlink-ktls [MIB [WORDS]]\n  MIB    what goes each way in the bulk cases, 2 or more; 64\n  \
+             WORDS  only the cases with these in their names"
+        );
+        return ExitCode::from(2);
     };
     install_crypto();
     // TLS 1.3 is to be seen on every kernel that has it.
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     }
     let mut failed = 0;
     for suite in Suite::all() {
-        for (name, case) in cases::CASES {
+        for (name, case) in cases::CASES.iter().filter(|(name, _)| name.contains(&wanted)) {
             for peer in [Peer::Client, Peer::Server] {
                 failed += u32::from(!passes(&format!("{suite}, peer is {peer:?}: {name}"), || {
                     case(&suite, peer, mib << 20)
