@@ -113,7 +113,11 @@ impl Session {
 
     fn write(&mut self, io: &(impl Carrier + System), pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match &mut self.engine {
-            Engine::Own(own) => own.sender.write(io, &mut self.post, pieces),
+            Engine::Own(own) => {
+                let written = own.sender.write(io, &mut self.post, pieces);
+                self.leave(io);
+                written
+            }
             Engine::Kernel(kernel) => kernel.write(io, &mut self.post, pieces),
         }
     }
@@ -157,8 +161,9 @@ impl Session {
         if own.receiver.has_ended() || own.sender.has_ended() {
             return own.stay();
         }
+        // While something is unsent, reads need not stop at boundaries.
+        let Some(sealer) = own.sender.at_boundary(io) else { return own.receiver.keep() };
         let Some(opener) = own.receiver.at_boundary() else { return };
-        let Some(sealer) = own.sender.at_boundary(io) else { return };
         match Kernel::take(io, &opener.info(), sealer, takes_new_keys) {
             Ok(Some(kernel)) => self.engine = Engine::Kernel(kernel),
             Ok(None) => own.stay(),
@@ -296,7 +301,7 @@ impl TlsSocket {
 
     /// Asks the kernel to take the connection over (kTLS), for a session of plain bytes with bulk in
     /// it: the bytes need not pass through this process then. It comes about now or during one of
-    /// the next reads, where both directions are between two records; nothing else changes.
+    /// the next reads or writes, where both directions are between two records; nothing else changes.
     /// `false`: it never will, because the kernel can't, the operator does not want it, or the
     /// connection has ended.
     pub fn enter_kernel(&self) -> bool {
@@ -311,7 +316,7 @@ impl TlsSocket {
         }
     }
 
-    /// Whether the kernel seals and opens the records.
+    /// Whether the kernel seals and opens the records: it goes on doing so.
     pub fn in_kernel(&self) -> bool {
         matches!(self.session.borrow().engine, Engine::Kernel(_))
     }
