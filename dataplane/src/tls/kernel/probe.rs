@@ -139,7 +139,7 @@ fn probe() -> Support {
 /// Whether new keys are taken in place of the first ones, if those are taken; or why not.
 fn ask(cipher: Cipher) -> Result<bool, String> {
     let because = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
-    let stream = loopback().map_err(because("no connection to ask with"))?;
+    let (stream, _other_end) = loopback().map_err(because("no connection to ask with"))?;
     let fd = stream.as_fd();
     let key = if cipher == Cipher::Aes128Gcm { &[1; 32][..16] } else { &[1; 32] };
     let info = |seq| Info::new(Version::Tls13, &Secret::new(cipher, key, [2; 12]), seq);
@@ -156,9 +156,10 @@ fn ask(cipher: Cipher) -> Result<bool, String> {
     Ok(set_key(fd, Direction::In, &info(0)).is_ok() && set_key(fd, Direction::Out, &info(0)).is_ok())
 }
 
-fn loopback() -> io::Result<TcpStream> {
+/// A connection, and what keeps its other end.
+fn loopback() -> io::Result<(TcpStream, TcpListener)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    TcpStream::connect(listener.local_addr()?)
+    Ok((TcpStream::connect(listener.local_addr()?)?, listener))
 }
 
 #[cfg(test)]
