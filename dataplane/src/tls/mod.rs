@@ -326,7 +326,7 @@ impl TlsSocket {
     /// over.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there, or the pipe is full; a peer that sends too much nothing.
+    /// `WouldBlock` when nothing is there, or the pipe is full.
     pub fn try_splice_out(&self, pipe: BorrowedFd<'_>, bytes_max: usize) -> io::Result<Option<usize>> {
         let Session { post, engine } = &mut *self.session.borrow_mut();
         match engine {

@@ -228,7 +228,11 @@ impl Kernel {
             Ok(0) => Ok(None),
             Ok(bytes) => {
                 self.more = true;
-                post.on_data(bytes)?;
+                if let Err(e) = post.on_data(bytes) {
+                    // What went before it does not matter any more.
+                    self.fail(e);
+                    return Ok(None);
+                }
                 Ok(Some(bytes))
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
