@@ -10,13 +10,16 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 use narrowlink_control::{
     config::{Config, Service},
     gateway::{self, Gateway, StartError},
     supervise::{self, Outcome},
 };
-use narrowlink_dataplane::process::find_config;
+use narrowlink_dataplane::{
+    process::find_config,
+    tls::{Ktls, choose_ktls},
+};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -47,12 +50,34 @@ struct Args {
     /// Refuse to start where the kernel refuses io_uring, instead of falling back to epoll
     #[arg(long)]
     require_io_uring: bool,
+    /// Whether the kernel may encrypt raw wss sessions: auto where it can change keys, too (Linux
+    /// 6.14; else TLS 1.2 only), always where it has TLS at all, never
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = true)]
+    ktls: When,
     /// Log more (twice: everything)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
     /// Log warnings and errors only (twice: errors only)
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
     quiet: u8,
+}
+
+/// The words of `--ktls`.
+#[derive(Clone, Copy, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<When> for Ktls {
+    fn from(when: When) -> Self {
+        match when {
+            When::Auto => Self::Auto,
+            When::Always => Self::Always,
+            When::Never => Self::Never,
+        }
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -114,16 +139,17 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     config.require_io_uring = args.require_io_uring;
-    serve(config, args.ready_file.as_deref())
+    serve(config, args.ktls.into(), args.ready_file.as_deref())
 }
 
-fn serve(config: Config, ready_file: Option<&Path>) -> Result<(), Failure> {
+fn serve(config: Config, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {
     let stop = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
     if let Some(path) = ready_file {
         forget_ready(path).or_exit(CONFIGURATION)?;
     }
     let (name, services, drain_timeout) =
         (config.name.clone(), config.services.clone(), config.limits.drain_timeout);
+    let ktls = choose_ktls(ktls);
     let gateway = gateway::start(config).map_err(|e| Failure {
         code: if matches!(e, StartError::Listen { .. }) { UNAVAILABLE } else { INTERNAL },
         error: e.into(),
@@ -134,6 +160,7 @@ fn serve(config: Config, ready_file: Option<&Path>) -> Result<(), Failure> {
         name,
         driver = %gateway.driver(),
         workers = gateway.workers(),
+        %ktls,
         "listening on {}",
         ready.describe()
     );

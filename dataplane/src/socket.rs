@@ -188,6 +188,13 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// What the kernel knows about the connection.
+    pub(crate) fn tcp_info(&self) -> Option<libc::tcp_info> {
+        tcp_info(self.fd())
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd()

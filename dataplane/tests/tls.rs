@@ -198,6 +198,32 @@ fn a_connection_goes_to_another_worker_in_the_middle_of_a_record() {
 }
 
 #[test]
+fn whatever_the_kernel_says_to_it_a_connection_goes_on_unchanged() {
+    use narrowlink_dataplane::tls::{Ktls, choose_ktls};
+    let configs = configs();
+    let state = choose_ktls(Ktls::Auto);
+    worker::run_alone(false, |_| async move {
+        let (near, far) = tls_pair(&configs).await;
+        // Tickets may lie in front: with the next read it goes then.
+        let goes = near.enter_kernel();
+        assert_eq!(goes, state.takes_new_keys(), "{state}");
+        let (near, far) = (Wire::from(near), Wire::from(far));
+        for (from, to) in [(&near, &far), (&far, &near)] {
+            from.write_all(&bytes(50_000)).await.unwrap();
+            let (mut heard, mut buf) = (Vec::new(), [0; 9_999]);
+            while heard.len() < 50_000 {
+                let got = to.read(&mut buf).await.unwrap();
+                heard.extend_from_slice(&buf[..got]);
+            }
+            assert!(heard == bytes(50_000));
+            from.finish_write().await.unwrap();
+            assert_eq!(to.read(&mut buf).await.unwrap(), 0);
+        }
+    })
+    .unwrap();
+}
+
+#[test]
 fn an_end_without_close_notify_is_an_error_behind_what_came_before_it() {
     let (client, server) = configs();
     let (near, far) = pair();

@@ -29,6 +29,12 @@ pub enum TlsError {
     /// A key has sealed as many records as it may, and there is no way to a new one.
     #[error("the keys of this TLS connection are used up")]
     UsedUp,
+    /// The peer took a new key, and the kernel that has the connection can't.
+    #[error("the peer changes the keys of a TLS connection that the kernel has, and this kernel can't")]
+    FixedKey,
+    /// The kernel took one direction and refused the other.
+    #[error("the kernel took half of a TLS connection")]
+    HalfTaken,
     /// The library that made the handshake refuses.
     #[error("TLS: {0}")]
     Library(#[from] rustls::Error),
@@ -45,7 +51,7 @@ impl TlsError {
                 Some(AlertDescription::DecodeError)
             }
             Self::Library(rustls::Error::PeerMisbehaved(_)) => Some(AlertDescription::IllegalParameter),
-            Self::Library(_) => Some(AlertDescription::InternalError),
+            Self::Library(_) | Self::FixedKey | Self::HalfTaken => Some(AlertDescription::InternalError),
             Self::Alert(_) => None,
             Self::UsedUp => Some(AlertDescription::CloseNotify),
         }

@@ -1,13 +1,14 @@
 //! Role: TLS over a [`Socket`], driven by readiness: the handshake is rustls', the records are ours.
 //! Invariants: never holds the session across an await · a byte is copied once on its way, by the
 //! cipher · an idle connection holds no buffer · EOF without close_notify is an error, never an
-//! end · what was accepted for writing is sent before more is accepted · the keys leave the
-//! handshake in one value, so that the kernel could take them in our place.
+//! end · what was accepted for writing is sent before more is accepted · where the kernel has
+//! taken the keys, nothing is sealed or opened here.
 //! See: RFC 8446; RFC 5246 for peers that have no TLS 1.3.
 
 mod fault;
 mod handshake;
 mod held;
+mod kernel;
 mod post;
 mod receive;
 pub mod record;
@@ -18,7 +19,7 @@ mod tests;
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -26,6 +27,8 @@ use rustls::{AlertDescription, ClientConfig, ServerConfig, pki_types::ServerName
 
 pub use fault::TlsError;
 use handshake::{ClientShake, Established, ServerShake};
+use kernel::{Kernel, System};
+pub use kernel::{Ktls, KtlsState, choose_ktls};
 use post::Post;
 use receive::Receiver;
 use record::{Opener, Sealer, Secret};
@@ -66,9 +69,23 @@ impl Carrier for Socket {
 
 /// A TLS connection after its handshake, without its socket: it can go to another thread.
 pub struct Session {
+    post: Post,
+    engine: Engine,
+}
+
+/// Who seals and opens the records.
+#[expect(clippy::large_enum_variant, reason = "nearly every connection is of the large kind")]
+enum Engine {
+    Own(Own),
+    Kernel(Kernel),
+}
+
+/// Records of our own.
+struct Own {
     receiver: Receiver,
     sender: Sender,
-    post: Post,
+    /// The kernel is to take them over.
+    leaving: bool,
 }
 
 impl Session {
@@ -79,15 +96,89 @@ impl Session {
         let (tx_seq, tx) = &secrets.tx;
         let opener = Opener::new(post.version(), *rx_seq, &Secret::try_from(rx)?)?;
         let sealer = Sealer::new(post.version(), *tx_seq, post.seal_limit(), &Secret::try_from(tx)?)?;
-        Ok(Self { receiver: Receiver::new(opener, &rest), sender: Sender::new(sealer), post })
+        let own = Own { receiver: Receiver::new(opener, &rest), sender: Sender::new(sealer), leaving: false };
+        Ok(Self { post, engine: Engine::Own(own) })
     }
 
-    fn read(&mut self, io: &impl Carrier, buf: &mut [u8]) -> io::Result<usize> {
-        self.receiver.read(io, &mut self.post, &mut self.sender, buf)
+    fn read(&mut self, io: &(impl Carrier + System), buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.engine {
+            Engine::Own(own) => {
+                let read = own.receiver.read(io, &mut self.post, &mut own.sender, buf);
+                self.leave(io);
+                read
+            }
+            Engine::Kernel(kernel) => kernel.read(io, &mut self.post, buf),
+        }
     }
 
-    fn write(&mut self, io: &impl Carrier, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.sender.write(io, &mut self.post, pieces)
+    fn write(&mut self, io: &(impl Carrier + System), pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.engine {
+            Engine::Own(own) => {
+                let written = own.sender.write(io, &mut self.post, pieces);
+                self.leave(io);
+                written
+            }
+            Engine::Kernel(kernel) => kernel.write(io, &mut self.post, pieces),
+        }
+    }
+
+    fn more_to_come(&self) -> bool {
+        match &self.engine {
+            Engine::Own(own) => own.receiver.more_to_come(),
+            Engine::Kernel(kernel) => kernel.more_to_come(),
+        }
+    }
+
+    fn flush(&mut self, io: &(impl Carrier + System)) -> io::Result<bool> {
+        match &mut self.engine {
+            Engine::Own(own) => own.sender.flush(io),
+            Engine::Kernel(kernel) => kernel.flush(io, &mut self.post),
+        }
+    }
+
+    fn close(&mut self, why: AlertDescription) {
+        match &mut self.engine {
+            Engine::Own(own) => own.sender.close(why),
+            Engine::Kernel(kernel) => kernel.close(why),
+        }
+    }
+
+    /// Gives the connection to the kernel, if that is wanted and both directions are between two
+    /// records.
+    fn leave(&mut self, io: &(impl Carrier + System)) {
+        let Engine::Own(own) = &mut self.engine else { return };
+        if !own.leaving {
+            return;
+        }
+        match kernel::allowed(self.post.version(), own.sender.cipher()) {
+            Some(takes_new_keys) => self.leave_to(io, takes_new_keys),
+            None => own.stay(),
+        }
+    }
+
+    fn leave_to(&mut self, io: &(impl Carrier + System), takes_new_keys: bool) {
+        let Engine::Own(own) = &mut self.engine else { return };
+        if own.receiver.has_ended() || own.sender.has_ended() {
+            return own.stay();
+        }
+        // While something is unsent, reads need not stop at boundaries.
+        let Some(sealer) = own.sender.at_boundary(io) else { return own.receiver.keep() };
+        let Some(opener) = own.receiver.at_boundary() else { return };
+        match Kernel::take(io, &opener.info(), sealer, takes_new_keys) {
+            Ok(Some(kernel)) => self.engine = Engine::Kernel(kernel),
+            Ok(None) => own.stay(),
+            Err(e) => {
+                own.stay();
+                own.receiver.fail(e, &mut own.sender);
+            }
+        }
+    }
+}
+
+impl Own {
+    fn stay(&mut self) {
+        self.leaving = false;
+        self.receiver.keep();
     }
 }
 
@@ -126,8 +217,7 @@ impl TlsSocket {
         Self::establish(socket, established)
     }
 
-    /// From here on the library is asked for new keys and for tickets only. (The place for kTLS:
-    /// the secrets could go to the socket instead.)
+    /// From here on the library is asked for new keys and for tickets only.
     fn establish(socket: Socket, established: Established) -> io::Result<Self> {
         Ok(Self { socket, session: RefCell::new(Session::new(established)?) })
     }
@@ -143,7 +233,9 @@ impl TlsSocket {
     /// Takes socket and session apart, to go on elsewhere.
     pub fn into_parts(self) -> (Socket, Session) {
         let mut session = self.session.into_inner();
-        session.sender.detach();
+        if let Engine::Own(own) = &mut session.engine {
+            own.sender.detach();
+        }
         (self.socket, session)
     }
 
@@ -164,7 +256,7 @@ impl TlsSocket {
     /// Whether a read may have something to tell at once, whatever the socket says: decrypted bytes,
     /// whole records, an end; or a socket that was not read to its end.
     pub fn more_to_come(&self) -> bool {
-        self.session.borrow().receiver.more_to_come()
+        self.session.borrow().more_to_come()
     }
 
     /// Waits until a read would not block.
@@ -188,7 +280,7 @@ impl TlsSocket {
     /// # Errors
     /// The connection's end.
     pub fn try_flush(&self) -> io::Result<bool> {
-        self.session.borrow_mut().sender.flush(&self.socket)
+        self.session.borrow_mut().flush(&self.socket)
     }
 
     /// Waits until everything accepted is with the kernel.
@@ -204,6 +296,67 @@ impl TlsSocket {
 
     /// Queues close_notify; [`TlsSocket::flush`] sends it.
     pub fn finish_write(&self) {
-        self.session.borrow_mut().sender.close(AlertDescription::CloseNotify);
+        self.session.borrow_mut().close(AlertDescription::CloseNotify);
+    }
+
+    /// Asks the kernel to take the connection over (kTLS), for a session of plain bytes with bulk in
+    /// it: the bytes need not pass through this process then. It comes about now or during one of
+    /// the next reads or writes, where both directions are between two records; nothing else changes.
+    /// `false`: it never will, because the kernel can't, the operator does not want it, or the
+    /// connection has ended.
+    pub fn enter_kernel(&self) -> bool {
+        let mut session = self.session.borrow_mut();
+        if let Engine::Own(own) = &mut session.engine {
+            own.leaving = true;
+        }
+        session.leave(&self.socket);
+        match &session.engine {
+            Engine::Own(own) => own.leaving,
+            Engine::Kernel(_) => true,
+        }
+    }
+
+    /// Whether the kernel seals and opens the records: it goes on doing so.
+    pub fn in_kernel(&self) -> bool {
+        matches!(self.session.borrow().engine, Engine::Kernel(_))
+    }
+
+    /// Moves opened bytes into a pipe, without waiting. `None` when only [`TlsSocket::try_read`] can
+    /// say what is next: an end, a word of TLS's own, or everything while the kernel has not taken
+    /// over.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there, or the pipe is full.
+    pub fn try_splice_out(&self, pipe: BorrowedFd<'_>, bytes_max: usize) -> io::Result<Option<usize>> {
+        let Session { post, engine } = &mut *self.session.borrow_mut();
+        match engine {
+            Engine::Own(_) => Ok(None),
+            Engine::Kernel(kernel) => kernel.splice_out(&self.socket, post, pipe, bytes_max),
+        }
+    }
+
+    /// Moves bytes from a pipe into the connection, without waiting. `None` while the kernel has not
+    /// taken over: they are to be written then.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket is full, or the pipe empty; else the connection's end.
+    pub fn try_splice_in(&self, pipe: BorrowedFd<'_>, bytes_max: usize) -> io::Result<Option<usize>> {
+        let Session { post, engine } = &mut *self.session.borrow_mut();
+        match engine {
+            Engine::Own(_) => Ok(None),
+            Engine::Kernel(kernel) => kernel.splice_in(&self.socket, post, pipe, bytes_max).map(Some),
+        }
+    }
+
+    /// How many records the kernel may still seal before it needs a new key; `None` while it seals
+    /// none.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn kernel_records_left(&self) -> io::Result<Option<u64>> {
+        match &self.session.borrow().engine {
+            Engine::Own(_) => Ok(None),
+            Engine::Kernel(kernel) => kernel.records_left(&self.socket).map(Some),
+        }
     }
 }

@@ -5,12 +5,14 @@
 //! See: RFC 8446 §4.6, §5.1, §6; RFC 5246 §7.2.2, §7.4.1.1.
 
 use rustls::{
-    AlertDescription, ContentType, HandshakeType, ProtocolVersion, SupportedCipherSuite,
-    client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData,
+    AlertDescription, ConnectionTrafficSecrets, ContentType, HandshakeType, ProtocolVersion,
+    SupportedCipherSuite, client::ClientConnectionData, kernel::KernelConnection,
+    server::ServerConnectionData,
 };
 
 use super::{
     fault::TlsError,
+    kernel::{Direction, Info},
     record::{Opener, Sealer, Secret, Version},
 };
 
@@ -84,20 +86,37 @@ impl Post {
 
     /// The key for what comes next.
     pub(super) fn next_opener(&mut self) -> Result<Opener, TlsError> {
-        let (seq, secrets) = match &mut self.library {
-            Library::Server(kernel) => kernel.update_rx_secret(),
-            Library::Client(kernel) => kernel.update_rx_secret(),
-        }?;
+        let (seq, secrets) = self.next_rx()?;
         Opener::new(self.version, seq, &Secret::try_from(&secrets)?)
     }
 
     /// The key for what goes out next.
     pub(super) fn next_sealer(&mut self, limit: u64) -> Result<Sealer, TlsError> {
-        let (seq, secrets) = match &mut self.library {
+        let (seq, secrets) = self.next_tx()?;
+        Sealer::new(self.version, seq, limit, &Secret::try_from(&secrets)?)
+    }
+
+    /// The same two, for the kernel.
+    pub(super) fn next_info(&mut self, direction: Direction) -> Result<Info, TlsError> {
+        let (seq, secrets) = match direction {
+            Direction::In => self.next_rx(),
+            Direction::Out => self.next_tx(),
+        }?;
+        Ok(Info::new(self.version, &Secret::try_from(&secrets)?, seq))
+    }
+
+    fn next_rx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), rustls::Error> {
+        match &mut self.library {
+            Library::Server(kernel) => kernel.update_rx_secret(),
+            Library::Client(kernel) => kernel.update_rx_secret(),
+        }
+    }
+
+    fn next_tx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), rustls::Error> {
+        match &mut self.library {
             Library::Server(kernel) => kernel.update_tx_secret(),
             Library::Client(kernel) => kernel.update_tx_secret(),
-        }?;
-        Sealer::new(self.version, seq, limit, &Secret::try_from(&secrets)?)
+        }
     }
 
     /// A record of data came.

@@ -13,7 +13,7 @@ use super::{
     fault::TlsError,
     held::{Held, SCRATCH_BYTES, with_scratch},
     post::{Ask, Post},
-    record::{Opener, RECORD_BYTES_MAX},
+    record::{HEADER_BYTES, Opener, RECORD_BYTES_MAX},
     send::Sender,
 };
 
@@ -21,13 +21,24 @@ use super::{
 const ALIGN_ABOVE: usize = 4096;
 
 /// How the peer's direction ended.
-enum End {
+pub(super) enum End {
     /// With close_notify.
     Clean,
     /// With the connection.
     Truncated,
     /// With what may not be.
     Failed(TlsError),
+}
+
+impl End {
+    /// What whoever reads is told.
+    pub(super) fn tell(&self) -> io::Result<usize> {
+        match self {
+            Self::Clean => Ok(0),
+            Self::Truncated => Err(io::ErrorKind::UnexpectedEof.into()),
+            Self::Failed(e) => Err(e.clone().into()),
+        }
+    }
 }
 
 /// One connection's way in.
@@ -43,6 +54,8 @@ pub(super) struct Receiver {
     unit: usize,
     /// The last read filled its room: the socket may hold more.
     more: bool,
+    /// No read goes beyond the record that it is in.
+    aligned: bool,
     end: Option<End>,
     /// Somebody was told of the end.
     told: bool,
@@ -69,6 +82,7 @@ impl Receiver {
             opened: Held::default(),
             unit: 0,
             more: false,
+            aligned: false,
             end: None,
             told: false,
         }
@@ -108,11 +122,24 @@ impl Receiver {
 
     fn tell_end(&mut self) -> io::Result<usize> {
         self.told = true;
-        match &self.end {
-            Some(End::Clean) | None => Ok(0),
-            Some(End::Truncated) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Some(End::Failed(e)) => Err(e.clone().into()),
-        }
+        self.end.as_ref().map_or(Ok(0), End::tell)
+    }
+
+    /// The key for the next record, if nothing was received behind the last one told: somebody else
+    /// can go on from there then. If something was, reads end with a record from now on.
+    pub(super) fn at_boundary(&mut self) -> Option<&Opener> {
+        self.aligned = true;
+        (self.pending.is_empty() && self.opened.is_empty()).then_some(&self.opener)
+    }
+
+    /// Whether nothing more will come.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Nobody else goes on.
+    pub(super) fn keep(&mut self) {
+        self.aligned = false;
     }
 
     /// Opens what was held back for want of room.
@@ -157,6 +184,11 @@ impl Receiver {
     /// there, as opening makes them shorter. Where it is full, a whole number of records is best:
     /// half a one would be copied twice.
     fn limit(&self, room: usize) -> usize {
+        if self.aligned {
+            // First its header, then all of it.
+            let record = self.opener.record_bytes(self.pending.bytes());
+            return record.ok().flatten().unwrap_or(HEADER_BYTES).max(self.pending.bytes().len() + 1);
+        }
         let max = room.clamp(RECORD_BYTES_MAX, SCRATCH_BYTES);
         if self.unit < ALIGN_ABOVE {
             return max;
@@ -260,7 +292,7 @@ impl Receiver {
         Ok(())
     }
 
-    fn fail(&mut self, e: TlsError, sender: &mut Sender) {
+    pub(super) fn fail(&mut self, e: TlsError, sender: &mut Sender) {
         if let Some(alert) = e.alert() {
             sender.close(alert);
         }

@@ -6,9 +6,9 @@
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
-use rustls::{ConnectionTrafficSecrets, ContentType};
+use rustls::{ConnectionTrafficSecrets, ContentType, crypto::cipher::AeadKey};
 
-use super::fault::TlsError;
+use super::{fault::TlsError, kernel::Info};
 
 /// A record's header: type, version, length.
 pub const HEADER_BYTES: usize = 5;
@@ -22,6 +22,8 @@ pub const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + EXPLICIT_BYTES + TAG_BYTES;
 const TAG_BYTES: usize = 16;
 /// The part of a TLS 1.2 GCM nonce that travels.
 const EXPLICIT_BYTES: usize = 8;
+/// The longest key.
+const RAW_BYTES: usize = 32;
 /// No sequence number comes near its end, whatever a suite allows.
 const SEQUENCE_MAX: u64 = u64::MAX - (1 << 16);
 
@@ -57,6 +59,21 @@ impl<'a> Secret<'a> {
     pub fn new(cipher: Cipher, key: &'a [u8], iv: [u8; NONCE_LEN]) -> Self {
         Self { cipher, key, iv }
     }
+
+    /// Whose key it is.
+    pub(super) fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// The key itself.
+    pub(super) fn key(&self) -> &'a [u8] {
+        self.key
+    }
+
+    /// The initial vector.
+    pub(super) fn iv(&self) -> [u8; NONCE_LEN] {
+        self.iv
+    }
 }
 
 impl<'a> TryFrom<&'a ConnectionTrafficSecrets> for Secret<'a> {
@@ -77,6 +94,9 @@ impl<'a> TryFrom<&'a ConnectionTrafficSecrets> for Secret<'a> {
 /// What sealing and opening have in common: a key, and where its nonces are.
 struct Keyed {
     key: LessSafeKey,
+    /// The same as it came, for the kernel; wiped when dropped.
+    raw: AeadKey,
+    cipher: Cipher,
     iv: [u8; NONCE_LEN],
     seq: u64,
     version: Version,
@@ -93,9 +113,18 @@ impl Keyed {
         };
         let key = UnboundKey::new(algorithm, secret.key)
             .map_err(|_| rustls::Error::General("a key of the wrong length".into()))?;
+        let mut raw = [0; RAW_BYTES];
+        raw[..secret.key.len()].copy_from_slice(secret.key);
         let explicit = version == Version::Tls12 && secret.cipher != Cipher::ChaCha20Poly1305;
         let explicit_bytes = if explicit { EXPLICIT_BYTES } else { 0 };
-        Ok(Self { key: LessSafeKey::new(key), iv: secret.iv, seq, version, explicit_bytes })
+        let (key, raw) = (LessSafeKey::new(key), AeadKey::from(raw));
+        Ok(Self { key, raw, cipher: secret.cipher, iv: secret.iv, seq, version, explicit_bytes })
+    }
+
+    /// The key and where it stands, for the kernel to go on with.
+    fn info(&self) -> Info {
+        let bytes = if self.cipher == Cipher::Aes128Gcm { 16 } else { RAW_BYTES };
+        Info::new(self.version, &Secret::new(self.cipher, &self.raw.as_ref()[..bytes], self.iv), self.seq)
     }
 
     /// The initial vector, with the sequence number over its end.
@@ -166,6 +195,21 @@ impl Sealer {
     /// How many records a key may seal.
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Whose key it is.
+    pub(super) fn cipher(&self) -> Cipher {
+        self.keyed.cipher
+    }
+
+    /// The number of the next record.
+    pub(super) fn seq(&self) -> u64 {
+        self.keyed.seq
+    }
+
+    /// For the kernel. Nothing may be sealed here behind it.
+    pub(super) fn info(&self) -> Info {
+        self.keyed.info()
     }
 
     /// Whether a new key is due. What can't wait for one (an alert) can still be sealed.
@@ -282,6 +326,11 @@ impl Opener {
     /// The key is not one of its cipher.
     pub fn new(version: Version, seq: u64, secret: &Secret<'_>) -> Result<Self, TlsError> {
         Ok(Self(Keyed::new(version, seq, secret)?))
+    }
+
+    /// For the kernel.
+    pub(super) fn info(&self) -> Info {
+        self.0.info()
     }
 
     /// The version it opens for.

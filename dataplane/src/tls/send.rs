@@ -12,12 +12,12 @@ use super::{
     Carrier,
     fault::TlsError,
     post::Post,
-    record::{HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer, Version},
+    record::{Cipher, HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer, Version},
 };
 use crate::buffer::{Buffer, SMALL_BYTES};
 
 /// "I take a new key; you need not": type, length, request.
-const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
+pub(super) const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 /// What a key update takes in the buffer.
 const KEY_UPDATE_BYTES: usize = HEADER_BYTES + KEY_UPDATE.len() + 1 + 16;
 
@@ -165,6 +165,23 @@ impl Sender {
         self.tail.resize(at + self.sealer.sealed_bytes(payload.len()), 0);
         self.sealer.seal(kind, payload, &mut self.tail[at..]).inspect_err(|_| self.tail.truncate(at))?;
         Ok(())
+    }
+
+    /// The key for the next record, if everything before it is out: somebody else can go on from
+    /// there then.
+    pub(super) fn at_boundary(&mut self, io: &impl Carrier) -> Option<&Sealer> {
+        // An error is told to whoever writes next.
+        matches!(self.flush(io), Ok(true)).then_some(&self.sealer)
+    }
+
+    /// Whose key it has.
+    pub(super) fn cipher(&self) -> Cipher {
+        self.sealer.cipher()
+    }
+
+    /// Whether nothing more may be sent.
+    pub(super) fn has_ended(&self) -> bool {
+        self.closed
     }
 
     /// Gives the buffer back to this worker; what is unsent goes along in memory of its own.

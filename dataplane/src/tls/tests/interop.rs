@@ -58,13 +58,13 @@ fn each_direction_ends_by_itself_with_close_notify() {
         line.give(&bytes);
         let mut buf = [0; 64];
         assert_eq!(ours.read(&line, &mut buf).unwrap(), 10);
-        assert!(ours.receiver.more_to_come());
+        assert!(ours.own().receiver.more_to_come());
         assert_eq!(ours.read(&line, &mut buf).unwrap(), 0);
         assert_eq!(ours.read(&line, &mut buf).unwrap(), 0);
         ours.write_all(&line, b"the other way is open");
-        ours.sender.close(rustls::AlertDescription::CloseNotify);
-        ours.sender.close(rustls::AlertDescription::CloseNotify);
-        assert!(ours.sender.flush(&line).unwrap());
+        ours.own().sender.close(rustls::AlertDescription::CloseNotify);
+        ours.own().sender.close(rustls::AlertDescription::CloseNotify);
+        assert!(ours.own().sender.flush(&line).unwrap());
         let (heard, ended) = peer.hears(&line.take()).unwrap();
         assert_eq!((&heard[..], ended), (&b"the other way is open"[..], true));
         let late = ours.write(&line, &[IoSlice::new(b"too late")]);
@@ -83,7 +83,7 @@ fn what_the_peer_says_right_behind_its_handshake_is_not_lost() {
             let mut peer = setup.peer_server();
             meet(setup.our_client(), &mut peer, &early).unwrap()
         };
-        assert!(ours.receiver.more_to_come());
+        assert!(ours.own().receiver.more_to_come());
         assert!(ours.drain(&Line::new(), 300).unwrap() == early, "{suite:?} {we_serve}");
         assert!(!ours.holds_memory());
     });
@@ -136,7 +136,7 @@ fn while_the_socket_is_full_many_requests_for_a_key_get_one_answer() {
     line.give(&bytes);
     assert_eq!(ours.drain(&line, 100).unwrap(), b"");
     line.send_max.set(usize::MAX);
-    assert!(ours.sender.flush(&line).unwrap());
+    assert!(ours.own().sender.flush(&line).unwrap());
     let answer = line.take();
     assert_eq!(answer.len(), 5 + 5 + 1 + 16);
     ours.write_all(&line, b"on we go");
@@ -147,7 +147,7 @@ fn while_the_socket_is_full_many_requests_for_a_key_get_one_answer() {
 fn a_key_that_has_sealed_enough_is_replaced_in_tls_1_3() {
     for we_serve in [false, true] {
         let (mut ours, line, mut peer) = Setup::tls13().connect(we_serve);
-        ours.sender.set_limit(2);
+        ours.own().sender.set_limit(2);
         let plain = Dice(3).bytes(1_000_000);
         ours.write_all(&line, &plain);
         assert!(peer.hears(&line.take()).unwrap().0 == plain);
@@ -155,7 +155,7 @@ fn a_key_that_has_sealed_enough_is_replaced_in_tls_1_3() {
         assert_eq!(ours.drain(&line, 100).unwrap(), b"no answer was due");
     }
     let (mut client, mut server) = Setup::tls13().connect_ours();
-    client.sender.set_limit(1);
+    client.own().sender.set_limit(1);
     let line = Line::new();
     let plain = Dice(4).bytes(300_000);
     client.write_all(&line, &plain);
@@ -166,7 +166,7 @@ fn a_key_that_has_sealed_enough_is_replaced_in_tls_1_3() {
 #[test]
 fn a_key_that_has_sealed_enough_ends_tls_1_2() {
     let (mut ours, line, mut peer) = Setup::tls12().connect(true);
-    ours.sender.set_limit(3);
+    ours.own().sender.set_limit(3);
     ours.write_all(&line, b"the first");
     ours.write_all(&line, b"and the last");
     let error = ours.write(&line, &[IoSlice::new(b"one too many")]).unwrap_err();
@@ -183,7 +183,7 @@ fn a_full_socket_delays_what_was_accepted_and_accepts_no_more() {
     let more = ours.write(&line, &[IoSlice::new(b"more")]);
     assert_eq!(more.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     // On its way to another worker nothing is lost either.
-    ours.sender.detach();
+    ours.own().sender.detach();
     line.send_max.set(usize::MAX);
     ours.write_all(&line, b"more");
     assert!(peer.hears(&line.take()).unwrap().0 == [&plain[..], b"more"].concat());

@@ -158,8 +158,8 @@ fn says(setup: &Setup, to_server: bool, words: &[Word<'_>]) -> (io::Result<Vec<u
     let (mut hostile, mut ours) = if to_server { (client, server) } else { (server, client) };
     let line = Line::new();
     for (kind, payload) in words {
-        hostile.sender.say(*kind, payload).unwrap();
-        hostile.sender.nudge(&line);
+        hostile.own().sender.say(*kind, payload).unwrap();
+        hostile.own().sender.nudge(&line);
     }
     line.give(&line.take());
     let heard = ours.drain(&line, 1000);

@@ -2,6 +2,7 @@
 //! Invariants: no socket, no clock; what a test draws at random it draws from a seed.
 
 mod interop;
+mod kernel;
 mod malice;
 
 use std::{
@@ -19,7 +20,7 @@ use rustls::{
 };
 
 use super::{
-    Carrier, Session,
+    Carrier, Engine, Own, Session,
     handshake::{ClientShake, Machine, ServerShake, Shake},
 };
 
@@ -33,6 +34,8 @@ struct Line {
     /// No call moves more; 0 sends nothing.
     recv_max: Cell<usize>,
     send_max: Cell<usize>,
+    /// What a kernel would have, where it seals and opens.
+    keys: RefCell<kernel::Keys>,
 }
 
 impl Line {
@@ -221,6 +224,13 @@ fn meet<M: Machine>(mut ours: Shake<M>, peer: &mut Peer, early: &[u8]) -> Result
 }
 
 impl Session {
+    fn own(&mut self) -> &mut Own {
+        match &mut self.engine {
+            Engine::Own(own) => own,
+            Engine::Kernel(_) => panic!("the kernel has it"),
+        }
+    }
+
     /// Reads until nothing more comes.
     fn drain(&mut self, line: &Line, room: usize) -> io::Result<Vec<u8>> {
         let (mut all, mut buf) = (Vec::new(), vec![0; room]);
@@ -240,11 +250,11 @@ impl Session {
             let accepted = self.write(line, &[IoSlice::new(rest)]).unwrap();
             rest = &rest[accepted..];
         }
-        assert!(self.sender.flush(line).unwrap());
+        assert!(self.own().sender.flush(line).unwrap());
     }
 
-    fn holds_memory(&self) -> bool {
-        self.receiver.holds_memory() || self.sender.holds_memory()
+    fn holds_memory(&mut self) -> bool {
+        self.own().receiver.holds_memory() || self.own().sender.holds_memory()
     }
 }
 
