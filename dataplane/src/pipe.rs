@@ -6,13 +6,13 @@
 use std::{
     cell::RefCell,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use crate::socket::Socket;
+use crate::{socket::Socket, tls::TlsSocket};
 
 /// What a pipe is asked to hold: what the kernel grants everybody (`fs.pipe-max-size`).
 pub const PIPE_BYTES: usize = 1024 * 1024;
@@ -91,6 +91,11 @@ impl Pipe {
         self.ends.as_ref().map_or(0, |ends| ends.bytes)
     }
 
+    /// What is in it.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Takes what `source` has, at most `max` bytes. `Ok(0)` is the peer's FIN.
     ///
     /// # Errors
@@ -102,13 +107,41 @@ impl Pipe {
         Ok(n)
     }
 
+    /// As [`Pipe::fill`], from a connection that the kernel opens; `None` when only reading tells what is
+    /// next.
+    ///
+    /// # Errors
+    /// As [`TlsSocket::try_splice_out`].
+    pub fn fill_opened(&mut self, source: &TlsSocket, max: usize) -> io::Result<Option<usize>> {
+        let filled = source.try_splice_out(self.ends()?.write.as_fd(), max)?;
+        self.held += filled.unwrap_or_default();
+        Ok(filled)
+    }
+
     /// Gives `sink` what it takes; whether the pipe is empty now.
     ///
     /// # Errors
     /// The connection's end.
     pub fn drain(&mut self, sink: &Socket) -> io::Result<bool> {
+        self.drain_by(|pipe, held| retried(pipe, sink, held))
+    }
+
+    /// As [`Pipe::drain`], into a connection that the kernel seals, as [`TlsSocket::in_kernel`] says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn drain_sealed(&mut self, sink: &TlsSocket) -> io::Result<bool> {
+        self.drain_by(|pipe, held| {
+            sink.try_splice_in(pipe, held)?.ok_or_else(|| io::ErrorKind::Unsupported.into())
+        })
+    }
+
+    fn drain_by(
+        &mut self,
+        move_on: impl FnOnce(BorrowedFd<'_>, usize) -> io::Result<usize>,
+    ) -> io::Result<bool> {
         if self.held > 0 {
-            match retried(&self.ends()?.read, sink, self.held) {
+            match move_on(self.ends()?.read.as_fd(), self.held) {
                 Ok(n) => self.held -= n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e),

@@ -10,6 +10,8 @@ use std::{
 };
 
 use crate::{
+    buffer::BULK_READ_BYTES,
+    pipe::Pipe,
     socket::Socket,
     tls::{Session, TlsSocket},
 };
@@ -56,6 +58,11 @@ impl Wire {
     /// Whether the bytes are encrypted on their way.
     pub fn is_tls(&self) -> bool {
         matches!(self.io, Io::Tls(_))
+    }
+
+    /// Whether the kernel seals and opens the records.
+    pub fn in_kernel(&self) -> bool {
+        matches!(&self.io, Io::Tls(tls) if tls.in_kernel())
     }
 
     fn socket(&self) -> &Socket {
@@ -123,12 +130,43 @@ impl Wire {
             }
     }
 
-    /// The socket, if the payload on it is what comes next on it: then bytes may go from and to it
-    /// without passing through here.
-    pub(crate) fn bare_socket(&self) -> Option<&Socket> {
+    /// Plain bytes flow here, and much of them: whether the kernel may come to move them unseen (see
+    /// [`Wire::is_spliceable`]). TLS asks the kernel to seal and open from now on.
+    pub(crate) fn offer_to_kernel(&self) -> bool {
         match &self.io {
-            Io::Plain(socket) if !self.has_early() => Some(socket),
-            Io::Plain(_) | Io::Tls(_) => None,
+            Io::Plain(_) => true,
+            Io::Tls(tls) => tls.enter_kernel(),
+        }
+    }
+
+    /// Whether the kernel can move what comes and goes next.
+    pub(crate) fn is_spliceable(&self) -> bool {
+        !self.has_early()
+            && match &self.io {
+                Io::Plain(_) => true,
+                Io::Tls(tls) => tls.in_kernel(),
+            }
+    }
+
+    /// Moves what is there into a pipe. `None` when only reading tells what is next.
+    ///
+    /// # Errors
+    /// As [`Pipe::fill`].
+    pub(crate) fn splice_out(&self, pipe: &mut Pipe) -> io::Result<Option<usize>> {
+        match &self.io {
+            Io::Plain(socket) => Ok(Some(pipe.fill(socket, pipe.capacity())?).filter(|n| *n > 0)),
+            Io::Tls(tls) => splice_records(tls, pipe),
+        }
+    }
+
+    /// Moves a pipe's bytes on; whether it is empty, and all is with the kernel.
+    ///
+    /// # Errors
+    /// As [`Pipe::drain`].
+    pub(crate) fn splice_in(&self, pipe: &mut Pipe) -> io::Result<bool> {
+        match &self.io {
+            Io::Plain(socket) => pipe.drain(socket),
+            Io::Tls(tls) => pipe.drain_sealed(tls),
         }
     }
 
@@ -283,6 +321,20 @@ impl Wire {
         wire.unread(&parts.early);
         Ok(wire)
     }
+}
+
+/// The kernel gives a record at a time: as many as there are, so that they leave together.
+fn splice_records(tls: &TlsSocket, pipe: &mut Pipe) -> io::Result<Option<usize>> {
+    while pipe.held() < BULK_READ_BYTES {
+        match pipe.fill_opened(tls, BULK_READ_BYTES) {
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            // The next call meets it again.
+            Err(_) if pipe.held() > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some(pipe.held()).filter(|held| *held > 0))
 }
 
 impl AsFd for Wire {

@@ -19,7 +19,7 @@ use super::{
     gate::Gate,
     turn::{self, Turn},
 };
-use crate::{conn::ConnError, pipe::Pipe, socket::Socket};
+use crate::{conn::ConnError, pipe::Pipe};
 
 /// A read below this is little.
 const LITTLE_BELOW: usize = 4 * 1024;
@@ -35,14 +35,6 @@ pub(super) struct Pump<'a> {
     pub(super) gate: &'a Gate,
 }
 
-/// What carries the next bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Carrier {
-    Small,
-    Bulk,
-    Pipe,
-}
-
 /// What came of an attempt to move something.
 enum Step {
     /// Nothing was there.
@@ -51,37 +43,51 @@ enum Step {
     Moved { bytes: usize, more: bool },
     /// The source has ended its direction.
     Ended,
-    /// There is no pipe for it.
-    NoPipe,
+    /// It is a buffer's turn.
+    Buffer,
 }
 
-impl<'a> Pump<'a> {
+/// Whether the kernel is asked to move bulk by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Splice {
+    NotYet,
+    Yes,
+    Never,
+}
+
+impl Pump<'_> {
     /// Moves bytes until the source ends its direction.
     pub(super) async fn run(&self) -> Result<(), Ended> {
-        let (mut carrier, mut little, mut pipes) = (Carrier::Small, 0, true);
+        let (mut bulk, mut little, mut splice) = (false, 0, Splice::NotYet);
         let batching = Batching::new(self.source.wire());
         loop {
             let room = self.gate.room().await;
-            if carrier != Carrier::Small {
+            if bulk {
                 turn::bulk().await;
             }
-            let step = match (carrier, self.sockets()) {
-                (Carrier::Pipe, Some((source, sink))) => self.through_pipe(source, sink).await?,
-                _ => self.through_buffer(carrier != Carrier::Small, room).await?,
-            };
+            let mut step = Step::Buffer;
+            if bulk && splice == Splice::Yes && self.is_spliceable() {
+                step = self.through_pipe(&mut splice).await?;
+            }
+            if let Step::Buffer = step {
+                step = self.through_buffer(bulk, room).await?;
+            }
             let more = match step {
                 Step::Moved { bytes, more } => {
                     little = if bytes < LITTLE_BELOW { little + 1 } else { 0 };
-                    if carrier != Carrier::Small {
+                    if bulk {
                         turn::spend(bytes);
                         batching.flowed();
-                    } else if more {
-                        carrier =
-                            if pipes && self.sockets().is_some() { Carrier::Pipe } else { Carrier::Bulk };
                     }
                     if little >= LITTLE_TIMES {
-                        carrier = Carrier::Small;
+                        bulk = false;
                         batching.ended();
+                    } else if more {
+                        // It came full: there may be a lot of it.
+                        bulk = true;
+                        if splice == Splice::NotYet && self.gate.is_open() {
+                            splice = self.offer_to_kernel();
+                        }
                     }
                     more
                 }
@@ -89,10 +95,7 @@ impl<'a> Pump<'a> {
                     batching.paused();
                     false
                 }
-                Step::NoPipe => {
-                    (carrier, pipes) = (Carrier::Bulk, false);
-                    true
-                }
+                Step::Buffer => true,
                 Step::Ended => return self.finish().await,
             };
             if !more {
@@ -103,31 +106,37 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// The two sockets, if bulk may pass from one to the other unseen.
-    fn sockets(&self) -> Option<(&'a Socket, &'a Socket)> {
+    fn offer_to_kernel(&self) -> Splice {
         match (self.source, self.sink) {
-            (End::Bare(source), End::Bare(sink)) if self.gate.is_open() => {
-                Some((source.bare_socket()?, sink.bare_socket()?))
+            (End::Bare(source), End::Bare(sink)) if source.offer_to_kernel() && sink.offer_to_kernel() => {
+                Splice::Yes
             }
-            _ => None,
+            _ => Splice::Never,
         }
     }
 
-    async fn through_pipe(&self, source: &Socket, sink: &Socket) -> Result<Step, Ended> {
-        let Some(mut pipe) = Pipe::take() else { return Ok(Step::NoPipe) };
-        let asked = pipe.capacity();
-        let bytes = match pipe.fill(source, asked) {
-            Ok(0) => return Ok(Step::Ended),
-            Ok(bytes) => bytes,
+    fn is_spliceable(&self) -> bool {
+        self.source.wire().is_spliceable() && self.sink.wire().is_spliceable()
+    }
+
+    async fn through_pipe(&self, splice: &mut Splice) -> Result<Step, Ended> {
+        let Some(mut pipe) = Pipe::take() else { return Ok(Step::Buffer) };
+        let bytes = match self.source.wire().splice_out(&mut pipe) {
+            Ok(Some(bytes)) => bytes,
+            // An end, or a word of TLS's.
+            Ok(None) => return Ok(Step::Buffer),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
-            Err(e) if cannot_splice(&e) => return Ok(Step::NoPipe),
+            Err(e) if cannot_splice(&e) => {
+                *splice = Splice::Never;
+                return Ok(Step::Buffer);
+            }
             Err(e) => return Err(self.source_broke(&e.into())),
         };
-        while !pipe.drain(sink).map_err(|e| self.sink_broke(e))? {
+        while !self.sink.wire().splice_in(&mut pipe).map_err(|e| self.sink_broke(e))? {
             self.sink_takes_more().await?;
         }
         self.add_moved(bytes);
-        Ok(Step::Moved { bytes, more: bytes == asked })
+        Ok(Step::Moved { bytes, more: bytes == pipe.capacity() })
     }
 
     async fn through_buffer(&self, bulk: bool, room: usize) -> Result<Step, Ended> {
