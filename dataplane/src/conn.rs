@@ -18,6 +18,7 @@ use narrowlink_proto::{
     message::{Channel, EARLY_DATA_BYTES_MAX, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
     upgrade::Framing,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     deframe::{Deframer, Event},
@@ -133,9 +134,9 @@ pub struct Conn {
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
     pinged_at: Cell<Instant>,
-    /// Pings of the peer since `flood_at`.
+    /// Pings of the peer since `flood_at_ms`.
     pings: Cell<u32>,
-    flood_at: Cell<Instant>,
+    flood_at_ms: Cell<u32>,
 }
 
 impl Conn {
@@ -154,7 +155,7 @@ impl Conn {
             heard_at: Cell::new(now),
             pinged_at: Cell::new(now),
             pings: Cell::new(0),
-            flood_at: Cell::new(now),
+            flood_at_ms: Cell::new(clock_ms()),
         }
     }
 
@@ -479,9 +480,9 @@ impl Conn {
 
     /// Answers, unless so many answers wait already that one more would say nothing new.
     fn answer_ping(&self, payload: &[u8]) -> Result<(), ConnError> {
-        let now = Instant::now();
-        if now.saturating_duration_since(self.flood_at.get()) >= Duration::from_secs(1) {
-            self.flood_at.set(now);
+        let now_ms = clock_ms();
+        if now_ms.wrapping_sub(self.flood_at_ms.get()) >= 1000 {
+            self.flood_at_ms.set(now_ms);
             self.pings.set(0);
         }
         self.pings.set(self.pings.get() + 1);
@@ -554,4 +555,12 @@ impl Conn {
         }
         Ok(())
     }
+}
+
+/// Milliseconds of the system's running clock, which begin anew every 49 days: for short spans, in a
+/// quarter of the room.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "only the low bits count")]
+fn clock_ms() -> u32 {
+    let now = clock_gettime(ClockId::Monotonic);
+    (now.tv_sec as u32).wrapping_mul(1000).wrapping_add(now.tv_nsec as u32 / 1_000_000)
 }

@@ -34,7 +34,7 @@ pub enum Event {
 pub struct Deframer {
     expect: Expect,
     head: [u8; HEADER_BYTES_MAX],
-    head_len: usize,
+    head_len: u8,
     frame: Option<Frame>,
     fragments: Fragments,
     text: Vec<u8>,
@@ -45,8 +45,13 @@ struct Frame {
     header: Header,
     kind: Kind,
     left: u64,
-    /// How many payload bytes have passed, modulo 4: where in the mask's cycle the next one is.
-    phase: usize,
+}
+
+impl Frame {
+    /// Where in the mask's cycle the next byte is.
+    fn phase(&self) -> usize {
+        (self.header.payload_bytes - self.left) as usize & 3
+    }
 }
 
 impl Deframer {
@@ -100,9 +105,8 @@ impl Deframer {
             let range = *at..*at + take;
             *at = range.end;
             if let Some(key) = frame.header.mask {
-                frame::mask(&mut buf[range.clone()], key, frame.phase);
+                frame::mask(&mut buf[range.clone()], key, frame.phase());
             }
-            frame.phase = (frame.phase + take) & 3;
             frame.left -= take as u64;
             let (kind, done) = (frame.kind, frame.left == 0);
             let (opcode, fin) = (frame.header.opcode, frame.header.fin);
@@ -140,7 +144,9 @@ impl Deframer {
                 None => {
                     let rest = &buf[*at..];
                     self.head[..rest.len()].copy_from_slice(rest);
-                    self.head_len = rest.len();
+                    #[expect(clippy::cast_possible_truncation, reason = "shorter than a header")]
+                    let len = rest.len() as u8;
+                    self.head_len = len;
                     *at = buf.len();
                     return Ok(false);
                 }
@@ -148,10 +154,11 @@ impl Deframer {
         } else {
             loop {
                 let Some(&byte) = buf.get(*at) else { return Ok(false) };
-                self.head[self.head_len] = byte;
+                self.head[usize::from(self.head_len)] = byte;
                 self.head_len += 1;
                 *at += 1;
-                let whole = frame::decode(&self.head[..self.head_len], self.expect, DATA_FRAME_BYTES_MAX)?;
+                let head = &self.head[..self.head_len.into()];
+                let whole = frame::decode(head, self.expect, DATA_FRAME_BYTES_MAX)?;
                 if let Some((header, _)) = whole {
                     break (header, 0);
                 }
@@ -160,7 +167,7 @@ impl Deframer {
         *at += len;
         self.head_len = 0;
         let kind = self.fragments.on_header(&header)?;
-        self.frame = Some(Frame { left: header.payload_bytes, header, kind, phase: 0 });
+        self.frame = Some(Frame { left: header.payload_bytes, header, kind });
         Ok(true)
     }
 

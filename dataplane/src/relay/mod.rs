@@ -236,6 +236,7 @@ mod tests {
             let answer = async { Ok::<(), Ended>(()) };
             let bytes = size_of_val(&relay_behind(end, end, &traffic, &gate, answer));
             assert!(bytes <= 1536, "{bytes} bytes");
+            assert!(size_of::<Conn>() <= 320, "{} bytes", size_of::<Conn>());
         })
         .unwrap();
     }
