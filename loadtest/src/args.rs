@@ -228,8 +228,8 @@ pub(crate) struct Compare {
     /// What is held against the others: gateway, gateway-2 (two workers), gateway=PROGRAM.
     #[arg(long, default_value = "gateway")]
     subject: Spec,
-    /// Against what: haproxy, haproxy-splice, haproxy-256k, nginx, direct (nothing in between: what the load
-    /// can do), or a gateway; none with "".
+    /// Against what: haproxy, haproxy-splice, haproxy-256k, nginx, rathole, direct (nothing in between: what
+    /// the load can do), or a gateway; none with "".
     #[arg(long, value_delimiter = ',')]
     against: Option<Vec<String>>,
     /// Of the gateway; with wss the others end TLS and begin it anew.

@@ -1,7 +1,7 @@
 //! Load: what goes through a forwarder, what it costs, and against whom.
 //!
 //! The process that a person starts sends nothing. It starts *subjects* ([`subject`]: our gateway, HAProxy,
-//! nginx) on one core and *load processes* ([`crew`]) on another, tells those what to do ([`scenario`], [`plan`]), reads
+//! nginx, rathole) on one core and *load processes* ([`crew`]) on another, tells those what to do ([`scenario`], [`plan`]), reads
 //! what the subjects have used ([`sample`]) at both edges of a window ([`round`]), makes [`figures`] of it,
 //! and puts those of all rounds together ([`report`]). A load process is both ends of every connection ([`peer`]) and moves
 //! bytes ([`traffic`]), told by lines on its standard input ([`hand`]).

@@ -58,7 +58,7 @@ enum Splice {
 impl Pump<'_> {
     /// Moves bytes until the source ends its direction.
     pub(super) async fn run(&self) -> Result<(), Ended> {
-        let (mut bulk, mut little, mut splice) = (false, 0, Splice::NotYet);
+        let (mut bulk, mut little, mut waited, mut splice) = (false, 0, true, Splice::NotYet);
         let batching = Batching::new(self.source.wire());
         loop {
             let room = self.gate.room().await;
@@ -92,13 +92,16 @@ impl Pump<'_> {
                     more
                 }
                 Step::Nothing => {
-                    batching.paused();
+                    if waited {
+                        batching.paused();
+                    }
                     false
                 }
                 Step::Buffer => true,
                 Step::Ended => return self.finish().await,
             };
-            if !more {
+            waited = !more;
+            if waited {
                 let turn = Turn::current();
                 batching.readable().await.map_err(|e| self.source_broke(&e.into()))?;
                 turn.is_over();

@@ -5,6 +5,7 @@
 mod gateway;
 mod haproxy;
 mod nginx;
+mod rathole;
 mod running;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use self::running::Running;
 pub use self::running::spawn_on;
@@ -41,6 +43,8 @@ pub enum Kind {
     Haproxy(haproxy::Flavour),
     /// nginx's stream module.
     Nginx,
+    /// rathole, server and client.
+    Rathole,
     /// Nothing in between: what the load alone can do.
     Direct,
 }
@@ -66,13 +70,14 @@ impl FromStr for Spec {
             "haproxy-splice" => Kind::Haproxy(haproxy::Flavour::Splice),
             "haproxy-256k" => Kind::Haproxy(haproxy::Flavour::LargeBuffers),
             "nginx" => Kind::Nginx,
+            "rathole" => Kind::Rathole,
             "direct" => Kind::Direct,
             _ => match name.split_once('=') {
                 Some(("gateway", program)) => gateway(Some(program.into()), 1),
                 Some(("gateway-2", program)) => gateway(Some(program.into()), 2),
                 _ => bail!(
                     "one of gateway, gateway-2 (two workers), gateway=PROGRAM, haproxy, haproxy-splice, \
-                     haproxy-256k, nginx, direct (nothing in between)"
+                     haproxy-256k, nginx, rathole, direct (nothing in between)"
                 ),
             },
         };
@@ -102,6 +107,16 @@ pub struct Setup {
 impl Setup {
     fn cores(&self, workers: usize) -> Vec<usize> {
         self.core.map(|core| (core..core + workers).collect()).unwrap_or_default()
+    }
+
+    /// Those that it does not run on; none if it runs anywhere.
+    fn other_cores(&self, workers: usize) -> Result<Vec<usize>> {
+        let cores = self.cores(workers);
+        if cores.is_empty() {
+            return Ok(cores);
+        }
+        let allowed = sched_getaffinity(None)?;
+        Ok((0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core) && !cores.contains(core)).collect())
     }
 }
 
@@ -137,6 +152,7 @@ impl Subject {
             Kind::Gateway { program, workers } => gateway::start(program.as_deref(), *workers, setup),
             Kind::Haproxy(flavour) => haproxy::start(*flavour, setup),
             Kind::Nginx => nginx::start(setup),
+            Kind::Rathole => rathole::start(setup),
             Kind::Direct => return Self::direct(&spec.name, setup),
         };
         let (running, ways) = started.with_context(|| spec.name.clone())?;
@@ -196,29 +212,38 @@ fn directory() -> Result<(tempfile::TempDir, Site)> {
     Ok((dir, site))
 }
 
-/// A program of the system.
-fn installed(name: &str, packages: &str) -> Result<PathBuf> {
+/// A program of the system, or the command that installs it.
+fn installed(name: &str, install: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     dirs.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file()))
-        .with_context(|| format!("{name} is not installed: apt-get install {packages}"))
+        .with_context(|| format!("{name} is not installed: {install}"))
+}
+
+/// Ports that nobody has.
+#[derive(Default)]
+struct Free {
+    /// Until all are chosen, so that none is chosen twice.
+    held: Vec<TcpListener>,
+}
+
+impl Free {
+    fn port(&mut self, ip: IpAddr) -> std::io::Result<SocketAddr> {
+        let listener = TcpListener::bind(SocketAddr::new(ip, 0))?;
+        let addr = listener.local_addr();
+        self.held.push(listener);
+        addr
+    }
 }
 
 /// Addresses for a forwarder that can't choose its own, one way for each load process.
 fn forwarder_ways(dir: &Path, setup: &Setup) -> Result<Vec<Way>> {
     let (near, far) = (setup.transport.tls, setup.transport.tls && !setup.front_only);
-    // Held until all are chosen, so that no port is chosen twice.
-    let mut held = Vec::new();
-    let mut free = |ip| {
-        let listener = TcpListener::bind(SocketAddr::new(ip, 0))?;
-        let addr = listener.local_addr();
-        held.push(listener);
-        addr
-    };
+    let mut free = Free::default();
     let ways = (0..setup.ways).map(|_| {
         Ok(Way::Forwarder {
-            listen: free(IpAddr::V4(Ipv4Addr::LOCALHOST))?,
-            target: free(TARGETS)?,
+            listen: free.port(IpAddr::V4(Ipv4Addr::LOCALHOST))?,
+            target: free.port(TARGETS)?,
             near_tls: near.then(|| NearTls { ca_file: dir.join("ca.pem"), name: DOMAIN.to_owned() }),
             far_tls: far.then(|| FarTls { cert_file: dir.join("gateway.pem") }),
         })
@@ -232,18 +257,27 @@ mod tests {
 
     #[test]
     fn subjects_are_named_as_they_are_written() {
-        for name in ["gateway", "gateway-2", "haproxy", "haproxy-splice", "haproxy-256k", "nginx", "direct"] {
+        for name in [
+            "gateway",
+            "gateway-2",
+            "haproxy",
+            "haproxy-splice",
+            "haproxy-256k",
+            "nginx",
+            "rathole",
+            "direct",
+        ] {
             assert_eq!(name.parse::<Spec>().unwrap().name, name);
         }
         let other = "gateway=/opt/old/narrowlink-gateway".parse::<Spec>().unwrap();
         let program = Some(PathBuf::from("/opt/old/narrowlink-gateway"));
         assert_eq!(other.kind, Kind::Gateway { program, workers: 1 });
-        assert!("rathole".parse::<Spec>().unwrap_err().to_string().contains("haproxy-splice"));
+        assert!("tinyproxy".parse::<Spec>().unwrap_err().to_string().contains("haproxy-splice"));
     }
 
     #[test]
     fn a_missing_program_is_named_with_its_package() {
-        let error = installed("no-such-forwarder", "such-a-package").unwrap_err().to_string();
+        let error = installed("no-such-forwarder", "apt-get install such-a-package").unwrap_err().to_string();
         assert_eq!(error, "no-such-forwarder is not installed: apt-get install such-a-package");
     }
 }

@@ -25,7 +25,7 @@ pub enum Flavour {
 }
 
 pub(super) fn start(flavour: Flavour, setup: &Setup) -> Result<(Running, Ways)> {
-    let program = installed("haproxy", "haproxy")?;
+    let program = installed("haproxy", "apt-get install haproxy")?;
     let (dir, _) = directory()?;
     let ways = forwarder_ways(dir.path(), setup)?;
     let file = dir.path().join("haproxy.cfg");

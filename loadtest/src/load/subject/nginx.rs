@@ -18,7 +18,7 @@ const STREAM: &str = "stream {\n    proxy_timeout 1h;\n";
 const HTTP: &str = "http {\n    access_log off;\n    client_header_timeout 1h;\n";
 
 pub(super) fn start(setup: &Setup) -> Result<(Running, Ways)> {
-    let program = installed("nginx", "nginx libnginx-mod-stream")?;
+    let program = installed("nginx", "apt-get install nginx libnginx-mod-stream")?;
     let (dir, _) = directory()?;
     let ways = forwarder_ways(dir.path(), setup)?;
     let file = dir.path().join("nginx.conf");

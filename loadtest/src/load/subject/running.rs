@@ -29,6 +29,8 @@ const NOBODY: u32 = 65_534;
 /// A process that was started here, and its directory.
 pub(super) struct Running {
     child: Child,
+    /// What it can't do without, and is not measured.
+    companion: Option<Child>,
     dir: tempfile::TempDir,
 }
 
@@ -46,7 +48,15 @@ impl Running {
             give_to_nobody(dir.path())?;
             command.uid(NOBODY).gid(NOBODY);
         }
-        Ok(Self { child: spawn_on(command, cores, setup.urgent)?, dir })
+        Ok(Self { child: spawn_on(command, cores, setup.urgent)?, companion: None, dir })
+    }
+
+    /// Starts the other half of what this is, on `cores`, which isn't measured.
+    pub(super) fn accompany(&mut self, mut command: Command, cores: &[usize]) -> Result<()> {
+        let log = File::create(self.dir.path().join("companion.log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        self.companion = Some(spawn_on(command, cores, false)?);
+        Ok(())
     }
 
     pub(super) fn pids(&self) -> Vec<i32> {
@@ -89,6 +99,10 @@ impl Drop for Running {
             }
         }
         let _ = self.child.wait();
+        if let Some(companion) = &mut self.companion {
+            let _ = companion.kill();
+            let _ = companion.wait();
+        }
     }
 }
 
@@ -148,11 +162,16 @@ mod tests {
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
-        let running = Running::start(dir, command, &setup, &setup.cores(1)).unwrap();
-        let pid = running.pids()[0];
+        let mut running = Running::start(dir, command, &setup, &setup.cores(1)).unwrap();
+        let mut companion = Command::new("sleep");
+        companion.arg("1000");
+        running.accompany(companion, &[]).unwrap();
+        let beside = running.companion.as_ref().unwrap().id();
+        let [pid] = running.pids()[..] else { panic!("the companion is measured") };
         assert_eq!(only_core(pid), [core]);
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        assert!(!Path::new(&format!("/proc/{beside}")).exists());
         assert!(!path.exists());
     }
 }
