@@ -169,5 +169,5 @@ fn what_cannot_be_measured_ends_with_a_sentence() {
     refused(&["mixed", "--listen", &closed, "--target", &target], "2 of --listen and --target");
     refused(&["idle", "--connections", "1", "--listen", &closed, "--target", &target], "--pid");
     refused(&["compare", "churn", "--framing", "raw"], "warm connections are framed");
-    refused(&["compare", "throughput", "--against", "rathole"], "haproxy-splice");
+    refused(&["compare", "throughput", "--against", "tinyproxy"], "haproxy-splice");
 }
