@@ -2,6 +2,8 @@
 //! Invariants: what was started here ends with its `Subject`, by its pid · every file of it lies in a
 //! directory of its own, gone with it · ports are the kernel's choice.
 
+#[cfg(test)]
+mod fixture;
 mod gateway;
 mod haproxy;
 mod nginx;

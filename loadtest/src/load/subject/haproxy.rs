@@ -74,53 +74,32 @@ fn config(flavour: Flavour, ways: &[Way], setup: &Setup, dir: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        load::plan::{FarTls, NearTls},
-        site::Transport,
-    };
-
-    fn way(tls: bool) -> Way {
-        Way::Forwarder {
-            listen: "127.0.0.1:1000".parse().unwrap(),
-            target: "127.0.0.2:2000".parse().unwrap(),
-            near_tls: tls.then(|| NearTls { ca_file: "/d/ca.pem".into(), name: "localhost".to_owned() }),
-            far_tls: tls.then(|| FarTls { cert_file: "/d/gateway.pem".into() }),
-        }
-    }
-
-    const SETUP: Setup = Setup {
-        transport: Transport { tls: false, raw: true },
-        connections: 64,
-        ways: 1,
-        unprivileged: false,
-        front_only: false,
-        core: None,
-        urgent: false,
-    };
+    use crate::load::subject::fixture::{SETUP, way};
 
     #[test]
     fn each_flavour_says_what_makes_it() {
-        let plain = config(Flavour::Plain, &[way(false)], &SETUP, "/d");
+        let plain = config(Flavour::Plain, &[way(0, false)], &SETUP, "/d");
         assert!(plain.contains("listen way0\n    bind 127.0.0.1:1000\n    server target 127.0.0.2:2000\n"));
         assert!(!plain.contains("splice") && !plain.contains("tune."), "{plain}");
-        let splice = config(Flavour::Splice, &[way(false)], &SETUP, "/d");
+        let splice = config(Flavour::Splice, &[way(0, false)], &SETUP, "/d");
         assert!(
             splice.contains("    tune.pipesize 1048576\n") && splice.contains("    option splice-request\n")
         );
         assert!(
-            config(Flavour::LargeBuffers, &[way(false)], &SETUP, "/d").contains("    tune.bufsize 262144\n")
+            config(Flavour::LargeBuffers, &[way(0, false)], &SETUP, "/d")
+                .contains("    tune.bufsize 262144\n")
         );
     }
 
     #[test]
     fn with_nobody_behind_it_it_waits_for_requests() {
-        let text = config(Flavour::Plain, &[way(true)], &Setup { front_only: true, ..SETUP }, "/d");
+        let text = config(Flavour::Plain, &[way(0, true)], &Setup { front_only: true, ..SETUP }, "/d");
         assert!(text.contains("    mode http\n") && !text.contains("mode tcp"), "{text}");
     }
 
     #[test]
     fn tls_is_ended_and_begun_anew() {
-        let text = config(Flavour::Plain, &[way(true)], &SETUP, "/d");
+        let text = config(Flavour::Plain, &[way(0, true)], &SETUP, "/d");
         assert!(text.contains("bind 127.0.0.1:1000 ssl crt /d/gateway.pem\n"), "{text}");
         assert!(
             text.contains("server target 127.0.0.2:2000 ssl verify required ca-file /d/ca.pem "),

@@ -70,36 +70,18 @@ fn config(ways: &[Way], setup: &Setup, dir: &str, as_module: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        load::plan::{FarTls, NearTls},
-        site::Transport,
-    };
+    use crate::load::subject::fixture::{SETUP, way};
 
     #[test]
     fn tls_is_written_where_it_is_wanted() {
-        let way = |tls: bool| Way::Forwarder {
-            listen: "127.0.0.1:1000".parse().unwrap(),
-            target: "127.0.0.2:2000".parse().unwrap(),
-            near_tls: tls.then(|| NearTls { ca_file: "/d/ca.pem".into(), name: "localhost".to_owned() }),
-            far_tls: tls.then(|| FarTls { cert_file: "/d/gateway.pem".into() }),
-        };
-        let setup = Setup {
-            transport: Transport { tls: false, raw: true },
-            connections: 64,
-            ways: 1,
-            unprivileged: false,
-            front_only: false,
-            core: None,
-            urgent: false,
-        };
-        let plain = config(&[way(false)], &setup, "/d", true);
+        let plain = config(&[way(0, false)], &SETUP, "/d", true);
         assert!(plain.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"));
         assert!(
             plain.contains("        listen 127.0.0.1:1000;\n        proxy_pass 127.0.0.2:2000;\n    }\n}\n")
         );
-        let tls = config(&[way(true)], &setup, "/d", false);
+        let tls = config(&[way(0, true)], &SETUP, "/d", false);
         assert!(tls.contains("listen 127.0.0.1:1000 ssl;") && tls.contains("proxy_ssl on;"), "{tls}");
-        let front = config(&[way(true)], &Setup { front_only: true, ..setup }, "/d", false);
+        let front = config(&[way(0, true)], &Setup { front_only: true, ..SETUP }, "/d", false);
         assert!(front.contains("http {") && !front.contains("proxy_pass"), "{front}");
         assert_eq!(tls.matches('{').count(), tls.matches('}').count());
     }

@@ -63,39 +63,28 @@ fn client_config(ways: &[Way], control: SocketAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Transport;
+    use crate::{
+        load::subject::fixture::{SETUP, way},
+        site::Transport,
+    };
 
     #[test]
     fn both_ends_name_the_same_services() {
-        let way = |n: u16| Way::Forwarder {
-            listen: SocketAddr::from(([127, 0, 0, 1], 1000 + n)),
-            target: SocketAddr::from(([127, 0, 0, 2], 2000 + n)),
-            near_tls: None,
-            far_tls: None,
-        };
         let control = "127.0.0.1:3000".parse().unwrap();
-        let server = server_config(&[way(0), way(1)], control);
+        let server = server_config(&[way(0, false), way(1, false)], control);
         assert!(server.contains("bind_addr = \"127.0.0.1:3000\"\n"), "{server}");
         assert!(server.contains("[server.services.way1]\nbind_addr = \"127.0.0.1:1001\"\n"), "{server}");
-        let client = client_config(&[way(0), way(1)], control);
+        let client = client_config(&[way(0, false), way(1, false)], control);
         assert!(client.contains("remote_addr = \"127.0.0.1:3000\"\n"), "{client}");
         assert!(client.contains("[client.services.way1]\nlocal_addr = \"127.0.0.2:2001\"\n"), "{client}");
     }
 
     #[test]
     fn what_it_can_not_do_is_said() {
-        let setup = Setup {
-            transport: Transport { tls: true, raw: true },
-            connections: 1,
-            ways: 1,
-            unprivileged: false,
-            front_only: false,
-            core: None,
-            urgent: false,
-        };
+        let setup = Setup { transport: Transport { tls: true, raw: true }, ..SETUP };
         let said = |setup: &Setup| start(setup).err().map(|e| e.to_string());
         assert_eq!(said(&setup).unwrap(), "it is compared over plain connections: --transport ws");
-        let links = Setup { front_only: true, transport: Transport { tls: false, raw: true }, ..setup };
+        let links = Setup { front_only: true, ..SETUP };
         assert_eq!(said(&links).unwrap(), "it has no place where links stand");
     }
 }

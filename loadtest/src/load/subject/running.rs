@@ -143,7 +143,7 @@ pub fn spawn_on(mut command: Command, cores: &[usize], urgent: bool) -> Result<C
 #[cfg(test)]
 mod tests {
     use super::{super::only_core, *};
-    use crate::site::Transport;
+    use crate::load::subject::fixture::SETUP;
 
     #[test]
     fn a_process_stays_where_it_was_put_and_ends_with_its_owner() {
@@ -151,15 +151,7 @@ mod tests {
         let core = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap();
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let setup = Setup {
-            transport: Transport { tls: false, raw: true },
-            connections: 1,
-            ways: 1,
-            unprivileged: false,
-            front_only: false,
-            core: Some(core),
-            urgent: false,
-        };
+        let setup = Setup { core: Some(core), ..SETUP };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         let mut running = Running::start(dir, command, &setup, &setup.cores(1)).unwrap();
