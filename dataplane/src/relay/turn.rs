@@ -190,8 +190,10 @@ mod tests {
             let log = log.borrow();
             let last = log.iter().rposition(|who| *who == 3).unwrap();
             assert!(last <= CHUNKS * 2 + 3, "an event waited for more than one chunk: {log:?}");
+            // An epoll that knows of an event tells it as often as it is asked: only those who move count.
+            let moves: Vec<_> = log.iter().filter(|who| **who != 3).take(CHUNKS).collect();
             for who in 0..3 {
-                let among = log[..CHUNKS].iter().filter(|one| **one == who).count();
+                let among = moves.iter().filter(|one| ***one == who).count();
                 assert!((CHUNKS / 6..=CHUNKS / 2).contains(&among), "{who} moved {among} times: {log:?}");
             }
         })
