@@ -213,7 +213,7 @@ mod tests {
     use narrowlink_dataplane::worker::run_alone;
     use narrowlink_proto::{
         id::SessionId,
-        policy::{Cidr, Item, Policies, Protocol},
+        policy::{Cidr, Grant, Item, Policies, Ports, Protocol},
     };
 
     use super::*;
@@ -286,7 +286,9 @@ mod tests {
     #[test]
     fn addresses_that_are_not_allowed_are_dropped_and_the_rest_dialled_in_order() {
         let net: Cidr = "10.0.0.0/8".parse().unwrap();
-        let policies = Policies { permit: true, policies: vec![Item::Ip(None, net, 0, Protocol::Any)] };
+        let policies =
+            Policies { permit: true, policies: vec![Item::Ip(None, net, Ports::any(), Protocol::Any)] };
+        let policies = Grant::new(vec![policies]);
         let mut dial = tcp("many.lan", 22);
         dial.rules = Some(policies.address_rules("home", &dial.target));
         let asked = dial.target.destination().unwrap();

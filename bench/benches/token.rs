@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_proto::{
     id::Uid,
-    policy::{Item, Policies, Protocol},
+    policy::{Grant, Item, Policies, Protocol},
     token::{Claims, KeyRing, Keys, Kind, TokenError, peek_unverified},
 };
 
@@ -16,18 +16,16 @@ use narrowlink_proto::{
 const NOW: u64 = 1_800_000_000;
 
 fn claims(rules: usize) -> Claims {
-    let rule =
-        |n| Item::Ip(Some("home".to_owned()), format!("10.0.{n}.0/24").parse().unwrap(), 22, Protocol::Tcp);
+    let rule = |n| {
+        Item::Ip(Some("home".to_owned()), format!("10.0.{n}.0/24").parse().unwrap(), 22.into(), Protocol::Tcp)
+    };
+    let policies = Policies { permit: true, policies: (0..rules).map(rule).collect() };
+    let uid = Uid::from_u128(0x6f1c_0b7e_57c8_4a6e_9a3c_2f8f_5a1d_7e10);
+    let jti = "0123456789abcdef0123456789abcdef";
     Claims {
-        kind: Kind::Client,
-        uid: Uid::from_u128(0x6f1c_0b7e_57c8_4a6e_9a3c_2f8f_5a1d_7e10),
-        name: "laptop".to_owned(),
-        exp: NOW + 3600,
-        nbf: None,
         iat: Some(NOW),
-        jti: "0123456789abcdef0123456789abcdef".to_owned(),
-        policies: Some(Policies { permit: true, policies: (0..rules).map(rule).collect() }),
-        connect: None,
+        policies: Grant::new(vec![policies]),
+        ..Claims::new(Kind::Client, uid, "laptop", NOW + 3600, jti)
     }
 }
 

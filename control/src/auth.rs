@@ -20,7 +20,7 @@ use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,
     message::{AgentInfo, Channel, Dial, Open, Origin, Speaker},
-    policy::{self, Policies, Verdict},
+    policy::{Grant, Verdict},
     target::{Destination, Target},
     token::{Claims, KeyRing, Keys, Kind, LEEWAY_S, Secret, TokenError},
 };
@@ -121,20 +121,21 @@ impl Door for Warden {
     }
 
     fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused> {
-        let policies = granted(who)?;
+        let grant = granted(who)?;
         if !matches!(open.target, Target::Tcp { .. }) {
             let reason = format!("{}: this gateway serves TCP targets only", shown(&open.target));
             return Err(Refused::new(RefusalCode::Unsupported, reason));
         }
-        let decision = policy::permit(policies, &open.agent, &open.target)
+        let decision = grant
+            .permit(&open.agent, &open.target)
             .map_err(|e| Refused::new(RefusalCode::Protocol, format!("{}: {e}", shown(&open.target))))?;
         let rules = match decision.verdict {
             Verdict::Allow => None,
-            Verdict::Depends => policies.map(|policies| policies.address_rules(&open.agent, &open.target)),
+            Verdict::Depends => Some(grant.address_rules(&open.agent, &open.target)),
             Verdict::Deny => {
                 let (target, agent) = (shown(&open.target), shown(&open.agent.escape_debug()));
                 tracing::debug!(
-                    uid = %who.uid, client = who.name, agent, target, rule = decision.rule, peer = %peer_addr,
+                    uid = %who.uid, client = who.name, agent, target, reason = ?decision.reason, peer = %peer_addr,
                     "refused by policy"
                 );
                 let reason = format!("the policy of this token does not allow {target} on agent {agent}");
@@ -151,10 +152,10 @@ impl Door for Warden {
     }
 
     fn list(&self, who: &Principal) -> Vec<AgentInfo> {
-        let Ok(policies) = granted(who) else { return Vec::new() };
+        let Ok(grant) = granted(who) else { return Vec::new() };
         let agents = self.directory.of(who.uid).into_iter();
         agents
-            .filter(|agent| !agent.is_link_down() && policy::may_see(policies, &agent.key.name))
+            .filter(|agent| !agent.is_link_down() && grant.may_see(&agent.key.name))
             .map(|agent| agent.info())
             .collect()
     }
@@ -169,9 +170,9 @@ impl Door for Warden {
 }
 
 /// What a client's token grants; an agent's grants nothing here.
-fn granted(who: &Principal) -> Result<Option<&Policies>, Refused> {
-    match (who.speaker, who.grant.downcast_ref::<Option<Policies>>()) {
-        (Speaker::Client, Some(policies)) => Ok(policies.as_ref()),
+fn granted(who: &Principal) -> Result<&Grant, Refused> {
+    match (who.speaker, who.grant.downcast_ref::<Grant>()) {
+        (Speaker::Client, Some(grant)) => Ok(grant),
         _ => Err(Refused::new(RefusalCode::Policy, "only a client's token may ask for this")),
     }
 }
@@ -243,19 +244,15 @@ mod tests {
     }
 
     fn claims(kind: Kind) -> Claims {
-        let published = Published { addr: ("127.0.0.1".to_owned(), 80), protocol: PublishProtocol::Http };
-        Claims {
-            kind,
-            uid: Uid::from_u128(1),
-            name: "laptop".to_owned(),
-            exp: now_s() + 3600,
-            nbf: None,
-            iat: None,
-            jti: "t1".to_owned(),
-            policies: None,
-            connect: (kind == Kind::AgentPublish)
-                .then(|| Services([("a.example".to_owned(), published)].into())),
-        }
+        let claims = Claims::new(kind, Uid::from_u128(1), "laptop", now_s() + 3600, "t1");
+        let published = Published {
+            host: "a.example".to_owned(),
+            port: 0,
+            addr: ("127.0.0.1".to_owned(), 80),
+            protocol: PublishProtocol::Http,
+        };
+        let connect = (kind == Kind::AgentPublish).then(|| Services::new(vec![published]).unwrap());
+        Claims { connect, ..claims }
     }
 
     fn token(claims: &Claims) -> String {
@@ -329,7 +326,7 @@ mod tests {
     }
 
     fn client(policies: Option<&str>) -> Principal {
-        let policies = policies.map(|json| serde_json::from_str(json).unwrap());
+        let policies = policies.map(|json| serde_json::from_str(json).unwrap()).unwrap_or_default();
         principal(Claims { policies, ..claims(Kind::Client) }, Duration::from_secs(now_s()), Instant::now())
     }
 

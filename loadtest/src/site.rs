@@ -14,7 +14,7 @@ use std::{
 
 use narrowlink_proto::{
     id::Uid,
-    policy::Policies,
+    policy::{Grant, Policies},
     token::{Claims, Keys, Kind},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -119,17 +119,8 @@ impl Site {
         exp: u64,
     ) -> io::Result<String> {
         let jti = getrandom::u64().map_err(io::Error::other)?;
-        let claims = Claims {
-            kind,
-            uid,
-            name: name.to_owned(),
-            exp,
-            nbf: None,
-            iat: None,
-            jti: format!("{jti:016x}"),
-            policies,
-            connect: None,
-        };
+        let policies = Grant::new(policies.into_iter().collect());
+        let claims = Claims { policies, ..Claims::new(kind, uid, name, exp, &format!("{jti:016x}")) };
         self.keys.sign(&claims).map_err(io::Error::other)
     }
 

@@ -1,25 +1,39 @@
 //! Role: may this client reach that target through this agent? One pure function, used by gateway and
 //! agent alike.
 //! Invariants: a refusal by `!Any [agent, false]` wins in both modes; a name is never a way around an
-//! `!Ip` rule; for every address of a name, both steps together say what one step would have said.
-//! See: ARCHITECTURE.md, "Invariants"; policy/model.rs says the same in one step.
+//! `!Ip` rule; for every address of a name, both steps together say what one step would have said; where
+//! there are several lists, each must allow.
+//! See: docs/policy.md, whose table a test writes; policy/model.rs says the same in one step.
 
+mod item;
 #[cfg(test)]
 mod model;
+mod ports;
 mod rule;
+#[cfg(test)]
+mod table;
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-pub use rule::{Cidr, NamePattern, RuleError};
-
+use self::item::AddressItem;
+pub use self::{
+    item::{Item, Protocol},
+    ports::Ports,
+    rule::{Cidr, NamePattern, RuleError},
+};
 use crate::target::{Destination, Target, TargetError, Transport};
 
-/// Items in one policy at the most.
+/// Items in one token at the most, over all its lists.
 pub const ITEMS_MAX: usize = 256;
 
-/// What a client's token allows. No policies at all mean no restriction within its own user space.
+/// What a client's token allows: what every one of its lists allows. Without a list there is no
+/// restriction within its own user space.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grant(Box<[Policies]>);
+
+/// One list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policies {
@@ -29,36 +43,6 @@ pub struct Policies {
     pub policies: Vec<Item>,
 }
 
-/// One rule. Without an agent it holds for every agent; port 0 stands for every port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Item {
-    /// `!Ip [agent, net, port, protocol]`: by the address that is dialled, literal or resolved.
-    Ip(Option<String>, Cidr, #[serde(deserialize_with = "port_or_any")] u16, Protocol),
-    /// `!Domain [agent, name, port, protocol]`: by the name that was asked for.
-    Domain(Option<String>, NamePattern, #[serde(deserialize_with = "port_or_any")] u16, Protocol),
-    /// `!Any [agent, allow]`: everything on that agent; `false` refuses it in both modes.
-    Any(Option<String>, bool),
-}
-
-/// What a rule says of the protocol. Nobody can ask for HTTP, HTTPS or TLS, only for TCP: so these
-/// match as TCP, and no label is a way around a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// Every protocol.
-    Any,
-    /// Matches as TCP.
-    Http,
-    /// Matches as TCP.
-    Https,
-    /// Matches as TCP.
-    Tls,
-}
-
 /// The answer to "may it?".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -66,77 +50,137 @@ pub enum Verdict {
     Allow,
     /// No.
     Deny,
-    /// It depends on the resolved addresses: see [`Policies::address_rules`].
+    /// It depends on the resolved addresses: see [`Grant::address_rules`].
     Depends,
 }
 
-/// A verdict and the rule it comes from.
+/// What a verdict comes from. Lists and items count from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// There is no list.
+    Unrestricted,
+    /// This item matched. Of several lists that allow, the first is named.
+    Item {
+        /// The list.
+        list: usize,
+        /// The item in it.
+        item: usize,
+    },
+    /// No item of this list matched: its mode decided.
+    NoItem {
+        /// The list.
+        list: usize,
+    },
+    /// `!Ip` items of this list will decide, once the addresses are known.
+    Addresses {
+        /// The list.
+        list: usize,
+    },
+}
+
+/// A verdict and what it comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Decision {
     /// The answer.
     pub verdict: Verdict,
-    /// The index of the item that decided; `None` when no item matched and the mode's default did.
-    pub rule: Option<usize>,
+    /// Why.
+    pub reason: Reason,
 }
 
 /// What an agent needs to decide about each resolved address: travels in a Dial. An item that can't be
 /// parsed makes the whole thing unreadable, so that an older agent never skips a newer rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct AddressRules(Vec<AddressList>);
+
+/// The `!Ip` items of one list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AddressRules {
+struct AddressList {
+    /// The list's index in the client's grant.
+    list: usize,
     permit: bool,
     items: Vec<AddressItem>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum AddressItem {
-    /// The item's index in the client's policy, then as in [`Item::Ip`].
-    Ip(usize, Cidr, u16, Protocol),
-}
+impl Grant {
+    /// What all of `lists` allow; no list at all is no restriction.
+    pub fn new(lists: Vec<Policies>) -> Self {
+        Self(lists.into())
+    }
 
-/// Decides on `target` through `agent` by what the client wrote, without resolving anything.
-///
-/// # Errors
-/// The asker's: the target names no place.
-pub fn permit(policies: Option<&Policies>, agent: &str, target: &Target) -> Result<Decision, TargetError> {
-    let destination = target.destination()?;
-    let Some(policies) = policies else { return Ok(Decision::default_of(true)) };
-    if let Some(rule) = policies.refusal(agent) {
-        return Ok(Decision { verdict: Verdict::Deny, rule: Some(rule) });
+    /// Its lists.
+    pub fn lists(&self) -> &[Policies] {
+        &self.0
     }
-    let matches = |item: &Item| item.holds_for(agent) && item.matches(&destination, target);
-    if let Some(rule) = policies.policies.iter().position(matches) {
-        return Ok(Decision::of(policies.permit, rule));
-    }
-    let by_address = matches!(destination, Destination::Name(_))
-        && policies.policies.iter().any(|item| item.may_match_address(agent, target));
-    if by_address {
-        return Ok(Decision { verdict: Verdict::Depends, rule: None });
-    }
-    Ok(Decision::default_of(!policies.permit))
-}
 
-/// Whether a list may show `agent`: not if every target there is certainly refused.
-pub fn may_see(policies: Option<&Policies>, agent: &str) -> bool {
-    let Some(policies) = policies else { return true };
-    if policies.refusal(agent).is_some() {
-        return false;
+    /// Whether there is no list.
+    pub const fn is_unrestricted(&self) -> bool {
+        self.0.is_empty()
     }
-    let mut items = policies.policies.iter().filter(|item| item.holds_for(agent));
-    if policies.permit { items.next().is_some() } else { !items.any(|item| matches!(item, Item::Any(..))) }
+
+    /// Decides on `target` through `agent` by what the client wrote, without resolving anything.
+    ///
+    /// # Errors
+    /// The asker's: the target names no place.
+    pub fn permit(&self, agent: &str, target: &Target) -> Result<Decision, TargetError> {
+        let destination = target.destination()?;
+        let decisions =
+            self.0.iter().enumerate().map(|(index, list)| list.permit(index, agent, &destination, target));
+        Ok(decisions
+            .reduce(Decision::and)
+            .unwrap_or(Decision { verdict: Verdict::Allow, reason: Reason::Unrestricted }))
+    }
+
+    /// Whether a list of agents may show `agent`: not if every target there is certainly refused.
+    pub fn may_see(&self, agent: &str) -> bool {
+        self.0.iter().all(|list| list.may_see(agent))
+    }
+
+    /// The items that decide about the addresses of `target`'s name, once [`permit`](Self::permit) has said
+    /// [`Verdict::Depends`].
+    pub fn address_rules(&self, agent: &str, target: &Target) -> AddressRules {
+        let Ok(destination) = target.destination() else { return AddressRules(Vec::new()) };
+        let lists = self.0.iter().enumerate();
+        // What a list has decided by the name alone, it has decided.
+        let depends = |(index, list): &(usize, &Policies)| {
+            list.permit(*index, agent, &destination, target).verdict == Verdict::Depends
+        };
+        AddressRules(
+            lists.filter(depends).map(|(index, list)| list.address_list(index, agent, target)).collect(),
+        )
+    }
 }
 
 impl Policies {
-    /// The items that decide about the addresses of `target`'s name, once [`permit`] has said
-    /// [`Verdict::Depends`].
-    pub fn address_rules(&self, agent: &str, target: &Target) -> AddressRules {
+    fn permit(&self, list: usize, agent: &str, destination: &Destination, target: &Target) -> Decision {
+        if let Some(item) = self.refusal(agent) {
+            return Decision { verdict: Verdict::Deny, reason: Reason::Item { list, item } };
+        }
+        let matches = |item: &Item| item.holds_for(agent) && item.matches(destination, target);
+        if let Some(item) = self.policies.iter().position(matches) {
+            return Decision::of(self.permit, Reason::Item { list, item });
+        }
+        let by_address = matches!(destination, Destination::Name(_))
+            && self.policies.iter().any(|item| item.may_match_address(agent, target));
+        if by_address {
+            return Decision { verdict: Verdict::Depends, reason: Reason::Addresses { list } };
+        }
+        Decision::of(!self.permit, Reason::NoItem { list })
+    }
+
+    fn may_see(&self, agent: &str) -> bool {
+        if self.refusal(agent).is_some() {
+            return false;
+        }
+        let mut items = self.policies.iter().filter(|item| item.holds_for(agent));
+        if self.permit { items.next().is_some() } else { !items.any(|item| matches!(item, Item::Any(..))) }
+    }
+
+    fn address_list(&self, list: usize, agent: &str, target: &Target) -> AddressList {
         let items = self.policies.iter().enumerate();
         let items = items.filter(|(_, item)| item.may_match_address(agent, target));
-        let items = items.filter_map(|(rule, item)| match item {
-            Item::Ip(_, net, port, protocol) => Some(AddressItem::Ip(rule, *net, *port, *protocol)),
-            Item::Domain(..) | Item::Any(..) => None,
-        });
-        AddressRules { permit: self.permit, items: items.collect() }
+        AddressList { list, permit: self.permit, items: items.filter_map(AddressItem::of).collect() }
     }
 
     /// The first `!Any [agent, false]`: refuses the agent in both modes.
@@ -148,12 +192,20 @@ impl Policies {
 impl AddressRules {
     /// Decides on one resolved address; never [`Verdict::Depends`]. `port` is 0 for ICMP.
     pub fn permit_addr(&self, ip: IpAddr, port: u16, transport: Transport) -> Decision {
-        let matches = |AddressItem::Ip(_, net, item_port, protocol): &&AddressItem| {
-            covers(*item_port, *protocol, port, transport) && net.contains(ip)
-        };
-        match self.items.iter().find(matches) {
-            Some(AddressItem::Ip(rule, ..)) => Decision::of(self.permit, *rule),
-            None => Decision::default_of(!self.permit),
+        let decisions = self.0.iter().map(|list| list.permit_addr(ip, port, transport));
+        // Without a list nothing had to be asked: then nothing is known.
+        decisions
+            .reduce(Decision::and)
+            .unwrap_or(Decision { verdict: Verdict::Deny, reason: Reason::Unrestricted })
+    }
+}
+
+impl AddressList {
+    fn permit_addr(&self, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        let list = self.list;
+        match self.items.iter().find(|item| item.matches(ip, port, transport)) {
+            Some(item) => Decision::of(self.permit, Reason::Item { list, item: item.index() }),
+            None => Decision::of(!self.permit, Reason::NoItem { list }),
         }
     }
 }
@@ -164,78 +216,87 @@ impl Decision {
         matches!(self.verdict, Verdict::Allow)
     }
 
-    /// An item matched: in whitelist mode that allows, in blacklist mode that refuses.
-    const fn of(permit: bool, rule: usize) -> Self {
-        Self { verdict: if permit { Verdict::Allow } else { Verdict::Deny }, rule: Some(rule) }
+    const fn of(allow: bool, reason: Reason) -> Self {
+        Self { verdict: if allow { Verdict::Allow } else { Verdict::Deny }, reason }
     }
 
-    const fn default_of(allow: bool) -> Self {
-        Self { verdict: if allow { Verdict::Allow } else { Verdict::Deny }, rule: None }
-    }
-}
-
-impl Item {
-    /// The agent the item is about; `None` for every agent.
-    pub fn agent(&self) -> Option<&str> {
-        match self {
-            Self::Ip(agent, ..) | Self::Domain(agent, ..) | Self::Any(agent, _) => agent.as_deref(),
-        }
-    }
-
-    fn holds_for(&self, agent: &str) -> bool {
-        self.agent().is_none_or(|own| own == agent)
-    }
-
-    /// By what was asked for alone. `!Any [agent, false]` never gets here.
-    fn matches(&self, destination: &Destination, target: &Target) -> bool {
-        let covers =
-            |port, protocol| target.transport().is_some_and(|t| covers(port, protocol, target.port(), t));
-        match (self, destination) {
-            (Self::Any(_, allow), _) => *allow,
-            (Self::Ip(_, net, port, protocol), Destination::Ip(ip)) => {
-                net.contains(*ip) && covers(*port, *protocol)
-            }
-            (Self::Domain(_, pattern, port, protocol), Destination::Name(name)) => {
-                pattern.matches(name) && covers(*port, *protocol)
-            }
-            (Self::Ip(..) | Self::Domain(..), _) => false,
-        }
-    }
-
-    /// Whether the item could match one of the target's addresses.
-    fn may_match_address(&self, agent: &str, target: &Target) -> bool {
-        match (self, target.transport()) {
-            (Self::Ip(_, _, port, protocol), Some(transport)) => {
-                self.holds_for(agent) && covers(*port, *protocol, target.port(), transport)
-            }
-            _ => false,
+    /// What both say: a refusal before everything, an open question before a yes.
+    fn and(self, other: Self) -> Self {
+        match (self.verdict, other.verdict) {
+            (Verdict::Deny, _) => self,
+            (_, Verdict::Deny) => other,
+            (Verdict::Depends, _) => self,
+            (_, Verdict::Depends) => other,
+            (Verdict::Allow, Verdict::Allow) => self,
         }
     }
 }
 
-/// Whether a rule's port and protocol cover what is asked for.
-const fn covers(rule_port: u16, protocol: Protocol, port: u16, transport: Transport) -> bool {
-    let by_port = rule_port == 0 || rule_port == port;
-    by_port
-        && match protocol {
-            Protocol::Any => true,
-            Protocol::Udp => matches!(transport, Transport::Udp),
-            Protocol::Tcp | Protocol::Http | Protocol::Https | Protocol::Tls => {
-                matches!(transport, Transport::Tcp)
-            }
+/// One list as it is, several as a sequence.
+impl Serialize for Grant {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match &*self.0 {
+            [list] => list.serialize(s),
+            lists => s.collect_seq(lists),
         }
+    }
 }
 
-fn port_or_any<'de, D: Deserializer<'de>>(d: D) -> Result<u16, D::Error> {
-    Option::<u16>::deserialize(d).map(Option::unwrap_or_default)
+/// No list at all is said by saying nothing: `null` and an empty sequence might be a list that somebody lost.
+impl<'de> Deserialize<'de> for Grant {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Lists;
+
+        impl<'de> de::Visitor<'de> for Lists {
+            type Value = Grant;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("{ permit, policies }, or a list of these with at least one in it")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Grant, A::Error> {
+                let list = Policies::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Grant::new(vec![list]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Grant, A::Error> {
+                let mut lists = Vec::new();
+                while let Some(list) = seq.next_element()? {
+                    lists.push(list);
+                }
+                if lists.is_empty() {
+                    Err(de::Error::invalid_length(0, &self))
+                } else {
+                    Ok(Grant::new(lists))
+                }
+            }
+        }
+
+        d.deserialize_any(Lists)
+    }
+}
+
+impl<'de> Deserialize<'de> for AddressRules {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let lists = Vec::deserialize(d)?;
+        if lists.is_empty() {
+            Err(de::Error::invalid_length(0, &"at least one list"))
+        } else {
+            Ok(Self(lists))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn policies(permit: bool, yaml: &str) -> Policies {
+    fn list(permit: bool, yaml: &str) -> Policies {
         Policies { permit, policies: serde_yaml::from_str(yaml).unwrap_or_else(|e| panic!("{yaml}: {e}")) }
+    }
+
+    fn policies(permit: bool, yaml: &str) -> Grant {
+        Grant::new(vec![list(permit, yaml)])
     }
 
     fn tcp(host: &str, port: u16) -> Target {
@@ -246,10 +307,18 @@ mod tests {
     const DENY: Verdict = Verdict::Deny;
     const DEPENDS: Verdict = Verdict::Depends;
 
-    /// The verdict and its rule, by what was asked for alone.
-    fn check(policies: &Policies, agent: &str, target: &Target, verdict: Verdict, rule: Option<usize>) {
-        let got = permit(Some(policies), agent, target);
-        assert_eq!(got, Ok(Decision { verdict, rule }), "{agent} {target} by {policies:?}");
+    /// The verdict of the only list and the item that gave it, by what was asked for alone.
+    fn check(grant: &Grant, agent: &str, target: &Target, verdict: Verdict, item: Option<usize>) {
+        let reason = match (item, verdict) {
+            (Some(item), _) => Reason::Item { list: 0, item },
+            (None, DEPENDS) => Reason::Addresses { list: 0 },
+            (None, _) => Reason::NoItem { list: 0 },
+        };
+        assert_eq!(
+            grant.permit(agent, target),
+            Ok(Decision { verdict, reason }),
+            "{agent} {target} by {grant:?}"
+        );
     }
 
     /// The seed's client_name_2.
@@ -279,10 +348,12 @@ mod tests {
     #[test]
     fn no_policies_allow_everything_and_an_empty_whitelist_nothing() {
         let target = tcp("a", 1);
-        assert_eq!(permit(None, "a", &target), Ok(Decision { verdict: ALLOW, rule: None }));
+        let unrestricted = Grant::default();
+        let decision = Decision { verdict: ALLOW, reason: Reason::Unrestricted };
+        assert_eq!(unrestricted.permit("a", &target), Ok(decision));
         check(&policies(true, "[]"), "a", &target, DENY, None);
         check(&policies(false, "[]"), "a", &target, ALLOW, None);
-        assert_eq!(permit(None, "a", &tcp("", 1)), Err(TargetError::Empty));
+        assert_eq!(unrestricted.permit("a", &tcp("", 1)), Err(TargetError::Empty));
     }
 
     #[test]
@@ -301,10 +372,16 @@ mod tests {
         check(&p, "b", &Target::Unix { path: "/x".into() }, DENY, Some(2));
         let rules = p.address_rules("a", &tcp("good.example", 1));
         let at = |ip: &str| rules.permit_addr(ip.parse().unwrap(), 1, Transport::Tcp);
-        assert_eq!(at("10.9.9.9"), Decision { verdict: DENY, rule: Some(1) });
-        assert_eq!(at("::ffff:10.9.9.9"), Decision { verdict: DENY, rule: Some(1) });
-        assert_eq!(at("192.0.2.1"), Decision { verdict: ALLOW, rule: None });
-        assert_eq!(at("fd00::1"), Decision { verdict: ALLOW, rule: None });
+        let refused = Decision { verdict: DENY, reason: Reason::Item { list: 0, item: 1 } };
+        let allowed = Decision { verdict: ALLOW, reason: Reason::NoItem { list: 0 } };
+        for (ip, decision) in [
+            ("10.9.9.9", refused),
+            ("::ffff:10.9.9.9", refused),
+            ("192.0.2.1", allowed),
+            ("fd00::1", allowed),
+        ] {
+            assert_eq!(at(ip), decision, "{ip}");
+        }
     }
 
     #[test]
@@ -335,7 +412,7 @@ mod tests {
                 (Target::Udp { host: host.clone(), port: 80 }, covers_udp),
                 (Target::Icmp { host: host.clone() }, label == "ANY"),
             ] {
-                let refused = permit(Some(&p), "a", &target).unwrap().verdict == DENY;
+                let refused = p.permit("a", &target).unwrap().verdict == DENY;
                 assert_eq!(refused, covered, "{label} {target}");
             }
         }
@@ -354,7 +431,7 @@ mod tests {
 
     #[test]
     fn lists_hide_agents_that_are_out_of_reach() {
-        assert!(may_see(None, "a"));
+        assert!(Grant::default().may_see("a"));
         for (mode, yaml, a, b) in [
             (true, "[]", false, false),
             (true, "[!Ip [a, 10.0.0.1, 22, TCP]]", true, false),
@@ -366,7 +443,7 @@ mod tests {
             (false, "[!Ip [b, 0.0.0.0/0, 0, ANY]]", true, true),
         ] {
             let p = policies(mode, yaml);
-            assert_eq!((may_see(Some(&p), "a"), may_see(Some(&p), "b")), (a, b), "{mode} {yaml}");
+            assert_eq!((p.may_see("a"), p.may_see("b")), (a, b), "{mode} {yaml}");
         }
     }
 
@@ -375,11 +452,13 @@ mod tests {
         let p = policies(true, SEED);
         let json = serde_json::to_string(&p).unwrap();
         assert!(json.contains(r#"{"Ip":[null,"192.168.0.0/24",22,"TCP"]}"#), "{json}");
-        assert_eq!(serde_json::from_str::<Policies>(&json).unwrap(), p);
+        assert_eq!(serde_json::from_str::<Grant>(&json).unwrap(), p);
         for bad in [
             r#"{"Ip":[null,"10.0.0.1",22]}"#,
             r#"{"Ip":[null,"10.0.0.1",22,"TCP",true]}"#,
             r#"{"Ip":[null,"10.0.0.1",65536,"TCP"]}"#,
+            r#"{"Ip":[null,"10.0.0.1",[],"TCP"]}"#,
+            r#"{"Ip":[null,"10.0.0.1","80-22","TCP"]}"#,
             r#"{"Ip":[null,"10.0.0.1",22,"tcp"]}"#,
             r#"{"Ip":[null,"10.0.0.1",22,"SCTP"]}"#,
             r#"{"Ip":[7,"10.0.0.1",22,"TCP"]}"#,
@@ -389,23 +468,81 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Item>(bad).is_err(), "{bad}");
         }
-        assert!(serde_json::from_str::<Policies>(r#"{"permit":true,"policies":[],"until":9}"#).is_err());
+        for bad in [r#"{"permit":true,"policies":[],"until":9}"#, "null", "[]", "[null]", "true"] {
+            assert!(serde_json::from_str::<Grant>(bad).is_err(), "{bad}");
+        }
+        let two = Grant::new(vec![list(true, SEED), list(false, "[]")]);
+        assert_eq!(serde_json::from_str::<Grant>(&serde_json::to_string(&two).unwrap()).unwrap(), two);
     }
 
     #[test]
     fn an_agent_never_skips_a_rule_it_cannot_read() {
         let rules = policies(true, SEED).address_rules("a", &tcp("x", 22));
         let json = serde_json::to_string(&rules).unwrap();
-        assert_eq!(json, r#"{"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"TCP"]}]}"#);
+        assert_eq!(json, r#"[{"list":0,"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"TCP"]}]}]"#);
         assert_eq!(serde_json::from_str::<AddressRules>(&json).unwrap(), rules);
         for bad in [
-            r#"{"permit":true,"items":[{"Asn":[0,64512]}]}"#,
-            r#"{"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"SCTP"]}]}"#,
-            r#"{"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"TCP","weekdays"]}]}"#,
-            r#"{"permit":true,"items":[],"else":"ask"}"#,
-            r#"{"permit":true}"#,
+            r#"[{"list":0,"permit":true,"items":[{"Asn":[0,64512]}]}]"#,
+            r#"[{"list":0,"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"SCTP"]}]}]"#,
+            r#"[{"list":0,"permit":true,"items":[{"Ip":[0,"192.168.0.0/24","ssh","TCP"]}]}]"#,
+            r#"[{"list":0,"permit":true,"items":[{"Ip":[0,"192.168.0.0/24",22,"TCP","weekdays"]}]}]"#,
+            r#"[{"list":0,"permit":true,"items":[],"else":"ask"}]"#,
+            r#"[{"list":0,"permit":true}]"#,
+            r#"{"list":0,"permit":true,"items":[]}"#,
+            "[]",
+            "null",
         ] {
             assert!(serde_json::from_str::<AddressRules>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_several_lists_each_must_allow() {
+        let ssh = list(true, "[!Ip [null, 10.0.0.0/8, 22, TCP], !Domain [null, '*.lan', 0, ANY]]");
+        let not_there = list(false, "[!Ip [null, 10.9.0.0/16, 0, ANY], !Domain [null, bad.lan, 0, ANY]]");
+        let both = Grant::new(vec![ssh.clone(), not_there.clone()]);
+        let reason = |host: &str, port| {
+            let Decision { verdict, reason } = both.permit("a", &tcp(host, port)).unwrap();
+            (verdict, reason)
+        };
+        assert_eq!(reason("10.0.0.1", 22), (ALLOW, Reason::Item { list: 0, item: 0 }));
+        assert_eq!(reason("10.9.0.1", 22), (DENY, Reason::Item { list: 1, item: 0 }));
+        assert_eq!(reason("10.0.0.1", 23), (DENY, Reason::NoItem { list: 0 }));
+        assert_eq!(reason("bad.lan", 22), (DENY, Reason::Item { list: 1, item: 1 }));
+        // The first list is content with the name, the second wants to see the addresses.
+        assert_eq!(reason("good.lan", 22), (DEPENDS, Reason::Addresses { list: 1 }));
+        let rules = both.address_rules("a", &tcp("good.lan", 22));
+        let at = |rules: &AddressRules, ip: &str| rules.permit_addr(ip.parse().unwrap(), 22, Transport::Tcp);
+        assert_eq!(at(&rules, "10.9.0.1"), Decision::of(false, Reason::Item { list: 1, item: 0 }));
+        assert_eq!(at(&rules, "192.0.2.1"), Decision::of(true, Reason::NoItem { list: 1 }));
+        // Both want to.
+        let rules = both.address_rules("a", &tcp("elsewhere.example", 22));
+        assert_eq!(at(&rules, "10.0.0.1"), Decision::of(true, Reason::Item { list: 0, item: 0 }));
+        assert_eq!(at(&rules, "10.9.0.1"), Decision::of(false, Reason::Item { list: 1, item: 0 }));
+        assert_eq!(at(&rules, "192.0.2.1"), Decision::of(false, Reason::NoItem { list: 0 }));
+        // An agent is shown if no list hides it.
+        let hidden = list(false, "[!Any [b, true]]");
+        let grant = Grant::new(vec![ssh, hidden]);
+        assert!(grant.may_see("a") && !grant.may_see("b"));
+    }
+
+    #[test]
+    fn rules_without_a_list_allow_nothing() {
+        let nowhere = policies(true, SEED).address_rules("a", &tcp("", 22));
+        assert!(!nowhere.permit_addr([192, 168, 0, 1].into(), 22, Transport::Tcp).allowed());
+    }
+
+    #[test]
+    fn ranges_and_lists_of_ports_hold_in_both_steps() {
+        let p =
+            policies(true, "[!Ip [null, 10.0.0.0/8, [22, 8000-8100], TCP], !Domain [null, x, 80-90, TCP]]");
+        check(&p, "a", &tcp("10.0.0.1", 8_050), ALLOW, Some(0));
+        check(&p, "a", &tcp("10.0.0.1", 8_101), DENY, None);
+        check(&p, "a", &tcp("x", 85), ALLOW, Some(1));
+        check(&p, "a", &tcp("x", 91), DENY, None);
+        check(&p, "a", &tcp("x", 22), DEPENDS, None);
+        let rules = p.address_rules("a", &tcp("x", 22));
+        assert!(rules.permit_addr([10, 0, 0, 1].into(), 22, Transport::Tcp).allowed());
+        check(&p, "a", &Target::Icmp { host: "10.0.0.1".into() }, DENY, None);
     }
 }

@@ -3,7 +3,7 @@
 
 mod destination;
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,9 @@ pub enum TargetError {
     /// `HOST:PORT` without its port.
     #[error("the port is missing: expected HOST:PORT, with an IPv6 address in brackets ([::1]:22)")]
     NoPort,
+    /// Another scheme than ours.
+    #[error("expected tcp://HOST:PORT, udp://HOST:PORT, icmp://HOST or unix:///PATH")]
+    Scheme,
     /// A port that is no number from 1 to 65535.
     #[error("the port must be a number from 1 to 65535")]
     BadPort,
@@ -149,6 +152,28 @@ impl Target {
             Self::Tcp { port, .. } | Self::Udp { port, .. } => *port,
             Self::Unix { .. } | Self::Icmp { .. } => 0,
         }
+    }
+}
+
+/// As [`Display`](fmt::Display) writes it, and `HOST:PORT` for TCP.
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let target = match text.split_once("://") {
+            None | Some(("tcp", _)) => {
+                let place = text.strip_prefix("tcp://").unwrap_or(text);
+                Self::parse_host_port(place).map(|(host, port)| Self::Tcp { host, port })?
+            }
+            Some(("udp", place)) => {
+                Self::parse_host_port(place).map(|(host, port)| Self::Udp { host, port })?
+            }
+            Some(("icmp", host)) => Self::Icmp { host: host.to_owned() },
+            Some(("unix", path)) => Self::Unix { path: path.to_owned() },
+            Some(_) => return Err(TargetError::Scheme),
+        };
+        target.destination()?;
+        Ok(target)
     }
 }
 
@@ -216,6 +241,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_printed_reads_back() {
+        let host = || "narrow.host".to_owned();
+        for target in [
+            Target::Tcp { host: host(), port: 22 },
+            Target::Tcp { host: "::1".to_owned(), port: 22 },
+            Target::Udp { host: host(), port: 53 },
+            Target::Unix { path: "/run/a:b".to_owned() },
+        ] {
+            assert_eq!(target.to_string().parse(), Ok(target));
+        }
+        assert_eq!("a:22".parse(), Ok(Target::Tcp { host: "a".to_owned(), port: 22 }));
+        for (bad, why) in [
+            ("http://a:80", TargetError::Scheme),
+            ("tcp://a", TargetError::NoPort),
+            ("icmp://", TargetError::Empty),
+            ("unix://run/x", TargetError::NotAPath),
+        ] {
+            assert_eq!(bad.parse::<Target>(), Err(why), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_target_without_a_place_has_no_destination() {
         let unix = |path: &str| Target::Unix { path: path.into() }.destination();
         assert_eq!(unix("/run/x.sock"), Ok(Destination::Unix("/run/x.sock".into())));
@@ -243,7 +290,7 @@ mod tests {
         #[test]
         fn bent_bytes_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
             let text = String::from_utf8_lossy(&bytes);
-            let _ = Target::parse_host_port(&text);
+            let _ = text.parse::<Target>();
             let _ = Target::Unix { path: text.into_owned() }.to_string();
         }
     }

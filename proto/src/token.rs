@@ -3,8 +3,10 @@
 //! before any HMAC, claims parsed only after it; one token has one spelling; `now` is a parameter.
 //! See: RFC 7519 (JWT), RFC 8725 (its best practices), RFC 5869 (HKDF).
 
+mod allowance;
 mod claims;
 mod secret;
+mod services;
 
 use std::fmt;
 
@@ -15,10 +17,10 @@ use serde::Deserialize;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-pub use claims::{
-    CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, PublishProtocol, Published, Services, is_name,
-};
+pub use allowance::Allowance;
+pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret, SecretError, SecretSource};
+pub use services::{PublishProtocol, Published, ServiceError, Services};
 
 /// A token at the most.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::{Policies, Verdict, may_see, permit};
+use super::{Grant, Policies, Reason, Verdict};
 use crate::target::{Destination, Target, Transport};
 
 /// One rule as text, in the order of the seed's YAML.
 #[derive(Debug, Clone)]
 enum Rule {
-    Ip { agent: Option<&'static str>, net: &'static str, port: u16, protocol: &'static str },
-    Domain { agent: Option<&'static str>, name: &'static str, port: u16, protocol: &'static str },
+    Ip { agent: Option<&'static str>, net: &'static str, ports: &'static str, protocol: &'static str },
+    Domain { agent: Option<&'static str>, name: &'static str, ports: &'static str, protocol: &'static str },
     Any { agent: Option<&'static str>, allow: bool },
 }
 
@@ -34,7 +34,9 @@ const PATTERNS: [&str; 5] = ["narrow.host", "*.narrow.host", "**.narrow.host", "
 const IPS: [&str; 5] = ["10.0.0.1", "10.0.0.200", "10.9.0.1", "fd00::1", "fd01::1"];
 const NETS: [&str; 7] =
     ["10.0.0.0/25", "10.0.0.1/8", "10.0.0.1", "0.0.0.0/0", "fd00::/16", "::/0", "::ffff:10.0.0.0/104"];
-const PORTS: [u16; 3] = [0, 22, 443];
+/// As JSON.
+const PORTS: [&str; 7] = ["0", "null", "22", "443", "\"20-30\"", "[22, 443]", "[21, \"400-443\"]"];
+const ASKED_PORTS: [u16; 4] = [22, 23, 443, 444];
 
 /// The address as a string of 0 and 1; IPv4 and IPv6 of different length, so that they never match.
 fn bits(ip: &str) -> String {
@@ -65,6 +67,16 @@ fn is_named(host: &str, pattern: &str) -> bool {
     host.is_empty() && pattern.is_empty()
 }
 
+/// By all the numbers that the text stands for.
+fn has_port(ports: &str, asked: u16) -> bool {
+    let ports = ports.replace(['"', '[', ']', ' '], "");
+    let numbers = ports.split(',').flat_map(|part| match part.split_once('-') {
+        Some((first, last)) => (first.parse().unwrap()..last.parse::<u16>().unwrap() + 1).collect::<Vec<_>>(),
+        None => vec![part.parse().unwrap_or(0)],
+    });
+    ports == "0" || ports == "null" || numbers.into_iter().any(|number| number == asked)
+}
+
 fn speaks(rule: &str, asked: &str) -> bool {
     rule == "ANY"
         || rule.to_lowercase() == asked
@@ -74,18 +86,18 @@ fn speaks(rule: &str, asked: &str) -> bool {
 /// Whether the asker may have this address, decided in one go.
 fn model(permit: bool, rules: &[Rule], asked: &Asked) -> bool {
     let here = |agent: &Option<&str>| agent.is_none() || *agent == Some(asked.agent);
-    let goes = |port: u16, protocol| [0, asked.port].contains(&port) && speaks(protocol, asked.scheme);
+    let goes = |ports, protocol| has_port(ports, asked.port) && speaks(protocol, asked.scheme);
     let has_host = asked.scheme != "unix";
     let mut hit = false;
     for rule in rules {
         hit |= match rule {
             Rule::Any { agent, allow: false } if here(agent) => return false,
             Rule::Any { agent, allow } => *allow && here(agent),
-            Rule::Ip { agent, net, port, protocol } => {
-                has_host && here(agent) && goes(*port, protocol) && in_net(asked.ip, net)
+            Rule::Ip { agent, net, ports, protocol } => {
+                has_host && here(agent) && goes(ports, protocol) && in_net(asked.ip, net)
             }
-            Rule::Domain { agent, name, port, protocol } => {
-                has_host && here(agent) && goes(*port, protocol) && is_named(asked.host, name)
+            Rule::Domain { agent, name, ports, protocol } => {
+                has_host && here(agent) && goes(ports, protocol) && is_named(asked.host, name)
             }
         };
     }
@@ -93,24 +105,22 @@ fn model(permit: bool, rules: &[Rule], asked: &Asked) -> bool {
 }
 
 /// The real thing: both steps, and what each must hold to.
-fn real(policies: &Policies, asked: &Asked) -> bool {
+fn real(grant: &Grant, asked: &Asked) -> bool {
     let target = target(asked);
-    let decision = permit(Some(policies), asked.agent, &target).unwrap();
-    assert!(
-        may_see(Some(policies), asked.agent) || decision.verdict == Verdict::Deny,
-        "hidden, yet reachable"
-    );
-    if let Some(rule) = decision.rule {
+    let decision = grant.permit(asked.agent, &target).unwrap();
+    assert!(grant.may_see(asked.agent) || decision.verdict == Verdict::Deny, "hidden, yet reachable");
+    if let Reason::Item { list, item } = decision.reason {
         // The rule that is said to have decided would have decided alone.
-        let alone = Policies { permit: policies.permit, policies: vec![policies.policies[rule].clone()] };
-        assert_eq!(permit(Some(&alone), asked.agent, &target).unwrap().verdict, decision.verdict);
+        let Policies { permit, policies } = &grant.lists()[list];
+        let alone = Grant::new(vec![Policies { permit: *permit, policies: vec![policies[item].clone()] }]);
+        assert_eq!(alone.permit(asked.agent, &target).unwrap().verdict, decision.verdict);
     }
     match decision.verdict {
         Verdict::Allow => true,
         Verdict::Deny => false,
         Verdict::Depends => {
             assert!(matches!(target.destination(), Ok(Destination::Name(_))), "only names depend");
-            let rules = policies.address_rules(asked.agent, &target);
+            let rules = grant.address_rules(asked.agent, &target);
             let rules = serde_json::from_str::<super::AddressRules>(&serde_json::to_string(&rules).unwrap());
             let transport = target.transport().unwrap();
             rules.unwrap().permit_addr(asked.ip.parse().unwrap(), target.port(), transport).allowed()
@@ -130,13 +140,13 @@ fn target(asked: &Asked) -> Target {
 
 fn rule() -> impl Strategy<Value = Rule> {
     let agent = || prop::option::of(prop::sample::select(&AGENTS[..]));
-    let port = || prop::sample::select(&PORTS[..]);
+    let ports = || prop::sample::select(&PORTS[..]);
     let protocol = || prop::sample::select(&["TCP", "UDP", "ANY", "HTTP", "HTTPS", "TLS"][..]);
     prop_oneof![
-        4 => (agent(), prop::sample::select(&NETS[..]), port(), protocol())
-            .prop_map(|(agent, net, port, protocol)| Rule::Ip { agent, net, port, protocol }),
-        4 => (agent(), prop::sample::select(&PATTERNS[..]), port(), protocol())
-            .prop_map(|(agent, name, port, protocol)| Rule::Domain { agent, name, port, protocol }),
+        4 => (agent(), prop::sample::select(&NETS[..]), ports(), protocol())
+            .prop_map(|(agent, net, ports, protocol)| Rule::Ip { agent, net, ports, protocol }),
+        4 => (agent(), prop::sample::select(&PATTERNS[..]), ports(), protocol())
+            .prop_map(|(agent, name, ports, protocol)| Rule::Domain { agent, name, ports, protocol }),
         1 => (agent(), any::<bool>()).prop_map(|(agent, allow)| Rule::Any { agent, allow }),
     ]
 }
@@ -145,7 +155,7 @@ fn asked() -> impl Strategy<Value = Asked> {
     let scheme = prop::sample::select(&["tcp", "tcp", "tcp", "udp", "icmp", "unix"][..]);
     let host = prop::option::of(prop::sample::select(&NAMES[..]));
     let agent = prop::sample::select(&AGENTS[..]);
-    (agent, scheme, host, prop::sample::select(&IPS[..]), prop::sample::select(&PORTS[1..])).prop_map(
+    (agent, scheme, host, prop::sample::select(&IPS[..]), prop::sample::select(&ASKED_PORTS[..])).prop_map(
         |(agent, scheme, host, ip, port)| {
             let port = if ["tcp", "udp"].contains(&scheme) { port } else { 0 };
             Asked { agent, scheme, host: host.unwrap_or(ip), ip, port }
@@ -154,10 +164,13 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 fn to_json(rule: &Rule) -> serde_json::Value {
+    let ports = |ports: &str| serde_json::from_str::<serde_json::Value>(ports).unwrap();
     match rule {
-        Rule::Ip { agent, net, port, protocol } => serde_json::json!({ "Ip": [agent, net, port, protocol] }),
-        Rule::Domain { agent, name, port, protocol } => {
-            serde_json::json!({ "Domain": [agent, name, port, protocol] })
+        Rule::Ip { agent, net, ports: p, protocol } => {
+            serde_json::json!({ "Ip": [agent, net, ports(p), protocol] })
+        }
+        Rule::Domain { agent, name, ports: p, protocol } => {
+            serde_json::json!({ "Domain": [agent, name, ports(p), protocol] })
         }
         Rule::Any { agent, allow } => serde_json::json!({ "Any": [agent, allow] }),
     }
@@ -172,14 +185,16 @@ proptest! {
 
     #[test]
     fn both_steps_together_say_what_the_model_says_in_one(
-        mode: bool,
-        rules in prop::collection::vec(rule(), 0..6),
+        lists in prop::collection::vec((any::<bool>(), prop::collection::vec(rule(), 0..6)), 1..3),
         asked in asked(),
     ) {
-        let items: Vec<_> = rules.iter().map(to_json).collect();
-        let json = serde_json::json!({ "permit": mode, "policies": items });
-        let policies: Policies = serde_json::from_value(json).unwrap();
-        prop_assert_eq!(real(&policies, &asked), model(mode, &rules, &asked));
+        let json = lists.iter().map(|(mode, rules)| {
+            let items: Vec<_> = rules.iter().map(to_json).collect();
+            serde_json::json!({ "permit": mode, "policies": items })
+        });
+        let grant: Grant = serde_json::from_value(json.collect()).unwrap();
+        let all = lists.iter().all(|(mode, rules)| model(*mode, rules, &asked));
+        prop_assert_eq!(real(&grant, &asked), all);
     }
 
     #[test]
@@ -192,10 +207,10 @@ proptest! {
         let mut json = br#"{"permit":true,"policies":[{"Ip":[null,"10.0.0.0/8",22,"TCP"]},{"Domain":["a","*.b",0,"ANY"]},{"Any":[null,false]}]}"#.to_vec();
         let at = at % json.len();
         json[at] = byte;
-        if let Ok(policies) = serde_json::from_slice::<Policies>(&json) {
+        if let Ok(grant) = serde_json::from_slice::<Grant>(&json) {
             let target = Target::Tcp { host: ip.to_string(), port };
-            let _ = permit(Some(&policies), "a", &target);
-            let _ = policies.address_rules("a", &target).permit_addr(ip, port, Transport::Udp);
+            let _ = grant.permit("a", &target);
+            let _ = grant.address_rules("a", &target).permit_addr(ip, port, Transport::Udp);
         }
     }
 }

@@ -2,15 +2,12 @@
 //! Invariants: claims have at most [`CLAIMS_BYTES_MAX`] bytes; an unknown or repeated key makes them
 //! unreadable, because it might be a restriction.
 
-use std::{collections::BTreeMap, fmt};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use serde::{Deserialize, Deserializer, Serialize, de};
-
-use super::EXP_MAX;
+use super::{Allowance, EXP_MAX, Services};
 use crate::{
     id::Uid,
-    policy::{ITEMS_MAX, Policies},
-    target::{Destination, TargetError},
+    policy::{Grant, ITEMS_MAX},
 };
 
 /// A token's claims at the most, as JSON.
@@ -51,40 +48,15 @@ pub struct Claims {
     pub iat: Option<u64>,
     /// Its own name, for revocation.
     pub jti: String,
-    /// What a client may reach; `None` is no restriction. A `null` is refused: it might be a list that
-    /// somebody lost.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub policies: Option<Policies>,
-    /// What an agent may publish, by host name.
+    /// What a client may reach.
+    #[serde(default, skip_serializing_if = "Grant::is_unrestricted")]
+    pub policies: Grant,
+    /// How much a client may use.
+    #[serde(default, skip_serializing_if = "Allowance::is_silent")]
+    pub limits: Allowance,
+    /// What an agent may publish.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub connect: Option<Services>,
-}
-
-/// Published services by host name; no host comes twice.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Services(pub BTreeMap<String, Published>);
-
-/// One published service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Published {
-    /// What the agent connects to.
-    pub addr: (String, u16),
-    /// What visitors speak.
-    pub protocol: PublishProtocol,
-}
-
-/// What visitors of a published host speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum PublishProtocol {
-    /// HTTP.
-    Http,
-    /// HTTPS; the gateway holds the certificate.
-    Https,
-    /// TLS by its server name; the certificate is behind the agent.
-    Tls,
 }
 
 /// What a bearer may read of its own token, unverified: [`super::peek_unverified`].
@@ -136,22 +108,14 @@ pub enum ClaimsError {
         /// How many.
         count: usize,
     },
-    /// `policies` in a token that is no client's, `connect` in one that publishes nothing, or the
-    /// other way round.
+    /// `policies` or `limits` in a token that is no client's, `connect` in one that publishes nothing, or
+    /// the other way round.
     #[error("{claim} does not belong into a token of kind {}, or is missing there", kind.name())]
     Foreign {
-        /// `policies` or `connect`.
+        /// `policies`, `limits` or `connect`.
         claim: &'static str,
         /// The token's kind.
         kind: Kind,
-    },
-    /// A published host that is no name, or leads nowhere.
-    #[error("connect: `{host}`: {why}")]
-    Publish {
-        /// The host, escaped.
-        host: String,
-        /// What is wrong with it or its address.
-        why: TargetError,
     },
 }
 
@@ -170,6 +134,22 @@ impl Kind {
 }
 
 impl Claims {
+    /// The claims of a token without restrictions that holds until `exp` (seconds since 1970).
+    pub fn new(kind: Kind, uid: Uid, name: &str, exp: u64, jti: &str) -> Self {
+        Self {
+            kind,
+            uid,
+            name: name.to_owned(),
+            exp,
+            nbf: None,
+            iat: None,
+            jti: jti.to_owned(),
+            policies: Grant::default(),
+            limits: Allowance::default(),
+            connect: None,
+        }
+    }
+
     /// Reads claims whose signature holds.
     pub(super) fn parse(json: &[u8]) -> Result<Self, ClaimsError> {
         if json.len() > CLAIMS_BYTES_MAX {
@@ -203,29 +183,17 @@ impl Claims {
         if self.exp > EXP_MAX {
             return Err(ClaimsError::Exp { exp: self.exp });
         }
-        if self.policies.is_some() && self.kind != Kind::Client {
+        if !self.policies.is_unrestricted() && self.kind != Kind::Client {
             return Err(ClaimsError::Foreign { claim: "policies", kind: self.kind });
+        }
+        if !self.limits.is_silent() && self.kind != Kind::Client {
+            return Err(ClaimsError::Foreign { claim: "limits", kind: self.kind });
         }
         if self.connect.is_some() != (self.kind == Kind::AgentPublish) {
             return Err(ClaimsError::Foreign { claim: "connect", kind: self.kind });
         }
-        match self.policies.as_ref().map(|p| p.policies.len()) {
-            Some(count) if count > ITEMS_MAX => return Err(ClaimsError::TooManyItems { count }),
-            _ => {}
-        }
-        self.connect.iter().flat_map(|c| &c.0).try_for_each(|(host, service)| service.check(host))
-    }
-}
-
-impl Published {
-    fn check(&self, host: &str) -> Result<(), ClaimsError> {
-        let wrong = |why| ClaimsError::Publish { host: host.escape_debug().to_string(), why };
-        let Destination::Name(_) = Destination::parse(host).map_err(wrong)? else {
-            return Err(wrong(TargetError::NotAName));
-        };
-        let (addr, port) = &self.addr;
-        Destination::parse(addr).map_err(wrong)?;
-        if *port == 0 { Err(wrong(TargetError::BadPort)) } else { Ok(()) }
+        let count = self.policies.lists().iter().map(|list| list.policies.len()).sum();
+        if count > ITEMS_MAX { Err(ClaimsError::TooManyItems { count }) } else { Ok(()) }
     }
 }
 
@@ -247,64 +215,36 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Optio
     T::deserialize(d).map(Some)
 }
 
-/// serde's own map would take the last of two entries.
-impl<'de> Deserialize<'de> for Services {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_map(ServicesVisitor)
-    }
-}
-
-struct ServicesVisitor;
-
-impl<'de> de::Visitor<'de> for ServicesVisitor {
-    type Value = Services;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map from host name to { addr, protocol }")
-    }
-
-    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Services, A::Error> {
-        let mut services = BTreeMap::new();
-        while let Some(host) = map.next_key::<String>()? {
-            if services.contains_key(&host) {
-                return Err(de::Error::custom(format_args!("duplicate host {host:?}")));
-            }
-            let service: Published = map.next_value()?;
-            service.check(&host).map_err(de::Error::custom)?;
-            services.insert(host, service);
-        }
-        Ok(Services(services))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU32;
+
+    use crate::{
+        policy::Policies,
+        token::{PublishProtocol, Published},
+    };
 
     fn agent() -> Claims {
-        Claims {
-            kind: Kind::Agent,
-            uid: Uid::nil(),
-            name: "home".into(),
-            exp: 2_000_000_000,
-            nbf: None,
-            iat: None,
-            jti: "0123456789abcdef".into(),
-            policies: None,
-            connect: None,
-        }
+        Claims::new(Kind::Agent, Uid::nil(), "home", 2_000_000_000, "0123456789abcdef")
     }
 
     fn publish(host: &str, addr: &str, port: u16) -> Claims {
-        let service = Published { addr: (addr.into(), port), protocol: PublishProtocol::Http };
-        let connect = Some(Services([(host.to_owned(), service)].into()));
+        let service = Published {
+            host: host.to_owned(),
+            port: 0,
+            addr: (addr.into(), port),
+            protocol: PublishProtocol::Http,
+        };
+        let connect = Some(Services::new(vec![service]).unwrap());
         Claims { kind: Kind::AgentPublish, connect, ..agent() }
     }
 
     #[test]
     fn claims_read_back_what_they_write() {
-        let policies = Some(Policies { permit: true, policies: vec![] });
-        let client = Claims { kind: Kind::Client, policies, nbf: Some(1), iat: Some(2), ..agent() };
+        let policies = Grant::new(vec![Policies { permit: true, policies: vec![] }]);
+        let limits = Allowance { sessions: NonZeroU32::new(1), ..Allowance::default() };
+        let client = Claims { kind: Kind::Client, policies, limits, nbf: Some(1), iat: Some(2), ..agent() };
         for claims in [agent(), client, publish("narrow.host", "127.0.0.1", 8080)] {
             claims.check().unwrap();
             let json = serde_json::to_vec(&claims).unwrap();
@@ -327,31 +267,18 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_own_claims() {
-        let policies = Some(Policies { permit: true, policies: vec![] });
+        let policies = Grant::new(vec![Policies { permit: true, policies: vec![] }]);
+        let limits = Allowance { sessions: NonZeroU32::new(1), ..Allowance::default() };
         let bad = [
             Claims { policies: policies.clone(), ..agent() },
             Claims { policies, ..publish("narrow.host", "a", 1) },
+            Claims { limits, ..agent() },
             Claims { connect: publish("narrow.host", "a", 1).connect, ..agent() },
             Claims { kind: Kind::Client, ..publish("narrow.host", "a", 1) },
             Claims { connect: None, ..publish("narrow.host", "a", 1) },
         ];
         for claims in bad {
             assert!(matches!(claims.check(), Err(ClaimsError::Foreign { .. })), "{claims:?}");
-        }
-    }
-
-    #[test]
-    fn only_names_are_published_and_they_lead_somewhere() {
-        for (host, addr, port) in [
-            ("127.0.0.1", "a", 1),
-            ("", "a", 1),
-            ("a b", "a", 1),
-            ("a", "", 1),
-            ("a", "b", 0),
-            ("a", "1.2.3", 0),
-        ] {
-            let got = publish(host, addr, port).check();
-            assert!(matches!(got, Err(ClaimsError::Publish { .. })), "{host} {addr} {port}: {got:?}");
         }
     }
 
@@ -365,7 +292,7 @@ mod tests {
     #[test]
     fn unknown_repeated_and_lost_keys_are_refused() {
         let rest = r#""uid":"00000000-0000-0000-0000-000000000000","name":"n","jti":"j""#;
-        let service = r#"{"addr":["a",1],"protocol":"HTTP"}"#;
+        let service = r#"{"host":"a","addr":["a",1],"protocol":"HTTP"}"#;
         let check = |json: String, good: bool| {
             let got = Claims::parse(json.as_bytes());
             assert_eq!(got.is_ok(), good, "{json}: {got:?}");
@@ -386,8 +313,11 @@ mod tests {
         );
         let twice = r#"{"permit":true,"policies":[],"permit":false}"#;
         check(format!(r#"{{"kind":"client","exp":9,"policies":{twice},{rest}}}"#), false);
-        check(format!(r#"{{"kind":"agent_publish","exp":9,"connect":{{"a":{service}}},{rest}}}"#), true);
-        let twice = format!(r#"{{"a":{service},"a":{service}}}"#);
+        check(format!(r#"{{"kind":"agent_publish","exp":9,"connect":[{service}],{rest}}}"#), true);
+        check(format!(r#"{{"kind":"agent_publish","exp":9,"connect":null,{rest}}}"#), false);
+        check(format!(r#"{{"kind":"client","exp":9,"limits":{{"sessions":1}},{rest}}}"#), true);
+        check(format!(r#"{{"kind":"client","exp":9,"limits":{{"session":1}},{rest}}}"#), false);
+        let twice = format!("[{service},{service}]");
         check(format!(r#"{{"kind":"agent_publish","exp":9,"connect":{twice},{rest}}}"#), false);
     }
 

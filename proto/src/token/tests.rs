@@ -5,13 +5,21 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{id::Uid, policy::Policies};
+use crate::{
+    id::Uid,
+    policy::{Grant, Item, Policies},
+};
 
 const NOW: u64 = 1_800_000_000;
 const HEADER: &str = r#"{"typ":"JWT","alg":"HS256"}"#;
 
 fn claims(kind: Kind) -> Claims {
-    let service = Published { addr: ("127.0.0.1".into(), 80), protocol: PublishProtocol::Http };
+    let service = Published {
+        host: "narrow.host".into(),
+        port: 0,
+        addr: ("127.0.0.1".into(), 80),
+        protocol: PublishProtocol::Http,
+    };
     Claims {
         kind,
         uid: Uid::from_u128(7),
@@ -20,9 +28,14 @@ fn claims(kind: Kind) -> Claims {
         nbf: None,
         iat: Some(NOW),
         jti: "00112233445566778899aabbccddeeff".into(),
-        policies: (kind == Kind::Client).then(|| Policies { permit: true, policies: vec![] }),
-        connect: (kind == Kind::AgentPublish).then(|| Services([("narrow.host".to_owned(), service)].into())),
+        policies: if kind == Kind::Client { whitelist(vec![]) } else { Grant::default() },
+        limits: Allowance::default(),
+        connect: (kind == Kind::AgentPublish).then(|| Services::new(vec![service]).unwrap()),
     }
+}
+
+fn whitelist(policies: Vec<Item>) -> Grant {
+    Grant::new(vec![Policies { permit: true, policies }])
 }
 
 fn keys() -> Keys {
@@ -72,7 +85,7 @@ fn a_kind_that_is_not_its_keys_is_refused() {
 #[test]
 fn the_keys_of_a_secret_never_change() {
     // Whoever changes the derivation makes every token out there worthless.
-    let claims = Claims { policies: None, ..claims(Kind::Client) };
+    let claims = Claims { policies: Grant::default(), ..claims(Kind::Client) };
     let token = keys().sign(&claims).unwrap();
     // Made with another HKDF and another HMAC (Python's).
     let golden = concat!(
@@ -215,8 +228,8 @@ fn an_absurd_or_missing_exp_is_refused_even_when_signed() {
 fn what_would_not_verify_is_not_signed() {
     let nameless = Claims { name: String::new(), ..claims(Kind::Agent) };
     assert!(matches!(keys().sign(&nameless), Err(TokenError::Claims(ClaimsError::Name { .. }))));
-    let item: crate::policy::Item = serde_json::from_str(r#"{"Any":["a",true]}"#).unwrap();
-    let policies = |count| Some(Policies { permit: true, policies: vec![item.clone(); count] });
+    let item: Item = serde_json::from_str(r#"{"Any":["a",true]}"#).unwrap();
+    let policies = |count| whitelist(vec![item.clone(); count]);
     let long = Claims { policies: policies(250), ..claims(Kind::Client) };
     assert!(matches!(keys().sign(&long), Err(TokenError::Claims(ClaimsError::TooLong { .. }))));
     let many = Claims { policies: policies(257), ..claims(Kind::Client) };
