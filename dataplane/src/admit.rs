@@ -113,7 +113,7 @@ pub(crate) async fn dial<'a>(
             claim.superseded().await;
             Err(superseded())
         };
-        let deadline = Instant::now() + local.shared.limits.dial_timeout;
+        let deadline = Instant::now() + local.shared.limits().dial_timeout;
         match future::or(newer, find_and_dial(local, who, open, dial, deadline)).await {
             Ok(lane) => Ok((lane, Dialling { claim, deadline, e2ee: open.e2ee.is_some() })),
             // Used up in any case: a refusal is an answer, too.

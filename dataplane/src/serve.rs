@@ -63,7 +63,7 @@ async fn arrive(
     peer_addr: SocketAddr,
     seat: Seat,
 ) -> io::Result<()> {
-    let limits = &local.shared.limits;
+    let limits = Arc::clone(&local.shared.limits());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let wire = match sniffed {
@@ -209,6 +209,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         Err(refused) => return arrived.refuse(wire, refused).await,
     };
     drop(token);
+    arrived.seat.belongs_to(&who);
     let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {

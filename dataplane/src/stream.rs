@@ -128,11 +128,15 @@ impl Visit {
             self.local.stopped().await;
             None
         };
-        future::or(self.hear_open(conn, last), stopped).await.map(Box::new)
+        let dismissed = async {
+            self.seat.dismissed().await;
+            None
+        };
+        future::or(self.hear_open(conn, last), future::or(stopped, dismissed)).await.map(Box::new)
     }
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
-        let interval = self.local.shared.limits.quiet_ping_interval;
+        let interval = self.local.shared.limits().quiet_ping_interval;
         let expiry = Instant::from_std(self.who.expires_at);
         loop {
             let due = (Instant::now() + interval).min(expiry);
@@ -183,12 +187,12 @@ impl Visit {
                         None => Ok(()),
                     }
                 };
-                let expiry = async {
-                    sleep_until(Instant::from_std(self.who.expires_at)).await;
-                    Err(Ended { by: Side::Here, why: Why::Expired }.into())
+                let over = async {
+                    let why = self.over(&standing.lane).await;
+                    Err(Ended { by: Side::Here, why }.into())
                 };
                 let moving = relay_behind(stream.end(session), lane.end(session), &traffic, &gate, answer);
-                future::or(moving, expiry).await
+                future::or(moving, over).await
             };
             match ended {
                 Ok(()) => self.say_ended(&standing.asked, &traffic, Ok(())),
@@ -197,6 +201,17 @@ impl Visit {
             }
             Box::pin(self.end_session(stream, standing, ended, gate.was_used())).await
         })
+    }
+
+    /// Returns when a session must end because of who its sides are: a token has expired, or its bearer was
+    /// dismissed.
+    async fn over(&self, lane: &Lane) -> Why {
+        let first = self.who.expires_at.min(lane.entry.principal.expires_at);
+        let expired = async {
+            sleep_until(Instant::from_std(first)).await;
+            Why::Expired
+        };
+        future::or(future::or(self.seat.dismissed(), lane.seat.dismissed()), expired).await
     }
 
     /// Waits for the agent's answer and tells the client.
@@ -225,7 +240,7 @@ impl Visit {
     ) -> Option<Box<Conn>> {
         let Session { lane, asked } = *standing;
         let ended = match ended {
-            Ok(()) => retire(&self.local, lane, asked.session).await,
+            Ok(()) => self.retire(lane, asked.session).await,
             Err(Unopened::Ended(ended)) => {
                 lane.conn.close(CLOSE_RESET, &ended.to_string());
                 Err(ended)
@@ -249,6 +264,22 @@ impl Visit {
             "session ended: {}",
             ended.err().unwrap_or(finished)
         );
+    }
+
+    /// A lane after a session that went through cleanly: parked again once the agent says that all is
+    /// delivered and its target closed.
+    async fn retire(&self, lane: Lane, session: SessionId) -> Result<(), Ended> {
+        if lane.conn.framing() == Framing::Raw {
+            lane.conn.into_wire().close_gently();
+            return Ok(());
+        }
+        let over = async { Err(Ended { by: Side::Here, why: self.over(&lane).await }) };
+        let settled = future::or(settled(&lane.conn, session, Speaker::Agent, Side::Target), over).await;
+        match settled {
+            Ok(()) => lane::park(&self.local, lane),
+            Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
+        }
+        settled
     }
 
     async fn finish(
@@ -316,21 +347,6 @@ impl Visit {
 fn early_bytes_max(stream: &Conn, lane: &Conn, dialling: &Dialling<'_>) -> usize {
     let framed = stream.framing() == Framing::Framed && lane.framing() == Framing::Framed;
     if framed && !dialling.e2ee { EARLY_DATA_BYTES_MAX } else { 0 }
-}
-
-/// A lane after a session that went through cleanly: parked again once the agent says that all is
-/// delivered and its target closed.
-async fn retire(local: &Rc<Local>, lane: Lane, session: SessionId) -> Result<(), Ended> {
-    if lane.conn.framing() == Framing::Raw {
-        lane.conn.into_wire().close_gently();
-        return Ok(());
-    }
-    let settled = settled(&lane.conn, session, Speaker::Agent, Side::Target).await;
-    match settled {
-        Ok(()) => lane::park(local, lane),
-        Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
-    }
-    settled
 }
 
 #[cfg(test)]

@@ -246,6 +246,9 @@ fn two_secrets_allow_rotation() {
     assert!(matches!(ring.verify(&token(&other), Kind::Client, NOW), Err(TokenError::Signature)));
     assert!(matches!(ring.verify(&token(&old), Kind::Agent, NOW), Err(TokenError::Signature)));
     assert!(matches!(ring.verify(&token(&old), Kind::Client, NOW + 99), Err(TokenError::Expired { .. })));
+    let (_, id) = ring.verify_and_name(&token(&old), Kind::Client, NOW).unwrap();
+    assert!(id == old.id() && id != new.id());
+    assert!(ring.knows(id) && ring.knows(new.id()) && !ring.knows(other.id()));
     assert_eq!(ring.sign(&claims(Kind::Client)).unwrap(), token(&new));
     assert_eq!(format!("{ring:?}"), "KeyRing { first: Keys(..), rest: [Keys(..)] }");
 }
