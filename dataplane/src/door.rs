@@ -17,7 +17,7 @@ use narrowlink_proto::{
 };
 use rustls::ServerConfig;
 
-use crate::directory::AgentEntry;
+use crate::{directory::AgentEntry, usage::Usage};
 
 /// A right that never ends, as far as one process is concerned.
 pub const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -34,6 +34,8 @@ pub struct Principal {
     pub token_id: String,
     /// When the token's right ends.
     pub expires_at: Instant,
+    /// Where what it does is counted.
+    pub usage: Usage,
     /// What it grants, in the operator's own terms.
     pub grant: Arc<dyn Any + Send + Sync>,
 }
@@ -47,6 +49,7 @@ impl Principal {
             name: name.to_owned(),
             token_id: String::new(),
             expires_at: Instant::now() + FOR_EVER,
+            usage: Usage::default(),
             grant: Arc::new(()),
         }
     }

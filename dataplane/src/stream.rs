@@ -25,6 +25,7 @@ use crate::{
     relay::{Gate, Traffic, gone, relay_behind, settled},
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
+    usage::Slot,
 };
 
 /// How long a refusal may take to reach a client that is then cut off.
@@ -36,12 +37,16 @@ pub(crate) struct Visit {
     pub(crate) who: Arc<Principal>,
     pub(crate) peer_addr: SocketAddr,
     pub(crate) seat: Seat,
+    /// Its place among the token's and the user's streams.
+    pub(crate) _slot: Slot,
 }
 
 /// A session and what it has of the agent.
 pub(crate) struct Session {
     pub(crate) lane: Lane,
     pub(crate) asked: Asked,
+    /// Its place among the token's and the user's sessions.
+    pub(crate) slot: Slot,
 }
 
 /// Serves the sessions of a stream, one after the other; `first` stands already.
@@ -107,7 +112,8 @@ impl Visit {
         let dialling = async { Ok(admit::dial(&self.local, &self.who, &open, self.peer_addr).await) };
         let dialled = future::or(left, dialling).await?;
         Ok(dialled.map(|(lane, dialling)| {
-            (Box::new(Session { lane, asked: Asked::from(*open) }), Box::new(dialling))
+            let (lane, slot) = lane;
+            (Box::new(Session { lane, asked: Asked::from(*open), slot }), Box::new(dialling))
         }))
     }
 
@@ -171,7 +177,8 @@ impl Visit {
     ) -> Served<'a> {
         Box::pin(async move {
             self.seat.becomes(Kind::Session);
-            let (lane, traffic) = (&standing.lane.conn, Traffic::default());
+            let lane = &standing.lane.conn;
+            let traffic = Traffic { meter: self.who.usage.meter().cloned(), ..Traffic::default() };
             let session = standing.asked.session;
             let gate = match &dialling {
                 None => Gate::opened(),
@@ -222,7 +229,7 @@ impl Visit {
         standing: &Session,
         gate: &Gate,
     ) -> Result<(), Unopened> {
-        let Session { lane, asked } = standing;
+        let Session { lane, asked, .. } = standing;
         let opened = dialling.answer(&lane.conn, asked.session, &asked.agent).await?;
         gate.open();
         let opened = Message::Opened { session: asked.session, e2ee: opened.e2ee };
@@ -238,7 +245,8 @@ impl Visit {
         ended: Result<(), Unopened>,
         used: bool,
     ) -> Option<Box<Conn>> {
-        let Session { lane, asked } = *standing;
+        let Session { lane, asked, slot } = *standing;
+        drop(slot);
         let ended = match ended {
             Ok(()) => self.retire(lane, asked.session).await,
             Err(Unopened::Ended(ended)) => {
