@@ -261,6 +261,9 @@ fn a_bearer_can_read_its_own_expiry() {
     let newer = json(&claims(Kind::Agent)).replace(r#""kind""#, r#""replicas":3,"kind""#);
     assert!(peek_unverified(&sign_raw(HEADER, &newer, Kind::Agent)).is_some());
     assert!(peek_unverified("eyJ.eyJ.x").is_none());
+    assert_eq!(read_unverified(&token).unwrap(), claims(Kind::Agent));
+    assert!(matches!(read_unverified(&sign_raw(HEADER, &newer, Kind::Agent)), Err(TokenError::Claims(_))));
+    assert!(matches!(read_unverified("eyJ.eyJ.x"), Err(TokenError::Header | TokenError::Malformed)));
 }
 
 proptest! {
@@ -294,6 +297,7 @@ proptest! {
         for text in [text, token] {
             prop_assert!(keys().verify(&text, Kind::Client, NOW).is_err());
             let _ = peek_unverified(&text);
+            let _ = read_unverified(&text);
         }
     }
 }
