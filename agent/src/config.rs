@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    num::NonZeroU32,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -60,7 +61,7 @@ pub struct LaneRange {
 impl Default for LaneRange {
     /// As many sessions as a gateway gives one token by default.
     fn default() -> Self {
-        Self { min: 1, max: u32::try_from(Limits::default().sessions_per_token_max).unwrap_or(u32::MAX) }
+        Self { min: 1, max: Limits::default().token.sessions.map_or(u32::MAX, NonZeroU32::get) }
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 use async_channel::{Receiver, Sender};
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_control::{
+    accounts::{Accounts, Allowances},
     auth::{Rules, Warden},
     clerk,
     revocations::Revocations,
@@ -108,7 +109,8 @@ fn shared() -> Arc<Shared> {
     let rules =
         Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], BTreeMap::new(), Revocations::default())
             .unwrap();
-    let warden = Warden::new(rules, directory.clone(), clerk::counter().0);
+    let accounts = Arc::new(Accounts::open(Allowances::default(), None, 0));
+    let warden = Warden::new(rules, directory.clone(), clerk::counter().0, accounts);
     Arc::new(Shared::new(Arc::new(warden), directory, Limits::default(), WORKERS))
 }
 

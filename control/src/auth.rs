@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
     door::{Door, FOR_EVER, LinkRequest, Principal},
+    usage::Usage,
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused, Why},
@@ -28,6 +29,7 @@ use narrowlink_proto::{
 use rustls::ServerConfig;
 
 use crate::{
+    accounts::Accounts,
     clerk::Counter,
     config::Service,
     revocations::{Bearer, Revocations},
@@ -41,6 +43,7 @@ pub struct Warden {
     rules: ArcSwap<Rules>,
     directory: Arc<Directory>,
     counter: Counter,
+    accounts: Arc<Accounts>,
 }
 
 /// What answers are taken from; replaced as a whole.
@@ -115,8 +118,8 @@ impl Rules {
 
 impl Warden {
     /// A warden with these rules.
-    pub fn new(rules: Rules, directory: Arc<Directory>, counter: Counter) -> Self {
-        Self { rules: ArcSwap::from_pointee(rules), directory, counter }
+    pub fn new(rules: Rules, directory: Arc<Directory>, counter: Counter, accounts: Arc<Accounts>) -> Self {
+        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts }
     }
 
     /// From now on these rules hold.
@@ -139,9 +142,15 @@ impl Door for Warden {
         let rules = self.rules.load();
         match rules.verify(channel, token, since_1970.as_secs()) {
             Ok((claims, key)) => {
+                let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
                 if rules.standing(&principal).is_ok() {
-                    return Ok(Arc::new(principal));
+                    let usage = match principal.speaker {
+                        Speaker::Client => self.accounts.usage(principal.uid, &principal.token_id, said),
+                        // What an agent carries is its clients'.
+                        Speaker::Agent | Speaker::Gateway => Usage::default(),
+                    };
+                    return Ok(Arc::new(Principal { usage, ..principal }));
                 }
                 tracing::debug!(?channel, jti = principal.token_id, "a token was refused: it is revoked");
             }
@@ -222,6 +231,7 @@ fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> 
         name: claims.name,
         token_id: claims.jti,
         expires_at: now + left.min(FOR_EVER),
+        usage: Usage::default(),
         grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key }),
     }
 }
@@ -238,7 +248,7 @@ fn shown(words: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clerk;
+    use crate::{accounts::Allowances, clerk};
     use narrowlink_dataplane::directory::AgentEntry;
     use narrowlink_proto::{
         id::{LinkSecret, SessionId, Uid},
@@ -259,7 +269,8 @@ mod tests {
         let (counter, inbox) = clerk::counter();
         let services = services.into_iter().enumerate().collect();
         let rules = Rules::new(secrets, services, Revocations::default()).unwrap();
-        (Warden::new(rules, Arc::new(Directory::default()), counter), inbox)
+        let accounts = Arc::new(Accounts::open(Allowances::default(), None, now_s()));
+        (Warden::new(rules, Arc::new(Directory::default()), counter, accounts), inbox)
     }
 
     fn tls_service() -> Service {

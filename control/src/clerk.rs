@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
@@ -20,7 +20,10 @@ use narrowlink_proto::{
     message::{Goodbye, GoodbyeCode},
 };
 
-use crate::registry::{Act, Registry};
+use crate::{
+    accounts::Accounts,
+    registry::{Act, Registry},
+};
 
 /// Claims and releases that may wait: more links than this never come within the time that a claim
 /// may take (each costs about 0.1 ms, most of it the instance key's signature).
@@ -100,9 +103,14 @@ impl Inbox {
     ///
     /// # Errors
     /// The system's: no thread, or no event queue for its timers.
-    pub fn serve(self, registry: Registry, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    pub fn serve(
+        self,
+        registry: Registry,
+        shared: Arc<Shared>,
+        accounts: Arc<Accounts>,
+    ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let clerk = Clerk { registry, shared, drained: None };
+        let clerk = Clerk { registry, shared, accounts, drained: None };
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || runtime.block_on(clerk.work(self.commands)))
@@ -112,6 +120,7 @@ impl Inbox {
 struct Clerk {
     registry: Registry,
     shared: Arc<Shared>,
+    accounts: Arc<Accounts>,
     /// Who waits for the last link to end.
     drained: Option<mpsc::Sender<()>>,
 }
@@ -129,11 +138,13 @@ impl Clerk {
             let now = Instant::now();
             if now >= sweep_at {
                 self.registry.release_silent(now);
+                self.accounts.sweep(seconds_since_1970());
                 sweep_at = now + SWEEP_EVERY;
             }
             let acts = self.registry.handle_timeout(now);
             self.perform(acts);
             if self.drained.is_some() && self.registry.links() == 0 {
+                self.accounts.save();
                 return;
             }
         }
@@ -183,6 +194,11 @@ impl Clerk {
     }
 }
 
+/// By the wall clock, as months are.
+pub(crate) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// A new link's name and secret.
 fn draw() -> Result<(LinkId, LinkSecret), getrandom::Error> {
     let (mut link, mut secret) = ([0; 32], [0; 32]);
@@ -195,6 +211,7 @@ fn draw() -> Result<(LinkId, LinkSecret), getrandom::Error> {
 mod tests {
     use super::*;
     use crate::{
+        accounts::Allowances,
         auth::{Rules, Warden},
         revocations::Revocations,
     };
@@ -220,12 +237,8 @@ mod tests {
         let (orders, taken) = async_channel::bounded(4);
         let (answer, answered) = async_channel::bounded(1);
         let principal = Arc::new(Principal {
-            speaker: Speaker::Agent,
-            uid: Uid::nil(),
-            name: name.to_owned(),
             token_id: name.to_owned(),
-            expires_at: Instant::now() + PATIENCE,
-            grant: Arc::new(()),
+            ..Principal::new(Speaker::Agent, Uid::nil(), name)
         });
         let peer_addr = "192.0.2.1:1".parse().unwrap();
         let nonce = Nonce::from_bytes([0; 32]);
@@ -233,11 +246,15 @@ mod tests {
         Asked { orders: taken, answer: answered }
     }
 
+    fn accounts() -> Arc<Accounts> {
+        Arc::new(Accounts::open(Allowances::default(), None, 0))
+    }
+
     fn shared(counter: &Counter) -> Arc<Shared> {
         let directory = Arc::new(Directory::default());
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
         let rules = Rules::new(&[secret], std::collections::BTreeMap::new(), Revocations::default()).unwrap();
-        let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone()));
+        let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts()));
         Arc::new(Shared::new(warden, directory, Limits::default(), 1))
     }
 
@@ -245,7 +262,7 @@ mod tests {
     fn a_link_is_granted_and_ends_when_the_gateway_drains() {
         let (counter, inbox) = counter();
         let shared = shared(&counter);
-        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone()).unwrap();
+        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts()).unwrap();
         let asked = ask(&counter, "home");
         let grant = asked.answer.recv_blocking().unwrap().map_err(|goodbye| goodbye.reason).unwrap();
         let key = AgentKey { uid: Uid::nil(), name: "home".to_owned() };
@@ -271,7 +288,7 @@ mod tests {
     fn a_link_that_ends_without_a_word_is_found() {
         let (counter, inbox) = counter();
         let shared = shared(&counter);
-        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone()).unwrap();
+        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts()).unwrap();
         let Asked { orders, answer } = ask(&counter, "home");
         let entry = answer.recv_blocking().unwrap().map_err(|goodbye| goodbye.reason).unwrap().agent.unwrap();
         drop(orders);

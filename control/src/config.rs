@@ -8,6 +8,7 @@ mod input;
 mod limits;
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     net::SocketAddr,
@@ -16,11 +17,17 @@ use std::{
     sync::Arc,
 };
 
-use narrowlink_proto::{endpoint::with_place, limits::Limits, target::Destination, token::Secret};
+use narrowlink_proto::{
+    endpoint::with_place,
+    id::Uid,
+    limits::Limits,
+    target::Destination,
+    token::{Allowance, Secret},
+};
 use rustls::ServerConfig;
 
 use self::input::Input;
-use crate::revocations::Revocations;
+use crate::{accounts::Allowances, revocations::Revocations};
 
 /// A config, certificate or secret file at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -42,6 +49,10 @@ pub struct Config {
     pub require_io_uring: bool,
     /// What nobody may exceed.
     pub limits: Limits,
+    /// What some users may use, in place of what the limits say of each.
+    pub users: HashMap<Uid, Allowance>,
+    /// Where it keeps what it has counted.
+    pub state_dir: Option<PathBuf>,
     /// Tokens that are not to be taken.
     pub revocations: Revocations,
     /// Where that list is kept.
@@ -72,10 +83,19 @@ impl Config {
             pin: true,
             require_io_uring: false,
             limits: Limits::default(),
+            users: HashMap::new(),
+            state_dir: None,
             revocations: Revocations::default(),
             revocations_path: None,
             files: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// What tokens and users may use.
+    pub fn allowances(&self) -> Allowances {
+        Allowances { token: self.limits.token, user: self.limits.user, users: self.users.clone() }
     }
 }
 

@@ -25,6 +25,7 @@ use narrowlink_dataplane::{
 };
 
 use crate::{
+    accounts::Accounts,
     auth::{Rules, Warden},
     clerk::{self, Counter},
     config::{self, Config},
@@ -45,6 +46,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     counter: Counter,
     warden: Arc<Warden>,
+    accounts: Arc<Accounts>,
     open: Mutex<Open>,
 }
 
@@ -126,17 +128,20 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     let directory = Arc::new(Directory::default());
     let rules = rules(&config, &open.services)?;
     let limits = config.limits.clone();
-    let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone()));
+    let accounts =
+        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clerk::seconds_since_1970()));
+    let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone()));
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
     let ended = Arc::new(AtomicUsize::new(0));
     let options = Options { count, pin: config.pin, require_io_uring: config.require_io_uring };
     let workers = Workers::start("worker", &options, &worker_main(seats, shared.clone(), ended.clone()))?;
-    let control = inbox.serve(Registry::new(count, limits), shared.clone()).map_err(|e| {
-        shared.tell_all(|| Note::Stop);
-        StartError::Control(e)
-    })?;
+    let control =
+        inbox.serve(Registry::new(count, limits), shared.clone(), accounts.clone()).map_err(|e| {
+            shared.tell_all(|| Note::Stop);
+            StartError::Control(e)
+        })?;
     let open = Mutex::new(open);
-    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, open })
+    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, open })
 }
 
 fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
@@ -261,6 +266,7 @@ impl Gateway {
         self.warden.replace(rules);
         self.shared.set_limits(config.limits.clone());
         self.counter.set_limits(config.limits.clone());
+        self.accounts.set(config.allowances());
         for (service, sockets) in new_sockets {
             self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
         }
@@ -306,6 +312,11 @@ impl Gateway {
     pub fn begin_stop(&self) {
         self.counter.drain(GOODBYE_PATIENCE);
         self.shared.tell_all(|| Note::Stop);
+    }
+
+    /// Writes what tokens and users have used, if there is a place for it; to be called before the process ends.
+    pub fn save_usage(&self) {
+        self.accounts.save();
     }
 
     /// Whether every session has ended after [`begin_stop`](Self::begin_stop).

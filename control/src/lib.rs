@@ -4,6 +4,7 @@
 //! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
 
+pub mod accounts;
 pub mod auth;
 pub mod certificate;
 pub mod clerk;

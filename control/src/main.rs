@@ -171,7 +171,9 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     if let Some(path) = ready_file {
         ready.write(path).or_exit(CONFIGURATION)?;
     }
-    match supervise::supervise(&gateway, &words, Some(reloader)) {
+    let outcome = supervise::supervise(&gateway, &words, Some(reloader));
+    gateway.save_usage();
+    match outcome {
         Outcome::Drained => tracing::info!("stopped; every session had ended"),
         Outcome::Cut => tracing::warn!("stopped; sessions were cut"),
         Outcome::Broken(fault) => {

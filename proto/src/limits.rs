@@ -2,7 +2,9 @@
 //! Invariants: no limit is unset, no queue or table without one.
 //! See: SECURITY.md, "What we hold".
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
+
+use crate::token::Allowance;
 
 /// The limits of one gateway, and of agents and clients where they have the same.
 ///
@@ -47,12 +49,10 @@ pub struct Limits {
     pub agent_links_max: usize,
     /// Links per client token.
     pub client_links_max: usize,
-    /// Live sessions per token.
-    pub sessions_per_token_max: usize,
-    /// Opens per token and second.
-    pub opens_per_token_per_s: u32,
-    /// Opens per token at once.
-    pub opens_per_token_burst: u32,
+    /// What each client's token may use, where it says nothing itself. (Dials of 10 s may come at once.)
+    pub token: Allowance,
+    /// What all tokens of a user may use together.
+    pub user: Allowance,
 
     /// A Dial must be answered within this.
     pub dial_timeout: Duration,
@@ -111,9 +111,13 @@ impl Default for Limits {
 
             agent_links_max: 4,
             client_links_max: 64,
-            sessions_per_token_max: 1_024,
-            opens_per_token_per_s: 100,
-            opens_per_token_burst: 1_000,
+            token: Allowance {
+                sessions: NonZeroU32::new(1_024),
+                streams: NonZeroU32::new(2_048),
+                dials_per_s: NonZeroU32::new(100),
+                ..Allowance::default()
+            },
+            user: Allowance::default(),
 
             dial_timeout: Duration::from_secs(10),
             claim_timeout: Duration::from_secs(10),

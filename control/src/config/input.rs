@@ -2,17 +2,20 @@
 //! Invariants: an unknown key is an error, for it might be a restriction.
 
 use std::{
-    fmt,
+    collections::HashMap,
+    fmt, fs, io,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use narrowlink_proto::{
+    id::Uid,
     policy::NamePattern,
     target::Destination,
-    token::{SECRET_BYTES_MIN, Secret, SecretSource},
+    token::{Allowance, SECRET_BYTES_MIN, Secret, SecretSource},
 };
 use rustls::ServerConfig;
 use serde::{Deserialize, Deserializer, de};
@@ -48,6 +51,10 @@ pub(super) struct Input {
     drain_s: Option<u64>,
     #[serde(default)]
     limits: LimitsInput,
+    #[serde(default)]
+    users: HashMap<Uid, Allowance>,
+    #[serde(default)]
+    state_dir: Option<PathBuf>,
     /// Tokens that are not to be taken.
     #[serde(default)]
     revocations: Option<PathBuf>,
@@ -192,6 +199,11 @@ impl Input {
         if let Some(drain_s) = self.drain_s {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
+        let state_dir = self.state_dir.map(|dir| base.join(dir));
+        if let Some(dir) = &state_dir {
+            make_state_dir(dir)
+                .map_err(|e| Complaint::new(&["state_dir".into()], format!("{}: {e}", dir.display())))?;
+        }
         let revocations_path = self.revocations.map(|path| base.join(path));
         let revocations = match &revocations_path {
             Some(path) => load_revocations(path)?,
@@ -202,6 +214,8 @@ impl Input {
             workers: self.workers,
             pin: self.pin,
             limits,
+            users: self.users,
+            state_dir,
             revocations,
             revocations_path,
             files,
@@ -286,6 +300,11 @@ impl ServiceInput {
             }
         }
     }
+}
+
+/// Makes the directory if it isn't there, for nobody else to look into.
+fn make_state_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {

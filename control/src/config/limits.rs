@@ -3,7 +3,7 @@
 
 use std::{fmt, time::Duration};
 
-use narrowlink_proto::limits::Limits;
+use narrowlink_proto::{limits::Limits, token::Allowance};
 use serde::{Deserialize, Deserializer, de};
 
 /// The longest time anybody may set; a limit of a day is none.
@@ -26,7 +26,7 @@ macro_rules! limits {
             pub(super) fn into_limits(self) -> Limits {
                 let mut limits = Limits::default();
                 $(if let Some(value) = self.$key {
-                    limits.$limit = value.into();
+                    value.set(&mut limits.$limit);
                 })*
                 limits
             }
@@ -46,11 +46,35 @@ limits! {
     strangers_max => strangers_max: usize,
     agent_links_max => agent_links_max: usize,
     client_links_max => client_links_max: usize,
+    token => token: Merged,
+    user => user: Merged,
 }
 
-impl From<Seconds> for Duration {
-    fn from(Seconds(duration): Seconds) -> Self {
-        duration
+/// What isn't said stays as it is.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Merged(Allowance);
+
+/// A value of the file, and how it changes a default.
+trait Set<T> {
+    fn set(self, limit: &mut T);
+}
+
+impl Set<Duration> for Seconds {
+    fn set(self, limit: &mut Duration) {
+        *limit = self.0;
+    }
+}
+
+impl Set<Self> for usize {
+    fn set(self, limit: &mut Self) {
+        *limit = self;
+    }
+}
+
+impl Set<Allowance> for Merged {
+    fn set(self, limit: &mut Allowance) {
+        *limit = self.0.or(*limit);
     }
 }
 

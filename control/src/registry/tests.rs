@@ -83,12 +83,8 @@ impl World {
         let (orders, taken) = async_channel::bounded(4);
         let (answer, answered) = async_channel::bounded(1);
         let principal = Arc::new(Principal {
-            speaker,
-            uid: Uid::nil(),
-            name: name.to_owned(),
             token_id: format!("token of {name}"),
-            expires_at: self.now + Duration::from_secs(3600),
-            grant: Arc::new(()),
+            ..Principal::new(speaker, Uid::nil(), name)
         });
         let request = LinkRequest {
             principal,
@@ -135,14 +131,7 @@ fn an_agent_is_shown_to_workers_before_it_is_welcomed() {
     assert_eq!(world.shown("home"), Some((agent.link(), true)));
     let (answer, answered) = async_channel::bounded(1);
     let request = LinkRequest {
-        principal: Arc::new(Principal {
-            speaker: Speaker::Agent,
-            uid: Uid::nil(),
-            name: "home".to_owned(),
-            token_id: String::new(),
-            expires_at: world.now,
-            grant: Arc::new(()),
-        }),
+        principal: Arc::new(Principal::new(Speaker::Agent, Uid::nil(), "home")),
         peer_addr: "192.0.2.1:1000".parse().unwrap(),
         nonce: Nonce::from_bytes([0; 32]),
         instance: None,
