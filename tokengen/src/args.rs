@@ -11,7 +11,7 @@ Examples:
   narrowlink-tokengen tokens.yaml --check         what would be signed, and all that is odd
   narrowlink-tokengen tokens.yaml                 label and token, a line each
   narrowlink-tokengen -c tokens.yaml --json       the same as a JSON array
-  narrowlink-tokengen tokens.yaml -o tokens       tokens/<uid>/agent-home.token, .. for their owner only
+  narrowlink-tokengen tokens.yaml -o tokens       tokens/<uid>/agent-home.token and so on
   narrowlink-tokengen inspect laptop.token --secret gateway.yaml
 
 tokens.yaml:
@@ -29,8 +29,8 @@ tokens.yaml:
           - !Domain [null, nas.lan, 0, ANY]
           - !Any [office, true]
 
-Exit codes: 0 done, 1 the token inspected is broken or not by that secret, 2 usage, 74 it could not be written
-out, 78 configuration.";
+Exit codes: 0 done, 1 inspect: a broken token, or not by that secret, 2 usage, 74 it could not be
+written out, 78 configuration.";
 
 const INSPECT: &str = "\
 Examples:
@@ -38,8 +38,8 @@ Examples:
   narrowlink-tokengen inspect laptop.token --secret gateway.yaml     also with its old_secrets
   wl-paste | narrowlink-tokengen inspect - --secret secret
 
-Give the token and the secret as files or through standard input: everybody on this machine can see the
-arguments of a program that runs.";
+Give the token and the secret as files or through standard input: everybody on this machine can
+see the arguments of a program that runs.";
 
 const KEYGEN: &str = "\
 Examples:

@@ -277,6 +277,20 @@ fn a_file_may_have_the_name_of_a_command() {
 }
 
 #[test]
+fn every_example_of_the_document_works() {
+    let page = include_str!("../../../docs/tokens.md");
+    let blocks: Vec<_> =
+        page.split("```yaml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    assert_eq!(blocks.len(), 4);
+    for block in blocks {
+        let yaml = if block.starts_with("secret:") { block.to_owned() } else { file(block) };
+        let (stdout, stderr, code) = run(&yaml, &["--check"]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{block}");
+        assert!(stdout.lines().count() > 0, "{block}");
+    }
+}
+
+#[test]
 fn help_shows_an_example_that_works() {
     let help = Site::new().run(&["--help"]);
     assert_eq!(help.code, 0);
