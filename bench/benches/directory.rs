@@ -59,14 +59,7 @@ impl Links {
 
     fn request(&self, n: u32) -> LinkRequest {
         let AgentKey { uid, name } = key(n);
-        let principal = Principal {
-            speaker: Speaker::Agent,
-            uid,
-            name,
-            token_id: n.to_string(),
-            expires_at: Instant::now() + Duration::from_secs(3600),
-            grant: Arc::new(()),
-        };
+        let principal = Principal { token_id: n.to_string(), ..Principal::new(Speaker::Agent, uid, &name) };
         LinkRequest {
             principal: Arc::new(principal),
             peer_addr: "192.0.2.1:1".parse().unwrap(),

@@ -5,6 +5,7 @@
 mod kit;
 
 use std::{
+    collections::BTreeMap,
     io::Read as _,
     os::unix::net::UnixStream,
     rc::Rc,
@@ -17,6 +18,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_control::{
     auth::{Rules, Warden},
     clerk,
+    revocations::Revocations,
 };
 use narrowlink_dataplane::{
     conn::{Conn, Role},
@@ -24,17 +26,19 @@ use narrowlink_dataplane::{
     handover::{Local, Shared},
     lane::{Lane, park, take},
     socket::Socket,
-    table::{Kind, Seat},
+    table::{self, Seat},
     worker::{Main, Options, Workers, spawn},
 };
 use narrowlink_proto::{
-    id::{AgentKey, LinkId, LinkSecret, Uid},
+    id::{LinkId, LinkSecret, Uid},
     limits::Limits,
-    token::Secret,
+    message::Channel,
+    token::{Claims, EXP_MAX, Keys, Kind, Secret},
     upgrade::Framing,
 };
 
 const WORKERS: usize = 2;
+const SECRET: [u8; 32] = [7; 32];
 
 /// What a worker is told.
 enum Order {
@@ -65,7 +69,8 @@ impl Gateway {
     fn start() -> Self {
         let (orders, taken): (Vec<_>, Vec<_>) = (0..WORKERS).map(|_| async_channel::bounded(1)).unzip();
         let (report, reports) = async_channel::bounded(1);
-        let (shared, entry) = (shared(), entry());
+        let shared = shared();
+        let entry = entry(&shared);
         let main: Main = Arc::new(move |index| {
             let (shared, entry) = (shared.clone(), entry.clone());
             let (orders, report) = (taken[index].clone(), report.clone());
@@ -100,16 +105,20 @@ impl Gateway {
 
 fn shared() -> Arc<Shared> {
     let directory = Arc::new(Directory::default());
-    let rules = Rules::new(&[Secret::from_bytes(vec![7; 32]).unwrap()], Vec::new()).unwrap();
+    let rules =
+        Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], BTreeMap::new(), Revocations::default())
+            .unwrap();
     let warden = Warden::new(rules, directory.clone(), clerk::counter().0);
     Arc::new(Shared::new(Arc::new(warden), directory, Limits::default(), WORKERS))
 }
 
-fn entry() -> Arc<AgentEntry> {
-    let key = AgentKey { uid: Uid::nil(), name: "home".to_owned() };
+fn entry(shared: &Shared) -> Arc<AgentEntry> {
+    let claims = Claims::new(Kind::Agent, Uid::nil(), "home", EXP_MAX, "j");
+    let token = Keys::new(&SECRET).sign(&claims).unwrap();
+    let principal = shared.door.login(Channel::Link, &token).unwrap();
     let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
     let (orders, _) = async_channel::bounded(1);
-    Arc::new(AgentEntry::new(key, link, secret, "192.0.2.1:1".parse().unwrap(), orders, WORKERS))
+    Arc::new(AgentEntry::new(principal, link, secret, "192.0.2.1:1".parse().unwrap(), orders, WORKERS))
 }
 
 async fn work(
@@ -126,7 +135,14 @@ async fn work(
             Order::Park(fd) => {
                 let wire = Socket::adopt(fd.into()).unwrap().into();
                 let conn = Conn::new(wire, Framing::Framed, Role::Gateway, 0);
-                park(local, Lane { conn: Box::new(conn), entry: entry.clone(), seat: Seat::for_lane(local) });
+                park(
+                    local,
+                    Lane {
+                        conn: Box::new(conn),
+                        entry: entry.clone(),
+                        seat: Seat::for_lane(local, &entry.principal),
+                    },
+                );
             }
             Order::Take(rounds) => {
                 for _ in 0..rounds {
@@ -144,7 +160,7 @@ async fn work(
             }
         }
         turn.writable().await.unwrap();
-        let lanes = local.table.borrow().count(Kind::Lane);
+        let lanes = local.table.borrow().count(table::Kind::Lane);
         reports.send(Report { took, lanes }).await.unwrap();
     }
 }

@@ -18,6 +18,7 @@ use narrowlink_proto::{
     message::GoodbyeCode,
     token::peek_unverified,
     upgrade::Framing,
+    when::date,
 };
 
 use crate::{
@@ -155,20 +156,6 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
     }
 }
 
-/// The day of a Unix time, UTC.
-fn date(unix_s: u64) -> String {
-    // Years that begin in March, so that the leap day is the last (H. Hinnant, "chrono-compatible
-    // low-level date algorithms", civil_from_days, for days since 1970).
-    let days = unix_s / 86_400 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, january) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!("{:04}-{month:02}-{day:02}", era * 400 + year + january)
-}
-
 #[cfg(test)]
 mod tests {
     use narrowlink_proto::{
@@ -200,22 +187,6 @@ mod tests {
         let text = format!("endpoints: [!SelfHosted {{ gateway: 'a:1', token: {token}, protocol: Ws }}]");
         let refused = Routes::load(&Config::parse(&text, Path::new("client.yaml")).unwrap()).err().unwrap();
         assert!(refused.to_string().contains("client.yaml is not a client's"), "{refused}");
-    }
-
-    #[test]
-    fn a_day_is_written_as_the_calendar_has_it() {
-        for (unix_s, day) in [
-            (0, "1970-01-01"),
-            (86_399, "1970-01-01"),
-            (951_782_400, "2000-02-29"),
-            (951_868_800, "2000-03-01"),
-            (1_000_000_000, "2001-09-09"),
-            (1_795_132_800, "2026-11-20"),
-            (4_107_542_400, "2100-03-01"),
-            (253_402_300_799, "9999-12-31"),
-        ] {
-            assert_eq!(date(unix_s), day);
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! See: `narrowlink_proto::policy`, `narrowlink_proto::token`.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -14,22 +15,24 @@ use std::{
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
-    door::{Door, LinkRequest, Principal},
+    door::{Door, FOR_EVER, LinkRequest, Principal},
 };
 use narrowlink_proto::{
-    ended::{RefusalCode, Refused},
+    ended::{RefusalCode, Refused, Why},
     id::LinkId,
     message::{AgentInfo, Channel, Dial, Open, Origin, Speaker},
     policy::{Grant, Verdict},
     target::{Destination, Target},
-    token::{Claims, KeyRing, Keys, Kind, LEEWAY_S, Secret, TokenError},
+    token::{Claims, KeyId, KeyRing, Keys, Kind, LEEWAY_S, Secret, TokenError},
 };
 use rustls::ServerConfig;
 
-use crate::{clerk::Counter, config::Service};
+use crate::{
+    clerk::Counter,
+    config::Service,
+    revocations::{Bearer, Revocations},
+};
 
-/// A token that never ends, as far as one process is concerned.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How much of a foreign name is repeated in an answer.
 const SHOWN_CHARS_MAX: usize = 128;
 
@@ -43,18 +46,33 @@ pub struct Warden {
 /// What answers are taken from; replaced as a whole.
 pub struct Rules {
     keys: KeyRing,
-    services: Vec<Service>,
+    /// By number; numbers stay the same over reloads.
+    services: BTreeMap<usize, Service>,
+    revocations: Revocations,
+}
+
+/// What the operator remembers of a bearer.
+struct Credentials {
+    grant: Grant,
+    /// When the token was issued.
+    iat: Option<u64>,
+    /// What it was signed with.
+    key: KeyId,
 }
 
 impl Rules {
     /// The rules that a config makes: the first secret signs, all are believed. `None` without a secret.
-    pub fn new(secrets: &[Secret], services: Vec<Service>) -> Option<Self> {
+    pub fn new(
+        secrets: &[Secret],
+        services: BTreeMap<usize, Service>,
+        revocations: Revocations,
+    ) -> Option<Self> {
         let mut keys = secrets.iter().map(|secret| Keys::new(secret.as_bytes()));
-        Some(Self { keys: KeyRing::new(keys.next()?, keys.collect()), services })
+        Some(Self { keys: KeyRing::new(keys.next()?, keys.collect()), services, revocations })
     }
 
-    /// The claims of a token that is good for `channel`.
-    fn verify(&self, channel: Channel, token: &str, now_s: u64) -> Result<Claims, TokenError> {
+    /// The claims of a token that is good for `channel`, and what it is signed with.
+    fn verify(&self, channel: Channel, token: &str, now_s: u64) -> Result<(Claims, KeyId), TokenError> {
         let kinds: &[Kind] = match channel {
             Channel::Link => &[Kind::Client, Kind::Agent],
             Channel::Lane => &[Kind::Agent],
@@ -62,13 +80,23 @@ impl Rules {
         };
         let mut refused = TokenError::Signature;
         for kind in kinds {
-            match self.keys.verify(token, *kind, now_s) {
+            match self.keys.verify_and_name(token, *kind, now_s) {
                 // Each kind has its own key: it may be the next one's.
                 Err(e @ TokenError::Signature) => refused = e,
                 decided => return decided,
             }
         }
         Err(refused)
+    }
+
+    /// Whether somebody who was let in with a token may stay: nobody has revoked it, and the secret that signed
+    /// it is still believed.
+    fn standing(&self, who: &Principal) -> Result<(), Why> {
+        // Nobody else's principals come here.
+        let Some(Credentials { iat, key, .. }) = who.grant.downcast_ref() else { return Err(Why::Internal) };
+        let bearer = Bearer { jti: &who.token_id, uid: who.uid, name: &who.name, iat: *iat };
+        let holds = self.keys.knows(*key) && !self.revocations.revoke(bearer);
+        if holds { Ok(()) } else { Err(Why::Revoked) }
     }
 
     /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
@@ -81,7 +109,7 @@ impl Rules {
             (Destination::Ip(_), None) => true,
             _ => false,
         };
-        self.services.get(service).is_some_and(|service| service.domains.iter().any(own))
+        self.services.get(&service).is_some_and(|service| service.domains.iter().any(own))
     }
 }
 
@@ -103,21 +131,30 @@ impl Door for Warden {
         if !rules.serves(service, server_name) {
             return None;
         }
-        rules.services.get(service)?.tls.clone()
+        rules.services.get(&service)?.tls.clone()
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        match self.rules.load().verify(channel, token, since_1970.as_secs()) {
-            Ok(claims) => Ok(Arc::new(principal(claims, since_1970, Instant::now()))),
-            Err(why) => {
-                tracing::debug!(?channel, "a token was refused: {why}");
-                Err(Refused::new(
-                    RefusalCode::Unauthenticated,
-                    "the token was not accepted: it may be expired, of another kind, or of another gateway",
-                ))
+        let rules = self.rules.load();
+        match rules.verify(channel, token, since_1970.as_secs()) {
+            Ok((claims, key)) => {
+                let principal = principal(claims, key, since_1970, Instant::now());
+                if rules.standing(&principal).is_ok() {
+                    return Ok(Arc::new(principal));
+                }
+                tracing::debug!(?channel, jti = principal.token_id, "a token was refused: it is revoked");
             }
+            Err(why) => tracing::debug!(?channel, "a token was refused: {why}"),
         }
+        Err(Refused::new(
+            RefusalCode::Unauthenticated,
+            "the token was not accepted: it may be expired, of another kind, or of another gateway",
+        ))
+    }
+
+    fn standing(&self, who: &Principal) -> Result<(), Why> {
+        self.rules.load().standing(who)
     }
 
     fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused> {
@@ -171,13 +208,13 @@ impl Door for Warden {
 
 /// What a client's token grants; an agent's grants nothing here.
 fn granted(who: &Principal) -> Result<&Grant, Refused> {
-    match (who.speaker, who.grant.downcast_ref::<Grant>()) {
-        (Speaker::Client, Some(grant)) => Ok(grant),
+    match (who.speaker, who.grant.downcast_ref()) {
+        (Speaker::Client, Some(Credentials { grant, .. })) => Ok(grant),
         _ => Err(Refused::new(RefusalCode::Policy, "only a client's token may ask for this")),
     }
 }
 
-fn principal(claims: Claims, since_1970: Duration, now: Instant) -> Principal {
+fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> Principal {
     let left = Duration::from_secs(claims.exp.saturating_add(LEEWAY_S)).saturating_sub(since_1970);
     Principal {
         speaker: if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent },
@@ -185,7 +222,7 @@ fn principal(claims: Claims, since_1970: Duration, now: Instant) -> Principal {
         name: claims.name,
         token_id: claims.jti,
         expires_at: now + left.min(FOR_EVER),
-        grant: Arc::new(claims.policies),
+        grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key }),
     }
 }
 
@@ -204,14 +241,14 @@ mod tests {
     use crate::clerk;
     use narrowlink_dataplane::directory::AgentEntry;
     use narrowlink_proto::{
-        id::{AgentKey, LinkSecret, SessionId, Uid},
+        id::{LinkSecret, SessionId, Uid},
         token::{PublishProtocol, Published, Services},
     };
 
     const SECRET: [u8; 32] = [7; 32];
 
     fn warden_of(secrets: &[Secret]) -> (Warden, clerk::Inbox) {
-        let services = vec![
+        let services = [
             Service {
                 domains: ["gw.example", "10.0.0.1"].map(|name| Destination::parse(name).unwrap()).to_vec(),
                 listen_addr: "127.0.0.1:0".parse().unwrap(),
@@ -220,7 +257,8 @@ mod tests {
             tls_service(),
         ];
         let (counter, inbox) = clerk::counter();
-        let rules = Rules::new(secrets, services).unwrap();
+        let services = services.into_iter().enumerate().collect();
+        let rules = Rules::new(secrets, services, Revocations::default()).unwrap();
         (Warden::new(rules, Arc::new(Directory::default()), counter), inbox)
     }
 
@@ -306,11 +344,36 @@ mod tests {
     fn an_old_secret_is_still_believed() {
         let secrets = [vec![9; 32], SECRET.to_vec()].map(|bytes| Secret::from_bytes(bytes).unwrap());
         let (warden, _inbox) = warden_of(&secrets);
-        assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_ok());
+        let who = warden.login(Channel::Stream, &token(&claims(Kind::Client))).unwrap();
+        assert_eq!(warden.standing(&who), Ok(()));
         let services = warden.rules.load().services.clone();
-        warden.replace(Rules::new(&secrets[..1], services).unwrap());
+        warden.replace(Rules::new(&secrets[..1], services, Revocations::default()).unwrap());
         assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_err());
-        assert!(Rules::new(&[], Vec::new()).is_none());
+        // Who came in with it goes, too.
+        assert_eq!(warden.standing(&who), Err(Why::Revoked));
+        assert!(Rules::new(&[], BTreeMap::new(), Revocations::default()).is_none());
+    }
+
+    #[test]
+    fn a_revoked_token_is_refused_like_any_other_and_ends_what_it_began() {
+        let (warden, _inbox) = warden();
+        let good = token(&claims(Kind::Client));
+        let other = token(&Claims { jti: "t2".to_owned(), ..claims(Kind::Client) });
+        let bad = token(&claims(Kind::Agent));
+        let (who, stays) =
+            (warden.login(Channel::Stream, &good).unwrap(), warden.login(Channel::Stream, &other).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("revoked.yaml");
+        std::fs::write(&path, "[{jti: t1}]").unwrap();
+        let revocations = Revocations::load(&path).unwrap().unwrap();
+        let services = warden.rules.load().services.clone();
+        let secrets = [Secret::from_bytes(SECRET.to_vec()).unwrap()];
+        warden.replace(Rules::new(&secrets, services, revocations).unwrap());
+        assert_eq!(warden.standing(&who), Err(Why::Revoked));
+        assert_eq!(warden.standing(&stays), Ok(()));
+        let words = |token| warden.login(Channel::Stream, token).err();
+        assert_eq!(words(&good), words(&bad));
+        assert!(words(&other).is_none());
     }
 
     #[test]
@@ -318,7 +381,7 @@ mod tests {
         let now = Instant::now();
         let at = |exp: u64, millis: u64| {
             let claims = Claims { exp, ..claims(Kind::Client) };
-            principal(claims, Duration::from_millis(millis), now).expires_at - now
+            principal(claims, key(), Duration::from_millis(millis), now).expires_at - now
         };
         assert_eq!(at(1000, 900_500), Duration::from_millis(99_500 + LEEWAY_S * 1000));
         assert_eq!(at(1000, 5_000_000), Duration::ZERO);
@@ -327,7 +390,12 @@ mod tests {
 
     fn client(policies: Option<&str>) -> Principal {
         let policies = policies.map(|json| serde_json::from_str(json).unwrap()).unwrap_or_default();
-        principal(Claims { policies, ..claims(Kind::Client) }, Duration::from_secs(now_s()), Instant::now())
+        let claims = Claims { policies, ..claims(Kind::Client) };
+        principal(claims, key(), Duration::from_secs(now_s()), Instant::now())
+    }
+
+    fn key() -> KeyId {
+        Keys::new(&SECRET).id()
     }
 
     fn open(agent: &str, target: Target) -> Open {
@@ -365,7 +433,7 @@ mod tests {
         assert_eq!(code(&who, &open("home", udp)), RefusalCode::Unsupported);
         assert_eq!(code(&who, &open("home", tcp("", 1))), RefusalCode::Protocol);
         assert_eq!(code(&who, &open("home", tcp("a", 0))), RefusalCode::Protocol);
-        let agent = principal(claims(Kind::Agent), Duration::ZERO, Instant::now());
+        let agent = principal(claims(Kind::Agent), key(), Duration::ZERO, Instant::now());
         assert_eq!(code(&agent, &open("home", tcp("a", 1))), RefusalCode::Policy);
         let nobody = client(Some(r#"{"permit":true,"policies":[]}"#));
         let long = open(&"x\n".repeat(20_000), tcp("a", 1));
@@ -377,11 +445,12 @@ mod tests {
     fn a_list_shows_the_own_spaces_agents_that_the_policy_does_not_hide() {
         let (warden, _inbox) = warden();
         let entry = |uid, name: &str| {
-            let key = AgentKey { uid: Uid::from_u128(uid), name: name.to_owned() };
+            let principal = Arc::new(Principal::new(Speaker::Agent, Uid::from_u128(uid), name));
             let (orders, _) = async_channel::bounded(1);
             let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
             let addr = "192.0.2.9:9".parse().unwrap();
-            (key.clone(), Arc::new(AgentEntry::new(key, link, secret, addr, orders, 1)))
+            let entry = AgentEntry::new(principal, link, secret, addr, orders, 1);
+            (entry.key.clone(), Arc::new(entry))
         };
         let agents = [entry(1, "home"), entry(1, "office"), entry(1, "lost"), entry(2, "foreign")];
         agents[2].1.set_link_down();
@@ -391,7 +460,7 @@ mod tests {
         assert_eq!(names(&client(None)), ["home", "office"]);
         let hidden = r#"{"permit":false,"policies":[{"Any":["office",false]}]}"#;
         assert_eq!(names(&client(Some(hidden))), ["home"]);
-        assert!(names(&principal(claims(Kind::Agent), Duration::ZERO, Instant::now())).is_empty());
+        assert!(names(&principal(claims(Kind::Agent), key(), Duration::ZERO, Instant::now())).is_empty());
     }
 
     #[test]

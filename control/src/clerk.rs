@@ -16,6 +16,7 @@ use narrowlink_dataplane::{
 };
 use narrowlink_proto::{
     id::{LinkId, LinkSecret},
+    limits::Limits,
     message::{Goodbye, GoodbyeCode},
 };
 
@@ -31,6 +32,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 enum Command {
     Claim(Box<LinkRequest>),
     Release(LinkId),
+    /// From now on these hold.
+    SetLimits(Box<Limits>),
     /// The channel closes when the last link has ended.
     Drain(mpsc::Sender<()>),
 }
@@ -73,6 +76,12 @@ impl Counter {
     pub fn release(&self, link: LinkId) {
         // If the queue is full, the next sweep finds it.
         let _ = self.commands.try_send(Command::Release(link));
+    }
+
+    /// From now on these limits hold, for what begins from now on. Not to be called on a worker.
+    pub fn set_limits(&self, limits: Limits) {
+        // Closed only when the gateway shuts down.
+        let _ = self.commands.send_blocking(Command::SetLimits(Box::new(limits)));
     }
 
     /// Every link is told that the gateway shuts down, and no new one is taken; returns when all have
@@ -144,6 +153,10 @@ impl Clerk {
                 self.registry.release(Instant::now(), link);
                 return;
             }
+            Command::SetLimits(limits) => {
+                self.registry.set_limits(*limits);
+                return;
+            }
             Command::Drain(drained) => {
                 self.drained = Some(drained);
                 self.registry.drain()
@@ -183,7 +196,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::{Rules, Warden},
-        config::Service,
+        revocations::Revocations,
     };
     use narrowlink_dataplane::{
         directory::Directory,
@@ -223,7 +236,7 @@ mod tests {
     fn shared(counter: &Counter) -> Arc<Shared> {
         let directory = Arc::new(Directory::default());
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
-        let rules = Rules::new(&[secret], Vec::<Service>::new()).unwrap();
+        let rules = Rules::new(&[secret], std::collections::BTreeMap::new(), Revocations::default()).unwrap();
         let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone()));
         Arc::new(Shared::new(warden, directory, Limits::default(), 1))
     }

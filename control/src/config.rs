@@ -20,6 +20,7 @@ use narrowlink_proto::{endpoint::with_place, limits::Limits, target::Destination
 use rustls::ServerConfig;
 
 use self::input::Input;
+use crate::revocations::Revocations;
 
 /// A config, certificate or secret file at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -41,6 +42,12 @@ pub struct Config {
     pub require_io_uring: bool,
     /// What nobody may exceed.
     pub limits: Limits,
+    /// Tokens that are not to be taken.
+    pub revocations: Revocations,
+    /// Where that list is kept.
+    pub revocations_path: Option<PathBuf>,
+    /// The files that all of this was read from: whoever changes one changes the gateway.
+    pub files: Vec<PathBuf>,
 }
 
 /// One listening address.
@@ -52,6 +59,24 @@ pub struct Service {
     pub listen_addr: SocketAddr,
     /// The certificate and settings of `wss`; `None` is `ws`.
     pub tls: Option<Arc<ServerConfig>>,
+}
+
+impl Config {
+    /// A gateway with these services and the defaults for everything else; read from no file.
+    pub fn new(name: &str, secrets: Vec<Secret>, services: Vec<Service>) -> Self {
+        Self {
+            name: name.to_owned(),
+            secrets,
+            services,
+            workers: None,
+            pin: true,
+            require_io_uring: false,
+            limits: Limits::default(),
+            revocations: Revocations::default(),
+            revocations_path: None,
+            files: Vec::new(),
+        }
+    }
 }
 
 impl Service {
@@ -98,7 +123,9 @@ impl Config {
             tracing::warn!("{} holds the secret and others can read it: chmod 600 it", path.display());
         }
         let base = path.parent().unwrap_or(Path::new(""));
-        input.into_config(base).map_err(|complaint| content(complaint.locate(&text)))
+        let mut config = input.into_config(base).map_err(|complaint| content(complaint.locate(&text)))?;
+        config.files.push(path.to_owned());
+        Ok(config)
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     pin::Pin,
-    rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +19,7 @@ use std::{
 use narrowlink_dataplane::{
     directory::Directory,
     handover::{Local, Note, Shared},
-    listen::{self, Listener},
+    listen,
     serve::Service,
     worker::{self, Driver, Options, Workers},
 };
@@ -28,7 +27,7 @@ use narrowlink_dataplane::{
 use crate::{
     auth::{Rules, Warden},
     clerk::{self, Counter},
-    config::Config,
+    config::{self, Config},
     registry::Registry,
 };
 
@@ -45,6 +44,34 @@ pub struct Gateway {
     ended: Arc<AtomicUsize>,
     shared: Arc<Shared>,
     counter: Counter,
+    warden: Arc<Warden>,
+    open: Mutex<Open>,
+}
+
+/// What a gateway listens for, and what can't change while it runs.
+struct Open {
+    services: Vec<Seated>,
+    next_number: usize,
+    workers: Option<usize>,
+    pin: bool,
+}
+
+/// A service and its number, which it keeps as long as its address is listened on.
+struct Seated {
+    number: usize,
+    service: config::Service,
+    bound: SocketAddr,
+}
+
+/// What a reload has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Addresses that are listened on now.
+    pub opened: Vec<SocketAddr>,
+    /// Addresses that are not any more.
+    pub closed: Vec<SocketAddr>,
+    /// Keys that differ, and need a restart.
+    pub after_restart: Vec<&'static str>,
 }
 
 /// Why a gateway did not start.
@@ -79,29 +106,28 @@ type Seats = Vec<Mutex<Vec<(Service, TcpListener)>>>;
 /// # Errors
 /// See [`StartError`].
 pub fn start(config: Config) -> Result<Gateway, StartError> {
-    let Config { secrets, services, limits, .. } = config;
-    if services.is_empty() {
+    if config.services.is_empty() {
         return Err(StartError::Incomplete("no service to serve"));
     }
     let count = config.workers.unwrap_or_else(cores).max(1);
-    let mut addresses = Vec::with_capacity(services.len());
+    let mut addresses = Vec::with_capacity(config.services.len());
+    let mut open = Open { services: Vec::new(), next_number: 0, workers: config.workers, pin: config.pin };
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
-    for (index, service) in services.iter().enumerate() {
-        let listen = |source| StartError::Listen { service: index, addr: service.listen_addr, source };
-        let (bound, sockets) = bind(service.listen_addr, count).map_err(listen)?;
-        addresses.push(bound);
+    for (index, service) in config.services.iter().enumerate() {
+        let (seated, sockets) = open.seat(index, service, count, true)?;
+        addresses.push(seated.bound);
         for (seat, socket) in seats.iter_mut().zip(sockets) {
-            let service = Service { index, tls: service.tls.is_some() };
-            seat.get_mut().unwrap_or_else(PoisonError::into_inner).push((service, socket));
+            seat.get_mut().unwrap_or_else(PoisonError::into_inner).push((seated.for_workers(), socket));
         }
+        open.services.push(seated);
     }
 
     let (counter, inbox) = clerk::counter();
     let directory = Arc::new(Directory::default());
-    let rules =
-        Rules::new(&secrets, services).ok_or(StartError::Incomplete("no secret to check tokens with"))?;
+    let rules = rules(&config, &open.services)?;
+    let limits = config.limits.clone();
     let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone()));
-    let shared = Arc::new(Shared::new(warden, directory, limits.clone(), count));
+    let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
     let ended = Arc::new(AtomicUsize::new(0));
     let options = Options { count, pin: config.pin, require_io_uring: config.require_io_uring };
     let workers = Workers::start("worker", &options, &worker_main(seats, shared.clone(), ended.clone()))?;
@@ -109,7 +135,44 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
         shared.tell_all(|| Note::Stop);
         StartError::Control(e)
     })?;
-    Ok(Gateway { addresses, workers, control, ended, shared, counter })
+    let open = Mutex::new(open);
+    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, open })
+}
+
+fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
+    let services = services.iter().map(|seated| (seated.number, seated.service.clone())).collect();
+    Rules::new(&config.secrets, services, config.revocations.clone())
+        .ok_or(StartError::Incomplete("no secret to check tokens with"))
+}
+
+impl Open {
+    /// Binds a service's address, for every worker; `index` is its place in the config. `alone`: nobody else
+    /// may listen there, be it this process.
+    fn seat(
+        &mut self,
+        index: usize,
+        service: &config::Service,
+        workers: usize,
+        alone: bool,
+    ) -> Result<(Seated, Vec<TcpListener>), StartError> {
+        let addr = service.listen_addr;
+        let listen = |source| StartError::Listen { service: index, addr, source };
+        let (bound, sockets) = bind(addr, workers, alone).map_err(listen)?;
+        let number = self.next_number;
+        self.next_number += 1;
+        Ok((Seated { number, service: service.clone(), bound }, sockets))
+    }
+}
+
+impl Seated {
+    fn for_workers(&self) -> Service {
+        Service { index: self.number, tls: self.service.tls.is_some() }
+    }
+
+    /// Whether it can go on as `service` without listening anew.
+    fn can_become(&self, service: &config::Service) -> bool {
+        self.service.listen_addr == service.listen_addr && self.service.kind() == service.kind()
+    }
 }
 
 /// Workers when the config names no number: one per core.
@@ -118,8 +181,8 @@ pub fn cores() -> usize {
 }
 
 /// Listening sockets, one per worker.
-fn bind(addr: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    if addr.port() != 0 {
+fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    if alone && addr.port() != 0 {
         // The workers' sockets share their address, and would share it with a second gateway of the same
         // user as well, each getting some of the connections. A socket that does not share finds out.
         drop(listen::bind_alone(addr)?);
@@ -138,13 +201,7 @@ fn worker_main(seats: Seats, shared: Arc<Shared>, ended: Arc<AtomicUsize>) -> wo
             let _ended = ended;
             let local = Local::new(index, shared);
             for (service, socket) in listeners {
-                match Listener::adopt(socket) {
-                    Ok(listener) => worker::spawn(listen::run(local.clone(), Rc::new(service), listener)),
-                    // Its socket is closed: the other workers get its share of the connections.
-                    Err(e) => {
-                        tracing::error!("worker {index} can't listen for services[{}]: {e}", service.index);
-                    }
-                }
+                local.listen(service, socket);
             }
             local.attend_mailbox().await;
         })
@@ -166,9 +223,68 @@ impl Gateway {
         &self.addresses
     }
 
+    /// Makes it what `config` says, without touching what runs: sockets whose address stays are kept, and
+    /// whoever may not be here any more is dismissed. If anything can't be had, nothing is changed.
+    ///
+    /// # Errors
+    /// A new address can't be listened on, or the config is incomplete.
+    pub fn reload(&self, config: &Config) -> Result<Changes, StartError> {
+        let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = &mut *guard;
+        let mut changes = Changes::default();
+        if config.services.is_empty() {
+            return Err(StartError::Incomplete("no service to serve"));
+        }
+        // First everything that can fail.
+        let mut kept: Vec<_> = open.services.iter().map(|_| false).collect();
+        let mut services = Vec::with_capacity(config.services.len());
+        let mut new_sockets = Vec::new();
+        for (index, service) in config.services.iter().enumerate() {
+            let same = |(at, seated): &(usize, &Seated)| !kept[*at] && seated.can_become(service);
+            if let Some((at, seated)) = open.services.iter().enumerate().find(same) {
+                services.push(Seated {
+                    number: seated.number,
+                    service: service.clone(),
+                    bound: seated.bound,
+                });
+                kept[at] = true;
+            } else {
+                let ours = open.services.iter().any(|seated| seated.bound == service.listen_addr);
+                let (seated, sockets) = open.seat(index, service, self.workers(), !ours)?;
+                changes.opened.push(seated.bound);
+                new_sockets.push((seated.for_workers(), sockets));
+                services.push(seated);
+            }
+        }
+        let rules = rules(config, &services)?;
+        // From here on nothing fails.
+        self.warden.replace(rules);
+        self.shared.set_limits(config.limits.clone());
+        self.counter.set_limits(config.limits.clone());
+        for (service, sockets) in new_sockets {
+            self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
+        }
+        let closed = open.services.iter().zip(&kept).filter(|(_, kept)| !**kept);
+        for (seated, _) in closed {
+            changes.closed.push(seated.bound);
+            self.shared.tell_all(|| Note::Unlisten(seated.number));
+        }
+        self.shared.tell_all(|| Note::Judge);
+        let differ = [("workers", open.workers != config.workers), ("pin", open.pin != config.pin)];
+        changes.after_restart =
+            differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
+        open.services = services;
+        Ok(changes)
+    }
+
     /// How many workers it has.
     pub fn workers(&self) -> usize {
         self.shared.workers()
+    }
+
+    /// How long sessions may take to end after it was told to stop.
+    pub fn drain_timeout(&self) -> Duration {
+        self.shared.limits().drain_timeout
     }
 
     /// What its workers wait for events with.
@@ -216,26 +332,19 @@ impl Gateway {
 mod tests {
     use super::*;
     use crate::config;
-    use narrowlink_proto::{limits::Limits, target::Destination, token::Secret};
+    use narrowlink_proto::{target::Destination, token::Secret};
     use std::{
         io::{Read as _, Write as _},
         net::TcpStream,
     };
 
     fn config(listen_addr: SocketAddr) -> Config {
-        Config {
-            name: "test".to_owned(),
-            secrets: vec![Secret::from_bytes(vec![7; 32]).unwrap()],
-            services: vec![config::Service {
-                domains: vec![Destination::Ip([127, 0, 0, 1].into())],
-                listen_addr,
-                tls: None,
-            }],
-            workers: Some(2),
-            pin: false,
-            require_io_uring: false,
-            limits: Limits::default(),
-        }
+        let secrets = vec![Secret::from_bytes(vec![7; 32]).unwrap()];
+        Config { workers: Some(2), pin: false, ..Config::new("test", secrets, vec![service(listen_addr)]) }
+    }
+
+    fn service(listen_addr: SocketAddr) -> config::Service {
+        config::Service { domains: vec![Destination::Ip([127, 0, 0, 1].into())], listen_addr, tls: None }
     }
 
     fn any() -> SocketAddr {
@@ -274,6 +383,50 @@ mod tests {
         );
         assert!(error.to_string().contains("(services[0])"), "{error}");
         assert!(first.stop(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_reload_opens_and_closes_addresses_and_leaves_the_others_alone() {
+        let config = config(any());
+        let gateway = start(config.clone()).unwrap();
+        let stays = gateway.addresses()[0];
+        let other = |ip: [u8; 4]| SocketAddr::from((ip, 0));
+        let two = Config { services: vec![service(any()), service(other([127, 0, 0, 3]))], ..config.clone() };
+        let Changes { opened, closed, after_restart } = gateway.reload(&two).unwrap();
+        assert!(closed.is_empty() && after_restart.is_empty());
+        let [new] = opened[..] else { panic!("{opened:?}") };
+        for addr in [stays, new] {
+            assert!(ask(addr).unwrap().starts_with("HTTP/1.1 404"), "{addr}");
+        }
+        assert_eq!(gateway.reload(&two).unwrap(), Changes::default());
+        let one = Config { workers: Some(3), ..config };
+        let changes = gateway.reload(&one).unwrap();
+        assert_eq!(changes, Changes { opened: vec![], closed: vec![new], after_restart: vec!["workers"] });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(new).is_ok() {
+            assert!(Instant::now() < deadline, "it still listens");
+        }
+        assert!(ask(stays).unwrap().starts_with("HTTP/1.1 404"));
+        assert!(gateway.stop(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_reload_that_can_not_be_done_changes_nothing() {
+        let config = config(any());
+        let gateway = start(config.clone()).unwrap();
+        let taken = TcpListener::bind("127.0.0.4:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let more = [service(other_host()), service(addr)];
+        let bad = Config { services: more.into(), secrets: vec![], ..config.clone() };
+        let error = gateway.reload(&bad).unwrap_err();
+        assert!(error.to_string().contains("(services[1])"), "{error}");
+        assert!(ask(gateway.addresses()[0]).unwrap().starts_with("HTTP/1.1 404"));
+        assert_eq!(gateway.reload(&config).unwrap(), Changes::default());
+        assert!(gateway.stop(Duration::from_secs(10)));
+    }
+
+    fn other_host() -> SocketAddr {
+        "127.0.0.5:0".parse().unwrap()
     }
 
     #[test]

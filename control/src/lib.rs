@@ -10,4 +10,6 @@ pub mod clerk;
 pub mod config;
 pub mod gateway;
 pub mod registry;
+pub mod reload;
+pub mod revocations;
 pub mod supervise;

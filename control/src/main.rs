@@ -14,6 +14,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use narrowlink_control::{
     config::{Config, Service},
     gateway::{self, Gateway, StartError},
+    reload::Reloader,
     supervise::{self, Outcome},
 };
 use narrowlink_dataplane::{
@@ -86,6 +87,9 @@ Examples:
   narrowlink-gateway -c /etc/narrowlink/gateway.yaml
   narrowlink-gateway -c gateway.yaml --ready-file /run/narrowlink/ready.json
 
+SIGHUP, and a change of any of its files, has it read them anew: what runs is not
+touched, and a configuration that can't be taken leaves the old one in place.
+
 SIGTERM and SIGINT stop it: links are told to come back later, sessions have
 30 s (drain_s) to end; a second one ends it at once.
 
@@ -139,16 +143,16 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     config.require_io_uring = args.require_io_uring;
-    serve(config, args.ktls.into(), args.ready_file.as_deref())
+    let reloader = Reloader::new(&path, &config);
+    serve(config, reloader, args.ktls.into(), args.ready_file.as_deref())
 }
 
-fn serve(config: Config, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {
-    let stop = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
+fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {
+    let words = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
     if let Some(path) = ready_file {
         forget_ready(path).or_exit(CONFIGURATION)?;
     }
-    let (name, services, drain_timeout) =
-        (config.name.clone(), config.services.clone(), config.limits.drain_timeout);
+    let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
     let gateway = gateway::start(config).map_err(|e| Failure {
         code: if matches!(e, StartError::Listen { .. }) { UNAVAILABLE } else { INTERNAL },
@@ -167,7 +171,7 @@ fn serve(config: Config, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Fa
     if let Some(path) = ready_file {
         ready.write(path).or_exit(CONFIGURATION)?;
     }
-    match supervise::supervise(&gateway, &stop, drain_timeout) {
+    match supervise::supervise(&gateway, &words, Some(reloader)) {
         Outcome::Drained => tracing::info!("stopped; every session had ended"),
         Outcome::Cut => tracing::warn!("stopped; sessions were cut"),
         Outcome::Broken(fault) => {

@@ -151,7 +151,7 @@ impl Registry {
             acts.push(Act::Forget(holder.link));
         }
         let entry = Arc::new(AgentEntry::new(
-            key.clone(),
+            request.principal.clone(),
             link,
             secret,
             request.peer_addr,
@@ -222,6 +222,11 @@ impl Registry {
         let reason = "this gateway shuts down; come back in a moment";
         let links = self.links.values().map(|link| link.orders.clone());
         links.map(|orders| Act::Dismiss(orders, goodbye(GoodbyeCode::Draining, reason))).collect()
+    }
+
+    /// From now on these hold, for what begins from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// How many links stand.

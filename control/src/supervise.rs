@@ -10,16 +10,16 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 
-use crate::gateway::Gateway;
+use crate::{gateway::Gateway, reload::Reloader};
 
 /// A worker beats every second; this much silence is no delay.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked at.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(250);
 /// A tick that comes this late shows that the whole process stood still.
 const LATE: Duration = Duration::from_secs(2);
 /// How often a stopping gateway is looked at.
@@ -47,16 +47,25 @@ pub enum Fault {
     Ended,
 }
 
-/// SIGTERM and SIGINT, one word each.
+/// What the gateway's process is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// End in good order; the second time, at once.
+    Stop,
+    /// Read the configuration anew.
+    Reload,
+}
+
+/// SIGTERM and SIGINT, one word to stop each; SIGHUP, a word to reload.
 ///
 /// # Errors
 /// The system's: the handlers can't be set, or no thread started.
-pub fn signals() -> io::Result<Receiver<()>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+pub fn signals() -> io::Result<Receiver<Word>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (say, heard) = mpsc::channel();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for _ in signals.forever() {
-            if say.send(()).is_err() {
+        for signal in signals.forever() {
+            if say.send(if signal == SIGHUP { Word::Reload } else { Word::Stop }).is_err() {
                 return;
             }
         }
@@ -64,36 +73,44 @@ pub fn signals() -> io::Result<Receiver<()>> {
     Ok(heard)
 }
 
-/// Returns when the gateway has ended: each word from `stop` tells it to, and sessions have
-/// `drain_timeout` after the first.
-pub fn supervise(gateway: &Gateway, stop: &Receiver<()>, drain_timeout: Duration) -> Outcome {
+/// Returns when the gateway has ended: each word to stop tells it to, and sessions have its drain timeout after
+/// the first. Until then it follows its files, if it has a `reloader`.
+pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option<Reloader>) -> Outcome {
     let mut watch = Watch::new(Instant::now());
     loop {
-        match stop.recv_timeout(TICK) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {}
+        let heard = words.recv_timeout(TICK);
+        match heard {
+            Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok(Word::Reload) | Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(reloader) = &mut reloader
+            && (heard.is_ok() || reloader.handle_tick())
+        {
+            reloader.reload(gateway);
         }
         let lost = gateway.has_lost_a_thread();
         if let Some(fault) = watch.handle_tick(Instant::now(), gateway.longest_silence(), lost) {
             return Outcome::Broken(fault);
         }
     }
+    let drain_timeout = gateway.drain_timeout();
     tracing::info!("stopping: nothing new is accepted; sessions have {} s to end", drain_timeout.as_secs());
     let deadline = Instant::now() + drain_timeout;
     gateway.begin_stop();
-    drain(stop, deadline, || match watch.handle_tick(Instant::now(), gateway.longest_silence(), false) {
+    drain(words, deadline, || match watch.handle_tick(Instant::now(), gateway.longest_silence(), false) {
         Some(fault) => Some(Outcome::Broken(fault)),
         None => gateway.is_stopped().then_some(Outcome::Drained),
     })
 }
 
 /// Waits for `outcome`, the deadline or a further word, whichever is first.
-fn drain(stop: &Receiver<()>, deadline: Instant, mut outcome: impl FnMut() -> Option<Outcome>) -> Outcome {
+fn drain(words: &Receiver<Word>, deadline: Instant, mut outcome: impl FnMut() -> Option<Outcome>) -> Outcome {
     loop {
         if let Some(outcome) = outcome() {
             return outcome;
         }
-        if stop.recv_timeout(STOP_TICK).is_ok() || Instant::now() >= deadline {
+        // There is nothing to reload for who is about to end.
+        if words.recv_timeout(STOP_TICK) == Ok(Word::Stop) || Instant::now() >= deadline {
             return Outcome::Cut;
         }
     }
@@ -128,7 +145,7 @@ impl Watch {
 mod tests {
     use super::*;
     use crate::config::{Config, Service};
-    use narrowlink_proto::{limits::Limits, target::Destination, token::Secret};
+    use narrowlink_proto::{target::Destination, token::Secret};
 
     #[test]
     fn a_worker_that_hangs_is_noticed_within_six_seconds() {
@@ -168,7 +185,8 @@ mod tests {
     fn a_second_word_or_the_deadline_cuts_what_does_not_end() {
         let (say, heard) = mpsc::channel();
         let far = Instant::now() + Duration::from_secs(3600);
-        say.send(()).unwrap();
+        say.send(Word::Reload).unwrap();
+        say.send(Word::Stop).unwrap();
         assert_eq!(drain(&heard, far, || None), Outcome::Cut);
         assert_eq!(drain(&heard, Instant::now(), || None), Outcome::Cut);
         let mut ticks = 0;
@@ -181,22 +199,16 @@ mod tests {
 
     #[test]
     fn an_idle_gateway_drains_at_the_first_word() {
-        let config = Config {
-            name: "test".to_owned(),
-            secrets: vec![Secret::from_bytes(vec![7; 32]).unwrap()],
-            services: vec![Service {
-                domains: vec![Destination::Ip([127, 0, 0, 1].into())],
-                listen_addr: "127.0.0.1:0".parse().unwrap(),
-                tls: None,
-            }],
-            workers: Some(1),
-            pin: false,
-            require_io_uring: false,
-            limits: Limits::default(),
+        let service = Service {
+            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            tls: None,
         };
+        let secrets = vec![Secret::from_bytes(vec![7; 32]).unwrap()];
+        let config = Config { workers: Some(1), pin: false, ..Config::new("test", secrets, vec![service]) };
         let gateway = crate::gateway::start(config).unwrap();
         let (say, heard) = mpsc::channel();
-        say.send(()).unwrap();
-        assert_eq!(supervise(&gateway, &heard, Duration::from_secs(30)), Outcome::Drained);
+        say.send(Word::Stop).unwrap();
+        assert_eq!(supervise(&gateway, &heard, None), Outcome::Drained);
     }
 }

@@ -38,17 +38,7 @@ struct Peer {
 
 impl Peer {
     fn new(addr: SocketAddr, kind: Kind, uid: u128, name: &str, exp: u64) -> Self {
-        let claims = Claims {
-            kind,
-            uid: Uid::from_u128(uid),
-            name: name.to_owned(),
-            exp,
-            nbf: None,
-            iat: None,
-            jti: format!("{name} of {uid}"),
-            policies: None,
-            connect: None,
-        };
+        let claims = Claims::new(kind, Uid::from_u128(uid), name, exp, &format!("{name} of {uid}"));
         let token = Keys::new(&SECRET).sign(&claims).unwrap();
         let endpoint = serde_json::json!({ "gateway": addr.to_string(), "token": token, "protocol": "Ws" });
         let way = tunnel::Gateway::load(&serde_json::from_value(endpoint).unwrap(), Path::new("")).unwrap();

@@ -23,6 +23,7 @@ use crate::{
     handover::Local,
     lane::{self, Lane},
     timer::timeout_at,
+    usage::Slot,
 };
 
 /// An agent's words that reach a client are no longer than this.
@@ -100,10 +101,12 @@ pub(crate) async fn dial<'a>(
     who: &Principal,
     open: &Open,
     peer_addr: SocketAddr,
-) -> Result<(Lane, Dialling<'a>), Refused> {
+) -> Result<((Lane, Slot), Dialling<'a>), Refused> {
     let session = open.session;
     let decided = async {
+        who.usage.dial()?;
         let dial = local.shared.door.permit(who, open, peer_addr)?;
+        let slot = who.usage.session()?;
         let claim = local.shared.claims.claim(*session.as_bytes(), &who.token_id, StdInstant::now());
         let claim = claim.map_err(|e| match e {
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
@@ -113,9 +116,9 @@ pub(crate) async fn dial<'a>(
             claim.superseded().await;
             Err(superseded())
         };
-        let deadline = Instant::now() + local.shared.limits.dial_timeout;
+        let deadline = Instant::now() + local.shared.limits().dial_timeout;
         match future::or(newer, find_and_dial(local, who, open, dial, deadline)).await {
-            Ok(lane) => Ok((lane, Dialling { claim, deadline, e2ee: open.e2ee.is_some() })),
+            Ok(lane) => Ok(((lane, slot), Dialling { claim, deadline, e2ee: open.e2ee.is_some() })),
             // Used up in any case: a refusal is an answer, too.
             Err(refused) => Err(if claim.answer() { refused } else { superseded() }),
         }
@@ -132,10 +135,10 @@ pub(crate) async fn open(
     who: &Principal,
     open: &Open,
     peer_addr: SocketAddr,
-) -> Result<(Lane, Opened), Refused> {
-    let (lane, dialling) = dial(local, who, open, peer_addr).await?;
+) -> Result<((Lane, Slot), Opened), Refused> {
+    let ((lane, slot), dialling) = dial(local, who, open, peer_addr).await?;
     match dialling.answer(&lane.conn, open.session, &open.agent).await {
-        Ok(opened) => Ok((lane, opened)),
+        Ok(opened) => Ok(((lane, slot), opened)),
         Err(unopened) => Err(refusal(local, lane, unopened, open.session)),
     }
 }

@@ -19,7 +19,7 @@ use narrowlink_proto::{
     message::AgentInfo,
 };
 
-use crate::door::LinkOrder;
+use crate::door::{LinkOrder, Principal};
 
 /// All agents that can be reached, by user space and name.
 #[derive(Default)]
@@ -31,6 +31,8 @@ pub struct Directory {
 pub struct AgentEntry {
     /// Whose.
     pub key: AgentKey,
+    /// As whom its link came in.
+    pub principal: Arc<Principal>,
     /// The link that brought it here.
     pub link: LinkId,
     /// What its lanes prove themselves with.
@@ -81,7 +83,7 @@ impl Directory {
 impl AgentEntry {
     /// A new agent on a gateway of `workers` workers.
     pub fn new(
-        key: AgentKey,
+        principal: Arc<Principal>,
         link: LinkId,
         secret: LinkSecret,
         address: SocketAddr,
@@ -89,7 +91,8 @@ impl AgentEntry {
         workers: usize,
     ) -> Self {
         Self {
-            key,
+            key: AgentKey { uid: principal.uid, name: principal.name.clone() },
+            principal,
             link,
             secret,
             address,
@@ -198,14 +201,16 @@ impl AgentEntry {
 
 #[cfg(test)]
 mod tests {
+    use narrowlink_proto::message::Speaker;
+
     use super::*;
 
     fn entry(uid: u128, name: &str) -> (AgentKey, Arc<AgentEntry>) {
-        let key = AgentKey { uid: Uid::from_u128(uid), name: name.to_owned() };
+        let principal = Arc::new(Principal::new(Speaker::Agent, Uid::from_u128(uid), name));
         let (orders, _) = async_channel::bounded(1);
         let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
-        let entry = AgentEntry::new(key.clone(), link, secret, "127.0.0.1:1".parse().unwrap(), orders, 3);
-        (key, Arc::new(entry))
+        let entry = AgentEntry::new(principal, link, secret, "127.0.0.1:1".parse().unwrap(), orders, 3);
+        (entry.key.clone(), Arc::new(entry))
     }
 
     #[test]
@@ -233,9 +238,9 @@ mod tests {
     #[test]
     fn lanes_are_asked_for_once_until_the_agent_is_told() {
         let (orders, taken) = async_channel::bounded(4);
-        let key = AgentKey { uid: Uid::nil(), name: String::new() };
+        let principal = Arc::new(Principal::new(Speaker::Agent, Uid::nil(), "a"));
         let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
-        let entry = AgentEntry::new(key, link, secret, "127.0.0.1:1".parse().unwrap(), orders, 1);
+        let entry = AgentEntry::new(principal, link, secret, "127.0.0.1:1".parse().unwrap(), orders, 1);
         entry.add_waiting(0);
         entry.ask_for_lanes();
         entry.ask_for_lanes();

@@ -2,17 +2,25 @@
 //! Invariants: every answer comes from memory and at once: these run on a worker · what a grant
 //! means is the operator's business; it passes through here unseen.
 
-use std::{any::Any, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_channel::Sender;
 use narrowlink_proto::{
-    ended::Refused,
+    ended::{Refused, Why},
     id::{LinkId, LinkSecret, Nonce, Uid},
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open, Speaker},
 };
 use rustls::ServerConfig;
 
-use crate::directory::AgentEntry;
+use crate::{directory::AgentEntry, usage::Usage};
+
+/// A right that never ends, as far as one process is concerned.
+pub const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Who a token says its bearer is.
 pub struct Principal {
@@ -26,8 +34,25 @@ pub struct Principal {
     pub token_id: String,
     /// When the token's right ends.
     pub expires_at: Instant,
+    /// Where what it does is counted.
+    pub usage: Usage,
     /// What it grants, in the operator's own terms.
     pub grant: Arc<dyn Any + Send + Sync>,
+}
+
+impl Principal {
+    /// One whose right never ends, and of whom the operator knows no more.
+    pub fn new(speaker: Speaker, uid: Uid, name: &str) -> Self {
+        Self {
+            speaker,
+            uid,
+            name: name.to_owned(),
+            token_id: String::new(),
+            expires_at: Instant::now() + FOR_EVER,
+            usage: Usage::default(),
+            grant: Arc::new(()),
+        }
+    }
 }
 
 /// A link that wants to be known.
@@ -82,6 +107,9 @@ pub trait Door: Send + Sync + 'static {
     /// # Errors
     /// The refusal for the client.
     fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused>;
+
+    /// Whether `who`, who was let in once, may still be here; else why not.
+    fn standing(&self, who: &Principal) -> Result<(), Why>;
 
     /// The agents that `who` may know of, by name.
     fn list(&self, who: &Principal) -> Vec<AgentInfo>;

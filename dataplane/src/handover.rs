@@ -4,11 +4,13 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::TcpListener,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use async_channel::{Receiver, Sender};
 use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
 
@@ -18,6 +20,8 @@ use crate::{
     directory::{AgentEntry, Directory},
     door::Door,
     lane::{self, Lane, Lanes},
+    listen::Listening,
+    serve::Service,
     table::{Kind, Seat, Table},
     timer::{sleep, timeout},
     wire::{Wire, WireParts},
@@ -46,6 +50,12 @@ pub enum Note {
     LinkDown(LinkId),
     /// This link is gone for good: so are its parked lanes.
     Forget(LinkId),
+    /// The operator's mind has changed: whoever may not stay is dismissed.
+    Judge,
+    /// Serve what arrives at this socket, too.
+    Listen(Service, TcpListener),
+    /// Listen for this service no more. What has arrived is served.
+    Unlisten(usize),
     /// Take nothing new; end when the sessions have ended.
     Stop,
 }
@@ -65,8 +75,7 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Ids that were used.
     pub claims: Claims,
-    /// Deadlines and bounds.
-    pub limits: Limits,
+    limits: ArcSwap<Limits>,
     mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
 }
 
@@ -81,6 +90,7 @@ pub struct Local {
     /// No new work any more.
     pub stopping: Cell<bool>,
     stop: (Sender<()>, Receiver<()>),
+    listening: Listening,
     /// The connections here.
     pub table: RefCell<Table>,
 }
@@ -89,7 +99,18 @@ impl Shared {
     /// The shared state of `workers` workers.
     pub fn new(door: Arc<dyn Door>, directory: Arc<Directory>, limits: Limits, workers: usize) -> Self {
         let mailboxes = (0..workers).map(|_| async_channel::bounded(MAILBOX)).collect();
+        let limits = ArcSwap::from_pointee(limits);
         Self { door, directory, claims: Claims::default(), limits, mailboxes }
+    }
+
+    /// Deadlines and bounds, as they are now.
+    pub fn limits(&self) -> Guard<Arc<Limits>> {
+        self.limits.load()
+    }
+
+    /// From now on these hold, for what begins from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// How many workers there are.
@@ -102,6 +123,13 @@ impl Shared {
         for (mailbox, _) in &self.mailboxes {
             // Closed only when the process ends.
             let _ = mailbox.send_blocking(note());
+        }
+    }
+
+    /// Gives each worker one of `notes`; waits for room. Not to be called on a worker.
+    pub fn tell_each(&self, notes: impl Iterator<Item = Note>) {
+        for ((mailbox, _), note) in self.mailboxes.iter().zip(notes) {
+            let _ = mailbox.send_blocking(note);
         }
     }
 
@@ -122,8 +150,14 @@ impl Local {
             lanes: RefCell::default(),
             stopping: Cell::new(false),
             stop: async_channel::bounded(1),
+            listening: Listening::default(),
             table: RefCell::default(),
         })
+    }
+
+    /// Serves what arrives at a socket of this worker's own.
+    pub fn listen(self: &Rc<Self>, service: Service, socket: TcpListener) {
+        self.listening.begin(self, service, socket);
     }
 
     /// Returns when this worker takes nothing new any more.
@@ -156,6 +190,12 @@ impl Local {
                 }
                 Note::LinkDown(link) => self.lanes.borrow_mut().dismiss_waiting(link),
                 Note::Forget(link) => self.lanes.borrow_mut().forget(link),
+                Note::Judge => {
+                    let door = &self.shared.door;
+                    self.table.borrow_mut().judge(|who| door.standing(who));
+                }
+                Note::Listen(service, socket) => self.listen(service, socket),
+                Note::Unlisten(service) => self.listening.end(service),
                 Note::Stop => {
                     self.stopping.set(true);
                     self.stop.0.close();
@@ -237,6 +277,7 @@ impl LaneParts {
         let wire = Wire::from_parts(self.wire)?;
         // A gateway's frames bear no mask: no seed is needed.
         let conn = Box::new(Conn::new(wire, self.framing, Role::Gateway, 0));
-        Ok(Lane { conn, entry: self.entry, seat: Seat::for_lane(local) })
+        let seat = Seat::for_lane(local, &self.entry.principal);
+        Ok(Lane { conn, entry: self.entry, seat })
     }
 }

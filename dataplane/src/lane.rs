@@ -221,7 +221,7 @@ fn look_for_waiting(local: &Rc<Local>, entry: &AgentEntry) {
 
 /// Returns when a parked lane can't be used any more; pings it meanwhile.
 async fn hold(local: &Local, lane: &Lane) {
-    let interval = local.shared.limits.quiet_ping_interval;
+    let interval = local.shared.limits().quiet_ping_interval;
     let pings = async {
         loop {
             let due = lane.conn.heard_at() + interval;
@@ -237,7 +237,10 @@ async fn hold(local: &Local, lane: &Lane) {
     };
     // An agent has nothing to say on a parked lane: a message ends it as surely as an error.
     let broke = async { drop(lane.conn.attend().await) };
-    future::or(broke, pings).await;
+    let dismissed = async {
+        lane.seat.dismissed().await;
+    };
+    future::or(future::or(broke, dismissed), pings).await;
 }
 
 /// A lane parked here, if there is one that lives.

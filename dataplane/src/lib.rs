@@ -40,5 +40,6 @@ pub mod table;
 pub mod timer;
 pub mod tls;
 pub mod tunnel;
+pub mod usage;
 pub mod wire;
 pub mod worker;

@@ -16,6 +16,7 @@ use async_channel::Receiver;
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_proto::{
+    ended::Why,
     id::{LinkId, LinkSecret, Nonce},
     limits::Limits,
     message::{
@@ -250,9 +251,8 @@ pub(crate) fn serve(
     peer_addr: SocketAddr,
     seat: Seat,
 ) -> impl Future<Output = ()> {
-    let mut socket = Box::new(LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits));
+    let mut socket = Box::new(LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits()));
     async move {
-        let _held = &seat;
         let (orders, taken) = async_channel::bounded(ORDERS_MAX);
         // Boxed, so that a link that stands holds nothing of it.
         let set_up = Box::pin(introduce(&local, &mut socket, &principal, peer_addr, orders));
@@ -268,7 +268,7 @@ pub(crate) fn serve(
         let LinkGrant { link, agent, .. } = grant;
         socket.agent = agent;
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
-        let ended = converse(&local, &mut socket, &principal, &taken).await;
+        let ended = converse(&local, &mut socket, &principal, &seat, &taken).await;
         if let Some(agent) = &socket.agent {
             agent.set_link_down();
             local.shared.tell_all_now(|| Note::LinkDown(link));
@@ -323,6 +323,7 @@ async fn converse(
     local: &Local,
     socket: &mut LinkSocket,
     principal: &Principal,
+    seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
     loop {
@@ -336,7 +337,15 @@ async fn converse(
                     reason: "the token has expired".to_owned(),
                 }))
             };
-            future::or(future::or(order, message), expiry).await
+            let dismissed = async {
+                let reason = match seat.dismissed().await {
+                    Why::Expired => "the token has expired",
+                    _ => "the token was revoked",
+                };
+                let reason = reason.to_owned();
+                Err(LinkError::Goodbye(Goodbye { code: GoodbyeCode::Unauthenticated, reason }))
+            };
+            future::or(future::or(order, message), future::or(expiry, dismissed)).await
         };
         let done = match heard {
             Ok(Heard::Message(Message::List)) if principal.speaker == Speaker::Client => {

@@ -3,6 +3,8 @@
 //! call · out of descriptors, the loop waits and says so once a second at most.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::{AsFd, BorrowedFd},
@@ -10,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use async_channel::Sender;
 use futures_lite::future;
 use monoio::time::Instant;
 use rustix::net::SocketFlags;
@@ -144,10 +147,45 @@ pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
     }
 }
 
-/// Serves a service on this worker until it stops.
-pub async fn run(local: Rc<Local>, service: Rc<Service>, listener: Listener) {
-    let accepting = accept_all(&listener, |socket| {
-        spawn(serve::serve(local.clone(), service.clone(), socket));
-    });
-    future::or(local.stopped(), accepting).await;
+/// The services that a worker listens for.
+#[derive(Default)]
+pub struct Listening {
+    /// By the service's number; a listener ends when its channel does.
+    ends: RefCell<HashMap<usize, Sender<()>>>,
+}
+
+impl Listening {
+    /// Serves a service on this worker until that, or the worker, stops.
+    pub(crate) fn begin(&self, local: &Rc<Local>, service: Service, socket: StdListener) {
+        let listener = match Listener::adopt(socket) {
+            Ok(listener) => listener,
+            // Its socket is closed: the other workers get its share of the connections.
+            Err(e) => {
+                let (worker, service) = (local.index, service.index);
+                return tracing::error!(worker, service, "a worker can't listen: {e}");
+            }
+        };
+        let (end, ended) = async_channel::bounded(1);
+        self.ends.borrow_mut().insert(service.index, end);
+        let (local, service) = (local.clone(), Rc::new(service));
+        spawn(async move {
+            let accepting = accept_all(&listener, |socket| {
+                spawn(serve::serve(local.clone(), service.clone(), socket));
+            });
+            let ended = async {
+                // Nothing is ever sent: the end of the channel is the news.
+                let _ = ended.recv().await;
+            };
+            future::or(future::or(local.stopped(), ended), accepting).await;
+            // What the kernel has accepted for us already would be reset.
+            while let Ok(socket) = accept_now(listener.socket.as_fd()) {
+                spawn(serve::serve(local.clone(), service.clone(), socket));
+            }
+        });
+    }
+
+    /// Stops listening for a service.
+    pub(crate) fn end(&self, service: usize) {
+        self.ends.borrow_mut().remove(&service);
+    }
 }

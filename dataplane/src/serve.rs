@@ -27,6 +27,7 @@ use crate::{
     timer::timeout,
     tls::TlsSocket,
     tunnel,
+    usage::Slot,
     wire::Wire,
     worker::spawn,
 };
@@ -63,7 +64,7 @@ async fn arrive(
     peer_addr: SocketAddr,
     seat: Seat,
 ) -> io::Result<()> {
-    let limits = &local.shared.limits;
+    let limits = Arc::clone(&local.shared.limits());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let wire = match sniffed {
@@ -191,9 +192,9 @@ impl Arrived {
         answer_and_close(wire, &upgrade::encode_refusal(&refused)).await
     }
 
-    fn visit(self, who: Arc<Principal>) -> Visit {
+    fn visit(self, who: Arc<Principal>, slot: Slot) -> Visit {
         let Self { local, peer_addr, seat } = self;
-        Visit { local, who, peer_addr, seat }
+        Visit { local, who, peer_addr, seat, _slot: slot }
     }
 }
 
@@ -209,6 +210,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         Err(refused) => return arrived.refuse(wire, refused).await,
     };
     drop(token);
+    arrived.seat.belongs_to(&who);
     let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
@@ -229,18 +231,26 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
             Err(refused) => arrived.refuse(wire, refused).await,
         },
         (Channel::Stream, None, None) => {
+            let slot = match who.usage.stream() {
+                Ok(slot) => slot,
+                Err(refused) => return arrived.refuse(wire, refused).await,
+            };
             arrived.seat.becomes(Kind::Stream);
             wire.write_all(&accept(None)).await?;
-            spawn(stream::serve(arrived.visit(who), conn(wire), None));
+            spawn(stream::serve(arrived.visit(who, slot), conn(wire), None));
             Ok(())
         }
         (Channel::Stream, None, Some(open)) => {
             arrived.seat.becomes(Kind::Stream);
+            let slot = match who.usage.stream() {
+                Ok(slot) => slot,
+                Err(refused) => return arrived.refuse(wire, refused.of(open.session)).await,
+            };
             match dialled(&arrived, &wire, &who, &open).await? {
-                Ok((lane, opened)) => {
+                Ok(((lane, its_slot), opened)) => {
                     wire.write_all(&accept(Some(&opened))).await?;
-                    let session = Box::new(Session { lane, asked: Asked::from(open) });
-                    spawn(stream::serve(arrived.visit(who), conn(wire), Some(session)));
+                    let session = Box::new(Session { lane, asked: Asked::from(open), slot: its_slot });
+                    spawn(stream::serve(arrived.visit(who, slot), conn(wire), Some(session)));
                     Ok(())
                 }
                 Err(refused) => arrived.refuse(wire, refused).await,
@@ -260,7 +270,7 @@ async fn dialled(
     wire: &Wire,
     who: &Principal,
     open: &Open,
-) -> io::Result<Result<(Lane, Opened), Refused>> {
+) -> io::Result<Result<((Lane, Slot), Opened), Refused>> {
     let early = async {
         let n = wire.read(&mut [0; 1]).await?;
         Err(io::Error::other(if n == 0 { "the client left" } else { "bytes before the 101" }))

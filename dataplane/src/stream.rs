@@ -25,6 +25,7 @@ use crate::{
     relay::{Gate, Traffic, gone, relay_behind, settled},
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
+    usage::Slot,
 };
 
 /// How long a refusal may take to reach a client that is then cut off.
@@ -36,12 +37,16 @@ pub(crate) struct Visit {
     pub(crate) who: Arc<Principal>,
     pub(crate) peer_addr: SocketAddr,
     pub(crate) seat: Seat,
+    /// Its place among the token's and the user's streams.
+    pub(crate) _slot: Slot,
 }
 
 /// A session and what it has of the agent.
 pub(crate) struct Session {
     pub(crate) lane: Lane,
     pub(crate) asked: Asked,
+    /// Its place among the token's and the user's sessions.
+    pub(crate) slot: Slot,
 }
 
 /// Serves the sessions of a stream, one after the other; `first` stands already.
@@ -107,7 +112,8 @@ impl Visit {
         let dialling = async { Ok(admit::dial(&self.local, &self.who, &open, self.peer_addr).await) };
         let dialled = future::or(left, dialling).await?;
         Ok(dialled.map(|(lane, dialling)| {
-            (Box::new(Session { lane, asked: Asked::from(*open) }), Box::new(dialling))
+            let (lane, slot) = lane;
+            (Box::new(Session { lane, asked: Asked::from(*open), slot }), Box::new(dialling))
         }))
     }
 
@@ -128,11 +134,15 @@ impl Visit {
             self.local.stopped().await;
             None
         };
-        future::or(self.hear_open(conn, last), stopped).await.map(Box::new)
+        let dismissed = async {
+            self.seat.dismissed().await;
+            None
+        };
+        future::or(self.hear_open(conn, last), future::or(stopped, dismissed)).await.map(Box::new)
     }
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
-        let interval = self.local.shared.limits.quiet_ping_interval;
+        let interval = self.local.shared.limits().quiet_ping_interval;
         let expiry = Instant::from_std(self.who.expires_at);
         loop {
             let due = (Instant::now() + interval).min(expiry);
@@ -167,7 +177,8 @@ impl Visit {
     ) -> Served<'a> {
         Box::pin(async move {
             self.seat.becomes(Kind::Session);
-            let (lane, traffic) = (&standing.lane.conn, Traffic::default());
+            let lane = &standing.lane.conn;
+            let traffic = Traffic { meter: self.who.usage.meter().cloned(), ..Traffic::default() };
             let session = standing.asked.session;
             let gate = match &dialling {
                 None => Gate::opened(),
@@ -183,12 +194,12 @@ impl Visit {
                         None => Ok(()),
                     }
                 };
-                let expiry = async {
-                    sleep_until(Instant::from_std(self.who.expires_at)).await;
-                    Err(Ended { by: Side::Here, why: Why::Expired }.into())
+                let over = async {
+                    let why = self.over(&standing.lane).await;
+                    Err(Ended { by: Side::Here, why }.into())
                 };
                 let moving = relay_behind(stream.end(session), lane.end(session), &traffic, &gate, answer);
-                future::or(moving, expiry).await
+                future::or(moving, over).await
             };
             match ended {
                 Ok(()) => self.say_ended(&standing.asked, &traffic, Ok(())),
@@ -199,6 +210,17 @@ impl Visit {
         })
     }
 
+    /// Returns when a session must end because of who its sides are: a token has expired, or its bearer was
+    /// dismissed.
+    async fn over(&self, lane: &Lane) -> Why {
+        let first = self.who.expires_at.min(lane.entry.principal.expires_at);
+        let expired = async {
+            sleep_until(Instant::from_std(first)).await;
+            Why::Expired
+        };
+        future::or(future::or(self.seat.dismissed(), lane.seat.dismissed()), expired).await
+    }
+
     /// Waits for the agent's answer and tells the client.
     async fn pass_on_answer(
         &self,
@@ -207,7 +229,7 @@ impl Visit {
         standing: &Session,
         gate: &Gate,
     ) -> Result<(), Unopened> {
-        let Session { lane, asked } = standing;
+        let Session { lane, asked, .. } = standing;
         let opened = dialling.answer(&lane.conn, asked.session, &asked.agent).await?;
         gate.open();
         let opened = Message::Opened { session: asked.session, e2ee: opened.e2ee };
@@ -223,9 +245,10 @@ impl Visit {
         ended: Result<(), Unopened>,
         used: bool,
     ) -> Option<Box<Conn>> {
-        let Session { lane, asked } = *standing;
+        let Session { lane, asked, slot } = *standing;
+        drop(slot);
         let ended = match ended {
-            Ok(()) => retire(&self.local, lane, asked.session).await,
+            Ok(()) => self.retire(lane, asked.session).await,
             Err(Unopened::Ended(ended)) => {
                 lane.conn.close(CLOSE_RESET, &ended.to_string());
                 Err(ended)
@@ -249,6 +272,22 @@ impl Visit {
             "session ended: {}",
             ended.err().unwrap_or(finished)
         );
+    }
+
+    /// A lane after a session that went through cleanly: parked again once the agent says that all is
+    /// delivered and its target closed.
+    async fn retire(&self, lane: Lane, session: SessionId) -> Result<(), Ended> {
+        if lane.conn.framing() == Framing::Raw {
+            lane.conn.into_wire().close_gently();
+            return Ok(());
+        }
+        let over = async { Err(Ended { by: Side::Here, why: self.over(&lane).await }) };
+        let settled = future::or(settled(&lane.conn, session, Speaker::Agent, Side::Target), over).await;
+        match settled {
+            Ok(()) => lane::park(&self.local, lane),
+            Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
+        }
+        settled
     }
 
     async fn finish(
@@ -316,21 +355,6 @@ impl Visit {
 fn early_bytes_max(stream: &Conn, lane: &Conn, dialling: &Dialling<'_>) -> usize {
     let framed = stream.framing() == Framing::Framed && lane.framing() == Framing::Framed;
     if framed && !dialling.e2ee { EARLY_DATA_BYTES_MAX } else { 0 }
-}
-
-/// A lane after a session that went through cleanly: parked again once the agent says that all is
-/// delivered and its target closed.
-async fn retire(local: &Rc<Local>, lane: Lane, session: SessionId) -> Result<(), Ended> {
-    if lane.conn.framing() == Framing::Raw {
-        lane.conn.into_wire().close_gently();
-        return Ok(());
-    }
-    let settled = settled(&lane.conn, session, Speaker::Agent, Side::Target).await;
-    match settled {
-        Ok(()) => lane::park(local, lane),
-        Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
-    }
-    settled
 }
 
 #[cfg(test)]

@@ -1,12 +1,19 @@
-//! Role: the connections of one worker: what each of them is, so that they can be counted and bounded.
+//! Role: the connections of one worker: what each of them is and whose, so that they can be counted, bounded
+//! and dismissed.
 //! Invariants: a key names one connection for ever: a slot that serves again has another generation ·
 //! an entry lives exactly as long as its [`Seat`] · strangers are bounded, whatever arrives.
 
-use std::rc::Rc;
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Poll, Waker},
+};
 
+use narrowlink_proto::ended::Why;
 use slab::Slab;
 
-use crate::handover::Local;
+use crate::{door::Principal, handover::Local};
 
 /// What a connection has turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +42,12 @@ struct Key {
 struct Entry {
     generation: u64,
     kind: Kind,
+    /// Whose; strangers are nobody's.
+    who: Option<Arc<Principal>>,
+    /// It is to end.
+    dismissed: Option<Why>,
+    /// Of the task that waits for that.
+    waker: Option<Waker>,
 }
 
 /// All connections of one worker.
@@ -50,7 +63,8 @@ impl Table {
         self.generations += 1;
         let generation = self.generations;
         self.counts[kind as usize] += 1;
-        Key { slot: self.entries.insert(Entry { generation, kind }), generation }
+        let entry = Entry { generation, kind, who: None, dismissed: None, waker: None };
+        Key { slot: self.entries.insert(entry), generation }
     }
 
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
@@ -71,6 +85,17 @@ impl Table {
         self.entries.remove(key.slot);
     }
 
+    /// Dismisses every connection whose bearer `judge` does not let stay.
+    pub(crate) fn judge(&mut self, judge: impl Fn(&Principal) -> Result<(), Why>) {
+        for (_, entry) in &mut self.entries {
+            let Some(Err(why)) = entry.who.as_deref().map(&judge) else { continue };
+            entry.dismissed.get_or_insert(why);
+            if let Some(waker) = entry.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// How many connections are of this kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.counts[kind as usize]
@@ -87,7 +112,7 @@ impl Seat {
     /// Seats a connection that has just arrived; `None` when there are too many strangers already.
     pub(crate) fn for_stranger(local: &Rc<Local>) -> Option<Self> {
         // The limit is for the whole gateway; the kernel spreads connections evenly over the workers.
-        let max = local.shared.limits.strangers_max.div_ceil(local.shared.workers());
+        let max = local.shared.limits().strangers_max.div_ceil(local.shared.workers());
         let mut table = local.table.borrow_mut();
         (table.count(Kind::Stranger) < max).then(|| {
             let key = table.insert(Kind::Stranger);
@@ -95,10 +120,39 @@ impl Seat {
         })
     }
 
-    /// Seats a lane that came from another worker.
-    pub fn for_lane(local: &Rc<Local>) -> Self {
+    /// Seats a lane that came from another worker. What was decided about its agent while it was on its way
+    /// is decided again.
+    pub fn for_lane(local: &Rc<Local>, agent: &Arc<Principal>) -> Self {
         let key = local.table.borrow_mut().insert(Kind::Lane);
-        Self { local: local.clone(), key }
+        let seat = Self { local: local.clone(), key };
+        seat.belongs_to(agent);
+        seat
+    }
+
+    /// The connection's bearer has shown a token. If that doesn't hold any more, the connection is dismissed.
+    pub(crate) fn belongs_to(&self, who: &Arc<Principal>) {
+        let mut table = self.local.table.borrow_mut();
+        if let Some(entry) = table.entry(self.key) {
+            entry.who = Some(who.clone());
+            entry.dismissed = self.local.shared.door.standing(who).err();
+        }
+    }
+
+    /// Returns when the connection is to end. One task may wait for it.
+    pub(crate) async fn dismissed(&self) -> Why {
+        poll_fn(|cx| {
+            let mut table = self.local.table.borrow_mut();
+            let Some(entry) = table.entry(self.key) else { return Poll::Pending };
+            if let Some(why) = entry.dismissed {
+                return Poll::Ready(why);
+            }
+            match &mut entry.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                waker => *waker = Some(cx.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// The connection is this from now on.
@@ -115,7 +169,25 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use narrowlink_proto::{id::Uid, message::Speaker};
+
     use super::*;
+
+    #[test]
+    fn who_may_not_stay_is_dismissed_and_nobody_else() {
+        let mut table = Table::default();
+        let keys = [None, Some("a"), Some("b"), Some("a")].map(|name| {
+            let key = table.insert(Kind::Session);
+            table.entry(key).unwrap().who =
+                name.map(|name| Arc::new(Principal::new(Speaker::Client, Uid::nil(), name)));
+            key
+        });
+        table.judge(|who| if who.name == "a" { Err(Why::Revoked) } else { Ok(()) });
+        // What was dismissed stays so, and the first word counts.
+        table.judge(|who| if who.name == "a" { Err(Why::Expired) } else { Ok(()) });
+        let dismissed = keys.map(|key| table.entry(key).unwrap().dismissed);
+        assert_eq!(dismissed, [None, Some(Why::Revoked), None, Some(Why::Revoked)]);
+    }
 
     #[test]
     fn a_key_never_names_the_next_connection_in_its_slot() {

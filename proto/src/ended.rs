@@ -128,6 +128,8 @@ pub enum Why {
     Expired,
     /// The session was revoked.
     Revoked,
+    /// What the token, or its user, may use is used up.
+    UsedUp,
     /// This process shuts down.
     Shutdown,
     /// Our own fault (a panic was caught).
@@ -158,6 +160,7 @@ impl fmt::Display for Ended {
             Why::Vanished => "vanished",
             Why::Expired => "expired",
             Why::Revoked => "was revoked",
+            Why::UsedUp => "found nothing left of what this token, or its user, may use this month",
             Why::Shutdown => "shut down",
             Why::Internal => "failed",
         };

@@ -32,3 +32,4 @@ pub mod sniff;
 pub mod target;
 pub mod token;
 pub mod upgrade;
+pub mod when;

@@ -12,6 +12,7 @@ mod ports;
 mod rule;
 #[cfg(test)]
 mod table;
+mod written;
 
 use std::{fmt, net::IpAddr};
 
@@ -190,6 +191,12 @@ impl Policies {
 }
 
 impl AddressRules {
+    /// The lists that have yet to decide, as they are counted in the grant, each with those of its items that
+    /// may match.
+    pub fn lists(&self) -> impl Iterator<Item = (usize, Vec<usize>)> {
+        self.0.iter().map(|list| (list.list, list.items.iter().map(AddressItem::index).collect()))
+    }
+
     /// Decides on one resolved address; never [`Verdict::Depends`]. `port` is 0 for ICMP.
     pub fn permit_addr(&self, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         let decisions = self.0.iter().map(|list| list.permit_addr(ip, port, transport));

@@ -69,9 +69,14 @@ pub enum TokenError {
     Signing(#[source] jsonwebtoken::errors::Error),
 }
 
+/// Names a secret without giving it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyId([u8; 8]);
+
 /// The keys of one secret, one per [`Kind`].
 #[derive(Clone)]
 pub struct Keys {
+    id: KeyId,
     client: Key,
     agent: Key,
     agent_publish: Key,
@@ -95,10 +100,16 @@ impl Keys {
     pub fn new(secret: &[u8]) -> Self {
         let hkdf = Hkdf::<Sha256>::new(Some(b"narrowlink token 1"), secret);
         Self {
+            id: KeyId(expand(&hkdf, "id")),
             client: Key::derive(&hkdf, Kind::Client),
             agent: Key::derive(&hkdf, Kind::Agent),
             agent_publish: Key::derive(&hkdf, Kind::AgentPublish),
         }
+    }
+
+    /// The secret's name.
+    pub const fn id(&self) -> KeyId {
+        self.id
     }
 
     /// Signs claims with the key of their kind.
@@ -152,11 +163,16 @@ impl Keys {
 
 impl Key {
     fn derive(hkdf: &Hkdf<Sha256>, kind: Kind) -> Self {
-        let mut key = Zeroizing::new([0; 32]);
-        #[expect(clippy::expect_used, reason = "HKDF-SHA256 gives up to 255 * 32 bytes")]
-        hkdf.expand(kind.name().as_bytes(), &mut *key).expect("32 bytes are within HKDF's reach");
+        let key = Zeroizing::new(expand::<32>(hkdf, kind.name()));
         Self { sign: EncodingKey::from_secret(&*key), verify: DecodingKey::from_secret(&*key) }
     }
+}
+
+fn expand<const N: usize>(hkdf: &Hkdf<Sha256>, what: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    #[expect(clippy::expect_used, reason = "HKDF-SHA256 gives up to 255 * 32 bytes")]
+    hkdf.expand(what.as_bytes(), &mut bytes).expect("32 bytes are within HKDF's reach");
+    bytes
 }
 
 impl fmt::Debug for Keys {
@@ -184,12 +200,23 @@ impl KeyRing {
     /// # Errors
     /// The bearer's, as there.
     pub fn verify(&self, token: &str, kind: Kind, now: u64) -> Result<Claims, TokenError> {
+        self.verify_and_name(token, kind, now).map(|(claims, _)| claims)
+    }
+
+    /// As [`verify`](Self::verify), and which secret it was.
+    ///
+    /// # Errors
+    /// The bearer's, as there.
+    pub fn verify_and_name(&self, token: &str, kind: Kind, now: u64) -> Result<(Claims, KeyId), TokenError> {
         let parts = Parts::split(token)?;
         let mut keys = std::iter::once(&self.first).chain(&self.rest);
-        if !keys.any(|keys| keys.signed(&parts, kind)) {
-            return Err(TokenError::Signature);
-        }
-        parts.claims_at(kind, now)
+        let keys = keys.find(|keys| keys.signed(&parts, kind)).ok_or(TokenError::Signature)?;
+        Ok((parts.claims_at(kind, now)?, keys.id))
+    }
+
+    /// Whether it has this secret's keys.
+    pub fn knows(&self, id: KeyId) -> bool {
+        std::iter::once(&self.first).chain(&self.rest).any(|keys| keys.id == id)
     }
 }
 
@@ -199,10 +226,10 @@ pub fn peek_unverified(token: &str) -> Option<Peek> {
     serde_json::from_slice(&Parts::split(token).ok()?.claims).ok()
 }
 
-/// All that a token says, without any key, for people who look at one. Nothing may be decided on the answer.
+/// Reads all of a token's claims without any key: for showing, never for deciding.
 ///
 /// # Errors
-/// The writer's: what no gateway would take, however it were signed.
+/// The bearer's: not a token, or claims that this version does not take.
 pub fn read_unverified(token: &str) -> Result<Claims, TokenError> {
     Ok(Claims::parse(&Parts::split(token)?.claims)?)
 }

@@ -23,7 +23,7 @@ use super::{
     limits::LimitsInput,
     read_private,
 };
-use crate::certificate::Certificate;
+use crate::{certificate::Certificate, revocations::Revocations};
 
 /// More workers than any machine has cores for is a typing error.
 const WORKERS_MAX: usize = 1024;
@@ -48,6 +48,9 @@ pub(super) struct Input {
     drain_s: Option<u64>,
     #[serde(default)]
     limits: LimitsInput,
+    /// Tokens that are not to be taken.
+    #[serde(default)]
+    revocations: Option<PathBuf>,
     #[serde(default)]
     allow_weak_secret: bool,
     #[serde(default)]
@@ -163,6 +166,7 @@ impl Input {
     /// Makes sense of it; paths are relative to `base`.
     pub(super) fn into_config(self, base: &Path) -> Result<Config, Complaint> {
         self.check_scalars()?;
+        let mut files = self.files(base);
         let mut secrets = Vec::with_capacity(1 + self.old_secrets.len());
         secrets.push(self.load_secret(&self.secret, &["secret".into()], base)?);
         for (index, source) in self.old_secrets.iter().enumerate() {
@@ -188,15 +192,37 @@ impl Input {
         if let Some(drain_s) = self.drain_s {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
+        let revocations_path = self.revocations.map(|path| base.join(path));
+        let revocations = match &revocations_path {
+            Some(path) => load_revocations(path)?,
+            None => Revocations::default(),
+        };
+        files.extend(revocations_path.clone());
         Ok(Config {
-            name: self.name,
-            secrets,
-            services,
             workers: self.workers,
             pin: self.pin,
-            require_io_uring: false,
             limits,
+            revocations,
+            revocations_path,
+            files,
+            ..Config::new(&self.name, secrets, services)
         })
+    }
+
+    /// The files that are named here and read once.
+    fn files(&self, base: &Path) -> Vec<PathBuf> {
+        let secrets =
+            std::iter::once(&self.secret).chain(&self.old_secrets).filter_map(|source| match source {
+                SecretSource::File(path) => Some(path),
+                SecretSource::Inline(_) => None,
+            });
+        let certificates = self.services.iter().filter_map(|Tagged(service)| match service {
+            ServiceInput::Wss(WssInput { tls_config: Tagged(TlsInput::File(file)), .. }) => {
+                Some(&file.cert_path)
+            }
+            ServiceInput::Ws(_) => None,
+        });
+        secrets.chain(certificates).map(|path| base.join(path)).collect()
     }
 
     fn check_scalars(&self) -> Result<(), Complaint> {
@@ -259,6 +285,17 @@ impl ServiceInput {
                 Ok(Service { domains, listen_addr: input.listen_addr.0, tls: Some(settings) })
             }
         }
+    }
+}
+
+fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
+    match Revocations::load(path) {
+        Ok(Some(list)) => Ok(list),
+        Ok(None) => {
+            tracing::info!("{}: not there yet; nothing is revoked", path.display());
+            Ok(Revocations::default())
+        }
+        Err(e) => Err(Complaint::new(&["revocations".into()], e.to_string())),
     }
 }
 

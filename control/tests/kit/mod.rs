@@ -11,18 +11,12 @@ pub(crate) const SECRET: [u8; 32] = [7; 32];
 
 /// Starts one that serves `ws`.
 pub(crate) fn start(workers: usize, limits: Limits) -> Gateway {
-    gateway::start(Config {
-        name: "test".to_owned(),
-        secrets: vec![Secret::from_bytes(SECRET.to_vec()).unwrap()],
-        services: vec![Service {
-            domains: vec![Destination::Ip([127, 0, 0, 1].into())],
-            listen_addr: "127.0.0.1:0".parse().unwrap(),
-            tls: None,
-        }],
-        workers: Some(workers),
-        pin: false,
-        require_io_uring: false,
-        limits,
-    })
-    .unwrap()
+    let service = Service {
+        domains: vec![Destination::Ip([127, 0, 0, 1].into())],
+        listen_addr: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+    };
+    let secrets = vec![Secret::from_bytes(SECRET.to_vec()).unwrap()];
+    let config = Config::new("test", secrets, vec![service]);
+    gateway::start(Config { workers: Some(workers), pin: false, limits, ..config }).unwrap()
 }

@@ -33,6 +33,7 @@ use self::pump::Pump;
 use crate::{
     conn::{Ahead, Conn, ConnError},
     timer::sleep,
+    usage::Usage,
     wire::Wire,
 };
 
@@ -62,12 +63,14 @@ impl<'a> End<'a> {
 }
 
 /// What a session moved, readable while it runs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Traffic {
     /// Bytes from the client's side to the target's.
     pub up_bytes: Cell<u64>,
     /// Bytes from the target's side to the client's.
     pub down_bytes: Cell<u64>,
+    /// Where they count against a limit.
+    pub meter: Option<Usage>,
 }
 
 /// Moves bytes between the two ends until both directions have ended.
@@ -95,12 +98,13 @@ pub async fn relay_behind<E: From<Ended>>(
     let (client, target) = (&client, &target);
     let moving = async {
         let moved = &traffic.up_bytes;
-        let up = Pump { source: client, sink: target, source_side: Side::Client, moved, gate };
+        let meter = traffic.meter.as_ref();
+        let up = Pump { source: client, sink: target, source_side: Side::Client, moved, gate, meter };
         let mut up = pin!(move_up(&up));
         let mut down = pin!(async {
             answer.await?;
             let (gate, moved) = (&Gate::opened(), &traffic.down_bytes);
-            let down = Pump { source: target, sink: client, source_side: Side::Target, moved, gate };
+            let down = Pump { source: target, sink: client, source_side: Side::Target, moved, gate, meter };
             Ok(down.run().await?)
         });
         let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {

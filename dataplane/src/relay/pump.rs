@@ -19,7 +19,12 @@ use super::{
     gate::Gate,
     turn::{self, Turn},
 };
-use crate::{conn::ConnError, pipe::Pipe};
+use crate::{
+    conn::ConnError,
+    pipe::{PIPE_BYTES, Pipe},
+    timer::sleep,
+    usage::{Room, Usage},
+};
 
 /// A read below this is little.
 const LITTLE_BELOW: usize = 4 * 1024;
@@ -33,6 +38,8 @@ pub(super) struct Pump<'a> {
     pub(super) source_side: Side,
     pub(super) moved: &'a Cell<u64>,
     pub(super) gate: &'a Gate,
+    /// Where its bytes are counted and limited, if they are.
+    pub(super) meter: Option<&'a Usage>,
 }
 
 /// What came of an attempt to move something.
@@ -61,12 +68,18 @@ impl Pump<'_> {
         let (mut bulk, mut little, mut waited, mut splice) = (false, 0, true, Splice::NotYet);
         let batching = Batching::new(self.source.wire());
         loop {
-            let room = self.gate.room().await;
+            let mut room = self.gate.room().await;
+            if let Some(meter) = self.meter {
+                room = room.min(match meter.room() {
+                    Room::Now(bytes) => bytes,
+                    _ => Box::pin(self.wait_for(meter)).await?,
+                });
+            }
             if bulk {
                 turn::bulk().await;
             }
             let mut step = Step::Buffer;
-            if bulk && splice == Splice::Yes && self.is_spliceable() {
+            if bulk && splice == Splice::Yes && room >= PIPE_BYTES && self.is_spliceable() {
                 step = self.through_pipe(&mut splice).await?;
             }
             if let Step::Buffer = step {
@@ -105,6 +118,17 @@ impl Pump<'_> {
                 let turn = Turn::current();
                 batching.readable().await.map_err(|e| self.source_broke(&e.into()))?;
                 turn.is_over();
+            }
+        }
+    }
+
+    /// Waits until there is room again; says how much.
+    async fn wait_for(&self, meter: &Usage) -> Result<usize, Ended> {
+        loop {
+            match meter.room() {
+                Room::Now(bytes) => return Ok(bytes),
+                Room::Later(wait) => sleep(wait).await,
+                Room::UsedUp => return Err(Ended { by: Side::Here, why: Why::UsedUp }),
             }
         }
     }
@@ -219,6 +243,9 @@ impl Pump<'_> {
 
     fn add_moved(&self, bytes: usize) {
         self.moved.set(self.moved.get() + bytes as u64);
+        if let Some(meter) = self.meter {
+            meter.spend(bytes);
+        }
     }
 
     async fn finish(&self) -> Result<(), Ended> {

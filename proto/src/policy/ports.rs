@@ -33,6 +33,17 @@ impl Ports {
     }
 }
 
+impl Ports {
+    /// As people write it in YAML: `0`, `22`, `8000-8100`, `[22, 80]`.
+    pub(super) fn written(&self) -> String {
+        match &*self.0 {
+            [] => "0".to_owned(),
+            [range] => range.to_string(),
+            _ => format!("[{self}]"),
+        }
+    }
+}
+
 /// One port; 0 stands for every port.
 impl From<u16> for Ports {
     fn from(port: u16) -> Self {

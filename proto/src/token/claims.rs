@@ -150,7 +150,7 @@ impl Claims {
         }
     }
 
-    /// Reads claims whose signature holds.
+    /// Reads claims. Whether their signature holds is not known here.
     pub(super) fn parse(json: &[u8]) -> Result<Self, ClaimsError> {
         if json.len() > CLAIMS_BYTES_MAX {
             return Err(ClaimsError::TooLong { bytes: json.len() });

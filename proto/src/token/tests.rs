@@ -246,6 +246,9 @@ fn two_secrets_allow_rotation() {
     assert!(matches!(ring.verify(&token(&other), Kind::Client, NOW), Err(TokenError::Signature)));
     assert!(matches!(ring.verify(&token(&old), Kind::Agent, NOW), Err(TokenError::Signature)));
     assert!(matches!(ring.verify(&token(&old), Kind::Client, NOW + 99), Err(TokenError::Expired { .. })));
+    let (_, id) = ring.verify_and_name(&token(&old), Kind::Client, NOW).unwrap();
+    assert!(id == old.id() && id != new.id());
+    assert!(ring.knows(id) && ring.knows(new.id()) && !ring.knows(other.id()));
     assert_eq!(ring.sign(&claims(Kind::Client)).unwrap(), token(&new));
     assert_eq!(format!("{ring:?}"), "KeyRing { first: Keys(..), rest: [Keys(..)] }");
 }
@@ -258,6 +261,9 @@ fn a_bearer_can_read_its_own_expiry() {
     let newer = json(&claims(Kind::Agent)).replace(r#""kind""#, r#""replicas":3,"kind""#);
     assert!(peek_unverified(&sign_raw(HEADER, &newer, Kind::Agent)).is_some());
     assert!(peek_unverified("eyJ.eyJ.x").is_none());
+    assert_eq!(read_unverified(&token).unwrap(), claims(Kind::Agent));
+    assert!(matches!(read_unverified(&sign_raw(HEADER, &newer, Kind::Agent)), Err(TokenError::Claims(_))));
+    assert!(matches!(read_unverified("eyJ.eyJ.x"), Err(TokenError::Header | TokenError::Malformed(_))));
 }
 
 #[test]
@@ -327,6 +333,7 @@ proptest! {
         for text in [text, token] {
             prop_assert!(keys().verify(&text, Kind::Client, NOW).is_err());
             let _ = peek_unverified(&text);
+            let _ = read_unverified(&text);
         }
     }
 }

@@ -1,0 +1,131 @@
+//! Role: has a running gateway follow its files: on SIGHUP, or when one of them has changed.
+//! Invariants: a file that is still being written is not read: it must look the same twice · what can't be taken
+//! changes nothing and is said once · nothing of this runs on a worker.
+//! See: docs/configuration.md "Reload".
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Config,
+    gateway::{Changes, Gateway},
+};
+
+/// What changes when a file does: device, inode, size, and times in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64, i64, i64);
+
+/// Watches the files of a configuration and applies what they say.
+pub struct Reloader {
+    path: PathBuf,
+    /// As they were when they were last read.
+    known: Vec<(PathBuf, Option<Stamp>)>,
+    /// As they were seen to be different.
+    seen: Option<Vec<(PathBuf, Option<Stamp>)>>,
+}
+
+impl Reloader {
+    /// A reloader of `path`, whose present contents are `config`.
+    pub fn new(path: &Path, config: &Config) -> Self {
+        Self { path: path.to_owned(), known: stamps(config.files.clone()), seen: None }
+    }
+
+    /// Whether a file has changed, and has stopped changing. To be asked every now and then.
+    pub fn handle_tick(&mut self) -> bool {
+        let now = stamps(self.known.iter().map(|(path, _)| path.clone()));
+        if now == self.known {
+            self.seen = None;
+            return false;
+        }
+        let settled = self.seen.as_ref() == Some(&now);
+        self.seen = Some(now);
+        settled
+    }
+
+    /// Reads the files and applies them; what can't be taken is said, and the old one stays.
+    pub fn reload(&mut self, gateway: &Gateway) {
+        // Looked at before they are read: a later change is noticed then.
+        let before = stamps(self.known.iter().map(|(path, _)| path.clone()));
+        let applied = Config::load(&self.path)
+            .map_err(|e| e.to_string())
+            .and_then(|config| Ok((gateway.reload(&config).map_err(|e| e.to_string())?, config.files)));
+        self.seen = None;
+        match applied {
+            Ok((changes, files)) => {
+                let was =
+                    |path: &PathBuf| before.iter().find(|(known, _)| known == path).map(|(_, stamp)| *stamp);
+                self.known = files
+                    .into_iter()
+                    .map(|path| (was(&path).unwrap_or_else(|| stamp(&path)), path))
+                    .map(swap)
+                    .collect();
+                say(&self.path, &changes);
+            }
+            Err(why) => {
+                self.known = before;
+                tracing::error!("the configuration was not taken, the old one stays: {why}");
+            }
+        }
+    }
+}
+
+fn say(path: &Path, changes: &Changes) {
+    let list =
+        |addrs: &[std::net::SocketAddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    tracing::info!(
+        opened = list(&changes.opened),
+        closed = list(&changes.closed),
+        "{}: taken",
+        path.display()
+    );
+    for key in &changes.after_restart {
+        tracing::warn!("{}: {key} has changed: that needs a restart", path.display());
+    }
+}
+
+fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Stamp>)> {
+    paths.into_iter().map(|path| (stamp(&path), path)).map(swap).collect()
+}
+
+fn swap((stamp, path): (Option<Stamp>, PathBuf)) -> (PathBuf, Option<Stamp>) {
+    (path, stamp)
+}
+
+/// `None` for a file that can't be looked at.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some((
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_once_it_has_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.yaml");
+        fs::write(&path, "a").unwrap();
+        let files = vec![path.clone(), dir.path().join("not-there")];
+        let mut reloader = Reloader { path: path.clone(), known: stamps(files), seen: None };
+        assert!(!reloader.handle_tick());
+        fs::write(&path, "ab").unwrap();
+        assert!(!reloader.handle_tick(), "it may still be written");
+        fs::write(&path, "abc").unwrap();
+        assert!(!reloader.handle_tick(), "it was");
+        assert!(reloader.handle_tick());
+        fs::write(dir.path().join("not-there"), "").unwrap();
+        assert!(!reloader.handle_tick());
+        assert!(reloader.handle_tick(), "a file that appears is a change");
+    }
+}

@@ -1,0 +1,378 @@
+//! Role: how much a token's bearers use, and all of one user together, over all workers; and how much they may.
+//! Invariants: no lock: counters and clocks are atomics · what was taken is given back when it is dropped ·
+//! whoever has no limit on bytes isn't measured while bytes flow.
+//! See: docs/configuration.md "Limits"; ITU-T I.371 (GCRA).
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    token::Allowance,
+};
+
+/// Dials of so much time may come at once.
+const DIALS_BURST: Duration = Duration::from_secs(10);
+/// Bytes of so much time may.
+const BYTES_BURST: Duration = Duration::from_millis(100);
+/// A metered read is allowed this much at least, however slow the rate is.
+const ROOM_MIN: usize = 16 * 1024;
+/// A limit that isn't there.
+const NONE: u64 = 0;
+
+/// What one token's bearers, or one user's, use and may use.
+#[derive(Default)]
+pub struct Account {
+    /// For people.
+    whose: &'static str,
+    sessions: Slots,
+    streams: Slots,
+    dials: Bucket,
+    bytes: Bucket,
+    /// Payload of this month.
+    month_bytes: AtomicU64,
+    month_bytes_max: AtomicU64,
+}
+
+/// Things of which only so many may be there at a time.
+#[derive(Default)]
+struct Slots {
+    taken: AtomicU32,
+    max: AtomicU64,
+}
+
+impl Slots {
+    fn take(&self) -> Result<(), u64> {
+        let max = self.max.load(Ordering::Relaxed);
+        let taken = u64::from(self.taken.fetch_add(1, Ordering::Relaxed));
+        if max == NONE || taken < max {
+            return Ok(());
+        }
+        self.give_back();
+        Err(max)
+    }
+
+    fn give_back(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A rate, and how far ahead of it somebody is: the time at which all that was taken is paid for.
+#[derive(Default)]
+struct Bucket {
+    per_s: AtomicU64,
+    paid_at_ns: AtomicU64,
+}
+
+impl Bucket {
+    /// What `amount` costs in time.
+    fn price_ns(&self, amount: u64) -> Option<u64> {
+        let per_s = self.per_s.load(Ordering::Relaxed);
+        (per_s != NONE).then(|| {
+            let ns = u128::from(amount) * 1_000_000_000 / u128::from(per_s);
+            u64::try_from(ns).unwrap_or(u64::MAX)
+        })
+    }
+
+    /// Takes `amount`; else says when it can be had.
+    fn take(&self, now_ns: u64, amount: u64, burst: Duration) -> Result<(), Duration> {
+        let Some(price) = self.price_ns(amount) else { return Ok(()) };
+        let burst = nanos(burst);
+        let taken = self.paid_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
+            let paid_at = paid_at.max(now_ns).saturating_add(price);
+            (paid_at - now_ns <= burst.max(price)).then_some(paid_at)
+        });
+        taken.map(drop).map_err(|paid_at| {
+            Duration::from_nanos(paid_at.saturating_add(price).saturating_sub(now_ns).saturating_sub(burst))
+        })
+    }
+
+    /// Takes `amount`, be there as much or not.
+    fn spend(&self, now_ns: u64, amount: u64) {
+        let Some(price) = self.price_ns(amount) else { return };
+        let _ = self.paid_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
+            Some(paid_at.max(now_ns).saturating_add(price))
+        });
+    }
+
+    /// How much there is now; else when there is something.
+    fn left(&self, now_ns: u64, burst: Duration) -> Result<u64, Duration> {
+        let per_s = self.per_s.load(Ordering::Relaxed);
+        if per_s == NONE {
+            return Ok(u64::MAX);
+        }
+        let ahead = self.paid_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
+        match nanos(burst).checked_sub(ahead) {
+            Some(left) if left > 0 => {
+                Ok(u64::try_from(u128::from(left) * u128::from(per_s) / 1_000_000_000).unwrap_or(u64::MAX))
+            }
+            _ => Err(Duration::from_nanos(ahead.saturating_sub(nanos(burst)).max(1))),
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A clock that never goes back, the same for all workers.
+fn now_ns() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    nanos(START.get_or_init(Instant::now).elapsed())
+}
+
+impl Account {
+    /// A new one; `whose` is as in "this token has ..".
+    pub fn new(whose: &'static str, allowance: &Allowance) -> Self {
+        let account = Self { whose, ..Self::default() };
+        account.set(allowance);
+        account
+    }
+
+    /// From now on this much is allowed. What is taken stays taken.
+    pub fn set(&self, allowance: &Allowance) {
+        let set = |limit: &AtomicU64, to: Option<u64>| limit.store(to.unwrap_or(NONE), Ordering::Relaxed);
+        set(&self.sessions.max, allowance.sessions.map(|n| n.get().into()));
+        set(&self.streams.max, allowance.streams.map(|n| n.get().into()));
+        set(&self.dials.per_s, allowance.dials_per_s.map(|n| n.get().into()));
+        set(&self.bytes.per_s, allowance.bytes_per_s.map(Into::into));
+        set(&self.month_bytes_max, allowance.bytes_per_month.map(Into::into));
+    }
+
+    /// Payload of this month so far; counted only where there is a limit on bytes.
+    pub fn month_bytes(&self) -> u64 {
+        self.month_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Another month, or what an earlier process has counted of this one.
+    pub fn set_month_bytes(&self, bytes: u64) {
+        self.month_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn limited(&self, what: impl std::fmt::Display) -> Refused {
+        Refused::new(RefusalCode::Limited, format!("{} {what}", self.whose))
+    }
+
+    fn is_metered(&self) -> bool {
+        self.bytes.per_s.load(Ordering::Relaxed) != NONE
+            || self.month_bytes_max.load(Ordering::Relaxed) != NONE
+    }
+
+    fn is_used_up(&self) -> bool {
+        let max = self.month_bytes_max.load(Ordering::Relaxed);
+        max != NONE && self.month_bytes() >= max
+    }
+}
+
+/// The accounts that somebody's doings go to: the token's and the user's.
+#[derive(Clone, Default)]
+pub struct Usage(Option<Arc<[Arc<Account>; 2]>>);
+
+/// How much may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// So many bytes now.
+    Now(usize),
+    /// Something, after this.
+    Later(Duration),
+    /// The month's share is used up.
+    UsedUp,
+}
+
+/// Something that is there, and counts until it is dropped.
+pub(crate) struct Slot {
+    usage: Usage,
+    slots: fn(&Account) -> &Slots,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.usage.accounts().for_each(|account| (self.slots)(account).give_back());
+    }
+}
+
+impl Usage {
+    /// What a token's bearer does goes to both.
+    pub fn new(token: Arc<Account>, user: Arc<Account>) -> Self {
+        Self(Some(Arc::new([token, user])))
+    }
+
+    fn accounts(&self) -> impl Iterator<Item = &Account> {
+        self.0.iter().flat_map(|accounts| accounts.iter()).map(|account| &**account)
+    }
+
+    /// One more dial.
+    ///
+    /// # Errors
+    /// Too many in too short a time, or this month's bytes are used up.
+    pub(crate) fn dial(&self) -> Result<(), Refused> {
+        let now = now_ns();
+        for account in self.accounts() {
+            if account.is_used_up() {
+                return Err(account.limited(
+                    "has used up its bytes of this month (UTC); ask the operator of the gateway for more",
+                ));
+            }
+            account.dials.take(now, 1, DIALS_BURST).map_err(|wait| {
+                let ms = wait.as_millis().max(1);
+                account.limited(format_args!("opens sessions faster than it may; try again in {ms} ms"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// One more session, until the slot is dropped.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub(crate) fn session(&self) -> Result<Slot, Refused> {
+        self.take(|account| &account.sessions, "sessions")
+    }
+
+    /// One more stream, until the slot is dropped.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub(crate) fn stream(&self) -> Result<Slot, Refused> {
+        self.take(|account| &account.streams, "streams")
+    }
+
+    fn take(&self, slots: fn(&Account) -> &Slots, what: &str) -> Result<Slot, Refused> {
+        for (index, account) in self.accounts().enumerate() {
+            if let Err(max) = slots(account).take() {
+                self.accounts().take(index).for_each(|account| slots(account).give_back());
+                return Err(
+                    account.limited(format_args!("has {max} {what} already; close one, and try again"))
+                );
+            }
+        }
+        Ok(Slot { usage: self.clone(), slots })
+    }
+
+    /// The same, if its bytes are limited.
+    pub(crate) fn meter(&self) -> Option<&Self> {
+        self.accounts().any(Account::is_metered).then_some(self)
+    }
+
+    /// How much may be read now.
+    pub(crate) fn room(&self) -> Room {
+        if self.accounts().any(Account::is_used_up) {
+            return Room::UsedUp;
+        }
+        let now = now_ns();
+        let mut room = u64::MAX;
+        for account in self.accounts() {
+            match account.bytes.left(now, BYTES_BURST) {
+                Ok(left) => room = room.min(left),
+                Err(wait) => return Room::Later(wait),
+            }
+        }
+        Room::Now(usize::try_from(room).unwrap_or(usize::MAX).max(ROOM_MIN))
+    }
+
+    /// So many bytes have moved.
+    pub(crate) fn spend(&self, bytes: usize) {
+        let (now, bytes) = (now_ns(), bytes as u64);
+        for account in self.accounts() {
+            account.bytes.spend(now, bytes);
+            account.month_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn usage(token: &str, user: &str) -> (Usage, [Arc<Account>; 2]) {
+        let account = |whose, json: &str| Arc::new(Account::new(whose, &serde_json::from_str(json).unwrap()));
+        let accounts = [account("this token", token), account("this user", user)];
+        (Usage::new(accounts[0].clone(), accounts[1].clone()), accounts)
+    }
+
+    #[test]
+    fn slots_are_counted_for_the_token_and_the_user_and_given_back() {
+        let (usage, [token, user]) = usage(r#"{"sessions":3}"#, r#"{"sessions":2}"#);
+        let other = Usage::new(Arc::new(Account::new("this token", &Allowance::default())), user.clone());
+        let (first, second) = (usage.session().ok(), other.session().ok());
+        assert!(first.is_some() && second.is_some());
+        let refused = usage.session().err().unwrap();
+        assert_eq!(refused.code, RefusalCode::Limited);
+        assert_eq!(refused.reason, "this user has 2 sessions already; close one, and try again");
+        assert_eq!(
+            token.sessions.taken.load(Ordering::Relaxed),
+            1,
+            "what was taken on the way is given back"
+        );
+        drop(second);
+        assert!(usage.session().is_ok());
+        // Fewer are allowed now: nobody is thrown out.
+        token.set(&serde_json::from_str(r#"{"sessions":1}"#).unwrap());
+        assert!(usage.session().is_err());
+        drop(first);
+        assert!(usage.session().is_ok() && usage.stream().is_ok());
+        assert_eq!([&token, &user].map(|a| a.sessions.taken.load(Ordering::Relaxed)), [0, 0]);
+    }
+
+    #[test]
+    fn a_bucket_gives_its_rate_and_a_burst() {
+        let bucket = Bucket::default();
+        assert_eq!(bucket.take(0, 1_000_000, DIALS_BURST), Ok(()), "no limit");
+        bucket.per_s.store(10, Ordering::Relaxed);
+        let taken = (0..1_000).filter(|_| bucket.take(5 * SECOND, 1, DIALS_BURST).is_ok()).count();
+        assert_eq!(taken, 100);
+        assert_eq!(bucket.take(5 * SECOND, 1, DIALS_BURST), Err(Duration::from_millis(100)));
+        let taken = (0..1_000).filter(|_| bucket.take(6 * SECOND, 1, DIALS_BURST).is_ok()).count();
+        assert_eq!(taken, 10);
+        // Over ten times as long.
+        let taken = (0..10_000u64)
+            .filter(|n| bucket.take(16 * SECOND + n * 10_000_000, 1, DIALS_BURST).is_ok())
+            .count();
+        assert_eq!(taken, 100 + 999);
+    }
+
+    #[test]
+    fn bytes_are_paid_for_afterwards() {
+        let bucket = Bucket::default();
+        bucket.per_s.store(1_000_000, Ordering::Relaxed);
+        assert_eq!(bucket.left(SECOND, BYTES_BURST), Ok(100_000));
+        bucket.spend(SECOND, 60_000);
+        assert_eq!(bucket.left(SECOND, BYTES_BURST), Ok(40_000));
+        bucket.spend(SECOND, 240_000);
+        assert_eq!(bucket.left(SECOND, BYTES_BURST), Err(Duration::from_millis(200)));
+        assert_eq!(bucket.left(SECOND + SECOND / 5 + 1_000_000, BYTES_BURST), Ok(1_000));
+        assert_eq!(bucket.left(99 * SECOND, BYTES_BURST), Ok(100_000), "nothing is saved up");
+    }
+
+    #[test]
+    fn the_months_bytes_are_used_up_once() {
+        let (usage, [token, user]) = usage(r#"{"bytes_per_month":1000}"#, "{}");
+        assert!(usage.meter().is_some() && usage.dial().is_ok());
+        assert_eq!(usage.room(), Room::Now(usize::MAX));
+        usage.spend(1000);
+        assert_eq!((token.month_bytes(), user.month_bytes()), (1000, 1000));
+        assert_eq!(usage.room(), Room::UsedUp);
+        let refused = usage.dial().unwrap_err();
+        assert!(refused.reason.starts_with("this token has used up its bytes of this month"), "{refused}");
+        token.set_month_bytes(0);
+        assert!(usage.dial().is_ok());
+    }
+
+    #[test]
+    fn who_has_no_limit_is_not_measured() {
+        let (free, _) = usage(r#"{"sessions":9,"dials_per_s":9}"#, "{}");
+        assert!(free.meter().is_none());
+        assert!(Usage::default().meter().is_none() && Usage::default().session().is_ok());
+        let (slow, _) = usage("{}", r#"{"bytes_per_s":1}"#);
+        assert_eq!(slow.meter().unwrap().room(), Room::Now(ROOM_MIN));
+        slow.spend(1);
+        assert!(matches!(slow.room(), Room::Later(_)));
+    }
+}
