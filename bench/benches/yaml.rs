@@ -11,7 +11,7 @@ use narrowlink_proto::{
     id::Uid,
     token::{Claims, Keys},
 };
-use narrowlink_tokengen::input::{Input, Tagged};
+use narrowlink_tokengen::input::Input;
 
 const NOW: u64 = 1_800_000_000;
 const USERS: u128 = 100;
@@ -47,7 +47,8 @@ fn file() -> String {
 }
 
 fn claims(input: &Input) -> Vec<Claims> {
-    input.tokens.iter().map(|Tagged(token)| token.claims(NOW, || "fresh".to_owned())).collect()
+    let drafts = input.drafts(NOW, || "fresh".to_owned()).unwrap().drafts;
+    drafts.into_iter().map(|draft| draft.claims).collect()
 }
 
 fn parse(c: &mut Criterion) {
@@ -55,7 +56,7 @@ fn parse(c: &mut Criterion) {
     let input = Input::parse(&yaml).unwrap();
     let all = claims(&input);
     assert_eq!(all.len() as u128, 2 * USERS);
-    assert_eq!(all[0].policies.as_ref().map(|policies| policies.policies.len()), Some(3));
+    assert_eq!(all[0].policies.lists()[0].policies.len(), 3);
     assert_eq!((all[1].name.as_str(), all[1].exp), ("home", NOW + 365 * 24 * 3600));
 
     let keys = Keys::new(&[7; 32]);

@@ -249,10 +249,12 @@ impl<'a> Parts<'a> {
         }
         let few = TokenError::Malformed("it has fewer than three parts, joined by dots");
         let Some((message, signature)) = token.rsplit_once('.') else { return Err(few) };
-        // A further dot is no base64url: the claims' decoding finds it.
         let Some((header, claims)) = message.split_once('.') else { return Err(few) };
         if claims.len() > base64::encoded_len(CLAIMS_BYTES_MAX, false).unwrap_or(0) {
             return Err(TokenError::TooLong);
+        }
+        if claims.contains('.') {
+            return Err(TokenError::Malformed("it has more than three parts"));
         }
         if header.len() > HEADER_BYTES_MAX {
             return Err(TokenError::Header);
@@ -260,10 +262,11 @@ impl<'a> Parts<'a> {
         let header = decode(header, "its header is not base64url")?;
         let header: HeaderOnly = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
         let HeaderOnly { alg: OnlyAlgorithm::HS256, typ: None | Some(OnlyType::Jwt) } = header;
-        if decode(signature, "its signature is not base64url")?.len() != 32 {
-            return Err(TokenError::Malformed("its signature has not the length of one"));
+        let cut_off = "its signature is not 32 bytes in base64url: was it cut off?";
+        if decode(signature, cut_off)?.len() != 32 {
+            return Err(TokenError::Malformed(cut_off));
         }
-        let claims = decode(claims, "its claims are not base64url, or it has more than three parts")?;
+        let claims = decode(claims, "its claims are not base64url")?;
         Ok(Self { message, signature, claims })
     }
 

@@ -1,78 +1,113 @@
-//! Role: the one file that knows YAML: what to sign, with which secret.
-//! Invariants: an unknown key or tag is an error that names the known ones, with its place in the file.
-//! See: tests/seed.yaml, the published example.
-
-use std::{fmt, marker::PhantomData};
+//! Role: the file as its author writes it: a secret, and what to sign with it.
+//! Invariants: an unknown key or tag is an error that names the known ones, with its place in the file; two
+//! forms of one thing never stand in one entry.
+//! See: docs/tokens.md; tests/seed.yaml and tests/later.yaml, the published examples.
 
 use narrowlink_proto::{
     id::Uid,
-    policy::{Item, Policies},
-    token::{Claims, Kind, SecretSource, Services, is_name},
+    token::{Allowance, SecretSource, Services},
 };
-use serde::{
-    Deserialize, Deserializer,
-    de::{
-        self,
-        value::{EnumAccessDeserializer, MapAccessDeserializer},
-    },
-};
+use serde::{Deserialize, Deserializer};
 
-use crate::when::When;
+use crate::{
+    hosts::{Connect, PublishHosts},
+    name::Name,
+    policies::{List, Pid, Restriction},
+    tagged::{Expected, Mapping, Tagged},
+    when::When,
+};
 
 /// A whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// The gateway's secret.
-    pub secret: SecretSource,
-    /// What to sign.
-    pub tokens: Vec<Tagged<Token>>,
+    pub(crate) secret: SecretSource,
+    /// What to sign, and the policies that it names.
+    pub(crate) tokens: Vec<Tagged<Entry>>,
 }
 
-/// One token; the tag says for whom.
+/// One entry of `tokens`; the tag says what it is.
 #[derive(Debug, Deserialize)]
-pub enum Token {
-    /// For a client.
+pub(crate) enum Entry {
+    /// A token for a client.
     Client(ClientToken),
-    /// For an agent.
+    /// No token: a list that clients name by its id.
+    ClientPolicy(ClientPolicy),
+    /// A token for an agent.
     Agent(AgentToken),
-    /// What an agent may publish.
+    /// A token that says what an agent may publish.
     AgentPublish(AgentPublishToken),
+}
+
+impl Expected for Entry {
+    const EXPECTED: &'static str = "a tag: `- !Client`, `- !ClientPolicy`, `- !Agent` or `- !AgentPublish`";
 }
 
 /// `!Client`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ClientToken {
-    uid: Uid,
-    name: Name,
-    exp: When,
+pub(crate) struct ClientToken {
+    pub(crate) uid: Uid,
+    pub(crate) name: Name,
+    pub(crate) exp: When,
     #[serde(default)]
-    nbf: Option<When>,
+    pub(crate) nbf: Option<When>,
     #[serde(default)]
-    jti: Option<Name>,
+    pub(crate) jti: Option<Name>,
     /// Without this key there is no restriction; with it, there must be a value.
-    #[serde(default, deserialize_with = "policies")]
-    policies: Option<Policies>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) policies: Option<Restriction>,
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) limits: Option<Mapping<Allowance>>,
+}
+
+impl Expected for Allowance {
+    const EXPECTED: &'static str =
+        "a mapping with `sessions`, `streams`, `dials_per_s`, `bytes_per_s` or `bytes_per_month`";
+}
+
+/// `!ClientPolicy`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientPolicy {
+    pub(crate) uid: Uid,
+    pub(crate) name: Name,
+    pub(crate) exp: When,
+    #[serde(default)]
+    pub(crate) nbf: Option<When>,
+    pub(crate) pid: Pid,
+    pub(crate) policy: List,
 }
 
 /// `!Agent`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AgentToken {
-    uid: Uid,
-    name: Name,
-    exp: When,
+pub(crate) struct AgentToken {
+    pub(crate) uid: Uid,
+    pub(crate) name: Name,
+    pub(crate) exp: When,
     #[serde(default)]
-    nbf: Option<When>,
+    pub(crate) nbf: Option<When>,
     #[serde(default)]
-    jti: Option<Name>,
+    pub(crate) jti: Option<Name>,
 }
 
 /// `!AgentPublish`.
 #[derive(Debug, Deserialize)]
+#[serde(try_from = "AgentPublishInput")]
+pub(crate) struct AgentPublishToken {
+    pub(crate) uid: Uid,
+    pub(crate) name: Name,
+    pub(crate) exp: When,
+    pub(crate) nbf: Option<When>,
+    pub(crate) jti: Option<Name>,
+    pub(crate) hosts: Services,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AgentPublishToken {
+struct AgentPublishInput {
     uid: Uid,
     name: Name,
     exp: When,
@@ -80,7 +115,29 @@ pub struct AgentPublishToken {
     nbf: Option<When>,
     #[serde(default)]
     jti: Option<Name>,
-    connect: Services,
+    #[serde(default, deserialize_with = "present")]
+    publish_hosts: Option<PublishHosts>,
+    #[serde(default, deserialize_with = "present")]
+    connect: Option<Connect>,
+}
+
+impl TryFrom<AgentPublishInput> for AgentPublishToken {
+    type Error = &'static str;
+
+    fn try_from(input: AgentPublishInput) -> Result<Self, &'static str> {
+        let AgentPublishInput { uid, name, exp, nbf, jti, publish_hosts, connect } = input;
+        let hosts = match (publish_hosts, connect) {
+            (Some(PublishHosts(hosts)), None) => {
+                hosts.ok_or("`publish_hosts` is empty: [] publishes nothing")
+            }
+            (None, Some(Connect(hosts))) => hosts.ok_or("`connect` is empty: {} publishes nothing"),
+            (Some(_), Some(_)) => Err(
+                "`connect` and `publish_hosts` are two forms of one thing: keep `publish_hosts`, leave `connect` out",
+            ),
+            (None, None) => Err("missing field `publish_hosts`, or `connect` in its place"),
+        };
+        Ok(Self { uid, name, exp, nbf, jti, hosts: hosts? })
+    }
 }
 
 impl Input {
@@ -93,130 +150,28 @@ impl Input {
     }
 }
 
-impl Token {
+impl Entry {
     /// The tag.
-    pub const fn tag(&self) -> &'static str {
+    pub(crate) const fn tag(&self) -> &'static str {
         match self {
             Self::Client(_) => "Client",
+            Self::ClientPolicy(_) => "ClientPolicy",
             Self::Agent(_) => "Agent",
             Self::AgentPublish(_) => "AgentPublish",
         }
     }
 
-    /// The agent's or client's name.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Client(token) => &token.name.0,
-            Self::Agent(token) => &token.name.0,
-            Self::AgentPublish(token) => &token.name.0,
-        }
-    }
-
-    /// What the token will say. `fresh_jti` names it if the file does not.
-    pub fn claims(&self, now: u64, fresh_jti: impl FnOnce() -> String) -> Claims {
-        let (kind, uid, exp, nbf, jti) = match self {
-            Self::Client(t) => (Kind::Client, t.uid, t.exp, t.nbf, &t.jti),
-            Self::Agent(t) => (Kind::Agent, t.uid, t.exp, t.nbf, &t.jti),
-            Self::AgentPublish(t) => (Kind::AgentPublish, t.uid, t.exp, t.nbf, &t.jti),
-        };
-        let (policies, connect) = match self {
-            Self::Client(token) => (token.policies.clone(), None),
-            Self::Agent(_) => (None, None),
-            Self::AgentPublish(token) => (None, Some(token.connect.clone())),
-        };
-        Claims {
-            kind,
-            uid,
-            name: self.name().to_owned(),
-            exp: exp.seconds(now),
-            nbf: nbf.map(|nbf| nbf.seconds(now)),
-            iat: Some(now),
-            jti: jti.as_ref().map_or_else(fresh_jti, |jti| jti.0.clone()),
-            policies,
-            connect,
-        }
+    /// Tag and name, as messages call it.
+    pub(crate) fn label(&self) -> String {
+        let (Self::Client(ClientToken { name, .. })
+        | Self::ClientPolicy(ClientPolicy { name, .. })
+        | Self::Agent(AgentToken { name, .. })
+        | Self::AgentPublish(AgentPublishToken { name, .. })) = self;
+        format!("{} {}", self.tag(), name.0)
     }
 }
 
-/// A name, checked here and not only when signing, so that the error has a line and a column.
-#[derive(Debug)]
-struct Name(String);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_str(NameVisitor)
-    }
-}
-
-struct NameVisitor;
-
-impl de::Visitor<'_> for NameVisitor {
-    type Value = Name;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("1 to 128 printable bytes without space at the ends")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
-        if is_name(text) {
-            return Ok(Name(text.to_owned()));
-        }
-        Err(E::invalid_value(de::Unexpected::Str(text), &self))
-    }
-}
-
-/// Something with a tag. Read by way of `deserialize_any`: of an unknown tag serde_yaml would otherwise
-/// give the place of the list it is in, not its own.
-#[derive(Debug)]
-pub struct Tagged<T>(pub T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tagged<T> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(TaggedVisitor(PhantomData))
-    }
-}
-
-struct TaggedVisitor<T>(PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>> de::Visitor<'de> for TaggedVisitor<T> {
-    type Value = Tagged<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a tag (`- !Client`, `- !Ip` and so on)")
-    }
-
-    fn visit_enum<A: de::EnumAccess<'de>>(self, tagged: A) -> Result<Tagged<T>, A::Error> {
-        T::deserialize(EnumAccessDeserializer::new(tagged)).map(Tagged)
-    }
-}
-
-/// [`Policies`], with the place of what is wrong.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PoliciesInput {
-    permit: bool,
-    policies: Vec<Tagged<Item>>,
-}
-
-fn policies<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Policies>, D::Error> {
-    d.deserialize_any(PoliciesVisitor).map(Some)
-}
-
-struct PoliciesVisitor;
-
-impl<'de> de::Visitor<'de> for PoliciesVisitor {
-    type Value = Policies;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the keys `permit` and `policies`")
-    }
-
-    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Policies, A::Error> {
-        let PoliciesInput { permit, policies } = Deserialize::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Policies { permit, policies: policies.into_iter().map(|Tagged(item)| item).collect() })
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Policies, E> {
-        Err(E::custom("empty, which could mean everything or nothing: leave the key out for no restriction"))
-    }
+/// A key that is there has a value.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
 }

@@ -1,10 +1,21 @@
-//! Role: YAML in, signed Narrowlink tokens out; offline.
+//! Role: YAML in, signed Narrowlink tokens out; offline. And what tokens say, for people who look at them.
 //! Invariants: time and randomness are parameters; nothing is printed here.
-//! See: `narrowlink-tokengen --help`.
+//! See: docs/tokens.md, `narrowlink-tokengen --help`.
 #![forbid(unsafe_code)]
 
+pub mod files;
+mod hosts;
 pub mod input;
+pub mod inspect;
+mod items;
+mod name;
 mod oddities;
+pub mod output;
+mod policies;
+pub mod resolve;
+pub mod secrets;
+pub mod show;
+mod tagged;
 pub mod when;
 
 use std::{
@@ -15,17 +26,21 @@ use std::{
 use narrowlink_proto::{
     endpoint::with_place,
     id::Uid,
-    token::{Keys, Secret, SecretError, SecretSource, TokenError},
+    token::{Keys, Kind, SecretError, TokenError},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::input::{Input, Tagged};
+use crate::{
+    input::Input,
+    resolve::{Draft, Drafts, Misfit},
+};
 
 /// A signed token and what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Labelled {
-    /// The tag of its YAML: `Client`, `Agent`, `AgentPublish`.
-    pub kind: &'static str,
+    /// What it is for.
+    #[serde(serialize_with = "as_tag")]
+    pub kind: Kind,
     /// The user's space.
     pub uid: Uid,
     /// The agent's or client's name.
@@ -74,6 +89,20 @@ pub enum TokengenError {
         /// What is wrong with it.
         why: SecretError,
     },
+    /// An argument that spells no secret.
+    #[error("--secret: {why}")]
+    SecretArgument {
+        /// What is wrong with it.
+        why: SecretError,
+    },
+    /// An entry that does not fit the others.
+    #[error("{}: {why}", file.display())]
+    Misfit {
+        /// Of which file.
+        file: PathBuf,
+        /// Which entry, and what is wrong with it.
+        why: Misfit,
+    },
     /// A token that would not be taken.
     #[error("{}: tokens[{index}] ({label}): {why}", file.display())]
     Token {
@@ -93,58 +122,41 @@ pub enum TokengenError {
 ///
 /// # Errors
 /// The operator's.
-pub fn run(file: &Path, now: u64, draw: impl FnMut() -> [u8; 16]) -> Result<Generated, TokengenError> {
+pub fn run(file: &Path, now: u64, mut draw: impl FnMut() -> [u8; 16]) -> Result<Generated, TokengenError> {
     let text = fs::read_to_string(file).map_err(|why| TokengenError::Read { file: file.into(), why })?;
     let input = Input::parse(&text).map_err(|why| TokengenError::Yaml { file: file.into(), why })?;
-    let secret = read_secret(&input.secret, file)?;
-    sign(&input, &secret, file, now, draw)
-}
-
-fn read_secret(source: &SecretSource, config: &Path) -> Result<Secret, TokengenError> {
-    match source {
-        SecretSource::Inline(secret) => Ok(secret.clone()),
-        SecretSource::File(path) => {
-            let file = config.parent().unwrap_or(Path::new("")).join(path);
-            match fs::read(&file) {
-                Ok(bytes) => Secret::from_file(&bytes).map_err(|why| TokengenError::Secret { file, why }),
-                Err(why) => Err(TokengenError::Read { file, why }),
-            }
-        }
+    let secret = secrets::read(&input.secret, file)?;
+    let fresh_jti = || format!("{:032x}", u128::from_be_bytes(draw()));
+    let misfit = |why| TokengenError::Misfit { file: file.into(), why };
+    let Drafts { drafts, warnings } = input.drafts(now, fresh_jti).map_err(misfit)?;
+    let mut warnings = [oddities::of_secret(&secret), warnings].concat();
+    if drafts.is_empty() {
+        warnings.push("tokens holds none: nothing to sign".to_owned());
     }
-}
-
-fn sign(
-    input: &Input,
-    secret: &Secret,
-    file: &Path,
-    now: u64,
-    mut draw: impl FnMut() -> [u8; 16],
-) -> Result<Generated, TokengenError> {
     let keys = Keys::new(secret.as_bytes());
-    let mut warnings = oddities::of_secret(secret);
-    let mut tokens = Vec::with_capacity(input.tokens.len());
-    for (index, Tagged(token)) in input.tokens.iter().enumerate() {
-        let claims = token.claims(now, || format!("{:032x}", u128::from_be_bytes(draw())));
-        let label = format!("{} {}", token.tag(), token.name());
-        let odd = oddities::of_claims(&claims, now);
-        warnings.extend(odd.iter().map(|odd| format!("tokens[{index}] ({label}): {odd}")));
-        let signed = keys.sign(&claims).map_err(|why| TokengenError::Token {
-            file: file.into(),
-            index,
-            label,
-            why,
-        })?;
-        tokens.push(Labelled {
-            kind: token.tag(),
-            uid: claims.uid,
-            name: claims.name,
-            exp: claims.exp,
-            jti: claims.jti,
-            token: signed,
-        });
-    }
-    if tokens.is_empty() {
-        warnings.push("tokens is empty: nothing to sign".to_owned());
-    }
+    let tokens = drafts.into_iter().map(|draft| sign(draft, &keys, file)).collect::<Result<_, _>>()?;
     Ok(Generated { tokens, warnings })
+}
+
+fn sign(Draft { index, claims }: Draft, keys: &Keys, file: &Path) -> Result<Labelled, TokengenError> {
+    let token = keys.sign(&claims).map_err(|why| {
+        let label = format!("{} {}", tag(claims.kind), claims.name);
+        TokengenError::Token { file: file.into(), index, label, why }
+    })?;
+    let (kind, uid, name) = (claims.kind, claims.uid, claims.name);
+    Ok(Labelled { kind, uid, name, exp: claims.exp, jti: claims.jti, token })
+}
+
+/// A kind as the file's tags call it.
+pub(crate) const fn tag(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Client => "Client",
+        Kind::Agent => "Agent",
+        Kind::AgentPublish => "AgentPublish",
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's shape")]
+fn as_tag<S: Serializer>(kind: &Kind, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(tag(*kind))
 }

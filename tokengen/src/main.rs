@@ -1,106 +1,131 @@
-//! Role: `narrowlink-tokengen`: arguments in, tokens on stdout, warnings on stderr.
-//! Invariants: stdout holds tokens and their labels, nothing else.
+//! Role: `narrowlink-tokengen`: arguments in, tokens on stdout or in files, warnings on stderr.
+//! Invariants: stdout holds what was asked for, nothing else; a failure is one line on stderr.
 #![forbid(unsafe_code)]
 
+mod args;
+
 use std::{
-    io::{self, Write},
+    fmt, io,
     path::PathBuf,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Args, Parser};
-use narrowlink_tokengen::{Labelled, run, when::show};
+use clap::Parser as _;
+use narrowlink_tokengen::{
+    TokengenError,
+    files::{WriteError, write_secret, write_tokens},
+    inspect::{InspectError, fetch, inspect},
+    output, run,
+    secrets::{candidates, spell},
+    show,
+};
 
+use crate::args::{Args, Command, Sign};
+
+/// The token that was looked at is broken, or not by the secret it was held against.
+const BAD_TOKEN: u8 = 1;
 /// What /usr/include/sysexits.h calls these.
 const EX_IOERR: u8 = 74;
 const EX_CONFIG: u8 = 78;
 
-const EXAMPLES: &str = "\
-Examples:
-  narrowlink-tokengen tokens.yaml            label and token, a line each
-  narrowlink-tokengen -c tokens.yaml --json  the same as a JSON array
-  narrowlink-tokengen tokens.yaml | grep -v '^#'
-
-tokens.yaml:
-  secret: !File secret                # as in gateway.yaml; also [1, 2, ..], \"hex:..\", \"base64:..\"
-  tokens:
-    - !Agent { uid: 6dd2ecc3-8b4f-4cd0-a1d9-b6bb2e1e8a0f, name: home, exp: 365d }
-    - !Client
-      uid: 6dd2ecc3-8b4f-4cd0-a1d9-b6bb2e1e8a0f
-      name: laptop
-      exp: 30d                        # or 12h, 2027-01-31 (0:00 UTC), seconds since 1970
-      policies:                       # leave out for no restriction
-        permit: true                  # true: only these; false: all but these
-        policies:
-          - !Ip [home, 192.168.0.0/24, 22, TCP]
-          - !Domain [null, nas.lan, 0, ANY]
-          - !Any [office, true]
-
-Exit codes: 0 done, 2 usage, 74 the tokens could not be written out, 78 configuration.";
-
-/// Signs Narrowlink tokens, offline.
-#[derive(Parser)]
-#[command(name = "narrowlink-tokengen", version, after_help = EXAMPLES)]
-struct Arguments {
-    #[command(flatten)]
-    file: File,
-    /// Print a JSON array of { kind, uid, name, exp, jti, token }.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-struct File {
-    /// What to sign, as YAML.
-    #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The same.
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
+struct Failure {
+    code: u8,
+    what: String,
 }
 
 fn main() -> ExitCode {
-    let Arguments { file: File { file, config }, json } = Arguments::parse();
-    let file = file.or(config).unwrap_or_default();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let generated = match run(&file, now, draw) {
-        Ok(generated) => generated,
-        Err(why) => {
-            eprintln!("narrowlink-tokengen: {why}");
-            return ExitCode::from(EX_CONFIG);
-        }
+    let Args { command, sign } = Args::parse();
+    let done = match command {
+        None => sign_file(&sign),
+        Some(Command::Inspect { token, secret, json }) => look_at(&token, secret.as_deref(), json),
+        Some(Command::Keygen { output }) => make_secret(output),
     };
+    done.unwrap_or_else(|Failure { code, what }| {
+        eprintln!("narrowlink-tokengen: {what}");
+        ExitCode::from(code)
+    })
+}
+
+fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
+    let generated = run(&sign.file(), now(), draw)?;
     for warning in &generated.warnings {
         eprintln!("warning: {warning}");
     }
-    match print(&generated.tokens, json) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("narrowlink-tokengen: stdout: {why}");
-            ExitCode::from(EX_IOERR)
+    let (tokens, out) = (&generated.tokens, io::stdout().lock());
+    match &sign.output {
+        Some(dir) => {
+            let files = write_tokens(dir, tokens, draw)?;
+            if sign.json { output::json(out, &files) } else { output::written(out, &files) }
         }
-    }
+        None if sign.check => output::check(out, tokens, now()),
+        None if sign.json => output::json(out, tokens),
+        None => output::plain(out, tokens),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn draw() -> [u8; 16] {
-    let mut bytes = [0; 16];
+fn look_at(token: &str, secret: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
+    let secrets = secret.map(candidates).transpose()?;
+    let found = inspect(&fetch(token, io::stdin().lock())?, secrets.as_deref())?;
+    let page = if json { found.json()? + "\n" } else { show::inspection(&found, now()) };
+    output::text(io::stdout().lock(), &page)?;
+    Ok(if found.is_well() { ExitCode::SUCCESS } else { ExitCode::from(BAD_TOKEN) })
+}
+
+fn make_secret(file: Option<PathBuf>) -> Result<ExitCode, Failure> {
+    let secret = spell(&draw::<32>());
+    match file {
+        Some(file) => write_secret(&file, &secret)?,
+        None => output::text(io::stdout().lock(), &(secret + "\n"))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn draw<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     #[expect(clippy::expect_used, reason = "a system without randomness can't run anything of ours")]
     getrandom::fill(&mut bytes).expect("the system's random source");
     bytes
 }
 
-fn print(tokens: &[Labelled], json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if json {
-        serde_json::to_writer_pretty(&mut out, tokens)?;
-        writeln!(out)?;
-    } else {
-        for Labelled { kind, uid, name, exp, token, .. } in tokens {
-            writeln!(out, "# {kind} {uid} {name} (until {})", show(*exp))?;
-            writeln!(out, "{token}")?;
-        }
+impl Failure {
+    fn new(code: u8, what: &impl fmt::Display) -> Self {
+        Self { code, what: what.to_string() }
     }
-    out.flush()
+}
+
+impl From<TokengenError> for Failure {
+    fn from(why: TokengenError) -> Self {
+        Self::new(EX_CONFIG, &why)
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(why: InspectError) -> Self {
+        let broken = matches!(why, InspectError::Broken { .. } | InspectError::Count { .. });
+        Self::new(if broken { BAD_TOKEN } else { EX_CONFIG }, &why)
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(why: WriteError) -> Self {
+        Self::new(EX_IOERR, &why)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(why: io::Error) -> Self {
+        Self::new(EX_IOERR, &format_args!("stdout: {why}"))
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(why: serde_json::Error) -> Self {
+        Self::from(io::Error::from(why))
+    }
 }

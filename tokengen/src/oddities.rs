@@ -1,5 +1,5 @@
 //! Role: what is allowed, but probably not meant.
-//! Invariants: a warning changes nothing about the token.
+//! Invariants: a warning changes nothing about the token; a list that several clients name is looked at once.
 
 use narrowlink_proto::{
     policy::{Item, Policies},
@@ -20,7 +20,7 @@ pub(crate) fn of_secret(secret: &Secret) -> Vec<String> {
     )]
 }
 
-/// Of one token.
+/// Of one token, its lists apart.
 pub(crate) fn of_claims(claims: &Claims, now: u64) -> Vec<String> {
     let mut odd = Vec::new();
     if claims.exp <= now {
@@ -32,32 +32,37 @@ pub(crate) fn of_claims(claims: &Claims, now: u64) -> Vec<String> {
         }
         _ => {}
     }
-    odd.extend(claims.policies.iter().flat_map(of_policies));
+    if claims.connect.as_ref().is_some_and(|hosts| hosts.iter().next().is_none()) {
+        odd.push("no host: this token publishes nothing".to_owned());
+    }
     odd
 }
 
-fn of_policies(policies: &Policies) -> Vec<String> {
+/// Of one list, wherever it stands.
+pub(crate) fn of_list(list: &Policies) -> Vec<String> {
     let mut odd = Vec::new();
-    if policies.policies.is_empty() {
-        odd.push(if policies.permit {
-            "policies: an empty list with permit: true allows nothing".to_owned()
+    if list.policies.is_empty() {
+        odd.push(if list.permit {
+            "policies: an empty whitelist (permit: true) allows nothing".to_owned()
         } else {
-            "policies: an empty list with permit: false refuses nothing".to_owned()
+            "policies: an empty blacklist (permit: false) refuses nothing".to_owned()
         });
     }
-    for (index, item) in policies.policies.iter().enumerate() {
+    for (index, item) in list.policies.iter().enumerate() {
         let at = |text: &str| format!("policies[{index}]: {text}");
         match item {
-            Item::Any(_, true) if !policies.permit => {
-                odd.push(at("!Any [.., true] with permit: false refuses everything on that agent"));
+            Item::Any(_, true) if !list.permit => {
+                odd.push(at(
+                    "!Any [.., true] in a blacklist (permit: false) refuses everything on that agent",
+                ));
             }
             Item::Any(None, false) => odd.push(at("!Any [null, false] refuses every agent")),
-            Item::Domain(..) if !policies.permit => {
+            Item::Domain(..) if !list.permit => {
                 odd.push(at("a refused !Domain does not refuse its addresses: add !Ip items for those"));
             }
             Item::Any(..) | Item::Domain(..) | Item::Ip(..) => {}
         }
-        if policies.policies[..index].contains(item) {
+        if list.policies[..index].contains(item) {
             odd.push(at("comes twice"));
         }
     }
@@ -69,7 +74,7 @@ mod tests {
     use super::*;
 
     fn odd(permit: bool, items: &str) -> Vec<String> {
-        of_policies(&Policies { permit, policies: serde_yaml::from_str(items).unwrap() })
+        of_list(&Policies { permit, policies: serde_yaml::from_str(items).unwrap() })
     }
 
     #[test]
@@ -77,7 +82,11 @@ mod tests {
         for (permit, items, says) in [
             (true, "[]", "allows nothing"),
             (false, "[]", "refuses nothing"),
-            (false, "[!Any [a, true]]", "policies[0]: !Any [.., true] with permit: false refuses everything"),
+            (
+                false,
+                "[!Any [a, true]]",
+                "policies[0]: !Any [.., true] in a blacklist (permit: false) refuses everything",
+            ),
             (true, "[!Any [null, false]]", "refuses every agent"),
             (false, "[!Domain [null, a.example, 0, ANY]]", "does not refuse its addresses"),
             (true, "[!Any [a, true], !Any [a, true]]", "policies[1]: comes twice"),

@@ -1,0 +1,66 @@
+//! Role: what goes to standard output: tokens under their labels, as JSON, or what they would be.
+//! Invariants: nothing but `plain` and `json` shows a token.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::{
+    Labelled,
+    files::Written,
+    tag,
+    when::{distance, show},
+};
+
+/// A label and the token below it, for each.
+///
+/// # Errors
+/// The writer's.
+pub fn plain(mut out: impl Write, tokens: &[Labelled]) -> io::Result<()> {
+    for Labelled { kind, uid, name, exp, token, .. } in tokens {
+        writeln!(out, "# {} {uid} {name} (until {})", tag(*kind), show(*exp))?;
+        writeln!(out, "{token}")?;
+    }
+    out.flush()
+}
+
+/// A line for each token, without it.
+///
+/// # Errors
+/// The writer's.
+pub fn check(mut out: impl Write, tokens: &[Labelled], now: u64) -> io::Result<()> {
+    for Labelled { kind, uid, name, exp, .. } in tokens {
+        writeln!(out, "{} {uid} {name} until {} ({})", tag(*kind), show(*exp), distance(*exp, now))?;
+    }
+    out.flush()
+}
+
+/// The files that were written, a line for each.
+///
+/// # Errors
+/// The writer's.
+pub fn written(mut out: impl Write, files: &[Written]) -> io::Result<()> {
+    for Written { kind, name, exp, file, .. } in files {
+        writeln!(out, "{}: {} {name} until {}", file.display(), tag(*kind), show(*exp))?;
+    }
+    out.flush()
+}
+
+/// An array of whatever it is.
+///
+/// # Errors
+/// The writer's.
+pub fn json(mut out: impl Write, list: &[impl Serialize]) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut out, list)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+/// A text as it is.
+///
+/// # Errors
+/// The writer's.
+pub fn text(mut out: impl Write, text: &str) -> io::Result<()> {
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

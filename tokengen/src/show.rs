@@ -1,0 +1,337 @@
+//! Role: a token as people read it.
+//! Invariants: text from a token is foreign: what can't be printed is escaped.
+
+use std::fmt::{self, Write as _};
+
+use narrowlink_proto::{
+    policy::{Grant, Item, Policies, Ports, Protocol},
+    token::{Allowance, Claims, Kind, PublishProtocol, Published},
+};
+
+use crate::{
+    inspect::{Inspection, Signature},
+    tag,
+    when::{distance, show},
+};
+
+/// `text` with what can't be printed escaped.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        // Quotes do no harm, and `escape_debug` alone would take the vowels out of many scripts.
+        if matches!(c, '"' | '\'' | '\\') || c.is_alphanumeric() {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_debug());
+        }
+        shown
+    })
+}
+
+/// All that was found out, a line for each claim. `now` is in seconds since 1970.
+pub fn inspection(inspection: &Inspection, now: u64) -> String {
+    let Inspection { claims, signature } = inspection;
+    let mut page = Page(String::new());
+    page.line("kind", tag(claims.kind));
+    page.line("uid", claims.uid);
+    page.line("name", printable(&claims.name));
+    page.line("jti", printable(&claims.jti));
+    if let Some(iat) = claims.iat {
+        page.line("issued", format_args!("{} ({})", distance(iat, now), show(iat)));
+    }
+    page.line("begins", begins(claims, now));
+    page.line("expires", expires(claims.exp, now));
+    if claims.kind == Kind::Client {
+        page.lines("reaches", &grant(&claims.policies));
+        page.lines("limits", &limits(&claims.limits));
+    }
+    if let Some(hosts) = &claims.connect {
+        let hosts: Vec<_> = hosts.iter().map(published).collect();
+        page.lines("publishes", &or_nothing(hosts));
+    }
+    page.line("signature", self::signature(signature));
+    page.0
+}
+
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, key: &str, value: impl fmt::Display) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "{key:<11}{value}");
+    }
+
+    fn lines(&mut self, key: &str, values: &[String]) {
+        for (index, value) in values.iter().enumerate() {
+            self.line(if index == 0 { key } else { "" }, value);
+        }
+    }
+}
+
+fn begins(claims: &Claims, now: u64) -> String {
+    match claims.nbf {
+        None => "at once".to_owned(),
+        Some(nbf) if nbf > now => {
+            format!("{} ({}): no gateway takes it before", distance(nbf, now), show(nbf))
+        }
+        Some(nbf) => format!("{} ({})", distance(nbf, now), show(nbf)),
+    }
+}
+
+fn expires(exp: u64, now: u64) -> String {
+    let refused = if exp <= now { ": no gateway takes it" } else { "" };
+    format!("{} ({}){refused}", distance(exp, now), show(exp))
+}
+
+fn grant(grant: &Grant) -> Vec<String> {
+    match grant.lists() {
+        [] => vec!["everything on all agents of its uid".to_owned()],
+        [only] => list("", only),
+        lists => {
+            let first = format!("what all {} lists allow", lists.len());
+            let numbered = lists.iter().enumerate();
+            std::iter::once(first)
+                .chain(numbered.flat_map(|(i, l)| list(&format!("{}. ", i + 1), l)))
+                .collect()
+        }
+    }
+}
+
+fn list(number: &str, list: &Policies) -> Vec<String> {
+    let mode = match (list.permit, list.policies.is_empty()) {
+        (true, false) => "only these",
+        (true, true) => "nothing",
+        (false, false) => "all but these",
+        (false, true) => "all but nothing",
+    };
+    let indent = " ".repeat(number.len() + 2);
+    let items = list.policies.iter().map(|one| format!("{indent}{}", item(one)));
+    std::iter::once(format!("{number}{mode}")).chain(items).collect()
+}
+
+/// An item as tokens.yaml has it.
+fn item(item: &Item) -> String {
+    let agent = item.agent().map_or_else(|| "null".to_owned(), word);
+    match item {
+        Item::Ip(_, net, at, by) => format!("!Ip [{agent}, {net}, {}, {}]", ports(at), protocol(*by)),
+        Item::Domain(_, name, at, by) => {
+            format!("!Domain [{agent}, {}, {}, {}]", word(&name.to_string()), ports(at), protocol(*by))
+        }
+        Item::Any(_, allow) => format!("!Any [{agent}, {allow}]"),
+    }
+}
+
+/// A text that YAML reads as itself, or else in quotes.
+fn word(text: &str) -> String {
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && !["null", "true", "false"].contains(&text.to_ascii_lowercase().as_str());
+    if plain { text.to_owned() } else { format!("\"{}\"", printable(text)) }
+}
+
+fn ports(ports: &Ports) -> String {
+    match ports.to_string() {
+        _ if *ports == Ports::any() => "0".to_owned(),
+        several if several.contains(',') => format!("[{several}]"),
+        one => one,
+    }
+}
+
+const fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Any => "ANY",
+        Protocol::Http => "HTTP",
+        Protocol::Https => "HTTPS",
+        Protocol::Tls => "TLS",
+    }
+}
+
+fn limits(limits: &Allowance) -> Vec<String> {
+    let said = [
+        ("sessions at a time", limits.sessions.map(|n| u64::from(n.get()))),
+        ("streams at a time", limits.streams.map(|n| u64::from(n.get()))),
+        ("new sessions a second", limits.dials_per_s.map(|n| u64::from(n.get()))),
+    ];
+    let bytes = [("a second", limits.bytes_per_s), ("a month", limits.bytes_per_month)];
+    let said = said.iter().filter_map(|(what, n)| n.map(|n| format!("{n} {what}")));
+    let bytes = bytes.iter().filter_map(|(when, n)| n.map(|n| format!("{} {when}", amount(n.get()))));
+    let said: Vec<_> = said.chain(bytes).collect();
+    if said.is_empty() { vec!["the gateway's".to_owned()] } else { said }
+}
+
+/// Bytes in the largest unit that needs no fraction.
+fn amount(bytes: u64) -> String {
+    let units = [
+        ("TiB", 1 << 40),
+        ("TB", 1_000_000_000_000),
+        ("GiB", 1 << 30),
+        ("GB", 1_000_000_000),
+        ("MiB", 1 << 20),
+        ("MB", 1_000_000),
+        ("KiB", 1 << 10),
+        ("kB", 1_000),
+    ];
+    let fits = units.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+    fits.map_or_else(|| format!("{bytes} bytes"), |(name, unit)| format!("{} {name}", bytes / unit))
+}
+
+fn published(host: &Published) -> String {
+    let Published { host, port, addr: (addr, to), protocol } = host;
+    let at = if *port == 0 { "every port".to_owned() } else { format!("port {port}") };
+    let by = match protocol {
+        PublishProtocol::Http => "HTTP",
+        PublishProtocol::Https => "HTTPS",
+        PublishProtocol::Tls => "TLS by its server name",
+    };
+    let addr = if addr.contains(':') { format!("[{}]", printable(addr)) } else { printable(addr) };
+    format!("{} ({at}, {by}) from {addr}:{to}", printable(host))
+}
+
+fn or_nothing(lines: Vec<String>) -> Vec<String> {
+    if lines.is_empty() { vec!["nothing".to_owned()] } else { lines }
+}
+
+fn signature(signature: &Signature) -> String {
+    match signature {
+        Signature::Unknown => "NOT VERIFIED: anybody could have written all this; --secret tells".to_owned(),
+        Signature::Holds { by } => format!("good: by the {}", printable(by)),
+        Signature::OtherKind { by, kind } => format!(
+            "by the {}, but as {}, which it does not claim to be: no gateway takes it",
+            printable(by),
+            tag(*kind)
+        ),
+        Signature::Foreign { tried } => {
+            format!("BAD: not by the {}", printable(&tried.join(", nor by the ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_proto::{
+        id::Uid,
+        token::{Keys, Secret},
+    };
+
+    use super::*;
+    use crate::{input::Input, inspect::inspect, secrets::Candidate};
+
+    const NOW: u64 = 1_800_000_000;
+
+    /// What is shown of the first token of a file.
+    fn shown(entries: &str, now: u64) -> String {
+        let input = Input::parse(&format!("secret: [1]\ntokens: [{entries}]")).unwrap();
+        let drafts = input.drafts(NOW, || "fresh".to_owned()).unwrap().drafts;
+        inspection(&Inspection { claims: drafts[0].claims.clone(), signature: Signature::Unknown }, now)
+    }
+
+    #[test]
+    fn a_clients_token_reads_like_its_yaml() {
+        let entries = "
+            !Client {uid: 00000000-0000-0000-0000-000000000001, name: laptop, exp: 29d, nbf: 2027-01-16,
+                     limits: {sessions: 10, bytes_per_s: 10MB}, policies: [1, 2]},
+            !ClientPolicy {uid: 00000000-0000-0000-0000-000000000001, name: p, exp: 30d, pid: 1, policy: !WhiteList [
+                !Ip [home, 192.168.0.1/24, [22, 8000-8100], TCP], !Domain [null, '*.lan', 0, ANY], !Any ['my box', true]]},
+            !ClientPolicy {uid: 00000000-0000-0000-0000-000000000001, name: q, exp: 30d, pid: 2, policy: !BlackList [
+                !Ip ['7', 10.0.0.0/8, 22, HTTPS]]}";
+        assert_eq!(
+            shown(entries, NOW + 7200),
+            "\
+kind       Client
+uid        00000000-0000-0000-0000-000000000001
+name       laptop
+jti        fresh
+issued     2 hours ago (2027-01-15 08:00:00 UTC)
+begins     in 14 hours (2027-01-16 00:00:00 UTC): no gateway takes it before
+expires    in 28 days (2027-02-13 08:00:00 UTC)
+reaches    what all 2 lists allow
+           1. only these
+                !Ip [home, 192.168.0.0/24, [22, 8000-8100], TCP]
+                !Domain [null, \"*.lan\", 0, ANY]
+                !Any [\"my box\", true]
+           2. all but these
+                !Ip [\"7\", 10.0.0.0/8, 22, HTTPS]
+limits     10 sessions at a time
+           10 MB a second
+signature  NOT VERIFIED: anybody could have written all this; --secret tells
+"
+        );
+    }
+
+    #[test]
+    fn what_is_left_out_is_said_in_words() {
+        let client = "!Client {uid: 00000000-0000-0000-0000-000000000001, name: c, exp: 1h}";
+        let page = shown(client, NOW + 3 * 3600);
+        for says in [
+            "begins     at once\n",
+            "expires    2 hours ago (2027-01-15 09:00:00 UTC): no gateway takes it\n",
+            "reaches    everything on all agents of its uid\n",
+            "limits     the gateway's\n",
+        ] {
+            assert!(page.contains(says), "{says}\n{page}");
+        }
+        let nothing = shown(
+            "!Client {uid: 00000000-0000-0000-0000-000000000001, name: c, exp: 1h, policies: !WhiteList []}",
+            NOW,
+        );
+        assert!(nothing.contains("reaches    nothing\n"), "{nothing}");
+        let agent = shown("!Agent {uid: 00000000-0000-0000-0000-000000000001, name: a, exp: 1h}", NOW);
+        assert!(!agent.contains("reaches") && !agent.contains("limits"), "{agent}");
+    }
+
+    #[test]
+    fn published_hosts_say_where_they_lead() {
+        let page = shown(
+            "!AgentPublish {uid: 00000000-0000-0000-0000-000000000001, name: a, exp: 1h, publish_hosts: [
+                {host: a.b, connect: {host: 127.0.0.1, port: 80, protocol: HTTP}},
+                {host: c.d, port: 443, connect: {host: '::1', port: 443, protocol: TCP}}]}",
+            NOW,
+        );
+        let says = "publishes  a.b (every port, HTTP) from 127.0.0.1:80\n           \
+                    c.d (port 443, TLS by its server name) from [::1]:443\n";
+        assert!(page.contains(says), "{page}");
+    }
+
+    #[test]
+    fn a_signature_is_called_what_it_is() {
+        let claims = Claims::new(Kind::Agent, Uid::nil(), "home", NOW, "j");
+        let token = Keys::new(b"two").sign(&claims).unwrap();
+        let candidate = |place: &str, bytes: &[u8]| Candidate {
+            place: place.to_owned(),
+            secret: Secret::from_bytes(bytes.to_vec()).unwrap(),
+        };
+        let secrets = [candidate("secret in g.yaml", b"one"), candidate("old_secrets[0] in g.yaml", b"two")];
+        for (secrets, says) in [
+            (&secrets[..], "signature  good: by the old_secrets[0] in g.yaml\n"),
+            (&secrets[..1], "signature  BAD: not by the secret in g.yaml\n"),
+        ] {
+            let page = inspection(&inspect(&token, Some(secrets)).unwrap(), NOW);
+            assert!(page.ends_with(says), "{page}");
+        }
+        let other = Signature::OtherKind { by: "secret in g.yaml".into(), kind: Kind::Client };
+        assert!(signature(&other).contains("as Client, which it does not claim to be"));
+    }
+
+    #[test]
+    fn amounts_are_said_in_whole_units() {
+        for (bytes, says) in [
+            (1, "1 bytes"),
+            (1_500, "1500 bytes"),
+            (2_000, "2 kB"),
+            (65_536, "64 KiB"),
+            (10_000_000, "10 MB"),
+            (1_000_000_000_000, "1 TB"),
+            (3 << 40, "3 TiB"),
+        ] {
+            assert_eq!(amount(bytes), says);
+        }
+    }
+
+    #[test]
+    fn nothing_foreign_steers_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\u{202e}\n\"'\\ äß家कि"), "a\\u{1b}[2J\\u{202e}\\n\"'\\ äß家कि");
+        let item: Item = serde_json::from_str(r#"{"Any":["\u001b[2J\u202e",true]}"#).unwrap();
+        assert_eq!(super::item(&item), "!Any [\"\\u{1b}[2J\\u{202e}\", true]");
+    }
+}
