@@ -72,17 +72,7 @@ fn without_a_token_our_path_is_like_any_unknown_path() {
 #[test]
 fn every_token_that_does_not_hold_gets_the_same_answer() {
     let (_gateway, addr) = start(Limits::default());
-    let claims = Claims {
-        kind: Kind::Client,
-        uid: Uid::nil(),
-        name: "laptop".to_owned(),
-        exp: 1_000_000_000,
-        nbf: None,
-        iat: None,
-        jti: "j".to_owned(),
-        policies: None,
-        connect: None,
-    };
+    let claims = Claims::new(Kind::Client, Uid::nil(), "laptop", 1_000_000_000, "j");
     let expired = Keys::new(&SECRET).sign(&claims).unwrap();
     let foreign = Keys::new(&[8; 32]).sign(&Claims { exp: 253_402_300_799, ..claims }).unwrap();
     let answers = ["rubbish", &expired, &foreign].map(|token| ask(addr, &upgrade("/ws", Some(token))));

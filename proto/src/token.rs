@@ -233,13 +233,8 @@ impl<'a> Parts<'a> {
         if claims.kind != kind {
             return Err(ClaimsError::Kind.into());
         }
-        if now >= claims.exp.saturating_add(LEEWAY_S) {
-            return Err(TokenError::Expired { exp: claims.exp });
-        }
-        match claims.nbf {
-            Some(nbf) if nbf > now.saturating_add(LEEWAY_S) => Err(TokenError::NotYet { nbf }),
-            _ => Ok(claims),
-        }
+        claims.hold_at(now)?;
+        Ok(claims)
     }
 }
 
