@@ -52,6 +52,8 @@ fn paragraph(identity: &Identity, now: u64) -> String {
             let names: Vec<_> = agents.iter().map(|agent| agent.name.escape_debug().to_string()).collect();
             say("gateway", &format!("{gateway} accepts it; agents: {}", names.join(", ")));
         }
+        // Most failures name the gateway themselves.
+        Answer::Failed(failure) if failure.message.contains(gateway) => say("gateway", &failure.message),
         Answer::Failed(failure) => say("gateway", &format!("{gateway}: {failure}")),
     }
     text
