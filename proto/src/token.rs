@@ -41,8 +41,8 @@ pub enum TokenError {
     #[error("the token is too long")]
     TooLong,
     /// Not three parts in canonical base64url.
-    #[error("not a token")]
-    Malformed,
+    #[error("not a token: {0}")]
+    Malformed(&'static str),
     /// A header with anything but `alg: HS256` and `typ: JWT`.
     #[error("the token's header asks for something else than plain HS256")]
     Header,
@@ -126,6 +126,16 @@ impl Keys {
         parts.claims_at(kind, now)
     }
 
+    /// The kind whose key signed `token`, whatever it claims and whether or not it holds: for people who
+    /// look at a token.
+    ///
+    /// # Errors
+    /// The writer's: what is no token at all.
+    pub fn signer(&self, token: &str) -> Result<Option<Kind>, TokenError> {
+        let parts = Parts::split(token)?;
+        Ok(Kind::ALL.into_iter().find(|&kind| self.signed(&parts, kind)))
+    }
+
     fn signed(&self, parts: &Parts<'_>, kind: Kind) -> bool {
         let key = &self.key(kind).verify;
         crypto::verify(parts.signature, parts.message.as_bytes(), key, Algorithm::HS256).unwrap_or(false)
@@ -189,10 +199,10 @@ pub fn peek_unverified(token: &str) -> Option<Peek> {
     serde_json::from_slice(&Parts::split(token).ok()?.claims).ok()
 }
 
-/// Reads all of a token's claims without any key: for showing, never for deciding.
+/// All that a token says, without any key, for people who look at one. Nothing may be decided on the answer.
 ///
 /// # Errors
-/// The bearer's: not a token, or claims that this version does not take.
+/// The writer's: what no gateway would take, however it were signed.
 pub fn read_unverified(token: &str) -> Result<Claims, TokenError> {
     Ok(Claims::parse(&Parts::split(token)?.claims)?)
 }
@@ -210,21 +220,24 @@ impl<'a> Parts<'a> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::TooLong);
         }
-        let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let few = TokenError::Malformed("it has fewer than three parts, joined by dots");
+        let Some((message, signature)) = token.rsplit_once('.') else { return Err(few) };
         // A further dot is no base64url: the claims' decoding finds it.
-        let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed)?;
+        let Some((header, claims)) = message.split_once('.') else { return Err(few) };
         if claims.len() > base64::encoded_len(CLAIMS_BYTES_MAX, false).unwrap_or(0) {
             return Err(TokenError::TooLong);
         }
         if header.len() > HEADER_BYTES_MAX {
             return Err(TokenError::Header);
         }
-        let header: HeaderOnly = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::Header)?;
+        let header = decode(header, "its header is not base64url")?;
+        let header: HeaderOnly = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
         let HeaderOnly { alg: OnlyAlgorithm::HS256, typ: None | Some(OnlyType::Jwt) } = header;
-        if decode(signature)?.len() != 32 {
-            return Err(TokenError::Malformed);
+        if decode(signature, "its signature is not base64url")?.len() != 32 {
+            return Err(TokenError::Malformed("its signature has not the length of one"));
         }
-        Ok(Self { message, signature, claims: decode(claims)? })
+        let claims = decode(claims, "its claims are not base64url, or it has more than three parts")?;
+        Ok(Self { message, signature, claims })
     }
 
     /// To be called once the signature holds.
@@ -239,9 +252,9 @@ impl<'a> Parts<'a> {
 }
 
 /// Decodes the one spelling that encodes back to itself.
-fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)?;
-    if URL_SAFE_NO_PAD.encode(&bytes) == part { Ok(bytes) } else { Err(TokenError::Malformed) }
+fn decode(part: &str, otherwise: &'static str) -> Result<Vec<u8>, TokenError> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).ok().filter(|bytes| URL_SAFE_NO_PAD.encode(bytes) == part);
+    bytes.ok_or(TokenError::Malformed(otherwise))
 }
 
 /// The only header there is: `jwk`, `jku`, `kid`, `crit` and all others make a token somebody else's.

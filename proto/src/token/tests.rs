@@ -260,7 +260,43 @@ fn a_bearer_can_read_its_own_expiry() {
     assert!(peek_unverified("eyJ.eyJ.x").is_none());
     assert_eq!(read_unverified(&token).unwrap(), claims(Kind::Agent));
     assert!(matches!(read_unverified(&sign_raw(HEADER, &newer, Kind::Agent)), Err(TokenError::Claims(_))));
-    assert!(matches!(read_unverified("eyJ.eyJ.x"), Err(TokenError::Header | TokenError::Malformed)));
+    assert!(matches!(read_unverified("eyJ.eyJ.x"), Err(TokenError::Header | TokenError::Malformed(_))));
+}
+
+#[test]
+fn whoever_looks_at_a_token_learns_what_it_says_and_which_key_signed_it() {
+    for kind in Kind::ALL {
+        let long_ago = Claims { exp: 1, ..claims(kind) };
+        let token = keys().sign(&long_ago).unwrap();
+        assert_eq!(read_unverified(&token).unwrap(), long_ago);
+        assert_eq!(keys().signer(&token).unwrap(), Some(kind));
+        assert_eq!(Keys::new(b"another").signer(&token).unwrap(), None);
+    }
+    let pretender = sign_raw(HEADER, &json(&claims(Kind::Agent)), Kind::Client);
+    assert_eq!(keys().signer(&pretender).unwrap(), Some(Kind::Client));
+    assert_eq!(read_unverified(&pretender).unwrap().kind, Kind::Agent);
+}
+
+#[test]
+fn what_is_no_token_is_told_apart() {
+    let token = keys().sign(&claims(Kind::Agent)).unwrap();
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let (header, body) = message.split_once('.').unwrap();
+    for (bad, says) in [
+        (String::new(), "fewer than three parts"),
+        (message.to_owned(), "fewer than three parts"),
+        (format!("{token}.{signature}"), "more than three parts"),
+        (format!("{header}!.{body}.{signature}"), "its header is not base64url"),
+        (format!("{header}.{body}!.{signature}"), "its claims are not base64url"),
+        (format!("{message}.{signature}="), "its signature is not base64url"),
+        (format!("{message}.{}", &signature[..40]), "its signature has not the length of one"),
+        (sign_raw("{}", "{}", Kind::Agent), "the token's header asks for something else than plain HS256"),
+        (sign_raw(HEADER, "{", Kind::Agent), "the token's claims can't be taken: EOF while parsing"),
+        (sign_raw(HEADER, "{}", Kind::Agent), "the token's claims can't be taken: missing field `kind`"),
+    ] {
+        let why = read_unverified(&bad).unwrap_err().to_string();
+        assert!(why.contains(says), "{bad}: {why}");
+    }
 }
 
 proptest! {
