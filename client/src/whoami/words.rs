@@ -249,7 +249,8 @@ gateway gw.example:443 accepts it; no agents are connected
         let early = "from    2027-01-15 09:00:00 UTC (in 60 minutes): no gateway takes it yet";
         let nbf = Some(NOW + 3600);
         check(bearer(&Claims { nbf, ..claims(NOW + 9 * DAY_S) }), Exit::Authentication, &[early]);
-        let broken = "token   client.yaml, which this version can't read: not a token";
+        let broken = "token   client.yaml, which this version can't read: not a token: it has fewer than three parts, \
+                      joined by dots";
         check(identity("words"), Exit::Authentication, &[broken]);
     }
 

@@ -72,11 +72,13 @@ pub enum Trouble {
 impl Bearer {
     /// Looks at a token at `now` (seconds since 1970); without `secrets` at everything but its signature.
     pub fn examine(token: &str, secrets: Option<&[Secret]>, now: u64) -> Self {
+        let claims = read_unverified(token);
+        let kind = claims.as_ref().ok().map(|claims| claims.kind);
         let signature = match secrets {
             None => Signature::Unchecked,
-            Some(secrets) => signer(token, secrets, now).map_or(Signature::Unknown, Signature::Secret),
+            Some(secrets) => signer(token, kind, secrets).map_or(Signature::Unknown, Signature::Secret),
         };
-        match read_unverified(token) {
+        match claims {
             Ok(claims) => {
                 let trouble = trouble(&claims, signature, now);
                 Self { claims: Some(claims), signature, trouble }
@@ -113,17 +115,12 @@ fn trouble(claims: &Claims, signature: Signature, now: u64) -> Option<Trouble> {
     }
 }
 
-/// Which of the secrets signed the token, as whatever kind.
-fn signer(token: &str, secrets: &[Secret], now: u64) -> Option<usize> {
-    use TokenError::{Claims, Expired, NotYet};
-    secrets.iter().position(|secret| {
-        let keys = Keys::new(secret.as_bytes());
-        let signed = |kind: &Kind| match keys.verify(token, *kind, now) {
-            // What is wrong with a token besides is looked at only once its signature holds.
-            Ok(_) | Err(Claims(_) | Expired { .. } | NotYet { .. }) => true,
-            Err(_) => false,
-        };
-        Kind::ALL.iter().any(signed)
+/// Which of the secrets signed the token, as what it says it is: each kind has its own key, and another one's
+/// is no signature. What can't be read may be of any kind.
+fn signer(token: &str, kind: Option<Kind>, secrets: &[Secret]) -> Option<usize> {
+    secrets.iter().position(|secret| match Keys::new(secret.as_bytes()).signer(token) {
+        Ok(Some(signed_as)) => kind.is_none_or(|kind| kind == signed_as),
+        Ok(None) | Err(_) => false,
     })
 }
 
@@ -141,10 +138,8 @@ pub fn find_token(spec: &str) -> Result<String, String> {
         return read_token_file(path).map_err(|e| format!("{}: {e}", path.display()));
     }
     match read_unverified(spec) {
-        Err(TokenError::Malformed | TokenError::Header | TokenError::TooLong) => {
-            Err("what --token says is neither a file that is there nor a token".to_owned())
-        }
-        _ => Ok(spec.to_owned()),
+        Ok(_) | Err(TokenError::Claims(_)) => Ok(spec.to_owned()),
+        Err(_) => Err("what --token says is neither a file that is there nor a token".to_owned()),
     }
 }
 
@@ -167,6 +162,8 @@ fn read_token(from: impl Read) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::{hkdf, hmac};
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use narrowlink_proto::id::Uid;
 
     use super::*;
@@ -221,6 +218,30 @@ mod tests {
                     assert_eq!(bearer.grant().is_ok(), taken, "{kind:?} {exp} {nbf:?}");
                 }
             }
+        }
+    }
+
+    /// A token that says what it is, signed with another kind's key.
+    fn pretend(secret: u8, claims: &Claims, signed_as: Kind) -> String {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"narrowlink token 1");
+        let mut key = [0; 32];
+        let info = [signed_as.name().as_bytes()];
+        let pseudorandom = salt.extract(&[secret; 32]);
+        pseudorandom.expand(&info, hkdf::HKDF_SHA256).unwrap().fill(&mut key).unwrap();
+        let body = URL_SAFE_NO_PAD.encode(serde_json::to_vec(claims).unwrap());
+        let message = format!("{}.{body}", URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"HS256"}"#));
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), message.as_bytes());
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(tag))
+    }
+
+    #[test]
+    fn a_token_signed_as_something_else_than_it_says_opens_nothing() {
+        let client = claims(Kind::Client);
+        check(&pretend(7, &client, Kind::Client), Signature::Secret(0), "");
+        for signed_as in [Kind::Agent, Kind::AgentPublish] {
+            let token = pretend(7, &client, signed_as);
+            assert!(Keys::new(&[7; 32]).verify(&token, Kind::Client, NOW).is_err());
+            check(&token, Signature::Unknown, "another gateway's token, or altered");
         }
     }
 

@@ -37,9 +37,10 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 78 | the configuration is wrong |
 
 `narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound), 70 (internal) or 78,
-`narrowlink-tokengen` with 2 or 78; `narrowlink-gateway explain` and `policy test` also with 1 (no) and 3 (it
-depends), see [policies](policy.md). An agent and a forward that were started well never end by themselves: they try
-again.
+`narrowlink-tokengen` with 2 or 78. An agent and a forward that were started well never end by themselves: they
+try again.
+
+`narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends): [policies](policy.md).
 
 What each says, on standard error. Words in capitals stand for addresses and directories.
 
