@@ -17,6 +17,7 @@ use narrowlink_proto::{
     after_help = "\
 Examples:
   narrowlink list
+  narrowlink whoami
   narrowlink forward -n home -l 127.0.0.1:2222 127.0.0.1:22
   ssh -o ProxyCommand='narrowlink connect -n home %h:%p' user@192.168.1.5
 
@@ -56,6 +57,23 @@ Examples:
   narrowlink list --json | jq -r '.[].name'")]
     List {
         /// As a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what your token is and allows, and whether the gateway accepts it
+    #[command(after_help = "\
+Examples:
+  narrowlink whoami
+  narrowlink whoami --offline                              asks nobody, looks at the token alone
+  narrowlink whoami --json | jq -r '.[].expires_at'
+
+Every endpoint of client.yaml is shown. Exit code: 0 if each of their gateways accepts its token; else 77 if
+one does not, or 69 if one can't be reached. With --offline: 77 for a token whose time is over.")]
+    Whoami {
+        /// Only say what the token says; ask no gateway
+        #[arg(long)]
+        offline: bool,
+        /// As a JSON array, one object for each endpoint
         #[arg(long)]
         json: bool,
     },

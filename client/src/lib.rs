@@ -1,6 +1,6 @@
 //! `narrowlink`, the client: reaches targets beyond agents through a gateway.
 //!
-//! [`start_forward`], [`connect`] and [`agents`] are its commands; each finds a gateway by its `routes`
+//! [`start_forward`], [`connect`], [`agents`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`).
 
@@ -15,6 +15,7 @@ mod presence;
 mod routes;
 mod stdio;
 mod warm;
+pub mod whoami;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
 
@@ -29,11 +30,12 @@ use narrowlink_proto::{
 
 pub use crate::forward::Plan;
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     exit::{Exit, Failure},
     forward::Forwarder,
     open::Opener,
     routes::Routes,
+    whoami::Identity,
 };
 
 /// How often a forward that stops looks whether its connections are gone, ..
@@ -133,4 +135,25 @@ pub fn connect(config: &Config, agent: &str, target: &Target) -> Result<(), Fail
 pub fn agents(config: &Config) -> Result<Vec<AgentInfo>, Failure> {
     let routes = Routes::load(config)?;
     run_alone(config.require_io_uring, |_| async move { list::ask(&routes).await })?
+}
+
+/// Who one is to each gateway of the configuration: by the token alone if `offline`, else the gateways are
+/// asked as well. A gateway that does not accept it is an answer, no failure.
+///
+/// # Errors
+/// The configuration's, or the system's.
+pub fn identities(config: &Config, offline: bool) -> Result<Vec<Identity>, Failure> {
+    let endpoints = config.endpoints.iter().map(|endpoint| {
+        let one = Config { endpoints: vec![endpoint.clone()], ..config.clone() };
+        Ok(Identity::read(Routes::load(&one)?, config.token_place(endpoint)))
+    });
+    let mut identities = endpoints.collect::<Result<Vec<_>, ConfigError>>()?;
+    if !offline {
+        run_alone(config.require_io_uring, |_| async {
+            for identity in &mut identities {
+                identity.ask().await;
+            }
+        })?;
+    }
+    Ok(identities)
 }

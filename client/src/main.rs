@@ -4,6 +4,7 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     process::exit,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use clap::Parser as _;
@@ -13,7 +14,7 @@ use narrowlink_client::{
     config::{self, Config, ConfigError},
     connect,
     exit::{Exit, Failure},
-    list, start_forward,
+    identities, list, start_forward, whoami,
 };
 use narrowlink_dataplane::process::find_config;
 use tracing_subscriber::EnvFilter;
@@ -27,7 +28,7 @@ fn main() {
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     let code = match run(args) {
-        Ok(()) => Exit::Done,
+        Ok(exit) => exit,
         Err(failure) => {
             say(&failure.message);
             failure.exit
@@ -53,7 +54,7 @@ fn start_log(args: &Args) {
     log.with_target(false).with_writer(io::stderr).init();
 }
 
-fn run(args: Args) -> Result<(), Failure> {
+fn run(args: Args) -> Result<Exit, Failure> {
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
@@ -67,15 +68,25 @@ fn run(args: Args) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     match args.command {
-        Command::List { json } => print_agents(&config, json),
-        Command::Connect { name, target } => connect(&config, &name, &target),
+        Command::List { json } => print_agents(&config, json)?,
+        Command::Whoami { offline, json } => return print_identities(&config, offline, json),
+        Command::Connect { name, target } => connect(&config, &name, &target)?,
         Command::Forward { name, listen, target } => {
             let forward = start_forward(&config, Plan { agent: name, target, listen })?;
             print(&format!("{}\n", forward.local_addr))?;
             forward.join();
-            Err(Failure::new(Exit::Internal, "the forward's thread failed"))
+            return Err(Failure::new(Exit::Internal, "the forward's thread failed"));
         }
     }
+    Ok(Exit::Done)
+}
+
+/// What is wrong stands among what is printed: only the exit code says it once more.
+fn print_identities(config: &Config, offline: bool, as_json: bool) -> Result<Exit, Failure> {
+    let identities = identities(config, offline)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    print(&if as_json { whoami::json(&identities) } else { whoami::text(&identities, now) })?;
+    Ok(whoami::exit(&identities, now))
 }
 
 fn print_agents(config: &Config, as_json: bool) -> Result<(), Failure> {

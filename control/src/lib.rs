@@ -3,12 +3,16 @@
 //!
 //! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
+//! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway.
 
 pub mod accounts;
+pub mod args;
 pub mod auth;
 pub mod certificate;
 pub mod clerk;
 pub mod config;
+pub mod expectations;
+pub mod explain;
 pub mod gateway;
 pub mod registry;
 pub mod reload;

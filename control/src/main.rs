@@ -4,15 +4,19 @@
 
 use std::{
     env, fs,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::Parser as _;
 use narrowlink_control::{
+    args::{Args, Command, Explain, Policy},
     config::{Config, Service},
+    expectations::Expectations,
+    explain::{Bearer, Question, Report, find_token},
     gateway::{self, Gateway, StartError},
     reload::Reloader,
     supervise::{self, Outcome},
@@ -21,80 +25,25 @@ use narrowlink_dataplane::{
     process::find_config,
     tls::{Ktls, choose_ktls},
 };
+use narrowlink_proto::{policy::Verdict, token::Secret};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What was asked has the answer no.
+const NO: u8 = 1;
+/// What was asked for makes no sense; clap's code.
+const USAGE: u8 = 2;
+/// What was asked depends on what nobody here knows.
+const DEPENDS: u8 = 3;
 /// An address can't be listened on.
 const UNAVAILABLE: u8 = 69;
 /// Our own fault.
 const INTERNAL: u8 = 70;
 /// The config, or a file it names.
 const CONFIGURATION: u8 = 78;
-
-/// The gateway of Narrowlink: agents and clients meet here.
-#[derive(Parser)]
-#[command(name = "narrowlink-gateway", version, after_help = AFTER_HELP)]
-struct Args {
-    /// The config; without it, gateway.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/,
-    /// ~/.narrowlink/ and /etc/narrowlink/
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Only say whether the config is good
-    #[arg(long)]
-    check: bool,
-    /// Write the bound addresses to this file, as JSON, once all are bound
-    #[arg(long, value_name = "FILE")]
-    ready_file: Option<PathBuf>,
-    /// Refuse to start where the kernel refuses io_uring, instead of falling back to epoll
-    #[arg(long)]
-    require_io_uring: bool,
-    /// Whether the kernel may encrypt raw wss sessions: auto where it can change keys, too (Linux
-    /// 6.14; else TLS 1.2 only), always where it has TLS at all, never
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = true)]
-    ktls: When,
-    /// Log more (twice: everything)
-    #[arg(short, long, action = ArgAction::Count)]
-    verbose: u8,
-    /// Log warnings and errors only (twice: errors only)
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
-    quiet: u8,
-}
-
-/// The words of `--ktls`.
-#[derive(Clone, Copy, ValueEnum)]
-enum When {
-    Auto,
-    Always,
-    Never,
-}
-
-impl From<When> for Ktls {
-    fn from(when: When) -> Self {
-        match when {
-            When::Auto => Self::Auto,
-            When::Always => Self::Always,
-            When::Never => Self::Never,
-        }
-    }
-}
-
-const AFTER_HELP: &str = "\
-Examples:
-  narrowlink-gateway -c gateway.yaml --check
-  narrowlink-gateway -c /etc/narrowlink/gateway.yaml
-  narrowlink-gateway -c gateway.yaml --ready-file /run/narrowlink/ready.json
-
-SIGHUP, and a change of any of its files, has it read them anew: what runs is not
-touched, and a configuration that can't be taken leaves the old one in place.
-
-SIGTERM and SIGINT stop it: links are told to come back later, sessions have
-30 s (drain_s) to end; a second one ends it at once.
-
-Exit codes: 0 stopped, 2 usage, 69 an address can't be listened on,
-70 internal error, 78 configuration.";
 
 /// What to say last, and the exit code.
 struct Failure {
@@ -116,7 +65,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 fn main() -> ExitCode {
     let args = Args::parse();
     let code = match run(&args) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(Failure { code, error }) => {
             eprintln!("narrowlink-gateway: {}", narrowlink_dataplane::process::explain(error.as_ref()));
             code
@@ -126,11 +75,17 @@ fn main() -> ExitCode {
     std::process::exit(code.into());
 }
 
-fn run(args: &Args) -> Result<(), Failure> {
+/// Does it; the exit code.
+fn run(args: &Args) -> Result<u8, Failure> {
     log(args);
     narrowlink_dataplane::process::prepare();
     // Only one library takes part in this process; that it is installed twice can't happen.
     narrowlink_dataplane::tls::install_crypto();
+    match &args.command {
+        Some(Command::Explain(explain)) => return answer(explain),
+        Some(Command::Policy(Policy::Test { file, config })) => return test(file, config.as_deref()),
+        None => {}
+    }
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
@@ -140,11 +95,49 @@ fn run(args: &Args) -> Result<(), Failure> {
         let services = count(config.services.len(), "service");
         let workers = count(config.workers.unwrap_or_else(gateway::cores), "worker");
         println!("{}: ok ({services}, {workers})", path.display());
-        return Ok(());
+        return Ok(0);
     }
     config.require_io_uring = args.require_io_uring;
     let reloader = Reloader::new(&path, &config);
-    serve(config, reloader, args.ktls.into(), args.ready_file.as_deref())
+    serve(config, reloader, args.ktls.into(), args.ready_file.as_deref()).map(|()| 0)
+}
+
+fn answer(args: &Explain) -> Result<u8, Failure> {
+    let question = Question::new(args.agent.clone(), args.target.clone(), args.resolved.clone());
+    let question = question.or_exit(USAGE)?;
+    let config = args.config.clone().or_else(|| find_config("gateway.yaml", |name| env::var_os(name)).ok());
+    let secrets = config.as_deref().map(secrets).transpose()?;
+    let token = find_token(&args.token).map_err(anyhow::Error::msg).or_exit(USAGE)?;
+    let bearer = Bearer::examine(&token, secrets.as_deref(), now());
+    let report = Report::new(&question, &bearer, config.as_deref(), now()).or_exit(USAGE)?;
+    print(&if args.json { report.json() } else { report.text() })?;
+    Ok(match report.verdict() {
+        Verdict::Allow => 0,
+        Verdict::Deny => NO,
+        Verdict::Depends => DEPENDS,
+    })
+}
+
+fn test(file: &Path, config: Option<&Path>) -> Result<u8, Failure> {
+    let secrets = config.map(secrets).transpose()?;
+    let expectations = Expectations::load(file, secrets.as_deref(), now()).or_exit(CONFIGURATION)?;
+    let outcome = expectations.check().or_exit(CONFIGURATION)?;
+    print(&outcome.text())?;
+    Ok(if outcome.failures.is_empty() { 0 } else { NO })
+}
+
+fn secrets(config: &Path) -> Result<Vec<Secret>, Failure> {
+    Ok(Config::load(config).or_exit(CONFIGURATION)?.secrets)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.context("standard output can't be written").or_exit(INTERNAL)
 }
 
 fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {
@@ -237,6 +230,8 @@ fn count(n: usize, noun: &str) -> String {
 
 fn log(args: &Args) {
     let level = match (args.verbose, args.quiet) {
+        // Who asks a question wants its answer.
+        (0, 0) if args.command.is_some() => "warn",
         (0, 0) => "info",
         (1, _) => "debug",
         (2.., _) => "trace",

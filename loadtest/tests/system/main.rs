@@ -10,6 +10,7 @@ mod integrity;
 mod isolation;
 mod once;
 mod reuse;
+mod whoami;
 
 /// These tests fill both cores or measure times: one at a time.
 fn alone() -> std::sync::MutexGuard<'static, ()> {

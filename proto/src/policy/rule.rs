@@ -54,6 +54,13 @@ impl Cidr {
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.0.contains(&ip.to_canonical())
     }
+
+    /// As people write it: one address without its length.
+    pub fn short(&self) -> String {
+        let text = self.to_string();
+        let one = if self.0.addr().is_ipv6() { "/128" } else { "/32" };
+        text.strip_suffix(one).unwrap_or(&text).to_owned()
+    }
 }
 
 impl FromStr for Cidr {

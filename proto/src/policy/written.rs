@@ -2,16 +2,21 @@
 //! Invariants: what is written reads back as the same item; nothing in it can paint a terminal or forge a line.
 //! See: YAML 1.1, 5.7 (escapes); docs/policy.md.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    net::Ipv4Addr,
+};
 
-use super::{Cidr, Item, Protocol};
+use ipnet::Ipv4Net;
+
+use super::{Item, Protocol};
 
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let agent = Agent(self.agent());
         match self {
             Self::Ip(_, net, ports, protocol) => {
-                write!(f, "!Ip [{agent}, {}, {}, {protocol}]", Net(net), ports.written())
+                write!(f, "!Ip [{agent}, {}, {}, {protocol}]", Text(&net.short()), ports.written())
             }
             Self::Domain(_, name, ports, protocol) => {
                 write!(f, "!Domain [{agent}, {}, {}, {protocol}]", Text(&name.to_string()), ports.written())
@@ -45,19 +50,6 @@ impl fmt::Display for Agent<'_> {
     }
 }
 
-/// One address is written without its length.
-struct Net<'a>(&'a Cidr);
-
-impl fmt::Display for Net<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        if text.contains(':') {
-            return write!(f, "\"{}\"", text.strip_suffix("/128").unwrap_or(&text));
-        }
-        f.write_str(text.strip_suffix("/32").unwrap_or(&text))
-    }
-}
-
 /// A text, in quotes unless it can be taken for nothing else.
 struct Text<'a>(&'a str);
 
@@ -82,6 +74,10 @@ impl fmt::Display for Text<'_> {
 
 /// Whether YAML reads it as this text without quotes.
 fn is_plain(text: &str) -> bool {
+    // No number has three dots or a slash.
+    if text.parse::<Ipv4Addr>().is_ok() || text.parse::<Ipv4Net>().is_ok() {
+        return true;
+    }
     const OTHER_MEANING: [&str; 9] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
@@ -92,7 +88,7 @@ fn is_plain(text: &str) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{NamePattern, Ports};
+    use super::super::{Cidr, NamePattern, Ports};
     use super::*;
 
     #[test]

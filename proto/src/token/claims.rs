@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Allowance, EXP_MAX, Services};
+use super::{Allowance, EXP_MAX, LEEWAY_S, Services, TokenError};
 use crate::{
     id::Uid,
     policy::{Grant, ITEMS_MAX},
@@ -172,6 +172,20 @@ impl Claims {
             return Err(ClaimsError::TooLong { bytes: json.len() });
         }
         Ok(())
+    }
+
+    /// Whether it is their time, at `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// The bearer's: too late or too early.
+    pub const fn hold_at(&self, now: u64) -> Result<(), TokenError> {
+        if now >= self.exp.saturating_add(LEEWAY_S) {
+            return Err(TokenError::Expired { exp: self.exp });
+        }
+        match self.nbf {
+            Some(nbf) if nbf > now.saturating_add(LEEWAY_S) => Err(TokenError::NotYet { nbf }),
+            _ => Ok(()),
+        }
     }
 
     fn check_sense(&self) -> Result<(), ClaimsError> {

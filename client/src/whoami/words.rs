@@ -1,0 +1,278 @@
+//! Role: an identity in words.
+//! Invariants: foreign text is escaped, and stays in its line.
+
+use std::fmt::Write as _;
+
+use narrowlink_proto::{
+    policy::{Grant, Item, Ports, Protocol},
+    token::{Allowance, Claims, TokenError},
+    when::{distance, show},
+};
+
+use super::{Answer, Identity};
+
+/// From then on one is warned of a token's end.
+const WARNING_S: u64 = 7 * 24 * 60 * 60;
+
+/// For people.
+pub fn text(identities: &[Identity], now: u64) -> String {
+    let all: Vec<_> = identities.iter().map(|identity| paragraph(identity, now)).collect();
+    all.join("\n")
+}
+
+fn paragraph(identity: &Identity, now: u64) -> String {
+    let mut text = String::new();
+    let mut say = |label: &str, words: &str| {
+        let _ = writeln!(text, "{label:8}{words}");
+    };
+    let (gateway, place) = (identity.gateway(), identity.token_place.display());
+    match &identity.claims {
+        Ok(claims) => {
+            say("token", &format!("{place}, as it says itself; the gateway decides"));
+            say("name", &claims.name);
+            say("space", &claims.uid.to_string());
+            say("id", &claims.jti);
+            if let Some(nbf) = claims.nbf.filter(|nbf| *nbf > now) {
+                say("from", &format!("{} ({}): no gateway takes it yet", show(nbf), distance(nbf, now)));
+            }
+            say("until", &until(claims, now));
+            for (index, line) in reach(&claims.policies).iter().enumerate() {
+                say(if index == 0 { "reach" } else { "" }, line);
+            }
+            say("limits", &limits(&claims.limits));
+        }
+        Err(why) => say("token", &format!("{place}, which this version can't read: {why}")),
+    }
+    match &identity.answer {
+        Answer::NotAsked => say("gateway", &format!("{gateway} was not asked")),
+        Answer::Accepted(agents) if agents.is_empty() => {
+            say("gateway", &format!("{gateway} accepts it; no agents are connected"));
+        }
+        Answer::Accepted(agents) => {
+            let names: Vec<_> = agents.iter().map(|agent| agent.name.escape_debug().to_string()).collect();
+            say("gateway", &format!("{gateway} accepts it; agents: {}", names.join(", ")));
+        }
+        // Most failures name the gateway themselves.
+        Answer::Failed(failure) if failure.message.contains(gateway) => say("gateway", &failure.message),
+        Answer::Failed(failure) => say("gateway", &format!("{gateway}: {failure}")),
+    }
+    text
+}
+
+fn until(claims: &Claims, now: u64) -> String {
+    let Claims { exp, .. } = claims;
+    let end = format!("{} ({})", show(*exp), distance(*exp, now));
+    match claims.hold_at(now) {
+        Err(TokenError::Expired { .. }) => format!("{end}: no gateway takes it any more"),
+        _ if exp.saturating_sub(now) <= WARNING_S => format!("{end}: ask for a new one"),
+        _ => end,
+    }
+}
+
+/// What the lists say, a line for each item.
+fn reach(grant: &Grant) -> Vec<String> {
+    let lists = grant.lists();
+    let mut lines = Vec::new();
+    if lists.is_empty() {
+        lines.push("everything within its own space".to_owned());
+    }
+    if lists.len() > 1 {
+        lines.push(format!("what each of {} lists allows", lists.len()));
+    }
+    for list in lists {
+        let none = list.policies.is_empty();
+        lines.push(match (list.permit, none) {
+            (true, true) => "nothing".to_owned(),
+            (true, false) => "only:".to_owned(),
+            (false, true) => "everything".to_owned(),
+            (false, false) => "everything but:".to_owned(),
+        });
+        lines.extend(list.policies.iter().map(|item| format!("  {}", words(item, list.permit))));
+    }
+    lines
+}
+
+fn words(item: &Item, permit: bool) -> String {
+    let agent = match item.agent() {
+        Some(name) => format!("agent {}", name.escape_debug()),
+        None => "any agent".to_owned(),
+    };
+    match item {
+        Item::Ip(_, net, ports, protocol) => {
+            format!("{}, {}, through {agent}", net.short(), how(ports, *protocol))
+        }
+        Item::Domain(_, name, ports, protocol) => {
+            format!("{name}, {}, through {agent}", how(ports, *protocol))
+        }
+        // In a list of what is refused both forms refuse.
+        Item::Any(_, false) if permit => format!("never anything through {agent}"),
+        Item::Any(..) => format!("anything through {agent}"),
+    }
+}
+
+fn how(ports: &Ports, protocol: Protocol) -> String {
+    let shown = ports.to_string();
+    let every_port = *ports == Ports::any();
+    let ports = match shown.contains([',', '-']) {
+        _ if every_port => "any port".to_owned(),
+        true => format!("ports {shown}"),
+        false => format!("port {shown}"),
+    };
+    let protocol = match protocol {
+        Protocol::Any if every_port => "any protocol",
+        Protocol::Any => "TCP and UDP",
+        Protocol::Udp => "UDP",
+        Protocol::Tcp | Protocol::Http | Protocol::Https | Protocol::Tls => "TCP",
+    };
+    format!("{ports}, {protocol}")
+}
+
+fn limits(limits: &Allowance) -> String {
+    let count = |n: Option<_>, what: &str| n.map(|n: std::num::NonZeroU32| format!("{n} {what}"));
+    let amount =
+        |n: Option<_>, what: &str| n.map(|n: std::num::NonZeroU64| format!("{} {what}", bytes(n.get())));
+    let said = [
+        count(limits.sessions, "sessions at a time"),
+        count(limits.streams, "streams at a time"),
+        count(limits.dials_per_s, "new sessions a second"),
+        amount(limits.bytes_per_s, "a second"),
+        amount(limits.bytes_per_month, "a month"),
+    ];
+    let said: Vec<_> = said.into_iter().flatten().collect();
+    if said.is_empty() { "none of its own".to_owned() } else { said.join(", ") }
+}
+
+/// In the largest unit that leaves no fraction.
+fn bytes(n: u64) -> String {
+    let units = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)];
+    let binary = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let mut all = units.iter().chain(&binary);
+    match all.find(|(_, unit)| n.is_multiple_of(*unit)) {
+        Some((name, unit)) => format!("{} {name}", n / unit),
+        None => format!("{n} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use narrowlink_proto::{
+        id::Uid,
+        policy::Policies,
+        token::{Keys, Kind},
+    };
+
+    use super::*;
+    use crate::{
+        config::Config,
+        exit::{Exit, Failure},
+        routes::Routes,
+        whoami::{exit, json},
+    };
+
+    const NOW: u64 = 1_800_000_000;
+    const DAY_S: u64 = 86_400;
+
+    fn claims(exp: u64) -> Claims {
+        Claims::new(Kind::Client, Uid::nil(), "laptop", exp, "t1")
+    }
+
+    fn list(permit: bool, items: &str) -> Policies {
+        Policies { permit, policies: serde_yaml::from_str(items).unwrap() }
+    }
+
+    fn identity(token: &str) -> Identity {
+        let text =
+            format!("endpoints: [!SelfHosted {{ gateway: 'gw.example:443', token: {token}, protocol: Ws }}]");
+        let config = Config::parse(&text, Path::new("client.yaml")).unwrap();
+        Identity::read(Routes::load(&config).unwrap(), PathBuf::from("client.yaml"))
+    }
+
+    fn bearer(claims: &Claims) -> Identity {
+        identity(&Keys::new(&[7; 32]).sign(claims).unwrap())
+    }
+
+    fn check(identity: Identity, code: Exit, lines: &[&str]) {
+        let identities = [identity];
+        let text = text(&identities, NOW);
+        assert_eq!(exit(&identities, NOW), code, "{text}");
+        for line in lines {
+            assert!(text.lines().any(|said| said == *line), "{text} has no line {line:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_told_in_words() {
+        let items = "[!Ip [home, 10.0.0.0/8, [22, 8000-8100], HTTPS], !Ip [null, 127.0.0.1, 22, ANY], \
+                     !Domain [home, '*.lan', 0, ANY], !Any [office, true], !Any [lab, false]]";
+        let policies = Grant::new(vec![list(true, items), list(false, "[!Any [\"a\\eb\", true]]")]);
+        let limits = "{ sessions: 4, bytes_per_s: 10MB, bytes_per_month: 3GiB }";
+        let limits = serde_yaml::from_str(limits).unwrap();
+        let mut identity = bearer(&Claims { policies, limits, ..claims(NOW + 29 * DAY_S) });
+        identity.answer = Answer::Accepted(Vec::new());
+        let expected = "\
+token   client.yaml, as it says itself; the gateway decides
+name    laptop
+space   00000000-0000-0000-0000-000000000000
+id      t1
+until   2027-02-13 08:00:00 UTC (in 29 days)
+reach   what each of 2 lists allows
+        only:
+          10.0.0.0/8, ports 22, 8000-8100, TCP, through agent home
+          127.0.0.1, port 22, TCP and UDP, through any agent
+          *.lan, any port, any protocol, through agent home
+          anything through agent office
+          never anything through agent lab
+        everything but:
+          anything through agent a\\u{1b}b
+limits  4 sessions at a time, 10 MB a second, 3 GiB a month
+gateway gw.example:443 accepts it; no agents are connected
+";
+        assert_eq!(text(&[identity], NOW), expected);
+    }
+
+    #[test]
+    fn whoever_has_no_policies_is_told_so() {
+        let free = bearer(&claims(NOW + 9 * DAY_S));
+        check(free, Exit::Done, &["reach   everything within its own space", "limits  none of its own"]);
+        let policies = Grant::new(vec![list(true, "[]")]);
+        check(bearer(&Claims { policies, ..claims(NOW + 9 * DAY_S) }), Exit::Done, &["reach   nothing"]);
+    }
+
+    #[test]
+    fn a_token_that_ends_soon_is_warned_of_and_one_that_has_ended_is_nobodys() {
+        let soon = "until   2027-01-18 08:00:00 UTC (in 3 days): ask for a new one";
+        check(bearer(&claims(NOW + 3 * DAY_S)), Exit::Done, &[soon, "gateway gw.example:443 was not asked"]);
+        let over = "until   2027-01-15 06:00:00 UTC (2 hours ago): no gateway takes it any more";
+        check(bearer(&claims(NOW - 7200)), Exit::Authentication, &[over]);
+        let early = "from    2027-01-15 09:00:00 UTC (in 60 minutes): no gateway takes it yet";
+        let nbf = Some(NOW + 3600);
+        check(bearer(&Claims { nbf, ..claims(NOW + 9 * DAY_S) }), Exit::Authentication, &[early]);
+        let broken = "token   client.yaml, which this version can't read: not a token: it has fewer than three parts, \
+                      joined by dots";
+        check(identity("words"), Exit::Authentication, &[broken]);
+    }
+
+    #[test]
+    fn a_refusal_is_shown_and_gives_the_exit_code() {
+        let failed = |code, message: &str| {
+            let mut identity = bearer(&claims(NOW + 9 * DAY_S));
+            identity.answer = Answer::Failed(Failure::new(code, message));
+            identity
+        };
+        let line = "gateway gw.example:443: it does not hold";
+        check(failed(Exit::Authentication, "it does not hold"), Exit::Authentication, &[line]);
+        let all = [
+            bearer(&claims(NOW + 9 * DAY_S)),
+            failed(Exit::Authentication, "no"),
+            failed(Exit::Unreachable, "away"),
+        ];
+        assert_eq!(exit(&all, NOW), Exit::Authentication);
+        let json: serde_json::Value = serde_json::from_str(&json(&all)).unwrap();
+        let accepted: Vec<_> = (0..3).map(|n| json[n]["accepted"].clone()).collect();
+        assert_eq!(accepted, [serde_json::Value::Null, false.into(), serde_json::Value::Null]);
+        assert_eq!((&json[0]["token"]["name"], &json[2]["error"]), (&"laptop".into(), &"away".into()));
+        assert_eq!(json[0]["token"]["policies"], serde_json::Value::Null);
+    }
+}

@@ -1,0 +1,221 @@
+//! Role: the command line of `narrowlink-gateway`.
+//! Invariants: whatever clap refuses exits with 2 and says how to write it; without a command it is a gateway.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{ArgAction, Args as Arguments, Parser, Subcommand, ValueEnum};
+use narrowlink_dataplane::tls::Ktls;
+use narrowlink_proto::target::Target;
+
+/// The gateway of Narrowlink: agents and clients meet here.
+#[derive(Debug, Parser)]
+#[command(name = "narrowlink-gateway", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// The config; without it, gateway.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/,
+    /// ~/.narrowlink/ and /etc/narrowlink/
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Only say whether the config is good
+    #[arg(long)]
+    pub check: bool,
+    /// Write the bound addresses to this file, as JSON, once all are bound
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Refuse to start where the kernel refuses io_uring, instead of falling back to epoll
+    #[arg(long)]
+    pub require_io_uring: bool,
+    /// Whether the kernel may encrypt raw wss sessions: auto where it can change keys, too (Linux
+    /// 6.14; else TLS 1.2 only), always where it has TLS at all, never
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = true)]
+    pub ktls: When,
+    /// Log more (twice: everything)
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Log warnings and errors only (twice: errors only)
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+    /// What to do instead of being a gateway.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do instead of being a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Say whether a token's bearer may reach a target, and which rule decides
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(Explain),
+    /// Test policies
+    #[command(subcommand)]
+    Policy(Policy),
+}
+
+/// A question about one token.
+#[derive(Debug, Clone, PartialEq, Eq, Arguments)]
+pub struct Explain {
+    /// The client's token: a file that holds it, - for standard input, or the token itself. Rather not
+    /// itself: every user of this machine sees the arguments of its programs, and your shell keeps them
+    #[arg(long, value_name = "FILE")]
+    pub token: String,
+    /// The agent that would dial
+    #[arg(long, value_name = "NAME")]
+    pub agent: String,
+    /// What it would dial: tcp://HOST:PORT (or just HOST:PORT), udp://HOST:PORT, icmp://HOST, unix:///PATH
+    #[arg(long, value_name = "TARGET")]
+    pub target: Target,
+    /// What the target's name resolves to, as the agent sees it
+    #[arg(long, value_name = "IP", num_args = 1.., action = ArgAction::Append)]
+    pub resolved: Vec<IpAddr>,
+    /// The config whose secrets the token is held against; without it, gateway.yaml is looked for where
+    /// the gateway looks for it
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with policies.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Policy {
+    /// Hold policies against a table of what you expect of them
+    #[command(after_help = TEST_HELP)]
+    Test {
+        /// The table, see docs/policy.md
+        file: PathBuf,
+        /// The config whose secrets the tokens are held against; without it nobody's signature is checked
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// The words of `--ktls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// Where the kernel can change keys.
+    Auto,
+    /// Where it has TLS at all.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl From<When> for Ktls {
+    fn from(when: When) -> Self {
+        match when {
+            When::Auto => Self::Auto,
+            When::Always => Self::Always,
+            When::Never => Self::Never,
+        }
+    }
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  narrowlink-gateway -c gateway.yaml --check
+  narrowlink-gateway -c /etc/narrowlink/gateway.yaml
+  narrowlink-gateway -c gateway.yaml --ready-file /run/narrowlink/ready.json
+  narrowlink-gateway explain --token laptop.token --agent home --target 10.0.0.1:22
+
+SIGHUP, and a change of any of its files, has it read them anew: what runs is not
+touched, and a configuration that can't be taken leaves the old one in place.
+
+SIGTERM and SIGINT stop it: links are told to come back later, sessions have
+30 s (drain_s) to end; a second one ends it at once.
+
+Exit codes: 0 stopped, 2 usage, 69 an address can't be listened on,
+70 internal error, 78 configuration.";
+
+const EXPLAIN_HELP: &str = "\
+Examples:
+  narrowlink-gateway explain --token laptop.token --agent home --target 10.0.0.1:22
+  narrowlink-gateway explain --token t.token --agent home --target nas.lan:22 --resolved 10.1.2.3
+  pass show laptop | narrowlink-gateway explain --token - --agent home --target udp://10.0.0.1:53
+
+The answer is the gateway's own, and with --resolved the agent's. What the agent
+forbids by itself (agent.yaml) is not known here.
+
+Exit codes: 0 allow, 1 deny, 3 it depends on what the name resolves to, 2 usage,
+78 configuration.";
+
+const TEST_HELP: &str = "\
+Example, expected.yaml:
+  tokens:
+    laptop: !File laptop.token
+    intern: !Policies { permit: true, policies: [!Ip [home, 10.0.0.0/8, 22, TCP]] }
+  expect:
+    - [laptop, home, \"tcp://10.0.0.1:22\", allow]
+    - [intern, home, \"tcp://nas.lan:22\", depends]
+    - token: intern
+      agent: home
+      target: tcp://nas.lan:22
+      resolved: 10.0.0.7
+      verdict: allow
+      rule: policies[0]
+
+Examples:
+  narrowlink-gateway policy test expected.yaml
+  narrowlink-gateway policy test expected.yaml -c gateway.yaml
+
+Exit codes: 0 all as expected, 1 not, 2 usage, 78 the table or the configuration
+can't be used.";
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_arguments_fit_together_and_every_command_has_examples() {
+        let mut command = Args::command();
+        command.clone().debug_assert();
+        let mut named = |path: &[&str]| {
+            let mut at = &mut command;
+            for name in path {
+                at = at.find_subcommand_mut(name).unwrap();
+            }
+            at.render_help().to_string()
+        };
+        for path in [&[][..], &["explain"], &["policy", "test"]] {
+            let help = named(path);
+            assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{path:?}: {help}");
+        }
+        assert!(named(&["explain"]).contains("every user of this machine"));
+    }
+
+    #[test]
+    fn a_gateway_needs_no_command_and_a_command_takes_none_of_its_options() {
+        let args = parse("narrowlink-gateway -c a.yaml --check -vv").unwrap();
+        assert_eq!((args.command, args.check, args.verbose), (None, true, 2));
+        let refused = parse("narrowlink-gateway --check policy test a.yaml").unwrap_err();
+        assert_eq!((refused.kind(), refused.exit_code()), (ErrorKind::ArgumentConflict, 2));
+    }
+
+    #[test]
+    fn a_question_may_have_several_addresses() {
+        let line = "narrowlink-gateway explain --token t --agent home --target nas.lan:22";
+        for more in
+            ["--resolved 10.0.0.1 fd00::1 -c a.yaml", "--resolved 10.0.0.1 --resolved fd00::1 -c a.yaml"]
+        {
+            let args = parse(&format!("{line} {more}")).unwrap();
+            let Some(Command::Explain(explain)) = args.command else { panic!("another command") };
+            assert_eq!(explain.resolved, ["10.0.0.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+            assert_eq!(explain.target, "tcp://nas.lan:22".parse().unwrap());
+            assert_eq!(explain.config, Some(PathBuf::from("a.yaml")));
+        }
+        for (more, says) in [
+            ("--resolved nas", "invalid IP address"),
+            ("--target nas.lan", "more than once|cannot be used multiple times"),
+        ] {
+            let refused = parse(&format!("{line} {more}")).unwrap_err().to_string();
+            assert!(says.split('|').any(|says| refused.contains(says)), "{more}: {refused}");
+        }
+        let refused = parse("narrowlink-gateway explain --token t --agent a --target nas.lan").unwrap_err();
+        assert!(refused.exit_code() == 2 && refused.to_string().contains("the port is missing"), "{refused}");
+    }
+}
