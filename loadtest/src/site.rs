@@ -91,7 +91,9 @@ impl Site {
         let text = format!(
             "name: demo\nsecret: \"hex:{}\"\nservices:\n  - !Wss {{ domains: [{DOMAIN}], listen_addr: \"{wss}\", \
              tls_config: !File {{ domains: [{DOMAIN}], cert_path: gateway.pem }} }}\n  \
-             - !Ws {{ domains: [{DOMAIN}], listen_addr: \"{ws}\" }}\nworkers: {workers}\n",
+             - !Ws {{ domains: [{DOMAIN}], listen_addr: \"{ws}\" }}\nworkers: {workers}\n\
+             limits: {{ strangers_max: 100000, client_links_max: 100000, token: {{ sessions: 100000, streams: 100000, \
+             dials_per_s: 1000000 }} }} # for load\n",
             self.secret_hex
         );
         write(&path, &text)?;

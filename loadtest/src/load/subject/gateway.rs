@@ -1,11 +1,9 @@
 //! Role: our gateway, as its own process.
-//! Invariants: everything is as in an installation, but for the bounds on strangers and on links of one
-//! token, which a crowd behind one address would reach.
+//! Invariants: everything is as in an installation, but for its limits, which a crowd with one token would reach.
 
 use std::{
     cell::Cell,
-    fs::{self, OpenOptions},
-    io::Write as _,
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -51,8 +49,6 @@ pub(super) fn start(program: Option<&Path>, workers: usize, setup: &Setup) -> Re
     let (dir, site) = directory()?;
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     let config = site.gateway_yaml(any, any, workers)?;
-    let limits = "limits: { strangers_max: 100000, client_links_max: 100000 }\n";
-    OpenOptions::new().append(true).open(&config)?.write_all(limits.as_bytes())?;
     let mut program = match program {
         Some(program) => program.to_owned(),
         None => beside_us()?,
