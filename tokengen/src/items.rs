@@ -13,8 +13,8 @@ use serde::{
 use crate::name::Name;
 
 /// Policy ids and items are two things.
-pub(crate) const IDS_AND_ITEMS: &str = "policy ids and items met in one `policies`: keep the ids, and move the items into the `policy` of a \
-     !ClientPolicy with an id of its own";
+pub(crate) const IDS_AND_ITEMS: &str = "policy ids and items met in one `policies`: keep the ids, and move the \
+     items into the `policy` of a !ClientPolicy with an id of its own";
 
 const PLAIN_AND_TAGGED: &str = "agents are plain (null or a name) and tagged (!Any or !Agent name) in one list: keep \
      the plain form: null for !Any, the name alone for !Agent name";

@@ -4,9 +4,8 @@
 use narrowlink_proto::{
     policy::{Item, Policies},
     token::{Claims, SECRET_BYTES_MIN, Secret},
+    when::show,
 };
-
-use crate::when::show;
 
 /// Of the secret.
 pub(crate) fn of_secret(secret: &Secret) -> Vec<String> {

@@ -3,14 +3,10 @@
 
 use std::io::{self, Write};
 
+use narrowlink_proto::when::{distance, show};
 use serde::Serialize;
 
-use crate::{
-    Labelled,
-    files::Written,
-    tag,
-    when::{distance, show},
-};
+use crate::{Labelled, files::Written, tag};
 
 /// A label and the token below it, for each.
 ///

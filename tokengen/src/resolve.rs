@@ -8,6 +8,7 @@ use narrowlink_proto::{
     id::Uid,
     policy::Grant,
     token::{Claims, Kind},
+    when::show,
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     oddities,
     policies::{List, Pid, Restriction},
     tagged::{Mapping, Tagged},
-    when::{When, show},
+    when::When,
 };
 
 /// A token, not signed yet.

@@ -4,14 +4,14 @@
 use std::fmt::{self, Write as _};
 
 use narrowlink_proto::{
-    policy::{Grant, Item, Policies, Ports, Protocol},
+    policy::{Grant, Policies},
     token::{Allowance, Claims, Kind, PublishProtocol, Published},
+    when::{distance, show},
 };
 
 use crate::{
     inspect::{Inspection, Signature},
     tag,
-    when::{distance, show},
 };
 
 /// `text` with what can't be printed escaped.
@@ -104,47 +104,8 @@ fn list(number: &str, list: &Policies) -> Vec<String> {
         (false, true) => "all but nothing",
     };
     let indent = " ".repeat(number.len() + 2);
-    let items = list.policies.iter().map(|one| format!("{indent}{}", item(one)));
+    let items = list.policies.iter().map(|one| format!("{indent}{one}"));
     std::iter::once(format!("{number}{mode}")).chain(items).collect()
-}
-
-/// An item as tokens.yaml has it.
-fn item(item: &Item) -> String {
-    let agent = item.agent().map_or_else(|| "null".to_owned(), word);
-    match item {
-        Item::Ip(_, net, at, by) => format!("!Ip [{agent}, {net}, {}, {}]", ports(at), protocol(*by)),
-        Item::Domain(_, name, at, by) => {
-            format!("!Domain [{agent}, {}, {}, {}]", word(&name.to_string()), ports(at), protocol(*by))
-        }
-        Item::Any(_, allow) => format!("!Any [{agent}, {allow}]"),
-    }
-}
-
-/// A text that YAML reads as itself, or else in quotes.
-fn word(text: &str) -> String {
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        && !["null", "true", "false"].contains(&text.to_ascii_lowercase().as_str());
-    if plain { text.to_owned() } else { format!("\"{}\"", printable(text)) }
-}
-
-fn ports(ports: &Ports) -> String {
-    match ports.to_string() {
-        _ if *ports == Ports::any() => "0".to_owned(),
-        several if several.contains(',') => format!("[{several}]"),
-        one => one,
-    }
-}
-
-const fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Any => "ANY",
-        Protocol::Http => "HTTP",
-        Protocol::Https => "HTTPS",
-        Protocol::Tls => "TLS",
-    }
 }
 
 fn limits(limits: &Allowance) -> Vec<String> {
@@ -331,7 +292,8 @@ signature  NOT VERIFIED: anybody could have written all this; --secret tells
     #[test]
     fn nothing_foreign_steers_the_terminal() {
         assert_eq!(printable("a\u{1b}[2J\u{202e}\n\"'\\ äß家कि"), "a\\u{1b}[2J\\u{202e}\\n\"'\\ äß家कि");
-        let item: Item = serde_json::from_str(r#"{"Any":["\u001b[2J\u202e",true]}"#).unwrap();
-        assert_eq!(super::item(&item), "!Any [\"\\u{1b}[2J\\u{202e}\", true]");
+        let json = r#"{"permit":true,"policies":[{"Any":["\u001b[2J\u202e",true]}]}"#;
+        let shown = grant(&serde_json::from_str(json).unwrap()).concat();
+        assert!(shown.contains("!Any [") && !shown.contains(['\u{1b}', '\u{202e}']), "{shown}");
     }
 }
