@@ -129,9 +129,11 @@ impl Revocations {
         self.jtis.extend(jti);
         let latest = |old: &mut u64, new: u64| *old = new.max(*old);
         match (uid, name, issued_before) {
-            (Some(uid), Some(name), None) => drop(self.names.insert((uid, name))),
+            (Some(uid), Some(name), None) => {
+                self.names.insert((uid, name));
+            }
             (Some(uid), Some(name), Some(at)) => {
-                latest(self.named_before.entry((uid, name)).or_default(), at)
+                latest(self.named_before.entry((uid, name)).or_default(), at);
             }
             (Some(uid), None, Some(at)) => latest(self.space_before.entry(uid).or_default(), at),
             (None, _, Some(at)) => latest(&mut self.all_before, at),

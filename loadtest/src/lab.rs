@@ -28,6 +28,7 @@ pub struct Lab {
     /// The space that agents and clients belong to unless said otherwise.
     pub uid: Uid,
     gateway: Gateway,
+    workers: usize,
     // Last: removed after everything that reads it.
     _dir: tempfile::TempDir,
 }
@@ -46,7 +47,19 @@ impl Lab {
         let gateway = gateway::start(config)?;
         // For programs started by hand: the ports that this gateway got.
         site.gateway_yaml(gateway.addresses()[0], gateway.addresses()[1], workers)?;
-        Ok(Self { site, uid: Uid::from_u128(7), gateway, _dir: dir })
+        Ok(Self { site, uid: Uid::from_u128(7), gateway, workers, _dir: dir })
+    }
+
+    /// The configuration that the gateway was started with, read anew.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn config(&self) -> Result<GatewayConfig> {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let config = GatewayConfig::load(&self.site.gateway_yaml(any, any, self.workers)?)?;
+        let addresses = self.gateway.addresses();
+        self.site.gateway_yaml(addresses[0], addresses[1], self.workers)?;
+        Ok(config)
     }
 
     /// The running gateway.
@@ -73,10 +86,18 @@ impl Lab {
     /// As there.
     pub fn agent_with(&self, uid: Uid, name: &str, transport: Transport, extra: &str) -> Result<Agent> {
         let token = self.site.token(Kind::Agent, uid, name, None)?;
+        self.agent_by(&token, name, transport, extra)
+    }
+
+    /// As [`Lab::agent_with`], with a token of one's own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn agent_by(&self, token: &str, name: &str, transport: Transport, extra: &str) -> Result<Agent> {
         let state = self.site.dir().join(format!("state-{name}"));
         let extra = format!("state_dir: \"{}\"\n{extra}", state.display());
         let file = format!("agent-{name}.yaml");
-        let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, &token, &extra)?;
+        let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, token, &extra)?;
         let agent = narrowlink_agent::start(narrowlink_agent::config::Config::load(&path)?)?;
         agent.wait_ready(READY_TIMEOUT).ok_or_else(|| anyhow!("agent {name} was not welcomed"))?;
         Ok(agent)
@@ -105,9 +126,33 @@ impl Lab {
     /// The system's.
     pub fn forward(&self, agent: &str, target: SocketAddr, transport: Transport) -> Result<Forward> {
         let config = self.client(self.uid, "laptop", transport, None)?;
+        Self::forward_by(&config, agent, target)
+    }
+
+    /// As [`Lab::forward`], with a token of one's own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_as(
+        &self,
+        token: &str,
+        agent: &str,
+        target: SocketAddr,
+        transport: Transport,
+    ) -> Result<Forward> {
+        let file = format!("client-{}.yaml", getrandom::u64()?);
+        let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, token, "")?;
+        Self::forward_by(&narrowlink_client::config::Config::load(&path)?, agent, target)
+    }
+
+    fn forward_by(
+        config: &narrowlink_client::config::Config,
+        agent: &str,
+        target: SocketAddr,
+    ) -> Result<Forward> {
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         let target = Target::Tcp { host: target.ip().to_string(), port: target.port() };
         let plan = Plan { agent: agent.to_owned(), target, listen };
-        start_forward(&config, plan).context("the forwarded port")
+        start_forward(config, plan).context("the forwarded port")
     }
 }

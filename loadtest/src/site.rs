@@ -123,7 +123,15 @@ impl Site {
         let jti = getrandom::u64().map_err(io::Error::other)?;
         let policies = Grant::new(policies.into_iter().collect());
         let claims = Claims { policies, ..Claims::new(kind, uid, name, exp, &format!("{jti:016x}")) };
-        self.keys.sign(&claims).map_err(io::Error::other)
+        self.sign(&claims)
+    }
+
+    /// A token with these claims.
+    ///
+    /// # Errors
+    /// Claims that no token may hold.
+    pub fn sign(&self, claims: &Claims) -> io::Result<String> {
+        self.keys.sign(claims).map_err(io::Error::other)
     }
 
     /// Writes a configuration with one endpoint; `extra` is appended as it is.

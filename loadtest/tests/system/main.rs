@@ -8,8 +8,10 @@ mod early;
 mod far;
 mod integrity;
 mod isolation;
+mod limits;
 mod once;
 mod reuse;
+mod revocation;
 mod whoami;
 
 /// These tests fill both cores or measure times: one at a time.

@@ -1,0 +1,142 @@
+//! What a token may use at the most holds, and costs nobody else anything.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use narrowlink_loadtest::{lab::Lab, site::Transport};
+use narrowlink_proto::{
+    id::Uid,
+    token::{Claims, Kind},
+};
+
+use crate::{alone, count};
+
+const FOR_EVER: u64 = 4_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A target that sends without an end.
+fn source() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || while stream.write_all(&[7; 64 * 1024]).is_ok() {});
+        }
+    });
+    addr
+}
+
+fn token(lab: &Lab, name: &str, limits: &str) -> String {
+    let claims = Claims::new(Kind::Client, Uid::from_u128(7), name, FOR_EVER, name);
+    let limits = serde_json::from_str(limits).unwrap();
+    lab.site.sign(&Claims { limits, ..claims }).unwrap()
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads for so long; bytes a second.
+fn rate(addr: SocketAddr, time: Duration) -> f64 {
+    let mut stream = connect(addr);
+    let mut buf = vec![0; 256 * 1024];
+    // What was sent before anybody looked is no rate.
+    assert!(stream.read(&mut buf).unwrap() > 0);
+    let settle = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < settle {
+        assert!(stream.read(&mut buf).unwrap() > 0);
+    }
+    let (start, mut bytes) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        bytes += stream.read(&mut buf).unwrap();
+    }
+    bytes as f64 / start.elapsed().as_secs_f64()
+}
+
+fn bandwidth_holds(transport: Transport) {
+    let _alone = alone();
+    let lab = Lab::start(1).unwrap();
+    let _agent = lab.agent("home", transport).unwrap();
+    let target = source();
+    let time = Duration::from_secs(count("NARROWLINK_BANDWIDTH_S", 3));
+    let slow = token(&lab, "slow", r#"{"bytes_per_s":10000000}"#);
+    let slow = lab.forward_as(&slow, "home", target, transport).unwrap();
+    let free = lab.forward_as(&token(&lab, "free", "{}"), "home", target, transport).unwrap();
+    let alone = rate(free.local_addr, time);
+    let (slow_rate, beside) = thread::scope(|scope| {
+        // Two sessions of one token share what it may use.
+        let slow_ones = [slow.local_addr; 2].map(|addr| scope.spawn(move || rate(addr, time)));
+        let beside = rate(free.local_addr, time);
+        (slow_ones.map(|one| one.join().unwrap()).iter().sum::<f64>(), beside)
+    });
+    println!(
+        "{transport}: 10 MB/s allowed, {:.2} MB/s seen; another token {:.0} MB/s beside it, {:.0} alone",
+        slow_rate / 1e6,
+        beside / 1e6,
+        alone / 1e6
+    );
+    assert!((9.5e6..10.5e6).contains(&slow_rate), "{slow_rate} bytes a second");
+    assert!(beside > alone * 0.5, "{beside} bytes a second beside a slow one, {alone} alone");
+    slow.stop();
+    free.stop();
+}
+
+#[test]
+fn bandwidth_holds_framed() {
+    bandwidth_holds(Transport { tls: false, raw: false });
+}
+
+#[test]
+fn bandwidth_holds_raw() {
+    bandwidth_holds(Transport { tls: false, raw: true });
+}
+
+#[test]
+fn as_many_sessions_as_allowed_and_another_when_one_has_ended() {
+    let _alone = alone();
+    let transport = Transport { tls: false, raw: false };
+    let lab = Lab::start(2).unwrap();
+    let _agent = lab.agent("home", transport).unwrap();
+    let target = source();
+    let few = token(&lab, "few", r#"{"sessions":3}"#);
+    let few = lab.forward_as(&few, "home", target, transport).unwrap();
+    let works = |stream: &mut TcpStream| stream.read_exact(&mut [0; 1]).is_ok();
+    let mut streams: Vec<_> = (0..3).map(|_| connect(few.local_addr)).collect();
+    assert!(streams.iter_mut().all(works));
+    assert!(!works(&mut connect(few.local_addr)), "a fourth session");
+    streams.pop();
+    let deadline = Instant::now() + PATIENCE;
+    while !works(&mut connect(few.local_addr)) {
+        assert!(Instant::now() < deadline, "the place of a session that has ended is not free");
+    }
+    few.stop();
+}
+
+#[test]
+fn the_months_bytes_end_a_session_and_open_none() {
+    let _alone = alone();
+    let transport = Transport { tls: false, raw: true };
+    let lab = Lab::start(1).unwrap();
+    let _agent = lab.agent("home", transport).unwrap();
+    let little = token(&lab, "little", r#"{"bytes_per_month":1000000}"#);
+    let little = lab.forward_as(&little, "home", source(), transport).unwrap();
+    let mut got = 0;
+    let mut stream = connect(little.local_addr);
+    let ended = loop {
+        match stream.read(&mut [0; 65_536]) {
+            Ok(0) => break Ok(()),
+            Ok(n) => got += n,
+            Err(e) => break Err(e.kind()),
+        }
+    };
+    assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
+    assert!((500_000..2_000_000).contains(&got), "{got} bytes of a million");
+    assert!(connect(little.local_addr).read_exact(&mut [0; 1]).is_err());
+    little.stop();
+}
