@@ -136,7 +136,8 @@ fn the_months_bytes_end_a_session_and_open_none() {
         }
     };
     assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
-    assert!((500_000..2_000_000).contains(&got), "{got} bytes of a million");
+    // A reset takes what was under way with it.
+    assert!((1..1_500_000).contains(&got), "{got} bytes of a million");
     assert!(connect(little.local_addr).read_exact(&mut [0; 1]).is_err());
     little.stop();
 }
