@@ -176,7 +176,9 @@ impl Seated {
 
     /// Whether it can go on as `service` without listening anew.
     fn can_become(&self, service: &config::Service) -> bool {
-        self.service.listen_addr == service.listen_addr && self.service.kind() == service.kind()
+        // An address whose port the system chose may be written down by now.
+        let same = self.service.listen_addr == service.listen_addr || self.bound == service.listen_addr;
+        same && self.service.kind() == service.kind()
     }
 }
 

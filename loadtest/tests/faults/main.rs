@@ -11,6 +11,7 @@ mod errors;
 mod kills;
 mod pair;
 mod recovery;
+mod reload;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

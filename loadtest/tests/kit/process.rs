@@ -87,6 +87,19 @@ impl Running {
         self.ended = Some(status);
     }
 
+    /// Sends a signal that is not meant to end it.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.assert_running();
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
+        kill_process(pid, signal).expect("our own child takes signals");
+    }
+
+    /// How many lines of what it said contain `words`.
+    pub(crate) fn said_times(&self, words: &str) -> usize {
+        let text = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().filter(|line| line.contains(words)).count()
+    }
+
     /// Fails the test with what the process said, if it has ended.
     pub(crate) fn assert_running(&mut self) {
         if self.ended.is_none() {

@@ -217,6 +217,7 @@ services:
   - !Wss {{ domains: [{DOMAIN}], listen_addr: \"{wss_addr}\", tls_config: !File {{ domains: [{DOMAIN}], cert_path: gateway.pem }} }}
   - !Ws {{ domains: [{DOMAIN}], listen_addr: \"{ws_addr}\" }}
 workers: 2
+limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
 "
         )
     }
