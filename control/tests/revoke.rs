@@ -3,11 +3,11 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Command, Output, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use narrowlink_proto::{
@@ -260,4 +260,32 @@ fn explain_and_policy_test_know_what_is_revoked_and_by_what() {
         (&json["because"], &json["signed_by"]),
         (&"revoked by revoked.yaml: jti t1".into(), &"secret".into())
     );
+}
+
+/// Ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_running_gateway_takes_the_list_and_keeps_the_one_it_has_when_that_breaks() {
+    let dir = site();
+    let mut child = gateway(dir.path(), "-c gw.yaml").stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _running = Running(child);
+    let mut until = |words: &str| log.by_ref().find(|line| line.as_ref().unwrap().contains(words)).unwrap();
+    until("listening on ").unwrap();
+    let began = Instant::now();
+    check(dir.path(), "revoke -c gw.yaml --token laptop.token", 0, &["revoked: "]);
+    until("gw.yaml: taken").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    write(&dir.path().join("revoked.yaml"), "- {jti: a, until: 9}\n");
+    let said = until("was not taken, the old one stays").unwrap();
+    assert!(said.contains("unknown field `until`"), "{said}");
+    check(dir.path(), "revoke --list revoked.yaml --jti b", 78, &["unknown field `until`"]);
 }
