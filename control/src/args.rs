@@ -3,9 +3,11 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{ArgAction, Args as Arguments, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
 use narrowlink_dataplane::tls::Ktls;
-use narrowlink_proto::target::Target;
+use narrowlink_proto::{id::Uid, target::Target};
+
+use crate::revoke::Moment;
 
 /// The gateway of Narrowlink: agents and clients meet here.
 #[derive(Debug, Parser)]
@@ -48,6 +50,9 @@ pub enum Command {
     /// Test policies
     #[command(subcommand)]
     Policy(Policy),
+    /// Have tokens taken no more, and end what they began
+    #[command(after_help = REVOKE_HELP)]
+    Revoke(Revoke),
 }
 
 /// A question about one token.
@@ -73,6 +78,35 @@ pub struct Explain {
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to revoke, and in which list.
+#[derive(Debug, Clone, PartialEq, Eq, Arguments)]
+#[command(group = ArgGroup::new("what").args(["token", "jti", "name", "issued_before"]).required(true).multiple(true))]
+pub struct Revoke {
+    /// This token, by its jti: a file that holds it, - for standard input, or the token itself
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["jti", "uid", "name", "issued_before"])]
+    pub token: Option<String>,
+    /// The token of this id
+    #[arg(long, value_name = "ID", conflicts_with_all = ["uid", "name", "issued_before"])]
+    pub jti: Option<String>,
+    /// Tokens of this user: those of --name, or those --issued-before
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<Uid>,
+    /// Tokens of this name, and without --issued-before that is for ever: new ones, too
+    #[arg(long, value_name = "NAME", requires = "uid")]
+    pub name: Option<String>,
+    /// Tokens issued before then: now, a date (2026-11-21, 0:00 UTC), or seconds since 1970. Without --uid those
+    /// of every user. A token that does not say when it was issued is older than any
+    #[arg(long, value_name = "WHEN")]
+    pub issued_before: Option<Moment>,
+    /// The config whose list gets the entry; without it, gateway.yaml is looked for where the gateway looks
+    /// for it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "list")]
+    pub config: Option<PathBuf>,
+    /// The list itself; it is made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
 }
 
 /// What to do with policies.
@@ -116,6 +150,7 @@ Examples:
   narrowlink-gateway -c /etc/narrowlink/gateway.yaml
   narrowlink-gateway -c gateway.yaml --ready-file /run/narrowlink/ready.json
   narrowlink-gateway explain --token laptop.token --agent home --target 10.0.0.1:22
+  narrowlink-gateway revoke --token laptop.token
 
 SIGHUP, and a change of any of its files, has it read them anew: what runs is not
 touched, and a configuration that can't be taken leaves the old one in place.
@@ -160,6 +195,19 @@ Examples:
 Exit codes: 0 all as expected, 1 not, 2 usage, 78 the table or the configuration
 can't be used.";
 
+const REVOKE_HELP: &str = "\
+Examples:
+  narrowlink-gateway revoke --token laptop.token
+  narrowlink-gateway revoke --jti 3f2a9c
+  narrowlink-gateway revoke --uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --name laptop --issued-before now
+  narrowlink-gateway revoke --uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --issued-before 2026-11-21
+  narrowlink-gateway revoke --list /etc/narrowlink/revoked.yaml --issued-before now
+
+The list is the file that the config names: revocations: revoked.yaml. A running gateway
+sees that it has changed, and ends links and sessions of these tokens within 2 s.
+
+Exit codes: 0 it is on the list, 2 usage, 74 the list can't be written, 78 configuration.";
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
@@ -181,7 +229,7 @@ mod tests {
             }
             at.render_help().to_string()
         };
-        for path in [&[][..], &["explain"], &["policy", "test"]] {
+        for path in [&[][..], &["explain"], &["policy", "test"], &["revoke"]] {
             let help = named(path);
             assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{path:?}: {help}");
         }

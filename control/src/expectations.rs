@@ -15,10 +15,12 @@ use std::{
 use narrowlink_proto::{
     endpoint::with_place,
     policy::{Grant, Verdict},
-    token::Secret,
 };
 
-use crate::explain::{Question, QuestionError, Rule, Trouble, verdict_name};
+use crate::{
+    config::Config,
+    explain::{Question, QuestionError, Rule, Trouble, verdict_name},
+};
 
 /// A table at the most.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -71,14 +73,14 @@ pub enum ExpectationsError {
 
 impl Expectations {
     /// Reads a table and the tokens that it names, whose paths are relative to its directory. Tokens are held
-    /// against `secrets`, if there are any, at `now` (seconds since 1970).
+    /// against `config`, if there is one, at `now` (seconds since 1970).
     ///
     /// # Errors
     /// The operator's, see [`ExpectationsError`].
-    pub fn load(path: &Path, secrets: Option<&[Secret]>, now: u64) -> Result<Self, ExpectationsError> {
+    pub fn load(path: &Path, config: Option<&Config>, now: u64) -> Result<Self, ExpectationsError> {
         let text = read(path).map_err(|source| ExpectationsError::Read { path: path.to_owned(), source })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        input::parse(&text, base, secrets, now)
+        input::parse(&text, base, config, now)
             .map_err(|source| ExpectationsError::Content { path: path.to_owned(), source })
     }
 
@@ -139,7 +141,7 @@ fn read(path: &Path) -> io::Result<String> {
 mod tests {
     use narrowlink_proto::{
         id::Uid,
-        token::{Claims, Keys, Kind},
+        token::{Claims, Keys, Kind, Secret},
     };
 
     use super::*;
@@ -170,9 +172,9 @@ mod tests {
         (dir, path)
     }
 
-    fn check(rows: &str, secrets: Option<&[Secret]>) -> Outcome {
+    fn check(rows: &str, config: Option<&Config>) -> Outcome {
         let (_dir, path) = site(&format!("{TOKENS}expect:\n{rows}"));
-        let expectations = Expectations::load(&path, secrets, NOW).unwrap_or_else(|e| panic!("{e}"));
+        let expectations = Expectations::load(&path, config, NOW).unwrap_or_else(|e| panic!("{e}"));
         expectations.check().unwrap()
     }
 
@@ -220,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn with_secrets_a_strangers_token_opens_nothing() {
+    fn with_a_config_a_strangers_token_opens_nothing() {
         let row = "  - [laptop, home, \"10.0.0.1:22\", allow]\n";
-        let secret = |byte| [Secret::from_bytes(vec![byte; 32]).unwrap()];
-        assert!(check(row, Some(&secret(7))).failures.is_empty());
-        let outcome = check(row, Some(&secret(8)));
+        let config = |byte| Config::new("gw", vec![Secret::from_bytes(vec![byte; 32]).unwrap()], Vec::new());
+        assert!(check(row, Some(&config(7))).failures.is_empty());
+        let outcome = check(row, Some(&config(8)));
         assert!(outcome.failures[0].contains("no secret of this gateway"), "{outcome:?}");
     }
 

@@ -3,7 +3,8 @@
 //!
 //! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
-//! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway.
+//! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway;
+//! [`revoke`] adds to the list of [`revocations`] that a running one follows.
 
 pub mod accounts;
 pub mod args;
@@ -17,4 +18,5 @@ pub mod gateway;
 pub mod registry;
 pub mod reload;
 pub mod revocations;
+pub mod revoke;
 pub mod supervise;

@@ -13,19 +13,21 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use narrowlink_control::{
-    args::{Args, Command, Explain, Policy},
+    args::{Args, Command, Explain, Policy, Revoke},
     config::{Config, Service},
     expectations::Expectations,
     explain::{Bearer, Question, Report, find_token},
     gateway::{self, Gateway, StartError},
     reload::Reloader,
+    revocations::RevocationError,
+    revoke::{List, Revoked, Subject},
     supervise::{self, Outcome},
 };
 use narrowlink_dataplane::{
     process::find_config,
     tls::{Ktls, choose_ktls},
 };
-use narrowlink_proto::{policy::Verdict, token::Secret};
+use narrowlink_proto::policy::Verdict;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -42,6 +44,8 @@ const DEPENDS: u8 = 3;
 const UNAVAILABLE: u8 = 69;
 /// Our own fault.
 const INTERNAL: u8 = 70;
+/// The list of revoked tokens can't be read or written.
+const IO: u8 = 74;
 /// The config, or a file it names.
 const CONFIGURATION: u8 = 78;
 
@@ -84,6 +88,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
     match &args.command {
         Some(Command::Explain(explain)) => return answer(explain),
         Some(Command::Policy(Policy::Test { file, config })) => return test(file, config.as_deref()),
+        Some(Command::Revoke(args)) => return revoke(args),
         None => {}
     }
     let path = match &args.config {
@@ -106,9 +111,9 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
     let question = Question::new(args.agent.clone(), args.target.clone(), args.resolved.clone());
     let question = question.or_exit(USAGE)?;
     let config = args.config.clone().or_else(|| find_config("gateway.yaml", |name| env::var_os(name)).ok());
-    let secrets = config.as_deref().map(secrets).transpose()?;
+    let gateway = config.as_deref().map(load).transpose()?;
     let token = find_token(&args.token).map_err(anyhow::Error::msg).or_exit(USAGE)?;
-    let bearer = Bearer::examine(&token, secrets.as_deref(), now());
+    let bearer = Bearer::examine(&token, gateway.as_ref(), now());
     let report = Report::new(&question, &bearer, config.as_deref(), now()).or_exit(USAGE)?;
     print(&if args.json { report.json() } else { report.text() })?;
     Ok(match report.verdict() {
@@ -119,15 +124,38 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
 }
 
 fn test(file: &Path, config: Option<&Path>) -> Result<u8, Failure> {
-    let secrets = config.map(secrets).transpose()?;
-    let expectations = Expectations::load(file, secrets.as_deref(), now()).or_exit(CONFIGURATION)?;
+    let config = config.map(load).transpose()?;
+    let expectations = Expectations::load(file, config.as_ref(), now()).or_exit(CONFIGURATION)?;
     let outcome = expectations.check().or_exit(CONFIGURATION)?;
     print(&outcome.text())?;
     Ok(if outcome.failures.is_empty() { 0 } else { NO })
 }
 
-fn secrets(config: &Path) -> Result<Vec<Secret>, Failure> {
-    Ok(Config::load(config).or_exit(CONFIGURATION)?.secrets)
+fn revoke(args: &Revoke) -> Result<u8, Failure> {
+    let list = match &args.list {
+        Some(path) => List::File(path.clone()),
+        None => {
+            let config =
+                args.config.clone().map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), Ok);
+            let path = config.context("no list to write to: --list FILE names one").or_exit(CONFIGURATION)?;
+            let config = load(&path)?;
+            List::of(path, config).or_exit(CONFIGURATION)?
+        }
+    };
+    let subject = Subject::new(args, &list, now()).or_exit(USAGE)?;
+    for warning in &subject.warnings {
+        eprintln!("narrowlink-gateway: {warning}");
+    }
+    let revoked = Revoked::add(&subject, &list).map_err(|e| Failure {
+        code: if matches!(e, RevocationError::File { .. }) { IO } else { CONFIGURATION },
+        error: e.into(),
+    })?;
+    print(&revoked.text())?;
+    Ok(0)
+}
+
+fn load(config: &Path) -> Result<Config, Failure> {
+    Config::load(config).or_exit(CONFIGURATION)
 }
 
 fn now() -> u64 {

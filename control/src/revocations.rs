@@ -1,21 +1,20 @@
-//! Role: tokens that are valid and are not to be taken any more: the list, its file, and what it says of a token.
+//! Role: tokens that are valid and are not to be taken any more: the list, and what it says of a token.
 //! Invariants: a token that doesn't say when it was issued is older than every "issued before" · an unknown key
-//! makes the file unreadable: it might be the one that matters · the file is replaced as a whole.
-//! See: docs/policy.md "Revocation".
+//! makes the file unreadable: it might be the one that matters · a lookup copies no entry.
+//! See: docs/policy.md "Revocation"; `revoke`, the command that adds to it.
+
+mod file;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::{endpoint::with_place, id::Uid, token::is_name};
+use narrowlink_proto::{endpoint::with_place, id::Uid, token::is_name, when::show};
 use serde::{Deserialize, Serialize};
 
-/// A list at the most.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+pub use self::file::add;
 
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +45,21 @@ pub struct Bearer<'a> {
     pub name: &'a str,
     /// When it was issued.
     pub iat: Option<u64>,
+}
+
+/// Which entry revokes a token, as far as the token doesn't say it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The one of its id.
+    Jti,
+    /// The one of its space and name.
+    Name,
+    /// The one of its space and name that is for tokens issued before this time.
+    NameBefore(u64),
+    /// The one of its space, up to this time.
+    SpaceBefore(u64),
+    /// The one of all spaces, up to this time.
+    AllBefore(u64),
 }
 
 /// The list in force.
@@ -114,6 +128,37 @@ impl Entry {
     }
 }
 
+/// As people say it: `jti 3f2a`, `name "laptop" of 6f1c.., issued before 2026-11-21 00:00:00 UTC`.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { jti, uid, name, issued_before } = self;
+        let mut parts = Vec::new();
+        parts.extend(jti.as_ref().map(|jti| format!("jti {}", jti.escape_debug())));
+        parts.extend(match (uid, name) {
+            (Some(uid), Some(name)) => Some(format!("name {name:?} of {uid}")),
+            (Some(uid), None) => Some(format!("uid {uid}")),
+            (None, _) => None,
+        });
+        parts.extend(issued_before.map(|at| format!("issued before {}", show(at))));
+        f.write_str(&parts.join(", "))
+    }
+}
+
+impl Cause {
+    /// The entry behind a verdict on `bearer`.
+    pub fn entry(self, bearer: Bearer<'_>) -> Entry {
+        let none = Entry { jti: None, uid: None, name: None, issued_before: None };
+        let (uid, name) = (Some(bearer.uid), Some(bearer.name.to_owned()));
+        match self {
+            Self::Jti => Entry { jti: Some(bearer.jti.to_owned()), ..none },
+            Self::Name => Entry { uid, name, ..none },
+            Self::NameBefore(at) => Entry { uid, name, issued_before: Some(at), ..none },
+            Self::SpaceBefore(at) => Entry { uid, issued_before: Some(at), ..none },
+            Self::AllBefore(at) => Entry { issued_before: Some(at), ..none },
+        }
+    }
+}
+
 impl Revocations {
     /// The list of these entries; the text of an error names the path.
     fn new(entries: Vec<Entry>, path: &Path) -> Result<Self, RevocationError> {
@@ -146,26 +191,37 @@ impl Revocations {
     /// # Errors
     /// The operator's.
     pub fn load(path: &Path) -> Result<Option<Self>, RevocationError> {
-        read(path)?.map(|entries| Self::new(entries, path)).transpose()
+        file::read(path)?.map(|entries| Self::new(entries, path)).transpose()
     }
 
     /// Whether a token is revoked.
     pub fn revoke(&self, bearer: Bearer<'_>) -> bool {
+        self.find(bearer).is_some()
+    }
+
+    /// What revokes a token, if anything does.
+    pub fn find(&self, bearer: Bearer<'_>) -> Option<Cause> {
         let Bearer { jti, uid, name, iat } = bearer;
         // Nearly always there is nothing to look up.
         if self.jtis.contains(jti) {
-            return true;
+            return Some(Cause::Jti);
         }
         let issued_at = iat.unwrap_or(0);
-        let before = |at: Option<&u64>| at.is_some_and(|at| issued_at < *at);
-        if issued_at < self.all_before || before(self.space_before.get(&uid)) {
-            return true;
+        let after = |at: &u64| issued_at < *at;
+        if after(&self.all_before) {
+            return Some(Cause::AllBefore(self.all_before));
+        }
+        if let Some(at) = self.space_before.get(&uid).copied().filter(after) {
+            return Some(Cause::SpaceBefore(at));
         }
         if self.names.is_empty() && self.named_before.is_empty() {
-            return false;
+            return None;
         }
         let key = (uid, name.to_owned());
-        self.names.contains(&key) || before(self.named_before.get(&key))
+        if self.names.contains(&key) {
+            return Some(Cause::Name);
+        }
+        self.named_before.get(&key).copied().filter(after).map(Cause::NameBefore)
     }
 
     /// How many entries count.
@@ -178,86 +234,6 @@ impl Revocations {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<Entry>>, RevocationError> {
-    let failed = |source| RevocationError::File { path: path.to_owned(), source };
-    match fs::metadata(path) {
-        Ok(file) if file.len() > FILE_BYTES_MAX => {
-            let why = format!("longer than {FILE_BYTES_MAX} bytes");
-            return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, why)));
-        }
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(e)),
-    }
-    let text = fs::read_to_string(path).map_err(failed)?;
-    // A file of comments is a list without entries.
-    let entries: Option<Vec<Entry>> = serde_yaml::from_str(&text)
-        .map_err(|source| RevocationError::Yaml { path: path.to_owned(), source })?;
-    Ok(Some(entries.unwrap_or_default()))
-}
-
-/// Adds an entry to the file, which is made if it isn't there; false if it says so already. What the file says
-/// besides stays as it is.
-///
-/// # Errors
-/// The file can't be read or replaced, or isn't a list now.
-pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
-    entry.check().map_err(|why| RevocationError::Entry { path: path.to_owned(), index: 0, why })?;
-    let there = read(path)?;
-    // As it is read is as it must stay: an error here is one before anything was changed.
-    Revocations::new(there.clone().unwrap_or_default(), path)?;
-    if there.iter().flatten().any(|one| one == entry) {
-        return Ok(false);
-    }
-    replace(path, entry, there.is_some_and(|entries| !entries.is_empty()))
-        .map_err(|source| RevocationError::File { path: path.to_owned(), source })?;
-    Ok(true)
-}
-
-/// Writes the file anew with one more entry, so that whoever reads it sees the old one or the new one.
-fn replace(path: &Path, entry: &Entry, has_entries: bool) -> io::Result<()> {
-    let mut text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(e),
-    };
-    let one = std::slice::from_ref(entry);
-    if has_entries && !text.trim_start().starts_with(['-', '#']) {
-        // A list in another style (`[{..}]`): it is written as ours.
-        let mut all: Vec<Entry> = serde_yaml::from_str(&text).map_err(io::Error::other)?;
-        all.push(entry.clone());
-        text = serde_yaml::to_string(&all).map_err(io::Error::other)?;
-    } else {
-        if !has_entries && text.trim() == "[]" {
-            text.clear();
-        }
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text += &serde_yaml::to_string(one).map_err(io::Error::other)?;
-    }
-    // A comment in front of a list in another style would break here, not in the gateway.
-    serde_yaml::from_str::<Vec<Entry>>(&text).map_err(io::Error::other)?;
-    let mut tmp = path.as_os_str().to_owned();
-    tmp.push(format!(".{}", std::process::id()));
-    let tmp = PathBuf::from(tmp);
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&tmp)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        if let Ok(old) = fs::metadata(path) {
-            file.set_permissions(old.permissions())?;
-        }
-        fs::rename(&tmp, path)?;
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    written
 }
 
 #[cfg(test)]
@@ -313,12 +289,33 @@ mod tests {
             let list = list(&yaml);
             for (rows, revoked) in [(yes, true), (no, false)] {
                 for (jti, uid, name, iat) in rows {
-                    let got = list.revoke(Bearer { jti: &jti, uid, name, iat });
-                    assert_eq!(got, revoked, "{yaml}: {jti} {uid} {name} {iat:?}");
+                    let bearer = Bearer { jti: &jti, uid, name, iat };
+                    let cause = list.find(bearer);
+                    assert_eq!(list.revoke(bearer), revoked, "{yaml}: {jti} {uid} {name} {iat:?}");
+                    let entries: Vec<Entry> = serde_yaml::from_str(&yaml).unwrap();
+                    assert_eq!(cause.map(|cause| cause.entry(bearer)), revoked.then(|| entries[0].clone()));
                 }
             }
         }
         assert!(Revocations::default().is_empty());
+    }
+
+    #[test]
+    fn an_entry_is_said_as_it_stands_in_the_file() {
+        for (yaml, words) in [
+            ("{jti: 3f2a}", "jti 3f2a"),
+            ("{issued_before: 1795132800}", "issued before 2026-11-20 00:00:00 UTC"),
+            (
+                "{uid: 00000000-0000-0000-0000-000000000001, issued_before: 0}",
+                "uid 00000000-0000-0000-0000-000000000001, issued before 1970-01-01 00:00:00 UTC",
+            ),
+            (
+                "{uid: 00000000-0000-0000-0000-000000000001, name: laptop}",
+                "name \"laptop\" of 00000000-0000-0000-0000-000000000001",
+            ),
+        ] {
+            assert_eq!(serde_yaml::from_str::<Entry>(yaml).unwrap().to_string(), words);
+        }
     }
 
     #[test]
@@ -338,49 +335,5 @@ mod tests {
             assert!(error.starts_with("list: entry 0: ") && error.contains(says), "{yaml}: {error}");
         }
         assert!(serde_yaml::from_str::<Entry>("{jti: a, until: 9}").is_err());
-    }
-
-    #[test]
-    fn a_file_grows_by_an_entry_and_keeps_the_rest() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("revoked.yaml");
-        let entry =
-            |jti: &str| Entry { jti: Some(jti.to_owned()), uid: None, name: None, issued_before: None };
-        assert!(Revocations::load(&path).unwrap().is_none());
-        for before in
-            [None, Some("[]\n"), Some("# stolen in May\n"), Some("- jti: x # mine"), Some("[{jti: x}]")]
-        {
-            let _ = fs::remove_file(&path);
-            if let Some(text) = before {
-                fs::write(&path, text).unwrap();
-            }
-            assert!(add(&path, &entry("a")).unwrap(), "{before:?}");
-            assert!(!add(&path, &entry("a")).unwrap(), "{before:?}");
-            assert!(add(&path, &entry("b")).unwrap(), "{before:?}");
-            let list = Revocations::load(&path).unwrap().unwrap();
-            let mut want = vec!["a", "b"];
-            want.extend(before.filter(|text| text.contains('x')).map(|_| "x"));
-            assert_eq!(list.jtis, want.into_iter().map(str::to_owned).collect(), "{before:?}");
-            let text = fs::read_to_string(&path).unwrap();
-            for comment in ["# stolen in May", "# mine"] {
-                let was_there = before.is_some_and(|text| text.contains(comment));
-                assert_eq!(text.contains(comment), was_there, "{text}");
-            }
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left behind");
-    }
-
-    #[test]
-    fn a_file_that_is_no_list_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("revoked.yaml");
-        let entry = Entry { jti: Some("a".to_owned()), uid: None, name: None, issued_before: None };
-        for bad in ["- jti: [\n", "- {jti: a, until: 9}\n", "- {}\n", "jti: a\n"] {
-            fs::write(&path, bad).unwrap();
-            let error = add(&path, &entry).unwrap_err().to_string();
-            assert!(error.contains("revoked.yaml"), "{error}");
-            assert!(Revocations::load(&path).is_err());
-            assert_eq!(fs::read_to_string(&path).unwrap(), bad);
-        }
     }
 }

@@ -14,7 +14,7 @@ use narrowlink_proto::{
     id::Uid,
     policy::{Grant, Verdict},
     target::Target,
-    token::{Claims, EXP_MAX, Kind, Secret},
+    token::{Claims, EXP_MAX, Kind},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -25,7 +25,10 @@ use serde::{
 };
 
 use super::{Expectations, Row};
-use crate::explain::{Bearer, Question, Rule, Trouble, read_token_file};
+use crate::{
+    config::Config,
+    explain::{Bearer, Question, Rule, Trouble, read_token_file},
+};
 
 type Grants = BTreeMap<String, Result<Grant, Trouble>>;
 
@@ -35,11 +38,11 @@ const KEYS: &[&str] = &["tokens", "expect"];
 pub(super) fn parse(
     text: &str,
     base: &Path,
-    secrets: Option<&[Secret]>,
+    config: Option<&Config>,
     now: u64,
 ) -> Result<Expectations, serde_yaml::Error> {
     let read = || serde_yaml::Deserializer::from_str(text);
-    let grants = Section { key: "tokens", seed: Tokens { base, secrets, now } }.deserialize(read())?;
+    let grants = Section { key: "tokens", seed: Tokens { base, config, now } }.deserialize(read())?;
     let rows = Section { key: "expect", seed: Rows(&grants) }.deserialize(read())?;
     Ok(Expectations { grants, rows })
 }
@@ -90,7 +93,7 @@ impl<'de, S: DeserializeSeed<'de>> de::Visitor<'de> for Section<S> {
 #[derive(Clone, Copy)]
 struct Tokens<'a> {
     base: &'a Path,
-    secrets: Option<&'a [Secret]>,
+    config: Option<&'a Config>,
     now: u64,
 }
 
@@ -166,7 +169,7 @@ impl Tokens<'_> {
     fn read(&self, path: &Path) -> Result<Result<Grant, Trouble>, String> {
         let path = self.base.join(path);
         let token = read_token_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let bearer = Bearer::examine(&token, self.secrets, self.now);
+        let bearer = Bearer::examine(&token, self.config, self.now);
         match (bearer.trouble, bearer.claims) {
             (Some(Trouble::Unreadable(e)), _) => Err(format!("{}: {e}", path.display())),
             (Some(trouble), _) => Ok(Err(trouble)),

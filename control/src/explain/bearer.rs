@@ -1,17 +1,22 @@
 //! Role: a token as the gateway would take it, with what is wrong with it.
-//! Invariants: whoever has no secrets checks no signature, and says so; a token is never repeated in a message.
+//! Invariants: whoever has no config checks no signature, and says so; a token is never repeated in a message.
 //! See: `auth`, which decides while the gateway runs, and tells no bearer why.
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use narrowlink_proto::{
     policy::Grant,
     token::{Claims, Keys, Kind, Secret, TokenError, read_unverified},
     when::{distance, show},
+};
+
+use crate::{
+    config::Config,
+    revocations::{self, Entry},
 };
 
 /// A token, a line end and some spaces at the most.
@@ -67,20 +72,32 @@ pub enum Trouble {
         /// What time it is.
         now: u64,
     },
+    /// On the gateway's list.
+    #[error("revoked by {}: {entry}", list.display())]
+    Revoked {
+        /// Where the list is kept.
+        list: PathBuf,
+        /// What it says of this token.
+        entry: Box<Entry>,
+    },
 }
 
 impl Bearer {
-    /// Looks at a token at `now` (seconds since 1970); without `secrets` at everything but its signature.
-    pub fn examine(token: &str, secrets: Option<&[Secret]>, now: u64) -> Self {
+    /// Looks at a token at `now` (seconds since 1970) as the gateway of `config` would; without one at
+    /// everything but its signature, and no list says that it is revoked.
+    pub fn examine(token: &str, config: Option<&Config>, now: u64) -> Self {
         let claims = read_unverified(token);
         let kind = claims.as_ref().ok().map(|claims| claims.kind);
-        let signature = match secrets {
+        let signature = match config {
             None => Signature::Unchecked,
-            Some(secrets) => signer(token, kind, secrets).map_or(Signature::Unknown, Signature::Secret),
+            Some(Config { secrets, .. }) => {
+                signer(token, kind, secrets).map_or(Signature::Unknown, Signature::Secret)
+            }
         };
         match claims {
             Ok(claims) => {
-                let trouble = trouble(&claims, signature, now);
+                let trouble = trouble(&claims, signature, now)
+                    .or_else(|| config.and_then(|config| revoked(&claims, config)));
                 Self { claims: Some(claims), signature, trouble }
             }
             Err(e) => Self { claims: None, signature, trouble: Some(Trouble::Unreadable(e)) },
@@ -113,6 +130,13 @@ fn trouble(claims: &Claims, signature: Signature, now: u64) -> Option<Trouble> {
         Err(TokenError::NotYet { nbf }) => Some(Trouble::NotYet { nbf, now }),
         Err(e) => Some(Trouble::Unreadable(e)),
     }
+}
+
+fn revoked(claims: &Claims, config: &Config) -> Option<Trouble> {
+    let Claims { jti, uid, name, iat, .. } = claims;
+    let bearer = revocations::Bearer { jti, uid: *uid, name, iat: *iat };
+    let entry = Box::new(config.revocations.find(bearer)?.entry(bearer));
+    Some(Trouble::Revoked { list: config.revocations_path.clone().unwrap_or_default(), entry })
 }
 
 /// Which of the secrets signed the token, as what it says it is: each kind has its own key, and another one's
@@ -174,6 +198,10 @@ mod tests {
         [[7; 32], [8; 32], [9; 32]].map(|bytes| Secret::from_bytes(bytes.to_vec()).unwrap()).to_vec()
     }
 
+    fn config() -> Config {
+        Config::new("gw", secrets(), Vec::new())
+    }
+
     fn claims(kind: Kind) -> Claims {
         Claims::new(kind, Uid::from_u128(1), "laptop", NOW + 60, "t1")
     }
@@ -183,7 +211,7 @@ mod tests {
     }
 
     fn check(token: &str, signature: Signature, says: &str) {
-        let bearer = Bearer::examine(token, Some(&secrets()), NOW);
+        let bearer = Bearer::examine(token, Some(&config()), NOW);
         let trouble = bearer.trouble.map(|trouble| trouble.to_string()).unwrap_or_default();
         assert_eq!(bearer.signature, signature, "{trouble}");
         assert_eq!(trouble.is_empty(), says.is_empty(), "{trouble}");
@@ -214,7 +242,7 @@ mod tests {
                     let token = sign(token, &Claims { exp, nbf, ..claims(kind) });
                     let keys = secrets().into_iter().map(|secret| Keys::new(secret.as_bytes()));
                     let taken = keys.into_iter().any(|keys| keys.verify(&token, Kind::Client, NOW).is_ok());
-                    let bearer = Bearer::examine(&token, Some(&secrets()), NOW);
+                    let bearer = Bearer::examine(&token, Some(&config()), NOW);
                     assert_eq!(bearer.grant().is_ok(), taken, "{kind:?} {exp} {nbf:?}");
                 }
             }
@@ -246,7 +274,31 @@ mod tests {
     }
 
     #[test]
-    fn without_secrets_everything_else_is_looked_at() {
+    fn a_revoked_token_opens_nothing_and_the_entry_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("revoked.yaml");
+        let revoked_by = |claims: &Claims| {
+            let revocations = revocations::Revocations::load(&list).unwrap().unwrap();
+            let config = Config { revocations, revocations_path: Some(list.clone()), ..config() };
+            let trouble = Bearer::examine(&sign(7, claims), Some(&config), NOW).trouble;
+            trouble.map(|trouble| trouble.to_string()).unwrap_or_default()
+        };
+        let client = Claims { iat: Some(NOW), ..claims(Kind::Client) };
+        let says = |entry: &str| format!("revoked by {}: {entry}", list.display());
+        std::fs::write(&list, format!("- issued_before: {NOW}\n- jti: t2\n")).unwrap();
+        assert_eq!(revoked_by(&client), "");
+        assert_eq!(revoked_by(&Claims { jti: "t2".to_owned(), ..client.clone() }), says("jti t2"));
+        // Who doesn't say when it was issued is older than any time.
+        let undated = Claims { iat: None, ..client.clone() };
+        assert_eq!(revoked_by(&undated), says("issued before 2027-01-15 08:00:00 UTC"));
+        std::fs::write(&list, format!("- {{uid: {}, name: laptop}}\n", client.uid)).unwrap();
+        assert_eq!(revoked_by(&client), says(&format!("name \"laptop\" of {}", client.uid)));
+        let tablet = Claims { name: "tablet".to_owned(), ..client };
+        assert_eq!(revoked_by(&tablet), "");
+    }
+
+    #[test]
+    fn without_a_config_everything_else_is_looked_at() {
         let at = |claims: &Claims| Bearer::examine(&sign(6, claims), None, NOW);
         let good = at(&claims(Kind::Client));
         assert!(good.signature == Signature::Unchecked && good.grant().is_ok());

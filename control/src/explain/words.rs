@@ -287,6 +287,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::Config;
 
     const NOW: u64 = 1_800_000_000;
 
@@ -306,8 +307,8 @@ mod tests {
     fn bearer(lists: Vec<Policies>) -> Bearer {
         let claims = Claims::new(Kind::Client, Uid::nil(), "laptop", NOW + 29 * 86_400, "t1");
         let token = Keys::new(&[8; 32]).sign(&Claims { policies: Grant::new(lists), ..claims }).unwrap();
-        let secrets = [[7; 32], [8; 32]].map(|bytes| Secret::from_bytes(bytes.to_vec()).unwrap());
-        Bearer::examine(&token, Some(&secrets), NOW)
+        let secrets = [[7; 32], [8; 32]].map(|bytes| Secret::from_bytes(bytes.to_vec()).unwrap()).to_vec();
+        Bearer::examine(&token, Some(&Config::new("gw", secrets, Vec::new())), NOW)
     }
 
     fn question(agent: &str, target: &str, resolved: &[&str]) -> Question {

@@ -1,0 +1,364 @@
+//! Role: `narrowlink-gateway revoke`: what the operator means, as an entry of the list, and what it will do.
+//! Invariants: a token's own words are believed by nobody else than who revokes it, and who hasn't signed it is said ·
+//! no token appears in what is said.
+//! See: `revocations`, which keeps the list; docs/policy.md "Revocation".
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use narrowlink_proto::{
+    token::{EXP_MAX, read_unverified},
+    when::{date, distance, show},
+};
+
+use crate::{
+    args::Revoke,
+    config::Config,
+    explain::{Bearer, Signature, find_token},
+    revocations::{Entry, RevocationError, add},
+};
+
+const DAY_S: u64 = 86_400;
+
+/// A point in time on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// When it is read.
+    Now,
+    /// In seconds since 1970.
+    At(u64),
+}
+
+/// A text that is none. Its writer's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoMoment {
+    /// None of the forms.
+    #[error("expected now, a date such as 2026-11-21 (0:00 UTC), or seconds since 1970")]
+    Form,
+    /// A date in form only.
+    #[error("there is no such day")]
+    NoSuchDay,
+    /// After the year 9999.
+    #[error("beyond the year 9999: are these milliseconds?")]
+    TooLate,
+}
+
+impl FromStr for Moment {
+    type Err = NoMoment;
+
+    fn from_str(text: &str) -> Result<Self, NoMoment> {
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if text == "now" {
+            return Ok(Self::Now);
+        }
+        if is_number(text) {
+            return match text.parse() {
+                Ok(seconds) if seconds <= EXP_MAX => Ok(Self::At(seconds)),
+                _ => Err(NoMoment::TooLate),
+            };
+        }
+        let fields: Vec<_> = text.split('-').collect();
+        match fields[..] {
+            [y, m, d] if (y.len(), m.len(), d.len()) == (4, 2, 2) && fields.iter().all(|f| is_number(f)) => {
+                let number = |text: &str| text.parse::<u64>().map_err(|_| NoMoment::Form);
+                let start = day_start(number(y)?, number(m)?, number(d)?);
+                // A day that isn't is another one's name.
+                start.filter(|at| date(*at) == text).map(Self::At).ok_or(NoMoment::NoSuchDay)
+            }
+            _ => Err(NoMoment::Form),
+        }
+    }
+}
+
+/// The inverse of `date`, for days that are.
+const fn day_start(year: u64, month: u64, day: u64) -> Option<u64> {
+    if year < 1970 || month == 0 || month > 12 || day == 0 {
+        return None;
+    }
+    // Years that begin in March, so that the leap day is the last (H. Hinnant, "chrono-compatible
+    // low-level date algorithms", days_from_civil).
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year / 400, year % 400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    match days.checked_sub(719_468) {
+        Some(days) => Some(days * DAY_S),
+        None => None,
+    }
+}
+
+/// Which list gets the entry.
+pub enum List {
+    /// The one of this config, which was read from this file.
+    OfConfig {
+        /// The config's file.
+        path: PathBuf,
+        /// What it says.
+        config: Box<Config>,
+        /// Its list.
+        list: PathBuf,
+    },
+    /// A file; whose it is isn't known.
+    File(PathBuf),
+}
+
+/// A config without a list. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: it names no list of revoked tokens: add the line \"revocations: revoked.yaml\" (a path relative to that \
+     file; a running gateway takes the change by itself)", .0.display()
+)]
+pub struct NoList(PathBuf);
+
+impl List {
+    /// The list of a config that was read from `path`.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn of(path: PathBuf, config: Config) -> Result<Self, NoList> {
+        match config.revocations_path.clone() {
+            Some(list) => Ok(Self::OfConfig { path, config: Box::new(config), list }),
+            None => Err(NoList(path)),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::OfConfig { list, .. } | Self::File(list) => list,
+        }
+    }
+}
+
+/// What is to be revoked.
+#[derive(Debug)]
+pub struct Subject {
+    /// As the list says it.
+    pub entry: Entry,
+    /// Whose token it is, if one was shown.
+    whose: Option<String>,
+    /// What the operator should know before.
+    pub warnings: Vec<String>,
+}
+
+/// Nothing that can be revoked. The caller's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// No token where one was said to be.
+    #[error("{0}")]
+    Token(String),
+    /// What no entry may say.
+    #[error("{0}")]
+    Entry(&'static str),
+}
+
+impl Subject {
+    /// What `args` mean at `now` (seconds since 1970). A token is held against the secrets of the list's config.
+    ///
+    /// # Errors
+    /// The caller's.
+    pub fn new(args: &Revoke, list: &List, now: u64) -> Result<Self, SubjectError> {
+        if let Some(spec) = &args.token {
+            let token = find_token(spec).map_err(SubjectError::Token)?;
+            return Self::of_token(&token, list, now);
+        }
+        let issued_before = args.issued_before.map(|moment| match moment {
+            Moment::Now => now,
+            Moment::At(at) => at,
+        });
+        let entry = Entry { jti: args.jti.clone(), uid: args.uid, name: args.name.clone(), issued_before };
+        entry.check().map_err(SubjectError::Entry)?;
+        let warnings = issued_before.filter(|at| *at > now).map(|at| {
+            let (at, distance) = (show(at), distance(at, now));
+            format!("{at} is {distance}: tokens that you issue until then are refused, too")
+        });
+        Ok(Self { entry, whose: None, warnings: warnings.into_iter().collect() })
+    }
+
+    fn of_token(token: &str, list: &List, now: u64) -> Result<Self, SubjectError> {
+        let claims = read_unverified(token).map_err(|e| SubjectError::Token(format!("--token: {e}")))?;
+        let entry = Entry { jti: Some(claims.jti), uid: None, name: None, issued_before: None };
+        entry.check().map_err(SubjectError::Entry)?;
+        let whose = format!("{} {:?} of {}", claims.kind.name(), claims.name, claims.uid);
+        let mut warnings = Vec::new();
+        if let List::OfConfig { path, config, .. } = list
+            && Bearer::examine(token, Some(config), now).signature == Signature::Unknown
+        {
+            warnings.push(format!(
+                "no secret of {} has signed this token: its gateway refuses it anyway, and what it says may be \
+                 forged, its jti another token's",
+                path.display()
+            ));
+        }
+        Ok(Self { entry, whose: Some(whose), warnings })
+    }
+}
+
+/// What has become of it.
+#[derive(Debug)]
+pub struct Revoked<'a> {
+    subject: &'a Subject,
+    list: &'a Path,
+    /// Whose gateway follows the list.
+    has_config: bool,
+    is_new: bool,
+}
+
+impl<'a> Revoked<'a> {
+    /// Puts it on the list, unless it is there already.
+    ///
+    /// # Errors
+    /// The list can't be read or written.
+    pub fn add(subject: &'a Subject, list: &'a List) -> Result<Self, RevocationError> {
+        let is_new = add(list.path(), &subject.entry)?;
+        let has_config = matches!(list, List::OfConfig { .. });
+        Ok(Self { subject, list: list.path(), has_config, is_new })
+    }
+
+    /// For people, with what they may not expect.
+    pub fn text(&self) -> String {
+        let Subject { entry, whose, .. } = self.subject;
+        let whose = whose.as_ref().map(|whose| format!(" ({whose})")).unwrap_or_default();
+        let list = self.list.display();
+        if !self.is_new {
+            return format!("revoked already: {entry}{whose}, in {list}; nothing was changed\n");
+        }
+        let gateway = if self.has_config { "gateway" } else { "gateway that has this list" };
+        let ends = if entry.jti.is_some() { "its" } else { "their" };
+        let mut text = format!(
+            "revoked: {entry}{whose}, in {list}; a running {gateway} ends {ends} links and sessions within 2 s\n"
+        );
+        if entry.name.is_some() && entry.issued_before.is_none() {
+            text += "note: that name is refused for ever, in new tokens too; to let new ones in, replace the entry by \
+                     one with --issued-before now\n";
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use narrowlink_proto::{
+        id::Uid,
+        token::{Claims, Keys, Kind, Secret},
+    };
+
+    use super::*;
+    use crate::args::{Args, Command};
+
+    const NOW: u64 = 1_795_219_200 + 3600;
+    const UID: &str = "00000000-0000-0000-0000-000000000001";
+
+    fn args(line: &str) -> Result<Revoke, clap::Error> {
+        let args = Args::try_parse_from(format!("narrowlink-gateway revoke {line}").split_whitespace())?;
+        let Some(Command::Revoke(revoke)) = args.command else { panic!("another command") };
+        Ok(revoke)
+    }
+
+    fn subject(line: &str) -> Result<Subject, SubjectError> {
+        Subject::new(&args(line).unwrap(), &List::File("list".into()), NOW)
+    }
+
+    #[test]
+    fn a_moment_is_read_in_each_of_its_forms() {
+        for (text, moment) in [
+            ("now", Ok(Moment::Now)),
+            ("0", Ok(Moment::At(0))),
+            ("1795132800", Ok(Moment::At(1_795_132_800))),
+            ("1970-01-01", Ok(Moment::At(0))),
+            ("2000-02-29", Ok(Moment::At(951_782_400))),
+            ("2026-11-20", Ok(Moment::At(1_795_132_800))),
+            ("9999-12-31", Ok(Moment::At(253_402_214_400))),
+            ("2026-02-29", Err(NoMoment::NoSuchDay)),
+            ("2026-13-01", Err(NoMoment::NoSuchDay)),
+            ("2026-00-01", Err(NoMoment::NoSuchDay)),
+            ("2026-01-00", Err(NoMoment::NoSuchDay)),
+            ("1969-12-31", Err(NoMoment::NoSuchDay)),
+            ("1970-01-00", Err(NoMoment::NoSuchDay)),
+            ("1795132800000", Err(NoMoment::TooLate)),
+            ("99999999999999999999999", Err(NoMoment::TooLate)),
+            ("", Err(NoMoment::Form)),
+            ("Now", Err(NoMoment::Form)),
+            ("2026-1-1", Err(NoMoment::Form)),
+            ("+026-01-01", Err(NoMoment::Form)),
+            ("2026-11-20T00:00:00Z", Err(NoMoment::Form)),
+            ("2026-11-20-1", Err(NoMoment::Form)),
+            ("-1", Err(NoMoment::Form)),
+        ] {
+            assert_eq!(text.parse::<Moment>(), moment, "{text}");
+        }
+        for day in (0..2_932_896).step_by(97) {
+            assert_eq!(date(day * DAY_S).parse(), Ok(Moment::At(day * DAY_S)));
+        }
+    }
+
+    #[test]
+    fn each_form_becomes_its_entry() {
+        for (line, yaml) in [
+            ("--jti 3f2a".to_owned(), "{jti: 3f2a}".to_owned()),
+            (format!("--uid {UID} --name laptop"), format!("{{uid: {UID}, name: laptop}}")),
+            (format!("--uid {UID} --issued-before 7"), format!("{{uid: {UID}, issued_before: 7}}")),
+            ("--issued-before 2026-11-20".to_owned(), "{issued_before: 1795132800}".to_owned()),
+            (
+                format!("--uid {UID} --name laptop --issued-before now"),
+                format!("{{uid: {UID}, name: laptop, issued_before: {NOW}}}"),
+            ),
+        ] {
+            let subject = subject(&line).unwrap();
+            assert_eq!(subject.entry, serde_yaml::from_str(&yaml).unwrap(), "{line}");
+            assert!(subject.warnings.is_empty());
+        }
+        let later = subject("--issued-before 2026-12-21").unwrap();
+        let warning =
+            "2026-12-21 00:00:00 UTC is in 29 days: tokens that you issue until then are refused, too";
+        assert_eq!(later.warnings, [warning]);
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        for (line, says) in [
+            (String::new(), "required"),
+            (format!("--uid {UID}"), "--issued-before"),
+            ("--name laptop".to_owned(), "--uid"),
+            ("--name laptop --issued-before now".to_owned(), "--uid"),
+            (format!("--jti a --uid {UID} --name b"), "cannot be used with"),
+            ("--jti a --issued-before now".to_owned(), "cannot be used with"),
+            ("--token a --jti b".to_owned(), "cannot be used with"),
+            (format!("--token a --uid {UID}"), "cannot be used with"),
+            ("--jti a -c gateway.yaml --list revoked.yaml".to_owned(), "cannot be used with"),
+            ("--uid 7 --name a".to_owned(), "invalid value '7'"),
+            ("--issued-before tomorrow".to_owned(), "expected now, a date"),
+        ] {
+            let refused = args(&line).unwrap_err();
+            assert!(refused.exit_code() == 2 && refused.to_string().contains(says), "{line}: {refused}");
+        }
+        let zero_width = subject("--jti a\u{200b}b").unwrap_err().to_string();
+        assert!(zero_width.starts_with("no token has such a jti or name"), "{zero_width}");
+    }
+
+    #[test]
+    fn a_token_is_revoked_by_its_jti_and_a_strangers_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let revocations_path = Some(dir.path().join("revoked.yaml"));
+        let secrets = [7, 8].map(|byte| Secret::from_bytes(vec![byte; 32]).unwrap()).to_vec();
+        let config = Config { revocations_path, ..Config::new("gw", secrets, Vec::new()) };
+        let list = List::of("gw.yaml".into(), config).unwrap();
+        for (secret, kind, warned) in
+            [(7, Kind::Client, false), (8, Kind::Agent, false), (9, Kind::Client, true)]
+        {
+            // Also one that has expired.
+            let claims = Claims::new(kind, Uid::from_u128(1), "laptop", NOW - 60, "t1");
+            let token = Keys::new(&[secret; 32]).sign(&claims).unwrap();
+            let revoke = args(&format!("--token {token}")).unwrap();
+            let subject = Subject::new(&revoke, &list, NOW).unwrap();
+            assert_eq!(subject.entry.to_string(), "jti t1");
+            assert_eq!(subject.whose, Some(format!("{} \"laptop\" of {UID}", kind.name())));
+            assert_eq!(subject.warnings.len(), usize::from(warned), "{subject:?}");
+            let said = format!("{:?}", Revoked::add(&subject, &list).unwrap());
+            assert!(!said.contains(&token[..20]), "{said}");
+        }
+        assert!(subject("--token no.token").is_err());
+    }
+}

@@ -1,0 +1,291 @@
+//! `narrowlink-gateway revoke` as an operator meets it: the list, words and exit codes.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use narrowlink_proto::{
+    id::Uid,
+    token::{Claims, Keys, Kind},
+};
+
+const UID: &str = "6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10";
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn config(more: &str) -> String {
+    let secret = "07".repeat(32);
+    format!(
+        "name: a\nsecret: \"hex:{secret}\"\nservices: [!Ws {{ domains: [a], listen_addr: \"127.0.0.1:0\" }}]\n{more}"
+    )
+}
+
+/// A directory with a config that names a list, one that doesn't, and tokens.
+fn site() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let token = |name: &str, secret: u8, kind, jti| {
+        let uid: Uid = UID.parse().unwrap();
+        let claims = Claims { iat: Some(now() - 60), ..Claims::new(kind, uid, name, now() + 3600, jti) };
+        let token = Keys::new(&[secret; 32]).sign(&claims).unwrap();
+        write(&dir.path().join(format!("{name}.token")), &format!("{token}\n"));
+    };
+    token("laptop", 7, Kind::Client, "t1");
+    token("home", 7, Kind::Agent, "t2");
+    token("stranger", 9, Kind::Client, "t3");
+    write(&dir.path().join("gw.yaml"), &config("revocations: revoked.yaml\n"));
+    write(&dir.path().join("bare.yaml"), &config(""));
+    dir
+}
+
+fn gateway(dir: &Path, args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_narrowlink-gateway"));
+    command.args(args.split_whitespace()).current_dir(dir);
+    command.env_remove("RUST_LOG").env_remove("XDG_CONFIG_HOME").env("HOME", dir);
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// What a command line ends with, and what stands in what it says: on standard output for what was done.
+fn check(dir: &Path, args: &str, code: i32, says: &[&str]) -> Output {
+    let out = gateway(dir, args).output().unwrap();
+    let said = text(if code <= 1 { &out.stdout } else { &out.stderr });
+    assert_eq!(out.status.code(), Some(code), "{args}: {out:?}");
+    for words in says {
+        assert!(said.contains(words), "{args}: {said} lacks {words}");
+    }
+    out
+}
+
+#[test]
+fn each_form_puts_its_entry_on_the_list_once_and_says_what_it_did() {
+    let dir = site();
+    let all = "; a running gateway ends their links and sessions within 2 s\n";
+    let forms = [
+        (
+            "--token laptop.token".to_owned(),
+            format!(
+                "revoked: jti t1 (client \"laptop\" of {UID}), in revoked.yaml; a running gateway ends its links \
+                 and sessions within 2 s\n"
+            ),
+        ),
+        (
+            "--token home.token".to_owned(),
+            format!("revoked: jti t2 (agent \"home\" of {UID}), in revoked.yaml"),
+        ),
+        ("--jti 3f2a".to_owned(), "revoked: jti 3f2a, in revoked.yaml; ".to_owned()),
+        (
+            format!("--uid {UID} --name laptop"),
+            format!(
+                "revoked: name \"laptop\" of {UID}, in revoked.yaml{all}note: that name is refused for ever, in \
+                 new tokens too; to let new ones in, replace the entry by one with --issued-before now\n"
+            ),
+        ),
+        (
+            format!("--uid {UID} --issued-before 2026-01-31"),
+            format!("revoked: uid {UID}, issued before 2026-01-31 00:00:00 UTC, in revoked.yaml{all}"),
+        ),
+        (
+            format!("--uid {UID} --name laptop --issued-before 1700000000"),
+            format!(
+                "revoked: name \"laptop\" of {UID}, issued before 2023-11-14 22:13:20 UTC, in revoked.yaml{all}"
+            ),
+        ),
+        (
+            "--issued-before 1700000000".to_owned(),
+            format!("revoked: issued before 2023-11-14 22:13:20 UTC, in revoked.yaml{all}"),
+        ),
+    ];
+    for (form, says) in &forms {
+        let out = check(dir.path(), &format!("revoke -c gw.yaml {form}"), 0, &[says]);
+        assert_eq!(text(&out.stderr), "", "{form}");
+    }
+    let list = fs::read_to_string(dir.path().join("revoked.yaml")).unwrap();
+    assert_eq!(
+        list,
+        format!(
+            "- jti: t1\n- jti: t2\n- jti: 3f2a\n- uid: {UID}\n  name: laptop\n- uid: {UID}\n  issued_before: \
+             1769817600\n- uid: {UID}\n  name: laptop\n  issued_before: 1700000000\n- issued_before: 1700000000\n"
+        )
+    );
+    for (form, _) in &forms {
+        let says = ["revoked already: ", ", in revoked.yaml; nothing was changed\n"];
+        check(dir.path(), &format!("revoke -c gw.yaml {form}"), 0, &says);
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("revoked.yaml")).unwrap(), list);
+    check(dir.path(), "-c gw.yaml --check", 0, &["ok"]);
+}
+
+#[test]
+fn now_is_the_second_in_which_it_was_said() {
+    let dir = site();
+    let before = now();
+    check(
+        dir.path(),
+        "revoke --list list.yaml --issued-before now",
+        0,
+        &["a running gateway that has this list"],
+    );
+    let list: Vec<narrowlink_control::revocations::Entry> =
+        serde_yaml::from_str(&fs::read_to_string(dir.path().join("list.yaml")).unwrap()).unwrap();
+    assert!((before..=now()).contains(&list[0].issued_before.unwrap()), "{list:?}");
+    let out = check(dir.path(), "revoke --list list.yaml --issued-before 9999-12-31", 0, &[]);
+    assert!(text(&out.stderr).contains("tokens that you issue until then are refused, too"), "{out:?}");
+}
+
+#[test]
+fn a_token_may_come_from_standard_input_and_one_of_nobody_is_warned_of() {
+    let dir = site();
+    let mut child = gateway(dir.path(), "revoke -c gw.yaml --token -")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let token = fs::read(dir.path().join("laptop.token")).unwrap();
+    child.stdin.take().unwrap().write_all(&token).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success() && text(&out.stdout).starts_with("revoked: jti t1 "), "{out:?}");
+    let out = check(dir.path(), "revoke -c gw.yaml --token stranger.token", 0, &["revoked: jti t3 "]);
+    assert!(text(&out.stderr).contains("no secret of gw.yaml has signed this token"), "{out:?}");
+    // Without a config nobody can tell.
+    let out = check(dir.path(), "revoke --list list.yaml --token stranger.token", 0, &["revoked: jti t3 "]);
+    assert_eq!(text(&out.stderr), "");
+}
+
+#[test]
+fn the_config_is_looked_for_where_the_gateway_looks() {
+    let dir = site();
+    check(dir.path(), "revoke --jti a", 78, &["no gateway.yaml in ., ", "--list FILE names one"]);
+    fs::create_dir(dir.path().join(".narrowlink")).unwrap();
+    write(&dir.path().join(".narrowlink/gateway.yaml"), &config("revocations: lists/revoked.yaml\n"));
+    fs::create_dir(dir.path().join(".narrowlink/lists")).unwrap();
+    check(dir.path(), "revoke --jti a", 0, &["/.narrowlink/lists/revoked.yaml; "]);
+    assert!(dir.path().join(".narrowlink/lists/revoked.yaml").exists());
+}
+
+#[test]
+fn each_error_has_its_words_and_its_exit_code() {
+    let dir = site();
+    fs::create_dir(dir.path().join("dir.yaml")).unwrap();
+    write(&dir.path().join("bad-list.yaml"), "- {jti: a, until: 9}\n");
+    write(&dir.path().join("bad.yaml"), "name: 7\n");
+    write(&dir.path().join("words"), "words\n");
+    for (args, code, says) in [
+        ("", 2, "required"),
+        ("--uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10", 2, "--issued-before <WHEN>"),
+        ("--name laptop", 2, "--uid <UID>"),
+        ("--jti a --issued-before now", 2, "cannot be used with"),
+        ("--jti a --list b -c gw.yaml", 2, "cannot be used with"),
+        ("--list l --issued-before 2026-02-30", 2, "there is no such day"),
+        ("--list l --issued-before 1795132800000", 2, "are these milliseconds?"),
+        ("--list l --jti \u{1}", 2, "no token has such a jti or name"),
+        ("--list l --token no.token", 2, "neither a file that is there nor a token"),
+        ("--list l --token words", 2, "--token: not a token"),
+        ("--list no/where.yaml --jti a", 74, "no/where.yaml: No such file or directory"),
+        ("--list dir.yaml --jti a", 74, "dir.yaml: Is a directory"),
+        ("--list bad-list.yaml --jti a", 78, "[0]: unknown field `until`, expected one of `jti`"),
+        ("-c no.yaml --jti a", 78, "no.yaml: No such file"),
+        ("-c bad.yaml --jti a", 78, "bad.yaml: "),
+        (
+            "-c bare.yaml --jti a",
+            78,
+            "bare.yaml: it names no list of revoked tokens: add the line \"revocations: ",
+        ),
+    ] {
+        let out = check(dir.path(), &format!("revoke {args}"), code, &[says]);
+        assert_eq!(text(&out.stdout), "", "{args}");
+    }
+    assert!(!dir.path().join("l").exists());
+    assert_eq!(fs::read_to_string(dir.path().join("bad-list.yaml")).unwrap(), "- {jti: a, until: 9}\n");
+}
+
+#[test]
+fn twenty_at_once_lose_no_entry() {
+    let dir = site();
+    let revoke = |n: usize| {
+        let mut command = gateway(dir.path(), &format!("revoke --list list.yaml --jti t{n}"));
+        command.stdout(Stdio::null()).spawn().unwrap()
+    };
+    let children: Vec<_> = (0..20).map(revoke).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let list = fs::read_to_string(dir.path().join("list.yaml")).unwrap();
+    let mut lines: Vec<_> = list.lines().collect();
+    lines.sort_unstable();
+    let mut expected: Vec<_> = (0..20).map(|n| format!("- jti: t{n}")).collect();
+    expected.sort_unstable();
+    assert_eq!(lines, expected);
+    let left = fs::read_dir(dir.path())
+        .unwrap()
+        .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("list.yaml."));
+    assert_eq!(left.count(), 0, "nothing else is left behind");
+}
+
+#[test]
+fn explain_and_policy_test_know_what_is_revoked_and_by_what() {
+    let dir = site();
+    let explain = "explain -c gw.yaml --token laptop.token --agent home --target 10.0.0.1:22";
+    let table = "tokens: { laptop: !File laptop.token }\nexpect: [[laptop, home, \"10.0.0.1:22\", allow]]\n";
+    write(&dir.path().join("expected.yaml"), table);
+    check(dir.path(), explain, 0, &["ALLOW "]);
+    check(dir.path(), "policy test expected.yaml -c gw.yaml", 0, &["1 of 1"]);
+    // Of everybody, up to now: the token is a minute old.
+    check(dir.path(), "revoke -c gw.yaml --issued-before now", 0, &[]);
+    check(dir.path(), explain, 1, &["DENY ", "by     revoked by revoked.yaml: issued before 20"]);
+    check(dir.path(), "revoke -c gw.yaml --token laptop.token", 0, &[]);
+    check(dir.path(), explain, 1, &["by     revoked by revoked.yaml: jti t1\ntoken  client \"laptop\" of "]);
+    let says = ["expected allow, is deny (revoked by revoked.yaml: jti t1)\n0 of 1 as expected, 1 not\n"];
+    check(dir.path(), "policy test expected.yaml -c gw.yaml", 1, &says);
+    // Whoever names no config asks about the token alone.
+    check(dir.path(), "policy test expected.yaml", 0, &["1 of 1"]);
+    let json = check(dir.path(), &format!("{explain} --json"), 1, &[]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (&json["because"], &json["signed_by"]),
+        (&"revoked by revoked.yaml: jti t1".into(), &"secret".into())
+    );
+}
+
+/// Ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_running_gateway_takes_the_list_and_keeps_the_one_it_has_when_that_breaks() {
+    let dir = site();
+    let mut child = gateway(dir.path(), "-c gw.yaml").stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _running = Running(child);
+    let mut until = |words: &str| log.by_ref().find(|line| line.as_ref().unwrap().contains(words)).unwrap();
+    until("listening on ").unwrap();
+    let began = Instant::now();
+    check(dir.path(), "revoke -c gw.yaml --token laptop.token", 0, &["revoked: "]);
+    until("gw.yaml: taken").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    write(&dir.path().join("revoked.yaml"), "- {jti: a, until: 9}\n");
+    let said = until("was not taken, the old one stays").unwrap();
+    assert!(said.contains("unknown field `until`"), "{said}");
+    check(dir.path(), "revoke --list revoked.yaml --jti b", 78, &["unknown field `until`"]);
+}
