@@ -4,9 +4,12 @@
 //! See: ARCHITECTURE.md "Threads".
 
 use std::{
+    fs,
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt as _,
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -54,8 +57,10 @@ pub struct Gateway {
 struct Open {
     services: Vec<Seated>,
     next_number: usize,
+    name: String,
     workers: Option<usize>,
     pin: bool,
+    state_dir: Option<PathBuf>,
 }
 
 /// A service and its number, which it keeps as long as its address is listened on.
@@ -92,6 +97,14 @@ pub enum StartError {
         /// Why: in use, not ours, not permitted.
         source: io::Error,
     },
+    /// The state directory is not there and can't be made.
+    #[error("state_dir: {}: {source}", path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The control thread did not start.
     #[error("the control thread can't be started: {0}")]
     Control(io::Error),
@@ -113,7 +126,14 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     }
     let count = config.workers.unwrap_or_else(cores).max(1);
     let mut addresses = Vec::with_capacity(config.services.len());
-    let mut open = Open { services: Vec::new(), next_number: 0, workers: config.workers, pin: config.pin };
+    let mut open = Open {
+        services: Vec::new(),
+        next_number: 0,
+        name: config.name.clone(),
+        workers: config.workers,
+        pin: config.pin,
+        state_dir: config.state_dir.clone(),
+    };
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
     for (index, service) in config.services.iter().enumerate() {
         let (seated, sockets) = open.seat(index, service, count, true)?;
@@ -124,6 +144,11 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
         open.services.push(seated);
     }
 
+    if let Some(path) = &config.state_dir {
+        // For nobody else to look into.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|source| StartError::StateDir { path: path.clone(), source })?;
+    }
     let (counter, inbox) = clerk::counter();
     let directory = Arc::new(Directory::default());
     let rules = rules(&config, &open.services)?;
@@ -278,7 +303,12 @@ impl Gateway {
             self.shared.tell_all(|| Note::Unlisten(seated.number));
         }
         self.shared.tell_all(|| Note::Judge);
-        let differ = [("workers", open.workers != config.workers), ("pin", open.pin != config.pin)];
+        let differ = [
+            ("name", open.name != config.name),
+            ("workers", open.workers != config.workers),
+            ("pin", open.pin != config.pin),
+            ("state_dir", open.state_dir != config.state_dir),
+        ];
         changes.after_restart =
             differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
         open.services = services;

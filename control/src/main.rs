@@ -176,7 +176,11 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
     let gateway = gateway::start(config).map_err(|e| Failure {
-        code: if matches!(e, StartError::Listen { .. }) { UNAVAILABLE } else { INTERNAL },
+        code: match e {
+            StartError::Listen { .. } => UNAVAILABLE,
+            StartError::StateDir { .. } => CONFIGURATION,
+            _ => INTERNAL,
+        },
         error: e.into(),
     })?;
     let ready = Ready::of(&services, &gateway);

@@ -22,6 +22,8 @@ pub struct Reloader {
     path: PathBuf,
     /// As they were when they were last read.
     known: Vec<(PathBuf, Option<Stamp>)>,
+    /// The list of revoked tokens, once it has been there: without it, they would be taken again.
+    list: Option<PathBuf>,
     /// As they were seen to be different.
     seen: Option<Vec<(PathBuf, Option<Stamp>)>>,
 }
@@ -29,7 +31,8 @@ pub struct Reloader {
 impl Reloader {
     /// A reloader of `path`, whose present contents are `config`.
     pub fn new(path: &Path, config: &Config) -> Self {
-        Self { path: path.to_owned(), known: stamps(config.files.clone()), seen: None }
+        let list = config.revocations_path.clone().filter(|path| path.exists());
+        Self { path: path.to_owned(), known: stamps(config.files.clone()), list, seen: None }
     }
 
     /// Whether a file has changed, and has stopped changing. To be asked every now and then.
@@ -48,19 +51,15 @@ impl Reloader {
     pub fn reload(&mut self, gateway: &Gateway) {
         // Looked at before they are read: a later change is noticed then.
         let before = stamps(self.known.iter().map(|(path, _)| path.clone()));
-        let applied = Config::load(&self.path)
-            .map_err(|e| e.to_string())
-            .and_then(|config| Ok((gateway.reload(&config).map_err(|e| e.to_string())?, config.files)));
         self.seen = None;
-        match applied {
-            Ok((changes, files)) => {
+        match self.apply(gateway) {
+            Ok((changes, config)) => {
                 let was =
                     |path: &PathBuf| before.iter().find(|(known, _)| known == path).map(|(_, stamp)| *stamp);
-                self.known = files
-                    .into_iter()
-                    .map(|path| (was(&path).unwrap_or_else(|| stamp(&path)), path))
-                    .map(swap)
-                    .collect();
+                let known =
+                    config.files.into_iter().map(|path| (was(&path).unwrap_or_else(|| stamp(&path)), path));
+                self.known = known.map(swap).collect();
+                self.list = config.revocations_path.filter(|path| path.exists());
                 say(&self.path, &changes);
             }
             Err(why) => {
@@ -68,6 +67,21 @@ impl Reloader {
                 tracing::error!("the configuration was not taken, the old one stays: {why}");
             }
         }
+    }
+
+    fn apply(&self, gateway: &Gateway) -> Result<(Changes, Config), String> {
+        let config = Config::load(&self.path).map_err(|e| e.to_string())?;
+        if let Some(list) = &self.list
+            && config.revocations_path.as_ref() == Some(list)
+            && !list.exists()
+        {
+            let list = list.display();
+            return Err(format!(
+                "{list}: gone, and with it what it revokes: write [] there to revoke nothing"
+            ));
+        }
+        let changes = gateway.reload(&config).map_err(|e| e.to_string())?;
+        Ok((changes, config))
     }
 }
 
@@ -117,7 +131,7 @@ mod tests {
         let path = dir.path().join("gateway.yaml");
         fs::write(&path, "a").unwrap();
         let files = vec![path.clone(), dir.path().join("not-there")];
-        let mut reloader = Reloader { path: path.clone(), known: stamps(files), seen: None };
+        let mut reloader = Reloader { path: path.clone(), known: stamps(files), list: None, seen: None };
         assert!(!reloader.handle_tick());
         fs::write(&path, "ab").unwrap();
         assert!(!reloader.handle_tick(), "it may still be written");

@@ -288,4 +288,9 @@ fn a_running_gateway_takes_the_list_and_keeps_the_one_it_has_when_that_breaks() 
     let said = until("was not taken, the old one stays").unwrap();
     assert!(said.contains("unknown field `until`"), "{said}");
     check(dir.path(), "revoke --list revoked.yaml --jti b", 78, &["unknown field `until`"]);
+    // A list that has gone would let everybody in again.
+    fs::remove_file(dir.path().join("revoked.yaml")).unwrap();
+    until("revoked.yaml: gone, and with it what it revokes").unwrap();
+    write(&dir.path().join("revoked.yaml"), "[]\n");
+    until("gw.yaml: taken").unwrap();
 }

@@ -3,9 +3,8 @@
 
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fmt,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -200,10 +199,6 @@ impl Input {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
         let state_dir = self.state_dir.map(|dir| base.join(dir));
-        if let Some(dir) = &state_dir {
-            make_state_dir(dir)
-                .map_err(|e| Complaint::new(&["state_dir".into()], format!("{}: {e}", dir.display())))?;
-        }
         let revocations_path = self.revocations.map(|path| base.join(path));
         let revocations = match &revocations_path {
             Some(path) => load_revocations(path)?,
@@ -300,11 +295,6 @@ impl ServiceInput {
             }
         }
     }
-}
-
-/// Makes the directory if it isn't there, for nobody else to look into.
-fn make_state_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
