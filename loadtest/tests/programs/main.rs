@@ -12,4 +12,5 @@ mod iperf;
 mod openssh;
 mod postgres;
 mod redis;
+mod seed;
 mod stdio;
