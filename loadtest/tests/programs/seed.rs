@@ -143,7 +143,7 @@ fn inside() {
         match says {
             Some(addr) => assert_eq!(String::from_utf8_lossy(&done.stdout), addr, "{what}"),
             None => {
-                assert_eq!((done.status.code(), done.stdout.len()), (Some(REFUSED_BY_POLICY), 0), "{what}")
+                assert_eq!((done.status.code(), done.stdout.len()), (Some(REFUSED_BY_POLICY), 0), "{what}");
             }
         }
     };
