@@ -17,6 +17,7 @@ use async_channel::{Receiver, Sender};
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_control::{
     accounts::{Accounts, Allowances},
+    audit::Audit,
     auth::{Rules, Warden},
     clerk,
     revocations::Revocations,
@@ -110,7 +111,7 @@ fn shared() -> Arc<Shared> {
         Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], BTreeMap::new(), Revocations::default())
             .unwrap();
     let accounts = Arc::new(Accounts::open(Allowances::default(), None, 0));
-    let warden = Warden::new(rules, directory.clone(), clerk::counter().0, accounts);
+    let warden = Warden::new(rules, directory.clone(), clerk::counter().0, accounts, Audit::none());
     Arc::new(Shared::new(Arc::new(warden), directory, Limits::default(), WORKERS))
 }
 

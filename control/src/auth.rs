@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
-    door::{Door, FOR_EVER, LinkRequest, Principal},
+    door::{Door, Event, FOR_EVER, LinkRequest, Principal},
     usage::Usage,
 };
 use narrowlink_proto::{
@@ -30,6 +30,7 @@ use rustls::ServerConfig;
 
 use crate::{
     accounts::Accounts,
+    audit::Audit,
     clerk::Counter,
     config::Service,
     revocations::{Bearer, Revocations},
@@ -44,6 +45,7 @@ pub struct Warden {
     directory: Arc<Directory>,
     counter: Counter,
     accounts: Arc<Accounts>,
+    audit: Audit,
 }
 
 /// What answers are taken from; replaced as a whole.
@@ -118,8 +120,14 @@ impl Rules {
 
 impl Warden {
     /// A warden with these rules.
-    pub fn new(rules: Rules, directory: Arc<Directory>, counter: Counter, accounts: Arc<Accounts>) -> Self {
-        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts }
+    pub fn new(
+        rules: Rules,
+        directory: Arc<Directory>,
+        counter: Counter,
+        accounts: Arc<Accounts>,
+        audit: Audit,
+    ) -> Self {
+        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts, audit }
     }
 
     /// From now on these rules hold.
@@ -197,6 +205,10 @@ impl Door for Warden {
         })
     }
 
+    fn note(&self, event: &Event<'_>) {
+        self.audit.note(event);
+    }
+
     fn list(&self, who: &Principal) -> Vec<AgentInfo> {
         let Ok(grant) = granted(who) else { return Vec::new() };
         let agents = self.directory.of(who.uid).into_iter();
@@ -270,7 +282,7 @@ mod tests {
         let services = services.into_iter().enumerate().collect();
         let rules = Rules::new(secrets, services, Revocations::default()).unwrap();
         let accounts = Arc::new(Accounts::open(Allowances::default(), None, now_s()));
-        (Warden::new(rules, Arc::new(Directory::default()), counter, accounts), inbox)
+        (Warden::new(rules, Arc::new(Directory::default()), counter, accounts, Audit::none()), inbox)
     }
 
     fn tls_service() -> Service {

@@ -212,6 +212,7 @@ mod tests {
     use super::*;
     use crate::{
         accounts::Allowances,
+        audit::Audit,
         auth::{Rules, Warden},
         revocations::Revocations,
     };
@@ -254,7 +255,8 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
         let rules = Rules::new(&[secret], std::collections::BTreeMap::new(), Revocations::default()).unwrap();
-        let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts()));
+        let warden =
+            Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts(), Audit::none()));
         Arc::new(Shared::new(warden, directory, Limits::default(), 1))
     }
 

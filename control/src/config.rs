@@ -51,6 +51,8 @@ pub struct Config {
     pub limits: Limits,
     /// What some users may use, in place of what the limits say of each.
     pub users: HashMap<Uid, Allowance>,
+    /// Where the audit log is written.
+    pub audit: Option<PathBuf>,
     /// Where it keeps what it has counted.
     pub state_dir: Option<PathBuf>,
     /// Tokens that are not to be taken.
@@ -84,6 +86,7 @@ impl Config {
             require_io_uring: false,
             limits: Limits::default(),
             users: HashMap::new(),
+            audit: None,
             state_dir: None,
             revocations: Revocations::default(),
             revocations_path: None,

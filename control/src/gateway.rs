@@ -29,6 +29,7 @@ use narrowlink_dataplane::{
 
 use crate::{
     accounts::Accounts,
+    audit::Audit,
     auth::{Rules, Warden},
     clerk::{self, Counter},
     config::{self, Config},
@@ -37,6 +38,8 @@ use crate::{
 
 /// How long links may take to say goodbye before accepting stops, which is to happen within 50 ms.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(30);
+/// How long the last lines of the audit log may take to be written.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a stop looks whether the workers have ended.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -50,6 +53,7 @@ pub struct Gateway {
     counter: Counter,
     warden: Arc<Warden>,
     accounts: Arc<Accounts>,
+    audit: Audit,
     open: Mutex<Open>,
 }
 
@@ -60,6 +64,7 @@ struct Open {
     name: String,
     workers: Option<usize>,
     pin: bool,
+    audit: Option<PathBuf>,
     state_dir: Option<PathBuf>,
 }
 
@@ -105,6 +110,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The audit log can't be written.
+    #[error("audit: {}: {source}", path.display())]
+    Audit {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The control thread did not start.
     #[error("the control thread can't be started: {0}")]
     Control(io::Error),
@@ -132,6 +145,7 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
         name: config.name.clone(),
         workers: config.workers,
         pin: config.pin,
+        audit: config.audit.clone(),
         state_dir: config.state_dir.clone(),
     };
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
@@ -149,13 +163,18 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|source| StartError::StateDir { path: path.clone(), source })?;
     }
+    let audit = match &config.audit {
+        Some(path) => Audit::open(path).map_err(|source| StartError::Audit { path: path.clone(), source })?,
+        None => Audit::none(),
+    };
     let (counter, inbox) = clerk::counter();
     let directory = Arc::new(Directory::default());
     let rules = rules(&config, &open.services)?;
     let limits = config.limits.clone();
     let accounts =
         Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clerk::seconds_since_1970()));
-    let warden = Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone()));
+    let warden =
+        Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()));
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
     let ended = Arc::new(AtomicUsize::new(0));
     let options = Options { count, pin: config.pin, require_io_uring: config.require_io_uring };
@@ -166,7 +185,7 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
             StartError::Control(e)
         })?;
     let open = Mutex::new(open);
-    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, open })
+    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, audit, open })
 }
 
 fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
@@ -294,6 +313,8 @@ impl Gateway {
         self.shared.set_limits(config.limits.clone());
         self.counter.set_limits(config.limits.clone());
         self.accounts.set(config.allowances());
+        self.audit.reopen();
+        self.audit.note_reload(config.revocations.len());
         for (service, sockets) in new_sockets {
             self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
         }
@@ -307,6 +328,7 @@ impl Gateway {
             ("name", open.name != config.name),
             ("workers", open.workers != config.workers),
             ("pin", open.pin != config.pin),
+            ("audit", open.audit != config.audit),
             ("state_dir", open.state_dir != config.state_dir),
         ];
         changes.after_restart =
@@ -346,9 +368,10 @@ impl Gateway {
         self.shared.tell_all(|| Note::Stop);
     }
 
-    /// Writes what tokens and users have used, if there is a place for it; to be called before the process ends.
-    pub fn save_usage(&self) {
+    /// Writes what was counted and noted, where there is a place for it; to be called before the process ends.
+    pub fn save(&self) {
         self.accounts.save();
+        self.audit.flush(AUDIT_PATIENCE);
     }
 
     /// Whether every session has ended after [`begin_stop`](Self::begin_stop).

@@ -8,6 +8,7 @@
 
 pub mod accounts;
 pub mod args;
+pub mod audit;
 pub mod auth;
 pub mod certificate;
 pub mod clerk;

@@ -178,7 +178,7 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     let gateway = gateway::start(config).map_err(|e| Failure {
         code: match e {
             StartError::Listen { .. } => UNAVAILABLE,
-            StartError::StateDir { .. } => CONFIGURATION,
+            StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
             _ => INTERNAL,
         },
         error: e.into(),
@@ -197,7 +197,7 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
         ready.write(path).or_exit(CONFIGURATION)?;
     }
     let outcome = supervise::supervise(&gateway, &words, Some(reloader));
-    gateway.save_usage();
+    gateway.save();
     match outcome {
         Outcome::Drained => tracing::info!("stopped; every session had ended"),
         Outcome::Cut => tracing::warn!("stopped; sessions were cut"),

@@ -4,7 +4,7 @@
 //! hears nothing of an agent but what it may hear.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
 
 use futures_lite::future;
 use monoio::time::Instant;
@@ -12,6 +12,7 @@ use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
     id::{AgentKey, SessionId},
     message::{Channel, Dial, Message, Open, Speaker},
+    target::Target,
     upgrade::{Framing, LaneProof, Opened},
 };
 
@@ -65,11 +66,15 @@ pub(crate) struct Dialling<'a> {
 pub(crate) struct Asked {
     pub(crate) session: SessionId,
     pub(crate) agent: Box<str>,
+    pub(crate) since: StdInstant,
+    /// To be said when it opens.
+    pub(crate) target: Cell<Option<Box<Target>>>,
 }
 
 impl From<Open> for Asked {
     fn from(open: Open) -> Self {
-        Self { session: open.session, agent: open.agent.into() }
+        let target = Cell::new(Some(Box::new(open.target)));
+        Self { session: open.session, agent: open.agent.into(), since: StdInstant::now(), target }
     }
 }
 

@@ -11,9 +11,10 @@ use std::{
 
 use async_channel::Sender;
 use narrowlink_proto::{
-    ended::{Refused, Why},
-    id::{LinkId, LinkSecret, Nonce, Uid},
+    ended::{Ended, Refused, Why},
+    id::{LinkId, LinkSecret, Nonce, SessionId, Uid},
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open, Speaker},
+    target::Target,
 };
 use rustls::ServerConfig;
 
@@ -90,6 +91,60 @@ pub enum LinkOrder {
     Goodbye(Goodbye),
 }
 
+/// Something that an operator wants to be able to look up later.
+pub enum Event<'a> {
+    /// Somebody's token was taken: a link, or a client's stream.
+    LoggedIn {
+        /// Who.
+        who: &'a Principal,
+        /// Where from.
+        peer_addr: SocketAddr,
+    },
+    /// A login or a session was refused.
+    Refused {
+        /// Who, if a token said so.
+        who: Option<&'a Principal>,
+        /// Where from.
+        peer_addr: SocketAddr,
+        /// The session that was asked for.
+        session: Option<SessionId>,
+        /// What they were told.
+        refused: &'a Refused,
+    },
+    /// A session has opened.
+    Opened {
+        /// Whose.
+        who: &'a Principal,
+        /// Where from.
+        peer_addr: SocketAddr,
+        /// Which.
+        session: SessionId,
+        /// Through which agent.
+        agent: &'a str,
+        /// To what.
+        target: &'a Target,
+    },
+    /// A session has ended.
+    Closed {
+        /// Whose.
+        who: &'a Principal,
+        /// Where from.
+        peer_addr: SocketAddr,
+        /// Which.
+        session: SessionId,
+        /// Through which agent.
+        agent: &'a str,
+        /// Bytes from the client to the target.
+        up_bytes: u64,
+        /// Bytes from the target to the client.
+        down_bytes: u64,
+        /// How long it was there.
+        lasted: Duration,
+        /// How it ended.
+        ended: Ended,
+    },
+}
+
 /// The operator's side, called on workers.
 pub trait Door: Send + Sync + 'static {
     /// The certificate and settings for a TLS connection to service `service` that asks for
@@ -110,6 +165,9 @@ pub trait Door: Send + Sync + 'static {
 
     /// Whether `who`, who was let in once, may still be here; else why not.
     fn standing(&self, who: &Principal) -> Result<(), Why>;
+
+    /// Something has happened. Nothing may wait here.
+    fn note(&self, event: &Event<'_>);
 
     /// The agents that `who` may know of, by name.
     fn list(&self, who: &Principal) -> Vec<AgentInfo>;

@@ -17,7 +17,7 @@ use narrowlink_proto::{
 use crate::{
     admit::{self, Asked},
     conn::{Conn, Role},
-    door::Principal,
+    door::{Event, Principal},
     handover::Local,
     lane::{self, Lane},
     link,
@@ -187,9 +187,12 @@ struct Arrived {
 }
 
 impl Arrived {
-    async fn refuse(&self, wire: Wire, refused: Refused) -> io::Result<()> {
+    async fn refuse(&self, wire: Wire, who: Option<&Principal>, refused: Refused) -> io::Result<()> {
         tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
-        answer_and_close(wire, &upgrade::encode_refusal(&refused)).await
+        let (session, refused) = (refused.session, &refused);
+        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused };
+        self.local.shared.door.note(&event);
+        answer_and_close(wire, &upgrade::encode_refusal(refused)).await
     }
 
     fn visit(self, who: Arc<Principal>, slot: Slot) -> Visit {
@@ -203,13 +206,17 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
     let Request { protocol, token, key, open, lane, origin, .. } = *request;
     if origin.is_some() {
         let refused = Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here");
-        return arrived.refuse(wire, refused).await;
+        return arrived.refuse(wire, None, refused).await;
     }
     let who = match admit::login(&arrived.local, protocol.channel, &token) {
         Ok(who) => who,
-        Err(refused) => return arrived.refuse(wire, refused).await,
+        Err(refused) => return arrived.refuse(wire, None, refused).await,
     };
     drop(token);
+    if protocol.channel != Channel::Lane {
+        let event = Event::LoggedIn { who: &who, peer_addr: arrived.peer_addr };
+        arrived.local.shared.door.note(&event);
+    }
     arrived.seat.belongs_to(&who);
     let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
@@ -228,12 +235,12 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
                 lane::place(&arrived.local, Lane { conn: conn(wire), entry, seat: arrived.seat });
                 Ok(())
             }
-            Err(refused) => arrived.refuse(wire, refused).await,
+            Err(refused) => arrived.refuse(wire, Some(&who), refused).await,
         },
         (Channel::Stream, None, None) => {
             let slot = match who.usage.stream() {
                 Ok(slot) => slot,
-                Err(refused) => return arrived.refuse(wire, refused).await,
+                Err(refused) => return arrived.refuse(wire, Some(&who), refused).await,
             };
             arrived.seat.becomes(Kind::Stream);
             wire.write_all(&accept(None)).await?;
@@ -244,7 +251,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
             arrived.seat.becomes(Kind::Stream);
             let slot = match who.usage.stream() {
                 Ok(slot) => slot,
-                Err(refused) => return arrived.refuse(wire, refused.of(open.session)).await,
+                Err(refused) => return arrived.refuse(wire, Some(&who), refused.of(open.session)).await,
             };
             match dialled(&arrived, &wire, &who, &open).await? {
                 Ok(((lane, its_slot), opened)) => {
@@ -253,12 +260,12 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
                     spawn(stream::serve(arrived.visit(who, slot), conn(wire), Some(session)));
                     Ok(())
                 }
-                Err(refused) => arrived.refuse(wire, refused).await,
+                Err(refused) => arrived.refuse(wire, Some(&who), refused).await,
             }
         }
         _ => {
             let refused = Refused::new(RefusalCode::Protocol, "this role takes other headers");
-            arrived.refuse(wire, refused).await
+            arrived.refuse(wire, Some(&who), refused).await
         }
     }
 }

@@ -19,7 +19,7 @@ use narrowlink_proto::{
 use crate::{
     admit::{self, Asked, Dialling, Unopened},
     conn::{CLOSE_RESET, Conn, ConnError},
-    door::Principal,
+    door::{Event, Principal},
     handover::Local,
     lane::{self, Lane},
     relay::{Gate, Traffic, gone, relay_behind, settled},
@@ -120,6 +120,9 @@ impl Visit {
     /// Says no; gives the stream back if it can serve on.
     async fn refuse(&self, conn: Box<Conn>, refused: Refused) -> Option<Box<Conn>> {
         tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
+        let (who, session) = (Some(&*self.who), refused.session);
+        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused: &refused };
+        self.local.shared.door.note(&event);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
             return Some(conn);
@@ -181,7 +184,10 @@ impl Visit {
             let traffic = Traffic { meter: self.who.usage.meter().cloned(), ..Traffic::default() };
             let session = standing.asked.session;
             let gate = match &dialling {
-                None => Gate::opened(),
+                None => {
+                    self.say_opened(&standing.asked);
+                    Gate::opened()
+                }
                 Some(dialling) => Gate::closed(early_bytes_max(&stream, lane, dialling)),
             };
             let ended = {
@@ -232,6 +238,7 @@ impl Visit {
         let Session { lane, asked, .. } = standing;
         let opened = dialling.answer(&lane.conn, asked.session, &asked.agent).await?;
         gate.open();
+        self.say_opened(asked);
         let opened = Message::Opened { session: asked.session, e2ee: opened.e2ee };
         let sent = stream.send(&opened).await;
         sent.map_err(|e| Ended { by: Side::Client, why: ConnError::from(e).why() }.into())
@@ -261,16 +268,40 @@ impl Visit {
         self.finish(stream, asked.session, ended).await
     }
 
+    fn say_opened(&self, asked: &Asked) {
+        let Some(target) = asked.target.take() else { return };
+        self.local.shared.door.note(&Event::Opened {
+            who: &self.who,
+            peer_addr: self.peer_addr,
+            session: asked.session,
+            agent: &asked.agent,
+            target: &target,
+        });
+    }
+
     fn say_ended(&self, asked: &Asked, traffic: &Traffic, ended: Result<(), Ended>) {
-        let finished = Ended { by: Side::Here, why: Why::Finished };
+        let ended = ended.err().unwrap_or(Ended { by: Side::Here, why: Why::Finished });
+        if asked.target.take().is_some() {
+            // It never opened.
+            return;
+        }
+        self.local.shared.door.note(&Event::Closed {
+            who: &self.who,
+            peer_addr: self.peer_addr,
+            session: asked.session,
+            agent: &asked.agent,
+            up_bytes: traffic.up_bytes.get(),
+            down_bytes: traffic.down_bytes.get(),
+            lasted: asked.since.elapsed(),
+            ended,
+        });
         tracing::debug!(
             session = ?asked.session,
             client = self.who.name,
             agent = &*asked.agent,
             up_bytes = traffic.up_bytes.get(),
             down_bytes = traffic.down_bytes.get(),
-            "session ended: {}",
-            ended.err().unwrap_or(finished)
+            "session ended: {ended}"
         );
     }
 

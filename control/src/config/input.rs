@@ -53,6 +53,8 @@ pub(super) struct Input {
     #[serde(default)]
     users: HashMap<Uid, Allowance>,
     #[serde(default)]
+    audit: Option<PathBuf>,
+    #[serde(default)]
     state_dir: Option<PathBuf>,
     /// Tokens that are not to be taken.
     #[serde(default)]
@@ -210,6 +212,7 @@ impl Input {
             pin: self.pin,
             limits,
             users: self.users,
+            audit: self.audit.map(|path| base.join(path)),
             state_dir,
             revocations,
             revocations_path,

@@ -7,6 +7,7 @@
 #[macro_use]
 mod kit;
 
+mod audit;
 mod curl;
 mod iperf;
 mod openssh;

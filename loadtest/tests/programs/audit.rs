@@ -1,0 +1,74 @@
+//! Role: the audit log of a gateway that people use: who came, what was refused, opened and closed.
+//! Invariants: no token and no secret in it, and nothing of what went through.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    thread,
+};
+
+use crate::kit::{
+    PATIENCE, net,
+    process::run,
+    site::{AGENT, Holder, Site, Transport},
+};
+
+#[test]
+fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
+    let mut site = Site::new();
+    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\n"));
+    let mut gateway = site.start_gateway();
+    let _agent = site.start_agent(Transport::Wss);
+    let (listener, target) = net::listen();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read_exact(&mut [0; 5]);
+            let _ = stream.write_all(b"nobody else's business");
+        }
+    });
+    let target = target.to_string();
+    for (holder, code) in
+        [(Holder::Free, 0), (Holder::Barred, 65), (Holder::Stranger, 77), (Holder::Expired, 77)]
+    {
+        let mut command = site.client(Transport::Wss, holder);
+        command.args(["connect", "-n", AGENT, &target]);
+        let done = run(command, b"hello", PATIENCE);
+        assert_eq!(done.status.code(), Some(code), "{holder:?}: {}", done.stderr);
+    }
+    let path = site.path("audit.log");
+    let read = || fs::read_to_string(&path).unwrap_or_default();
+    let lines = || -> Vec<serde_json::Value> {
+        read().lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+    };
+    let is = |line: &serde_json::Value, fields: &[(&str, &str)]| {
+        fields.iter().all(|(key, value)| line[key] == *value)
+    };
+    // The expired token is known without asking the gateway.
+    for fields in [
+        &[("event", "login"), ("role", "agent"), ("name", AGENT)][..],
+        &[("event", "login"), ("role", "client"), ("name", "free")],
+        &[("event", "open"), ("name", "free"), ("agent", AGENT)],
+        &[("event", "close"), ("name", "free"), ("code", "finished")],
+        &[("event", "refused"), ("name", "barred"), ("code", "policy")],
+        &[("event", "refused"), ("code", "unauthenticated")],
+    ] {
+        gateway.wait_for(&format!("{fields:?}"), PATIENCE, || {
+            lines().iter().any(|line| is(line, fields)).then_some(())
+        });
+    }
+    let lines = lines();
+    let find = |event: &str| lines.iter().find(|line| line["event"] == event).expect("it was waited for");
+    let (open, close) = (find("open"), find("close"));
+    assert_eq!(open["session"], close["session"]);
+    assert_eq!(open["target"], format!("tcp://{target}"));
+    assert_eq!((close["up_bytes"].as_u64(), close["down_bytes"].as_u64()), (Some(5), Some(22)));
+    let text = read();
+    let secrets = ["agent.token", "Free.token", "Barred.token", "Stranger.token"]
+        .map(|name| fs::read_to_string(site.path(name)).expect("the test has written it"));
+    for secret in secrets.iter().map(|token| token.trim()).chain(["eyJ", "nobody else's", "hello"]) {
+        assert!(!text.contains(secret), "{secret} is in the log");
+    }
+    let mode = fs::metadata(&path).expect("it was read").permissions().mode();
+    assert_eq!(mode & 0o077, 0, "others can read it: {mode:o}");
+}
