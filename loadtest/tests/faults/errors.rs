@@ -40,7 +40,8 @@ Exit codes of `narrowlink`, after sysexits.h:
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
 written) or 78. An agent and a forward that were started well never end by themselves: they try again.
 
-`narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends): [policies](policy.md).
+`narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends), `revoke` with 74 (the list can't be read or
+written): [policies](policy.md).
 
 What each says, on standard error. Words in capitals stand for addresses and directories.
 
