@@ -231,6 +231,8 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         (Channel::Lane, Some(proof), None) => match admit::lane(&arrived.local, &who, &proof) {
             Ok(entry) => {
                 arrived.seat.becomes(Kind::Lane);
+                // All lanes of an agent share one: its own login's is given back.
+                arrived.seat.belongs_to(&entry.principal);
                 wire.write_all(&accept(None)).await?;
                 lane::place(&arrived.local, Lane { conn: conn(wire), entry, seat: arrived.seat });
                 Ok(())

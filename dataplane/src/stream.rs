@@ -5,7 +5,15 @@
 //! if it had not.
 //! See: ARCHITECTURE.md "Early data".
 
-use std::{future::Future, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_lite::future;
 use monoio::time::Instant;
@@ -220,11 +228,18 @@ impl Visit {
     /// dismissed.
     async fn over(&self, lane: &Lane) -> Why {
         let first = self.who.expires_at.min(lane.entry.principal.expires_at);
-        let expired = async {
-            sleep_until(Instant::from_std(first)).await;
-            Why::Expired
-        };
-        future::or(future::or(self.seat.dismissed(), lane.seat.dismissed()), expired).await
+        let mut expired = pin!(sleep_until(Instant::from_std(first)));
+        // By hand: a session that stands holds this, and combinators would be twice as large.
+        poll_fn(|cx| {
+            if let Poll::Ready(why) = self.seat.poll_dismissed(cx) {
+                return Poll::Ready(why);
+            }
+            if let Poll::Ready(why) = lane.seat.poll_dismissed(cx) {
+                return Poll::Ready(why);
+            }
+            expired.as_mut().poll(cx).map(|()| Why::Expired)
+        })
+        .await
     }
 
     /// Waits for the agent's answer and tells the client.

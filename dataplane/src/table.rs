@@ -7,7 +7,7 @@ use std::{
     future::poll_fn,
     rc::Rc,
     sync::Arc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use narrowlink_proto::ended::Why;
@@ -36,11 +36,12 @@ const KINDS: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     slot: usize,
-    generation: u64,
+    generation: u32,
 }
 
+/// What every connection holds: it is small.
 struct Entry {
-    generation: u64,
+    generation: u32,
     kind: Kind,
     /// Whose; strangers are nobody's.
     who: Option<Arc<Principal>>,
@@ -55,12 +56,13 @@ struct Entry {
 pub struct Table {
     entries: Slab<Entry>,
     counts: [usize; KINDS],
-    generations: u64,
+    generations: u32,
 }
 
 impl Table {
     fn insert(&mut self, kind: Kind) -> Key {
-        self.generations += 1;
+        // A slot would have to serve four billion times while somebody still held its first key.
+        self.generations = self.generations.wrapping_add(1);
         let generation = self.generations;
         self.counts[kind as usize] += 1;
         let entry = Entry { generation, kind, who: None, dismissed: None, waker: None };
@@ -140,19 +142,21 @@ impl Seat {
 
     /// Returns when the connection is to end. One task may wait for it.
     pub(crate) async fn dismissed(&self) -> Why {
-        poll_fn(|cx| {
-            let mut table = self.local.table.borrow_mut();
-            let Some(entry) = table.entry(self.key) else { return Poll::Pending };
-            if let Some(why) = entry.dismissed {
-                return Poll::Ready(why);
-            }
-            match &mut entry.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                waker => *waker = Some(cx.waker().clone()),
-            }
-            Poll::Pending
-        })
-        .await
+        poll_fn(|cx| self.poll_dismissed(cx)).await
+    }
+
+    /// As [`dismissed`](Self::dismissed).
+    pub(crate) fn poll_dismissed(&self, cx: &Context<'_>) -> Poll<Why> {
+        let mut table = self.local.table.borrow_mut();
+        let Some(entry) = table.entry(self.key) else { return Poll::Pending };
+        if let Some(why) = entry.dismissed {
+            return Poll::Ready(why);
+        }
+        match &mut entry.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker => *waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// The connection is this from now on.
@@ -199,6 +203,11 @@ mod tests {
         table.change(first, Kind::Session);
         table.remove(first);
         assert_eq!((table.count(Kind::Lane), table.count(Kind::Session)), (1, 0));
+    }
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Entry>() <= 32, "{} bytes", size_of::<Entry>());
     }
 
     #[test]
