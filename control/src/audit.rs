@@ -4,7 +4,7 @@
 //! See: docs/audit.md.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
@@ -22,6 +22,11 @@ use narrowlink_dataplane::door::{Event, Principal};
 use narrowlink_proto::{id::SessionId, message::Speaker, when};
 use serde::Serialize;
 
+use crate::{
+    auth::signer,
+    revocations::{Entry, Revocations},
+};
+
 /// Lines that may wait for the disk.
 const QUEUE: usize = 16 * 1024;
 /// Refusals of one source that are written in one second; the rest is counted.
@@ -34,12 +39,12 @@ const TICK: Duration = Duration::from_secs(1);
 /// Where lines are left to be written.
 #[derive(Clone)]
 pub struct Audit {
-    lines: Option<SyncSender<Entry>>,
+    lines: Option<SyncSender<Word>>,
     lost: Arc<AtomicU64>,
 }
 
 /// Something for the thread that writes.
-enum Entry {
+enum Word {
     Line(Box<Line>),
     /// The file may have been moved away: begin a new one.
     Reopen,
@@ -61,6 +66,10 @@ struct Line {
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     jti: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issued_before: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,16 +121,20 @@ impl Audit {
         }
     }
 
-    /// Leaves a line for a configuration that was taken; `revoked` is how many entries the list has.
-    pub fn note_reload(&self, revoked: usize) {
+    /// Leaves a line for each entry that the list of revocations has now and had not before, or the other way round.
+    pub fn note_revocations(&self, before: &Revocations, now: &Revocations) {
         if self.lines.is_some() {
-            self.leave(Line { lines: Some(revoked as u64), ..Line::new("revocations") });
+            let lines = |event, entries: BTreeSet<Entry>| {
+                entries.into_iter().for_each(|entry| self.leave(Line::about(event, entry)));
+            };
+            lines("revoked", now.beyond(before));
+            lines("unrevoked", before.beyond(now));
         }
     }
 
     fn leave(&self, line: Line) {
         let Some(lines) = &self.lines else { return };
-        if let Err(TrySendError::Full(_)) = lines.try_send(Entry::Line(Box::new(line))) {
+        if let Err(TrySendError::Full(_)) = lines.try_send(Word::Line(Box::new(line))) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -129,7 +142,7 @@ impl Audit {
     /// The file may have been moved away by whoever keeps logs: the next line begins a new one.
     pub fn reopen(&self) {
         if let Some(lines) = &self.lines {
-            let _ = lines.send(Entry::Reopen);
+            let _ = lines.send(Word::Reopen);
         }
     }
 
@@ -137,7 +150,7 @@ impl Audit {
     pub fn flush(&self, patience: Duration) {
         let Some(lines) = &self.lines else { return };
         let (written, watch) = mpsc::channel();
-        if lines.send(Entry::Flush(written)).is_ok() {
+        if lines.send(Word::Flush(written)).is_ok() {
             // Nothing is ever sent: the end of the channel is the news.
             let _ = watch.recv_timeout(patience);
         }
@@ -155,7 +168,10 @@ impl Line {
 
     fn of(event: &Event<'_>) -> Self {
         match *event {
-            Event::LoggedIn { who, peer_addr } => Self::new("login").by(who).from(peer_addr),
+            Event::LoggedIn { who, peer_addr } => {
+                let key = signer(who).map(|id| id.to_string());
+                Self { key, ..Self::new("login").by(who).from(peer_addr) }
+            }
             Event::Refused { who, peer_addr, session, refused } => {
                 let mut line = Self::new("refused").from(peer_addr);
                 line.source = Some(peer_addr.ip());
@@ -184,6 +200,10 @@ impl Line {
                 ..Self::new("close").by(who).from(peer_addr)
             },
         }
+    }
+
+    fn about(event: &'static str, Entry { jti, uid, name, issued_before }: Entry) -> Self {
+        Self { jti, uid: uid.map(|uid| uid.to_string()), name, issued_before, ..Self::new(event) }
     }
 
     fn by(mut self, who: &Principal) -> Self {
@@ -218,14 +238,14 @@ struct Writer {
 }
 
 impl Writer {
-    fn work(mut self, entries: &Receiver<Entry>) {
+    fn work(mut self, entries: &Receiver<Word>) {
         let mut tick_at = Instant::now() + TICK;
         let mut failed = false;
         loop {
             let written = match entries.recv_timeout(tick_at.saturating_duration_since(Instant::now())) {
-                Ok(Entry::Line(line)) => self.write_line(&line),
-                Ok(Entry::Reopen) => open(&self.path).map(|file| self.file = file),
-                Ok(Entry::Flush(done)) => self.file.sync_data().map(|()| drop(done)),
+                Ok(Word::Line(line)) => self.write_line(&line),
+                Ok(Word::Reopen) => open(&self.path).map(|file| self.file = file),
+                Ok(Word::Flush(done)) => self.file.sync_data().map(|()| drop(done)),
                 Err(RecvTimeoutError::Timeout) => {
                     tick_at = Instant::now() + TICK;
                     self.handle_tick()
@@ -385,16 +405,41 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("audit.log"), dir.path().join("audit.log.1"));
         let audit = Audit::open(&path).unwrap();
-        audit.note_reload(1);
+        let none = Revocations::default();
+        audit.note_revocations(&none, &revoking(dir.path(), &["a"]));
         audit.flush(PATIENCE);
         std::fs::rename(&path, &old).unwrap();
-        audit.note_reload(2);
+        audit.note_revocations(&none, &revoking(dir.path(), &["b"]));
         audit.reopen();
-        audit.note_reload(3);
+        audit.note_revocations(&none, &revoking(dir.path(), &["c"]));
         audit.flush(PATIENCE);
-        let entries =
-            |path| lines(path).iter().map(|line| line["lines"].as_u64().unwrap()).collect::<Vec<_>>();
-        assert_eq!((entries(&old), entries(&path)), (vec![1, 2], vec![3]));
-        Audit::none().note_reload(1);
+        let entries = |path| lines(path).iter().map(|line| line["jti"].to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            (entries(&old), entries(&path)),
+            (vec!["\"a\"".into(), "\"b\"".into()], vec!["\"c\"".into()])
+        );
+        Audit::none().note_revocations(&none, &revoking(dir.path(), &["a"]));
+    }
+
+    /// A list that revokes the tokens of these ids.
+    fn revoking(dir: &Path, jtis: &[&str]) -> Revocations {
+        let path = dir.join("revoked.yaml");
+        let yaml: String = jtis.iter().map(|jti| format!("- jti: {jti}\n")).collect();
+        std::fs::write(&path, yaml).unwrap();
+        Revocations::load(&path).unwrap().unwrap()
+    }
+
+    #[test]
+    fn each_entry_that_is_new_to_the_list_or_gone_from_it_has_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let audit = Audit::open(&path).unwrap();
+        let (first, then) = (revoking(dir.path(), &["a", "b"]), revoking(dir.path(), &["b", "c", "d"]));
+        audit.note_revocations(&first, &then);
+        audit.note_revocations(&then, &then);
+        audit.flush(PATIENCE);
+        let said: Vec<_> =
+            lines(&path).iter().map(|line| format!("{} {}", line["event"], line["jti"])).collect();
+        assert_eq!(said, [r#""revoked" "c""#, r#""revoked" "d""#, r#""unrevoked" "a""#]);
     }
 }

@@ -104,6 +104,12 @@ impl Rules {
         if holds { Ok(()) } else { Err(Why::Revoked) }
     }
 
+    fn keys_in_words(&self) -> String {
+        let mut ids = self.keys.ids().map(|id| id.to_string());
+        let first = format!("the secret of id {}", ids.next().unwrap_or_default());
+        ids.fold(first, |words, id| words + ", once with " + &id)
+    }
+
     /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
     /// names nobody: then the address must be among the service's domains.
     fn serves(&self, service: usize, name: Option<&str>) -> bool {
@@ -132,7 +138,17 @@ impl Warden {
 
     /// From now on these rules hold.
     pub fn replace(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
+        let rules = Arc::new(rules);
+        let before = self.rules.swap(rules.clone());
+        self.audit.note_revocations(&before.revocations, &rules.revocations);
+        if !before.keys.ids().eq(rules.keys.ids()) {
+            tracing::info!("tokens are signed with {}", rules.keys_in_words());
+        }
+    }
+
+    /// The secrets in force, for logs.
+    pub fn keys_in_words(&self) -> String {
+        self.rules.load().keys_in_words()
     }
 }
 
@@ -225,6 +241,11 @@ impl Door for Warden {
     fn release_link(&self, link: LinkId) {
         self.counter.release(link);
     }
+}
+
+/// What the token of somebody who was let in is signed with.
+pub(crate) fn signer(who: &Principal) -> Option<KeyId> {
+    who.grant.downcast_ref().map(|Credentials { key, .. }| *key)
 }
 
 /// What a client's token grants; an agent's grants nothing here.

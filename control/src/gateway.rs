@@ -314,7 +314,6 @@ impl Gateway {
         self.counter.set_limits(config.limits.clone());
         self.accounts.set(config.allowances());
         self.audit.reopen();
-        self.audit.note_reload(config.revocations.len());
         for (service, sockets) in new_sockets {
             self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
         }

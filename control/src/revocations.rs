@@ -6,7 +6,7 @@
 mod file;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::file::add;
 
 /// One line of the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The token of this id.
@@ -147,7 +147,7 @@ impl fmt::Display for Entry {
 impl Cause {
     /// The entry behind a verdict on `bearer`.
     pub fn entry(self, bearer: Bearer<'_>) -> Entry {
-        let none = Entry { jti: None, uid: None, name: None, issued_before: None };
+        let none = Entry::default();
         let (uid, name) = (Some(bearer.uid), Some(bearer.name.to_owned()));
         match self {
             Self::Jti => Entry { jti: Some(bearer.jti.to_owned()), ..none },
@@ -192,6 +192,27 @@ impl Revocations {
     /// The operator's.
     pub fn load(path: &Path) -> Result<Option<Self>, RevocationError> {
         file::read(path)?.map(|entries| Self::new(entries, path)).transpose()
+    }
+
+    /// What counts here and not in `other`.
+    pub fn beyond(&self, other: &Self) -> BTreeSet<Entry> {
+        &self.entries() - &other.entries()
+    }
+
+    fn entries(&self) -> BTreeSet<Entry> {
+        let jtis = self.jtis.iter().map(|jti| Entry { jti: Some(jti.clone()), ..Entry::default() });
+        let within = |uid: &Uid, name: Option<&String>, issued_before| Entry {
+            jti: None,
+            uid: Some(*uid),
+            name: name.cloned(),
+            issued_before,
+        };
+        let names = self.names.iter().map(|(uid, name)| within(uid, Some(name), None));
+        let named = self.named_before.iter().map(|((uid, name), at)| within(uid, Some(name), Some(*at)));
+        let spaces = self.space_before.iter().map(|(uid, at)| within(uid, None, Some(*at)));
+        let all = (self.all_before > 0).then_some(self.all_before);
+        let all = all.map(|at| Entry { issued_before: Some(at), ..Entry::default() });
+        jtis.chain(names).chain(named).chain(spaces).chain(all).collect()
     }
 
     /// Whether a token is revoked.
@@ -298,6 +319,28 @@ mod tests {
             }
         }
         assert!(Revocations::default().is_empty());
+    }
+
+    #[test]
+    fn what_one_list_has_beyond_another_is_what_its_file_says_more() {
+        let uid = "00000000-0000-0000-0000-000000000001";
+        let lines = [
+            "[{jti: a}]".to_owned(),
+            format!("[{{uid: {uid}, name: laptop}}]"),
+            format!("[{{uid: {uid}, name: laptop, issued_before: 10}}]"),
+            format!("[{{uid: {uid}, issued_before: 10}}]"),
+            "[{issued_before: 10}]".to_owned(),
+        ];
+        let mut all: Vec<Entry> = Vec::new();
+        for line in &lines {
+            let before = Revocations::new(all.clone(), Path::new("list")).unwrap();
+            let entry: Vec<Entry> = serde_yaml::from_str(line).unwrap();
+            all.extend(entry.clone());
+            let after = Revocations::new(all.clone(), Path::new("list")).unwrap();
+            assert_eq!(Vec::from_iter(after.beyond(&before)), entry);
+            assert!(before.beyond(&after).is_empty());
+            assert_eq!(after.entries().len(), after.len());
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ fn every_verdict_has_its_exit_code() {
         &[
             "ALLOW  tcp://nas.lan:22 through home\nby     policies[0]: !Ip [home, 10.0.0.0/8, 22, TCP]   (10.1.2.3",
             "token  client \"laptop\" of 00000000-",
-            "(in 29 days)\n       signed with the secret in force of gw.yaml\n",
+            "(in 29 days)\n       signed with the secret in force of gw.yaml (id ",
         ],
     );
     explain(&format!("--token old.token {ssh} 10.1.2.3:22"), 0, &["signed with old_secrets[0] of gw.yaml"]);

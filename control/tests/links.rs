@@ -3,61 +3,33 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod kit;
+#[path = "kit/peer.rs"]
+mod peer;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{Ed25519KeyPair, KeyPair as _},
-};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use kit::{SECRET, start};
 use narrowlink_dataplane::{
-    link::{self, LinkError, PeerLink},
-    tunnel::{self, TunnelError},
+    link::{LinkError, PeerLink},
+    tunnel::TunnelError,
     worker::run_alone,
 };
 use narrowlink_proto::{
     ended::RefusalCode,
-    id::{Nonce, Uid, instance_statement},
+    id::Uid,
     limits::Limits,
-    message::{AgentInfo, GoodbyeCode, Instance, Message},
-    token::{Claims, Keys, Kind},
+    message::{AgentInfo, GoodbyeCode, Message},
+    token::{Claims, Kind},
 };
+use peer::Peer;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds since 1970: in the year 9999.
 const NEVER: u64 = 253_402_300_799;
 
-/// Somebody with a token.
-struct Peer {
-    way: tunnel::Gateway,
-    claims: Claims,
-    key: Ed25519KeyPair,
-}
-
-impl Peer {
-    fn new(addr: SocketAddr, kind: Kind, uid: u128, name: &str, exp: u64) -> Self {
-        let claims = Claims::new(kind, Uid::from_u128(uid), name, exp, &format!("{name} of {uid}"));
-        let token = Keys::new(&SECRET).sign(&claims).unwrap();
-        let endpoint = serde_json::json!({ "gateway": addr.to_string(), "token": token, "protocol": "Ws" });
-        let way = tunnel::Gateway::load(&serde_json::from_value(endpoint).unwrap(), Path::new("")).unwrap();
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
-        Self { way, claims, key: Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap() }
-    }
-
-    async fn join(&self) -> Result<PeerLink, LinkError> {
-        let sign = |nonce: &Nonce| {
-            let statement = instance_statement(nonce, &self.claims.uid, &self.claims.name);
-            Instance {
-                key: URL_SAFE_NO_PAD.encode(self.key.public_key()),
-                signature: URL_SAFE_NO_PAD.encode(self.key.sign(&statement)),
-            }
-        };
-        let sign: Option<&dyn Fn(&Nonce) -> Instance> =
-            if self.claims.kind == Kind::Agent { Some(&sign) } else { None };
-        link::join(&self.way, sign, PATIENCE).await
-    }
+fn peer(addr: SocketAddr, kind: Kind, uid: u128, name: &str, exp: u64) -> Peer {
+    let jti = format!("{name} of {uid}");
+    Peer::new(addr, &SECRET, Claims::new(kind, Uid::from_u128(uid), name, exp, &jti))
 }
 
 async fn list(client: &mut PeerLink) -> Vec<AgentInfo> {
@@ -79,10 +51,10 @@ fn goodbye(error: LinkError) -> GoodbyeCode {
 fn a_name_has_one_holder_and_its_own_space_sees_it() {
     let gateway = start(2, Limits::default());
     let addr = gateway.addresses()[0];
-    let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
-    let stranger = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
-    let client = Peer::new(addr, Kind::Client, 1, "laptop", NEVER);
-    let foreign = Peer::new(addr, Kind::Client, 2, "laptop", NEVER);
+    let agent = peer(addr, Kind::Agent, 1, "home", NEVER);
+    let stranger = peer(addr, Kind::Agent, 1, "home", NEVER);
+    let client = peer(addr, Kind::Client, 1, "laptop", NEVER);
+    let foreign = peer(addr, Kind::Client, 2, "laptop", NEVER);
     run_alone(false, |_| async {
         let (mut client, mut foreign) = (client.join().await.unwrap(), foreign.join().await.unwrap());
         assert!(list(&mut client).await.is_empty());
@@ -112,8 +84,8 @@ fn a_name_has_one_holder_and_its_own_space_sees_it() {
 fn every_link_hears_that_the_gateway_stops() {
     let gateway = start(2, Limits::default());
     let addr = gateway.addresses()[0];
-    let agent = Peer::new(addr, Kind::Agent, 1, "home", NEVER);
-    let client = Peer::new(addr, Kind::Client, 1, "laptop", NEVER);
+    let agent = peer(addr, Kind::Agent, 1, "home", NEVER);
+    let client = peer(addr, Kind::Client, 1, "laptop", NEVER);
     run_alone(false, |_| async {
         let (mut agent, mut client) = (agent.join().await.unwrap(), client.join().await.unwrap());
         let stop = std::thread::spawn(move || gateway.stop(PATIENCE));
@@ -127,7 +99,7 @@ fn every_link_hears_that_the_gateway_stops() {
 #[test]
 fn an_expired_token_does_not_get_a_link() {
     let gateway = start(2, Limits::default());
-    let client = Peer::new(gateway.addresses()[0], Kind::Client, 1, "laptop", 1_000_000_000);
+    let client = peer(gateway.addresses()[0], Kind::Client, 1, "laptop", 1_000_000_000);
     let refused = run_alone(false, |_| async { client.join().await.err().unwrap() }).unwrap();
     match refused {
         LinkError::Tunnel(TunnelError::Refused(refused)) => {

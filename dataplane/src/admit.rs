@@ -49,7 +49,8 @@ pub(crate) fn lane(local: &Local, who: &Principal, proof: &LaneProof) -> Result<
     if entry.link != proof.link || !entry.secret.permits_lane(&proof.link, &proof.lane, &proof.proof) {
         return Err(no());
     }
-    let claim = local.shared.claims.claim(*proof.lane.as_bytes(), &who.token_id, StdInstant::now());
+    let claim =
+        local.shared.claims.claim((who.uid, *proof.lane.as_bytes()), &who.token_id, StdInstant::now());
     let answered = claim.map_err(|_| no())?.answer();
     answered.then_some(entry).ok_or_else(no)
 }
@@ -112,7 +113,8 @@ pub(crate) async fn dial<'a>(
         who.usage.dial()?;
         let dial = local.shared.door.permit(who, open, peer_addr)?;
         let slot = who.usage.session()?;
-        let claim = local.shared.claims.claim(*session.as_bytes(), &who.token_id, StdInstant::now());
+        let claim =
+            local.shared.claims.claim((who.uid, *session.as_bytes()), &who.token_id, StdInstant::now());
         let claim = claim.map_err(|e| match e {
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),

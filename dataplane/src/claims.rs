@@ -1,5 +1,6 @@
 //! Role: ids that may be used once: sessions and lanes.
-//! Invariants: a claim is atomic over all workers · an unanswered claim of the same token gives
+//! Invariants: a claim is atomic over all workers · users have ids of their own: nobody can use up, or find out
+//! about, another's · an unanswered claim of the same token gives
 //! way to a newer one (a CDN repeats a GET); an answered one never does · the memory is bounded:
 //! full means refuse, never forget inside the window.
 
@@ -10,12 +11,16 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
+use narrowlink_proto::id::Uid;
 
 /// How long a used id is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
 const SHARDS: usize = 64;
-/// Ids remembered per shard: 64 × 16,384 ids of about 130 bytes, 130 MiB when full.
+/// Ids remembered per shard: 64 × 16,384 ids of about 160 bytes, 160 MiB when full.
 const IDS_MAX: usize = 16 * 1024;
+
+/// An id within its user's space.
+pub type OwnId = (Uid, [u8; 32]);
 
 /// All claims of this gateway.
 pub struct Claims {
@@ -24,8 +29,8 @@ pub struct Claims {
 
 #[derive(Default)]
 struct Shard {
-    ids: HashMap<[u8; 32], State>,
-    by_age: VecDeque<(Instant, [u8; 32])>,
+    ids: HashMap<OwnId, State>,
+    by_age: VecDeque<(Instant, OwnId)>,
     next: u64,
 }
 
@@ -44,7 +49,7 @@ struct Pending {
 /// An id that is being decided about; dropped without [`Claim::answer`], it stays used.
 pub struct Claim<'a> {
     claims: &'a Claims,
-    id: [u8; 32],
+    id: OwnId,
     serial: u64,
     superseded: Receiver<()>,
 }
@@ -67,7 +72,7 @@ impl Default for Claims {
 }
 
 impl Claims {
-    fn shard(&self, id: &[u8; 32]) -> MutexGuard<'_, Shard> {
+    fn shard(&self, (_, id): &OwnId) -> MutexGuard<'_, Shard> {
         // Random ids spread by any byte; a foe who chooses his can only crowd his own shard's
         // lock, which is held for a table look-up (keyed by the table's own hash).
         let shard = &self.shards[usize::from(id[0]) % SHARDS];
@@ -78,7 +83,7 @@ impl Claims {
     ///
     /// # Errors
     /// See [`ClaimError`].
-    pub fn claim(&self, id: [u8; 32], token_id: &str, now: Instant) -> Result<Claim<'_>, ClaimError> {
+    pub fn claim(&self, id: OwnId, token_id: &str, now: Instant) -> Result<Claim<'_>, ClaimError> {
         let mut shard = self.shard(&id);
         shard.forget_old(now);
         let full = shard.ids.len() >= IDS_MAX;
@@ -147,23 +152,29 @@ mod tests {
     use super::*;
     use futures_lite::future::{block_on, poll_once};
 
+    fn own(byte: u8) -> OwnId {
+        (Uid::nil(), [byte; 32])
+    }
+
     #[test]
-    fn an_answered_id_is_used_for_everybody() {
+    fn an_answered_id_is_used_for_everybody_of_its_user() {
         let (claims, now) = (Claims::default(), Instant::now());
-        assert!(claims.claim([1; 32], "a", now).unwrap().answer());
+        assert!(claims.claim(own(1), "a", now).unwrap().answer());
         for token in ["a", "b"] {
-            assert_eq!(claims.claim([1; 32], token, now).err(), Some(ClaimError::Used));
+            assert_eq!(claims.claim(own(1), token, now).err(), Some(ClaimError::Used));
         }
-        assert!(claims.claim([1; 32], "b", now + REMEMBERED).is_ok());
+        let somebody_elses = (Uid::from_u128(1), [1; 32]);
+        assert!(claims.claim(somebody_elses, "a", now).unwrap().answer());
+        assert!(claims.claim(own(1), "b", now + REMEMBERED).is_ok());
     }
 
     #[test]
     fn a_newer_claim_of_the_same_token_wins_over_an_unanswered_one() {
         let (claims, now) = (Claims::default(), Instant::now());
-        let older = claims.claim([1; 32], "a", now).unwrap();
+        let older = claims.claim(own(1), "a", now).unwrap();
         assert!(block_on(poll_once(older.superseded())).is_none());
-        assert_eq!(claims.claim([1; 32], "b", now).err(), Some(ClaimError::Used));
-        let newer = claims.claim([1; 32], "a", now).unwrap();
+        assert_eq!(claims.claim(own(1), "b", now).err(), Some(ClaimError::Used));
+        let newer = claims.claim(own(1), "a", now).unwrap();
         assert!(block_on(poll_once(older.superseded())).is_some());
         assert!(!older.answer());
         assert!(newer.answer());
@@ -177,7 +188,7 @@ mod tests {
             for n in 0..64 {
                 let (claims, won) = (&claims, &won);
                 scope.spawn(move || {
-                    if let Ok(claim) = claims.claim([7; 32], &n.to_string(), now)
+                    if let Ok(claim) = claims.claim(own(7), &n.to_string(), now)
                         && claim.answer()
                     {
                         won.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -194,7 +205,7 @@ mod tests {
         let id = |n: u32| {
             let mut id = [0; 32];
             id[28..].copy_from_slice(&n.to_be_bytes());
-            id
+            (Uid::nil(), id)
         };
         for n in 0..IDS_MAX as u32 {
             assert!(claims.claim(id(n), "a", now).unwrap().answer());

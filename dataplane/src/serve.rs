@@ -7,6 +7,7 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use futures_lite::future;
+use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     message::{Channel, Open},
@@ -24,7 +25,7 @@ use crate::{
     socket::Socket,
     stream::{self, Session, Visit},
     table::{Kind, Seat},
-    timer::timeout,
+    timer::{sleep_until, timeout},
     tls::TlsSocket,
     tunnel,
     usage::Slot,
@@ -36,6 +37,9 @@ use crate::{
 const READ_BYTES: usize = 2048;
 /// How long an answer may take to reach a peer that is then cut off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A login that fails is answered so long after it was asked for: what is wrong with a token is not to be
+/// heard from how long it took to find.
+const LOGIN_REFUSED_AFTER: Duration = Duration::from_millis(25);
 
 /// What a listener is for.
 #[derive(Debug, Clone)]
@@ -95,7 +99,7 @@ async fn arrive(
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
         Ok(Some(request)) => {
-            let arrived = Arrived { local: local.clone(), peer_addr, seat };
+            let arrived = Arrived { local: local.clone(), peer_addr, seat, since: Instant::now() };
             Box::pin(enter(arrived, wire, request)).await
         }
         Ok(None) => Ok(()),
@@ -184,6 +188,8 @@ struct Arrived {
     local: Rc<Local>,
     peer_addr: SocketAddr,
     seat: Seat,
+    /// When all of its request was there.
+    since: Instant,
 }
 
 impl Arrived {
@@ -192,11 +198,14 @@ impl Arrived {
         let (session, refused) = (refused.session, &refused);
         let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused };
         self.local.shared.door.note(&event);
+        if refused.code == RefusalCode::Unauthenticated {
+            sleep_until(self.since + LOGIN_REFUSED_AFTER).await;
+        }
         answer_and_close(wire, &upgrade::encode_refusal(refused)).await
     }
 
     fn visit(self, who: Arc<Principal>, slot: Slot) -> Visit {
-        let Self { local, peer_addr, seat } = self;
+        let Self { local, peer_addr, seat, .. } = self;
         Visit { local, who, peer_addr, seat, _slot: slot }
     }
 }
@@ -216,22 +225,22 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
     if protocol.channel != Channel::Lane {
         let event = Event::LoggedIn { who: &who, peer_addr: arrived.peer_addr };
         arrived.local.shared.door.note(&event);
+        arrived.seat.belongs_to(&who);
     }
-    arrived.seat.belongs_to(&who);
     let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
         (Channel::Link, None, None) if protocol.framing == Framing::Framed => {
             arrived.seat.becomes(Kind::Link);
             wire.write_all(&accept(None)).await?;
-            let Arrived { local, peer_addr, seat } = arrived;
+            let Arrived { local, peer_addr, seat, .. } = arrived;
             spawn(link::serve(local, wire, who, peer_addr, seat));
             Ok(())
         }
         (Channel::Lane, Some(proof), None) => match admit::lane(&arrived.local, &who, &proof) {
             Ok(entry) => {
                 arrived.seat.becomes(Kind::Lane);
-                // All lanes of an agent share one: its own login's is given back.
+                // All lanes of an agent share one: this login's is given back.
                 arrived.seat.belongs_to(&entry.principal);
                 wire.write_all(&accept(None)).await?;
                 lane::place(&arrived.local, Lane { conn: conn(wire), entry, seat: arrived.seat });

@@ -69,9 +69,17 @@ pub enum TokenError {
     Signing(#[source] jsonwebtoken::errors::Error),
 }
 
-/// Names a secret without giving it away.
+/// Names a secret without giving it away: the same at the gateway and at the token generator. (Whoever sees
+/// the id of a secret that can be guessed can tell when the guess is right, as whoever has a token can.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; 8]);
+
+/// As 8 hexadecimal digits, its first half.
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// The keys of one secret, one per [`Kind`].
 #[derive(Clone)]
@@ -214,9 +222,14 @@ impl KeyRing {
         Ok((parts.claims_at(kind, now)?, keys.id))
     }
 
+    /// The secrets' names, the one that signs first.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        std::iter::once(self.first.id).chain(self.rest.iter().map(|keys| keys.id))
+    }
+
     /// Whether it has this secret's keys.
     pub fn knows(&self, id: KeyId) -> bool {
-        std::iter::once(&self.first).chain(&self.rest).any(|keys| keys.id == id)
+        self.ids().any(|known| known == id)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     io::{self, Read},
 };
 
-use narrowlink_proto::token::{Claims, Keys, Kind, TokenError, read_unverified};
+use narrowlink_proto::token::{Claims, KeyId, Keys, Kind, TokenError, read_unverified};
 use serde::Serialize;
 
 use crate::{secrets::Candidate, show::printable};
@@ -33,6 +33,8 @@ pub enum Signature {
     Holds {
         /// Where the secret stood.
         by: String,
+        /// Its name.
+        id: KeyId,
     },
     /// A secret signed it, with the key of another kind.
     OtherKind {
@@ -124,11 +126,12 @@ pub fn inspect(token: &str, secrets: Option<&[Candidate]>) -> Result<Inspection,
     let claims = read_unverified(token).map_err(|why| InspectError::Broken { why })?;
     let Some(secrets) = secrets else { return Ok(Inspection { claims, signature: Signature::Unknown }) };
     for Candidate { place, secret } in secrets {
-        let signer = Keys::new(secret.as_bytes()).signer(token);
-        if let Some(kind) = signer.map_err(|why| InspectError::Broken { why })? {
-            let by = place.clone();
+        let keys = Keys::new(secret.as_bytes());
+        if let Some(kind) = keys.signer(token).map_err(|why| InspectError::Broken { why })? {
+            let (by, id) = (place.clone(), keys.id());
             let holds = kind == claims.kind;
-            let signature = if holds { Signature::Holds { by } } else { Signature::OtherKind { by, kind } };
+            let signature =
+                if holds { Signature::Holds { by, id } } else { Signature::OtherKind { by, kind } };
             return Ok(Inspection { claims, signature });
         }
     }
@@ -142,7 +145,7 @@ impl Inspection {
         matches!(self.signature, Signature::Unknown | Signature::Holds { .. })
     }
 
-    /// The claims as JSON, and `verified_by`: where the secret stood that signed it, or null.
+    /// The claims as JSON, `verified_by`: where the secret stood that signed it, and `key`: its id; or null.
     ///
     /// # Errors
     /// Our own: claims that were read can be written.
@@ -152,12 +155,13 @@ impl Inspection {
             #[serde(flatten)]
             claims: &'a Claims,
             verified_by: Option<&'a str>,
+            key: Option<String>,
         }
-        let verified_by = match &self.signature {
-            Signature::Holds { by } => Some(by.as_str()),
-            Signature::Unknown | Signature::OtherKind { .. } | Signature::Foreign { .. } => None,
+        let (verified_by, key) = match &self.signature {
+            Signature::Holds { by, id } => (Some(by.as_str()), Some(id.to_string())),
+            Signature::Unknown | Signature::OtherKind { .. } | Signature::Foreign { .. } => (None, None),
         };
-        serde_json::to_string_pretty(&Shown { claims: &self.claims, verified_by })
+        serde_json::to_string_pretty(&Shown { claims: &self.claims, verified_by, key })
     }
 }
 
@@ -190,7 +194,10 @@ mod tests {
         let signature = |secrets| inspect(&token, secrets).unwrap().signature;
         assert_eq!(signature(None), Signature::Unknown);
         let both = candidates(&[b"one", b"two"]);
-        assert_eq!(signature(Some(&both)), Signature::Holds { by: "secret 1".into() });
+        assert_eq!(
+            signature(Some(&both)),
+            Signature::Holds { by: "secret 1".into(), id: Keys::new(b"two").id() }
+        );
         let tried = vec!["secret 0".to_owned()];
         assert_eq!(signature(Some(&both[..1])), Signature::Foreign { tried });
     }
@@ -301,7 +308,7 @@ mod tests {
             let page = crate::show::inspection(&read, claims.exp);
             prop_assert!(!page.contains(|c: char| c != '\n' && c.is_control()));
             let mut json: serde_json::Value = serde_json::from_str(&read.json().unwrap()).unwrap();
-            json.as_object_mut().unwrap().remove("verified_by");
+            json.as_object_mut().unwrap().retain(|key, _| !["verified_by", "key"].contains(&key.as_str()));
             prop_assert_eq!(serde_json::from_value::<Claims>(json).unwrap(), claims);
         }
 

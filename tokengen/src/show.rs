@@ -156,7 +156,7 @@ fn or_nothing(lines: Vec<String>) -> Vec<String> {
 fn signature(signature: &Signature) -> String {
     match signature {
         Signature::Unknown => "NOT VERIFIED: anybody could have written all this; --secret tells".to_owned(),
-        Signature::Holds { by } => format!("good: by the {}", printable(by)),
+        Signature::Holds { by, id } => format!("good: by the {} (id {id})", printable(by)),
         Signature::OtherKind { by, kind } => format!(
             "by the {}, but as {}, which it does not claim to be: no gateway takes it",
             printable(by),
@@ -264,11 +264,14 @@ signature  NOT VERIFIED: anybody could have written all this; --secret tells
         };
         let secrets = [candidate("secret in g.yaml", b"one"), candidate("old_secrets[0] in g.yaml", b"two")];
         for (secrets, says) in [
-            (&secrets[..], "signature  good: by the old_secrets[0] in g.yaml\n"),
-            (&secrets[..1], "signature  BAD: not by the secret in g.yaml\n"),
+            (
+                &secrets[..],
+                format!("signature  good: by the old_secrets[0] in g.yaml (id {})\n", Keys::new(b"two").id()),
+            ),
+            (&secrets[..1], "signature  BAD: not by the secret in g.yaml\n".to_owned()),
         ] {
             let page = inspection(&inspect(&token, Some(secrets)).unwrap(), NOW);
-            assert!(page.ends_with(says), "{page}");
+            assert!(page.ends_with(&says), "{page}");
         }
         let other = Signature::OtherKind { by: "secret in g.yaml".into(), kind: Kind::Client };
         assert!(signature(&other).contains("as Client, which it does not claim to be"));

@@ -10,7 +10,7 @@ use std::{
 
 use narrowlink_proto::{
     policy::Grant,
-    token::{Claims, Keys, Kind, Secret, TokenError, read_unverified},
+    token::{Claims, KeyId, Keys, Kind, Secret, TokenError, read_unverified},
     when::{distance, show},
 };
 
@@ -38,8 +38,13 @@ pub struct Bearer {
 pub enum Signature {
     /// Nobody has looked.
     Unchecked,
-    /// This secret's: 0 is the one in force, then come the old ones.
-    Secret(usize),
+    /// This secret's.
+    Secret {
+        /// Its place: 0 is the one in force, then come the old ones.
+        place: usize,
+        /// Its name.
+        id: KeyId,
+    },
     /// None of the secrets'.
     Unknown,
 }
@@ -90,9 +95,7 @@ impl Bearer {
         let kind = claims.as_ref().ok().map(|claims| claims.kind);
         let signature = match config {
             None => Signature::Unchecked,
-            Some(Config { secrets, .. }) => {
-                signer(token, kind, secrets).map_or(Signature::Unknown, Signature::Secret)
-            }
+            Some(Config { secrets, .. }) => signer(token, kind, secrets).unwrap_or(Signature::Unknown),
         };
         match claims {
             Ok(claims) => {
@@ -141,11 +144,13 @@ fn revoked(claims: &Claims, config: &Config) -> Option<Trouble> {
 
 /// Which of the secrets signed the token, as what it says it is: each kind has its own key, and another one's
 /// is no signature. What can't be read may be of any kind.
-fn signer(token: &str, kind: Option<Kind>, secrets: &[Secret]) -> Option<usize> {
-    secrets.iter().position(|secret| match Keys::new(secret.as_bytes()).signer(token) {
+fn signer(token: &str, kind: Option<Kind>, secrets: &[Secret]) -> Option<Signature> {
+    let mut keys = secrets.iter().map(|secret| Keys::new(secret.as_bytes())).enumerate();
+    let (place, keys) = keys.find(|(_, keys)| match keys.signer(token) {
         Ok(Some(signed_as)) => kind.is_none_or(|kind| kind == signed_as),
         Ok(None) | Err(_) => false,
-    })
+    })?;
+    Some(Signature::Secret { place, id: keys.id() })
 }
 
 /// A token as a command line names it: `-` is standard input, an existing file holds it, anything else is
@@ -206,6 +211,11 @@ mod tests {
         Claims::new(kind, Uid::from_u128(1), "laptop", NOW + 60, "t1")
     }
 
+    /// The signature of one of the config's secrets.
+    fn by(place: u8) -> Signature {
+        Signature::Secret { place: place.into(), id: Keys::new(&[7 + place; 32]).id() }
+    }
+
     fn sign(secret: u8, claims: &Claims) -> String {
         Keys::new(&[secret; 32]).sign(claims).unwrap()
     }
@@ -221,14 +231,14 @@ mod tests {
     #[test]
     fn whoever_signed_a_token_is_found_also_when_it_holds_no_more() {
         let client = claims(Kind::Client);
-        check(&sign(7, &client), Signature::Secret(0), "");
-        check(&sign(9, &client), Signature::Secret(2), "");
+        check(&sign(7, &client), by(0), "");
+        check(&sign(9, &client), by(2), "");
         check(&sign(6, &client), Signature::Unknown, "another gateway's token, or altered");
         let expired = Claims { exp: NOW - 7200, ..client.clone() };
-        check(&sign(8, &expired), Signature::Secret(1), "expired on 2027-01-15 06:00:00 UTC (2 hours ago)");
+        check(&sign(8, &expired), by(1), "expired on 2027-01-15 06:00:00 UTC (2 hours ago)");
         let early = Claims { nbf: Some(NOW + 50), ..client.clone() };
-        check(&sign(7, &early), Signature::Secret(0), "only from 2027-01-15 08:00:50 UTC on (in 50 seconds)");
-        check(&sign(7, &claims(Kind::Agent)), Signature::Secret(0), "of kind agent");
+        check(&sign(7, &early), by(0), "only from 2027-01-15 08:00:50 UTC on (in 50 seconds)");
+        check(&sign(7, &claims(Kind::Agent)), by(0), "of kind agent");
         check("eyJ.eyJ.x", Signature::Unknown, "no gateway takes this");
         // Of another gateway, and too late: its claims are only looked at once its signature holds.
         check(&sign(6, &expired), Signature::Unknown, "another gateway's token");
@@ -265,7 +275,7 @@ mod tests {
     #[test]
     fn a_token_signed_as_something_else_than_it_says_opens_nothing() {
         let client = claims(Kind::Client);
-        check(&pretend(7, &client, Kind::Client), Signature::Secret(0), "");
+        check(&pretend(7, &client, Kind::Client), by(0), "");
         for signed_as in [Kind::Agent, Kind::AgentPublish] {
             let token = pretend(7, &client, signed_as);
             assert!(Keys::new(&[7; 32]).verify(&token, Kind::Client, NOW).is_err());

@@ -84,8 +84,10 @@ impl<'a> Report<'a> {
                 "UNVERIFIED: there is no gateway.yaml here, so nobody checked its signature (-c FILE names one)"
                     .to_owned()
             }
-            Signature::Secret(0) => format!("signed with the secret in force{of}"),
-            Signature::Secret(n) => format!("signed with old_secrets[{}]{of}, which is still believed", n - 1),
+            Signature::Secret { place: 0, id } => format!("signed with the secret in force{of} (id {id})"),
+            Signature::Secret { place, id } => {
+                format!("signed with old_secrets[{}]{of} (id {id}), which is still believed", place - 1)
+            }
             Signature::Unknown => format!("signed with none of the secrets{of}"),
         }
     }
@@ -93,10 +95,12 @@ impl<'a> Report<'a> {
     /// For programs: one object, in one line.
     pub fn json(&self) -> String {
         let Question { agent, target, .. } = self.question;
-        let signed_by = match self.bearer.signature {
-            Signature::Unchecked | Signature::Unknown => None,
-            Signature::Secret(0) => Some("secret".to_owned()),
-            Signature::Secret(n) => Some(format!("old_secrets[{}]", n - 1)),
+        let (signed_by, key) = match self.bearer.signature {
+            Signature::Unchecked | Signature::Unknown => (None, None),
+            Signature::Secret { place: 0, id } => (Some("secret".to_owned()), Some(id.to_string())),
+            Signature::Secret { place, id } => {
+                (Some(format!("old_secrets[{}]", place - 1)), Some(id.to_string()))
+            }
         };
         let token = self.bearer.claims.as_ref().map(|claims| {
             json!({
@@ -116,6 +120,7 @@ impl<'a> Report<'a> {
             "token": token,
             "verified": self.bearer.signature != Signature::Unchecked,
             "signed_by": signed_by,
+            "key": key,
         });
         format!("{object}\n")
     }
@@ -324,7 +329,13 @@ mod tests {
         let bare: Vec<_> = token.lines().map(str::trim).collect();
         let client = "client \"laptop\" of 00000000-0000-0000-0000-000000000000";
         assert_eq!(bare[0], format!("{client}, until 2027-02-13 08:00:00 UTC (in 29 days)"));
-        assert_eq!(bare[1], "signed with old_secrets[0] of gw.yaml, which is still believed");
+        assert_eq!(
+            bare[1],
+            format!(
+                "signed with old_secrets[0] of gw.yaml (id {}), which is still believed",
+                Keys::new(&[8; 32]).id()
+            )
+        );
     }
 
     #[test]
@@ -414,6 +425,7 @@ by       addresses by lists[0]: only the agent knows what the name resolves to
         let nets = json!([{ "net": "10.0.0.0/8", "rule": "policies[1]" }]);
         assert_eq!(open["depends_on"], json!([{ "list": 0, "inside": "allow", "nets": nets }]));
         assert_eq!(open["signed_by"], "old_secrets[0]");
+        assert_eq!(open["key"], Keys::new(&[8; 32]).id().to_string());
         let closed = json(&question("home", "nas.lan:22", &["10.1.2.3"]));
         assert_eq!(closed["item"], "!Ip [home, 10.0.0.0/8, 22, TCP]");
         let addresses = json!([{ "address": "10.1.2.3", "verdict": "allow", "rule": "policies[1]" }]);

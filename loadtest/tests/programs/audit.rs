@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
+    process::Command,
     thread,
 };
 
@@ -13,6 +14,12 @@ use crate::kit::{
     process::run,
     site::{AGENT, Holder, Site, Transport},
 };
+
+/// What the generator says of the agent's token.
+fn inspect(mut tokengen: Command, site: &Site) -> String {
+    tokengen.arg("inspect").arg(site.path("agent.token")).arg("--secret").arg(site.path("gateway.yaml"));
+    String::from_utf8_lossy(&run(tokengen, b"", PATIENCE).succeeded()).into_owned()
+}
 
 #[test]
 fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
@@ -60,6 +67,9 @@ fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
     let lines = lines();
     let find = |event: &str| lines.iter().find(|line| line["event"] == event).expect("it was waited for");
     let (open, close) = (find("open"), find("close"));
+    let key = find("login")["key"].as_str().expect("each login says by which secret").to_owned();
+    let inspected = inspect(site.command("narrowlink-tokengen"), &site);
+    assert!(inspected.contains(&format!("(id {key})")), "{key}: {inspected}");
     assert_eq!(open["session"], close["session"]);
     assert_eq!(open["target"], format!("tcp://{target}"));
     assert_eq!((close["up_bytes"].as_u64(), close["down_bytes"].as_u64()), (Some(5), Some(22)));

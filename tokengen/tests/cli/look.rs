@@ -59,14 +59,16 @@ fn the_right_secret_is_found_wherever_it_stands_and_a_wrong_one_is_told() {
     site.write("rotated.yaml", &format!("secret: \"{new}\"\nold_secrets: [\"{new}\", !File secret]\n"));
     site.write("rolled-out.yaml", &format!("secret: \"{new}\"\nold_secrets: []\n"));
     site.write("other", &new);
+    let good = |by: &str| format!("good: by the {by} (id {})\n", keys().id());
+    let bad = |by: &str| format!("BAD: not by the {by}\n");
     for (spec, code, says) in [
-        ("secret", 0, "good: by the secret in secret\n"),
-        (&hex, 0, "good: by the secret given\n"),
-        ("gateway.yaml", 0, "good: by the secret in gateway.yaml\n"),
-        ("rotated.yaml", 0, "good: by the old_secrets[1] in rotated.yaml\n"),
-        ("other", 1, "BAD: not by the secret in other\n"),
-        (&new, 1, "BAD: not by the secret given\n"),
-        ("rolled-out.yaml", 1, "BAD: not by the secret in rolled-out.yaml\n"),
+        ("secret", 0, good("secret in secret")),
+        (&hex, 0, good("secret given")),
+        ("gateway.yaml", 0, good("secret in gateway.yaml")),
+        ("rotated.yaml", 0, good("old_secrets[1] in rotated.yaml")),
+        ("other", 1, bad("secret in other")),
+        (&new, 1, bad("secret given")),
+        ("rolled-out.yaml", 1, bad("secret in rolled-out.yaml")),
     ] {
         let ended = site.run(&["inspect", "t", "--secret", spec]);
         assert_eq!((ended.code, ended.stderr.as_str()), (code, ""), "{spec}");
@@ -103,6 +105,7 @@ fn json_has_the_claims_and_who_signed_them() {
     };
     let shown = json(&["--secret", "secret"]);
     assert_eq!(shown["verified_by"], "secret in secret");
+    assert_eq!(shown["key"], keys().id().to_string());
     assert_eq!((&shown["kind"], &shown["exp"]), (&"agent".into(), &2_000_000_000.into()));
     assert!(json(&[])["verified_by"].is_null());
     assert!(json(&["--secret", "hex:00"])["verified_by"].is_null());
