@@ -7,18 +7,19 @@ mod kit;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use narrowlink_dataplane::claims::{ClaimError, Claims};
+use narrowlink_dataplane::claims::{ClaimError, Claims, OwnId};
+use narrowlink_proto::id::Uid;
 
 /// Between two opens: in the 60 s for which an id is remembered that makes 600,000 of them.
 const PACE: Duration = Duration::from_micros(100);
 const REMEMBERED: u64 = 600_000;
 
 /// Ids as random ones spread, and each another one.
-fn id(n: u64) -> [u8; 32] {
+fn id(n: u64) -> OwnId {
     let mut id = [0; 32];
     id[0] = n as u8;
     id[24..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    id
+    (Uid::nil(), id)
 }
 
 struct Opens {

@@ -5,6 +5,7 @@
 mod delay;
 
 mod early;
+mod expiry;
 mod far;
 mod integrity;
 mod isolation;
@@ -12,6 +13,7 @@ mod limits;
 mod once;
 mod reuse;
 mod revocation;
+mod spaces;
 mod whoami;
 
 /// These tests fill both cores or measure times: one at a time.

@@ -27,7 +27,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(2);
 const FOR_EVER: u64 = 4_000_000_000;
 
 /// A target that gives back what it gets.
-fn echo() -> SocketAddr {
+pub(crate) fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     thread::spawn(move || {

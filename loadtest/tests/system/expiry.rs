@@ -1,0 +1,77 @@
+//! A token's end is the end of what it began, and of nothing else.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use narrowlink_loadtest::{
+    lab::Lab,
+    site::{Transport, now},
+};
+use narrowlink_proto::token::Kind;
+
+use crate::{alone, revocation::echo};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// From the token's last second.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the token that ends is good for, in seconds.
+const LIFE_S: u64 = 3;
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"there?")?;
+    stream.read_exact(&mut [0; 6])
+}
+
+/// How long after `exp` (seconds since 1970) the session ends, which is never a clean end.
+fn gone_after(stream: &mut TcpStream, exp: u64) -> Duration {
+    match stream.read(&mut [0; 1]) {
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("not reset: {other:?}"),
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.checked_sub(Duration::from_secs(exp)).expect("the token holds up to its last second")
+}
+
+#[test]
+fn a_session_ends_with_its_clients_token_or_its_agents_and_others_go_on() {
+    let _alone = alone();
+    let target = echo();
+    for raw in [false, true] {
+        let transport = Transport { tls: true, raw };
+        let lab = Lab::start(2).unwrap();
+        let until = |kind, name: &str, exp| lab.site.token_until(kind, lab.uid, name, None, exp).unwrap();
+        let _home = lab.agent("home", transport).unwrap();
+        let for_ever = lab.forward("home", target, transport).unwrap();
+        let exp = now() + LIFE_S;
+        let _brief = lab.agent_by(&until(Kind::Agent, "brief", exp), "brief", transport, "").unwrap();
+        let by_brief = lab.forward("brief", target, transport).unwrap();
+        let of_brief = lab.forward_as(&until(Kind::Client, "guest", exp), "home", target, transport).unwrap();
+        let mut stays = connect(for_ever.local_addr);
+        let mut ends = [by_brief.local_addr, of_brief.local_addr].map(connect);
+        for stream in ends.iter_mut().chain([&mut stays]) {
+            ask(stream).unwrap();
+        }
+        let gone = ends.each_mut().map(|stream| gone_after(stream, exp));
+        println!(
+            "{transport}: gone {:?} after the agent's token ended, {:?} after the client's",
+            gone[0], gone[1]
+        );
+        assert!(gone.iter().all(|after| *after < GONE_WITHIN), "{gone:?}");
+        ask(&mut stays).unwrap();
+        // Nothing new, neither by the streams and lanes that stood ready.
+        for forward in [&by_brief, &of_brief] {
+            assert!(ask(&mut connect(forward.local_addr)).is_err());
+        }
+        ask(&mut connect(for_ever.local_addr)).unwrap();
+        [for_ever, by_brief, of_brief].into_iter().for_each(narrowlink_client::Forward::stop);
+    }
+}
