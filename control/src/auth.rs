@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,7 @@ use crate::{
     accounts::Accounts,
     audit::Audit,
     clerk::Counter,
+    clock,
     config::Service,
     revocations::{Bearer, Revocations},
 };
@@ -146,7 +147,7 @@ impl Door for Warden {
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = clock::since_1970();
         let rules = self.rules.load();
         match rules.verify(channel, token, since_1970.as_secs()) {
             Ok((claims, key)) => {
@@ -260,7 +261,7 @@ fn shown(words: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{accounts::Allowances, clerk};
+    use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
     use narrowlink_dataplane::directory::AgentEntry;
     use narrowlink_proto::{
         id::{LinkSecret, SessionId, Uid},
@@ -298,10 +299,6 @@ mod tests {
 
     fn warden() -> (Warden, clerk::Inbox) {
         warden_of(&[Secret::from_bytes(SECRET.to_vec()).unwrap()])
-    }
-
-    fn now_s() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
     }
 
     fn claims(kind: Kind) -> Claims {

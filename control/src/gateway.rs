@@ -32,6 +32,7 @@ use crate::{
     audit::Audit,
     auth::{Rules, Warden},
     clerk::{self, Counter},
+    clock,
     config::{self, Config},
     registry::Registry,
 };
@@ -172,7 +173,7 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     let rules = rules(&config, &open.services)?;
     let limits = config.limits.clone();
     let accounts =
-        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clerk::seconds_since_1970()));
+        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clock::seconds_since_1970()));
     let warden =
         Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()));
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));

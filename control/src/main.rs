@@ -7,13 +7,13 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use narrowlink_control::{
     args::{Args, Command, Explain, Policy, Revoke},
+    clock::seconds_since_1970,
     config::{Config, Service},
     expectations::Expectations,
     explain::{Bearer, Question, Report, find_token},
@@ -113,8 +113,8 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
     let config = args.config.clone().or_else(|| find_config("gateway.yaml", |name| env::var_os(name)).ok());
     let gateway = config.as_deref().map(load).transpose()?;
     let token = find_token(&args.token).map_err(anyhow::Error::msg).or_exit(USAGE)?;
-    let bearer = Bearer::examine(&token, gateway.as_ref(), now());
-    let report = Report::new(&question, &bearer, config.as_deref(), now()).or_exit(USAGE)?;
+    let bearer = Bearer::examine(&token, gateway.as_ref(), seconds_since_1970());
+    let report = Report::new(&question, &bearer, config.as_deref(), seconds_since_1970()).or_exit(USAGE)?;
     print(&if args.json { report.json() } else { report.text() })?;
     Ok(match report.verdict() {
         Verdict::Allow => 0,
@@ -125,7 +125,8 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
 
 fn test(file: &Path, config: Option<&Path>) -> Result<u8, Failure> {
     let config = config.map(load).transpose()?;
-    let expectations = Expectations::load(file, config.as_ref(), now()).or_exit(CONFIGURATION)?;
+    let expectations =
+        Expectations::load(file, config.as_ref(), seconds_since_1970()).or_exit(CONFIGURATION)?;
     let outcome = expectations.check().or_exit(CONFIGURATION)?;
     print(&outcome.text())?;
     Ok(if outcome.failures.is_empty() { 0 } else { NO })
@@ -142,7 +143,7 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
             List::of(path, config).or_exit(CONFIGURATION)?
         }
     };
-    let subject = Subject::new(args, &list, now()).or_exit(USAGE)?;
+    let subject = Subject::new(args, &list, seconds_since_1970()).or_exit(USAGE)?;
     for warning in &subject.warnings {
         eprintln!("narrowlink-gateway: {warning}");
     }
@@ -156,10 +157,6 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
 
 fn load(config: &Path) -> Result<Config, Failure> {
     Config::load(config).or_exit(CONFIGURATION)
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn print(text: &str) -> Result<(), Failure> {
