@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use narrowlink_dataplane::door::{Event, Principal};
@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use crate::{
     auth::signer,
+    clock,
     revocations::{Entry, Revocations},
 };
 
@@ -159,7 +160,7 @@ impl Audit {
 
 impl Line {
     fn new(event: &'static str) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::since_1970();
         let mut time = when::show(now.as_secs());
         time.truncate("2026-11-21 10:00:00".len());
         let time = format!("{}.{:03}Z", time.replace(' ', "T"), now.subsec_millis());

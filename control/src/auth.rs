@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,7 @@ use crate::{
     accounts::Accounts,
     audit::Audit,
     clerk::Counter,
+    clock,
     config::Service,
     revocations::{Bearer, Revocations},
 };
@@ -104,12 +105,6 @@ impl Rules {
         if holds { Ok(()) } else { Err(Why::Revoked) }
     }
 
-    fn keys_in_words(&self) -> String {
-        let mut ids = self.keys.ids().map(|id| id.to_string());
-        let first = format!("the secret of id {}", ids.next().unwrap_or_default());
-        ids.fold(first, |words, id| words + ", once with " + &id)
-    }
-
     /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
     /// names nobody: then the address must be among the service's domains.
     fn serves(&self, service: usize, name: Option<&str>) -> bool {
@@ -142,13 +137,8 @@ impl Warden {
         let before = self.rules.swap(rules.clone());
         self.audit.note_revocations(&before.revocations, &rules.revocations);
         if !before.keys.ids().eq(rules.keys.ids()) {
-            tracing::info!("tokens are signed with {}", rules.keys_in_words());
+            tracing::info!("tokens are signed with {}", say_ids(rules.keys.ids()));
         }
-    }
-
-    /// The secrets in force, for logs.
-    pub fn keys_in_words(&self) -> String {
-        self.rules.load().keys_in_words()
     }
 }
 
@@ -162,7 +152,7 @@ impl Door for Warden {
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = clock::since_1970();
         let rules = self.rules.load();
         match rules.verify(channel, token, since_1970.as_secs()) {
             Ok((claims, key)) => {
@@ -243,6 +233,17 @@ impl Door for Warden {
     }
 }
 
+/// The secrets of a config by their ids: the one in force, then the old ones.
+pub fn say_secrets(secrets: &[Secret]) -> String {
+    say_ids(secrets.iter().map(|secret| Keys::new(secret.as_bytes()).id()))
+}
+
+fn say_ids(ids: impl Iterator<Item = KeyId>) -> String {
+    let mut ids = ids.map(|id| id.to_string());
+    let first = format!("the secret of id {}", ids.next().unwrap_or_default());
+    ids.fold(first, |words, id| words + ", formerly with " + &id)
+}
+
 /// What the token of somebody who was let in is signed with.
 pub(crate) fn signer(who: &Principal) -> Option<KeyId> {
     who.grant.downcast_ref().map(|Credentials { key, .. }| *key)
@@ -281,7 +282,7 @@ fn shown(words: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{accounts::Allowances, clerk};
+    use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
     use narrowlink_dataplane::directory::AgentEntry;
     use narrowlink_proto::{
         id::{LinkSecret, SessionId, Uid},
@@ -319,10 +320,6 @@ mod tests {
 
     fn warden() -> (Warden, clerk::Inbox) {
         warden_of(&[Secret::from_bytes(SECRET.to_vec()).unwrap()])
-    }
-
-    fn now_s() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
     }
 
     fn claims(kind: Kind) -> Claims {

@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
@@ -22,6 +22,7 @@ use narrowlink_proto::{
 
 use crate::{
     accounts::Accounts,
+    clock,
     registry::{Act, Registry},
 };
 
@@ -138,7 +139,7 @@ impl Clerk {
             let now = Instant::now();
             if now >= sweep_at {
                 self.registry.release_silent(now);
-                self.accounts.sweep(seconds_since_1970());
+                self.accounts.sweep(clock::seconds_since_1970());
                 sweep_at = now + SWEEP_EVERY;
             }
             let acts = self.registry.handle_timeout(now);
@@ -192,11 +193,6 @@ impl Clerk {
             }
         }
     }
-}
-
-/// By the wall clock, as months are.
-pub(crate) fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A new link's name and secret.

@@ -1,7 +1,10 @@
-//! Role: wires listeners, workers, warden and registry into a running gateway. Decides nothing.
+//! Role: wires listeners, workers, warden and registry into a running gateway, and stops it. Decides nothing.
 //! Invariants: every address is bound before the first worker runs · a runtime is never dropped: a gateway
 //! is stopped, and the process ends by exiting.
 //! See: ARCHITECTURE.md "Threads".
+
+mod open;
+mod reload;
 
 use std::{
     fs,
@@ -22,17 +25,22 @@ use std::{
 use narrowlink_dataplane::{
     directory::Directory,
     handover::{Local, Note, Shared},
-    listen,
     serve::Service,
     worker::{self, Driver, Options, Workers},
 };
 
+pub use self::reload::Changes;
+use self::{
+    open::{Open, Seated},
+    reload::Fixed,
+};
 use crate::{
     accounts::Accounts,
     audit::Audit,
     auth::{Rules, Warden},
     clerk::{self, Counter},
-    config::{self, Config},
+    clock,
+    config::Config,
     registry::Registry,
 };
 
@@ -55,35 +63,7 @@ pub struct Gateway {
     accounts: Arc<Accounts>,
     audit: Audit,
     open: Mutex<Open>,
-}
-
-/// What a gateway listens for, and what can't change while it runs.
-struct Open {
-    services: Vec<Seated>,
-    next_number: usize,
-    name: String,
-    workers: Option<usize>,
-    pin: bool,
-    audit: Option<PathBuf>,
-    state_dir: Option<PathBuf>,
-}
-
-/// A service and its number, which it keeps as long as its address is listened on.
-struct Seated {
-    number: usize,
-    service: config::Service,
-    bound: SocketAddr,
-}
-
-/// What a reload has changed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes {
-    /// Addresses that are listened on now.
-    pub opened: Vec<SocketAddr>,
-    /// Addresses that are not any more.
-    pub closed: Vec<SocketAddr>,
-    /// Keys that differ, and need a restart.
-    pub after_restart: Vec<&'static str>,
+    fixed: Fixed,
 }
 
 /// Why a gateway did not start.
@@ -139,15 +119,7 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     }
     let count = config.workers.unwrap_or_else(cores).max(1);
     let mut addresses = Vec::with_capacity(config.services.len());
-    let mut open = Open {
-        services: Vec::new(),
-        next_number: 0,
-        name: config.name.clone(),
-        workers: config.workers,
-        pin: config.pin,
-        audit: config.audit.clone(),
-        state_dir: config.state_dir.clone(),
-    };
+    let mut open = Open::default();
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
     for (index, service) in config.services.iter().enumerate() {
         let (seated, sockets) = open.seat(index, service, count, true)?;
@@ -172,7 +144,7 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     let rules = rules(&config, &open.services)?;
     let limits = config.limits.clone();
     let accounts =
-        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clerk::seconds_since_1970()));
+        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clock::seconds_since_1970()));
     let warden =
         Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()));
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
@@ -184,8 +156,8 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
             shared.tell_all(|| Note::Stop);
             StartError::Control(e)
         })?;
-    let open = Mutex::new(open);
-    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, audit, open })
+    let (open, fixed) = (Mutex::new(open), Fixed::of(&config));
+    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, audit, open, fixed })
 }
 
 fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
@@ -194,51 +166,9 @@ fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
         .ok_or(StartError::Incomplete("no secret to check tokens with"))
 }
 
-impl Open {
-    /// Binds a service's address, for every worker; `index` is its place in the config. `alone`: nobody else
-    /// may listen there, be it this process.
-    fn seat(
-        &mut self,
-        index: usize,
-        service: &config::Service,
-        workers: usize,
-        alone: bool,
-    ) -> Result<(Seated, Vec<TcpListener>), StartError> {
-        let addr = service.listen_addr;
-        let listen = |source| StartError::Listen { service: index, addr, source };
-        let (bound, sockets) = bind(addr, workers, alone).map_err(listen)?;
-        let number = self.next_number;
-        self.next_number += 1;
-        Ok((Seated { number, service: service.clone(), bound }, sockets))
-    }
-}
-
-impl Seated {
-    fn for_workers(&self) -> Service {
-        Service { index: self.number, tls: self.service.tls.is_some() }
-    }
-
-    /// Whether it can go on as `service` without listening anew.
-    fn can_become(&self, service: &config::Service) -> bool {
-        // An address whose port the system chose may be written down by now.
-        let same = self.service.listen_addr == service.listen_addr || self.bound == service.listen_addr;
-        same && self.service.kind() == service.kind()
-    }
-}
-
 /// Workers when the config names no number: one per core.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Listening sockets, one per worker.
-fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    if alone && addr.port() != 0 {
-        // The workers' sockets share their address, and would share it with a second gateway of the same
-        // user as well, each getting some of the connections. A socket that does not share finds out.
-        drop(listen::bind_alone(addr)?);
-    }
-    listen::bind(addr, workers)
 }
 
 fn worker_main(seats: Seats, shared: Arc<Shared>, ended: Arc<AtomicUsize>) -> worker::Main {
@@ -272,68 +202,6 @@ impl Gateway {
     /// Where it listens, in the order of the config's services.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
-    }
-
-    /// Makes it what `config` says, without touching what runs: sockets whose address stays are kept, and
-    /// whoever may not be here any more is dismissed. If anything can't be had, nothing is changed.
-    ///
-    /// # Errors
-    /// A new address can't be listened on, or the config is incomplete.
-    pub fn reload(&self, config: &Config) -> Result<Changes, StartError> {
-        let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = &mut *guard;
-        let mut changes = Changes::default();
-        if config.services.is_empty() {
-            return Err(StartError::Incomplete("no service to serve"));
-        }
-        // First everything that can fail.
-        let mut kept: Vec<_> = open.services.iter().map(|_| false).collect();
-        let mut services = Vec::with_capacity(config.services.len());
-        let mut new_sockets = Vec::new();
-        for (index, service) in config.services.iter().enumerate() {
-            let same = |(at, seated): &(usize, &Seated)| !kept[*at] && seated.can_become(service);
-            if let Some((at, seated)) = open.services.iter().enumerate().find(same) {
-                services.push(Seated {
-                    number: seated.number,
-                    service: service.clone(),
-                    bound: seated.bound,
-                });
-                kept[at] = true;
-            } else {
-                let ours = open.services.iter().any(|seated| seated.bound == service.listen_addr);
-                let (seated, sockets) = open.seat(index, service, self.workers(), !ours)?;
-                changes.opened.push(seated.bound);
-                new_sockets.push((seated.for_workers(), sockets));
-                services.push(seated);
-            }
-        }
-        let rules = rules(config, &services)?;
-        // From here on nothing fails.
-        self.warden.replace(rules);
-        self.shared.set_limits(config.limits.clone());
-        self.counter.set_limits(config.limits.clone());
-        self.accounts.set(config.allowances());
-        self.audit.reopen();
-        for (service, sockets) in new_sockets {
-            self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
-        }
-        let closed = open.services.iter().zip(&kept).filter(|(_, kept)| !**kept);
-        for (seated, _) in closed {
-            changes.closed.push(seated.bound);
-            self.shared.tell_all(|| Note::Unlisten(seated.number));
-        }
-        self.shared.tell_all(|| Note::Judge);
-        let differ = [
-            ("name", open.name != config.name),
-            ("workers", open.workers != config.workers),
-            ("pin", open.pin != config.pin),
-            ("audit", open.audit != config.audit),
-            ("state_dir", open.state_dir != config.state_dir),
-        ];
-        changes.after_restart =
-            differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
-        open.services = services;
-        Ok(changes)
     }
 
     /// How many workers it has.
@@ -403,20 +271,20 @@ mod tests {
         net::TcpStream,
     };
 
-    fn config(listen_addr: SocketAddr) -> Config {
+    pub(super) fn config(listen_addr: SocketAddr) -> Config {
         let secrets = vec![Secret::from_bytes(vec![7; 32]).unwrap()];
         Config { workers: Some(2), pin: false, ..Config::new("test", secrets, vec![service(listen_addr)]) }
     }
 
-    fn service(listen_addr: SocketAddr) -> config::Service {
+    pub(super) fn service(listen_addr: SocketAddr) -> config::Service {
         config::Service { domains: vec![Destination::Ip([127, 0, 0, 1].into())], listen_addr, tls: None }
     }
 
-    fn any() -> SocketAddr {
+    pub(super) fn any() -> SocketAddr {
         "127.0.0.1:0".parse().unwrap()
     }
 
-    fn ask(addr: SocketAddr) -> io::Result<String> {
+    pub(super) fn ask(addr: SocketAddr) -> io::Result<String> {
         let mut stream = TcpStream::connect(addr)?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -448,50 +316,6 @@ mod tests {
         );
         assert!(error.to_string().contains("(services[0])"), "{error}");
         assert!(first.stop(Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn a_reload_opens_and_closes_addresses_and_leaves_the_others_alone() {
-        let config = config(any());
-        let gateway = start(config.clone()).unwrap();
-        let stays = gateway.addresses()[0];
-        let other = |ip: [u8; 4]| SocketAddr::from((ip, 0));
-        let two = Config { services: vec![service(any()), service(other([127, 0, 0, 3]))], ..config.clone() };
-        let Changes { opened, closed, after_restart } = gateway.reload(&two).unwrap();
-        assert!(closed.is_empty() && after_restart.is_empty());
-        let [new] = opened[..] else { panic!("{opened:?}") };
-        for addr in [stays, new] {
-            assert!(ask(addr).unwrap().starts_with("HTTP/1.1 404"), "{addr}");
-        }
-        assert_eq!(gateway.reload(&two).unwrap(), Changes::default());
-        let one = Config { workers: Some(3), ..config };
-        let changes = gateway.reload(&one).unwrap();
-        assert_eq!(changes, Changes { opened: vec![], closed: vec![new], after_restart: vec!["workers"] });
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(new).is_ok() {
-            assert!(Instant::now() < deadline, "it still listens");
-        }
-        assert!(ask(stays).unwrap().starts_with("HTTP/1.1 404"));
-        assert!(gateway.stop(Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn a_reload_that_can_not_be_done_changes_nothing() {
-        let config = config(any());
-        let gateway = start(config.clone()).unwrap();
-        let taken = TcpListener::bind("127.0.0.4:0").unwrap();
-        let addr = taken.local_addr().unwrap();
-        let more = [service(other_host()), service(addr)];
-        let bad = Config { services: more.into(), secrets: vec![], ..config.clone() };
-        let error = gateway.reload(&bad).unwrap_err();
-        assert!(error.to_string().contains("(services[1])"), "{error}");
-        assert!(ask(gateway.addresses()[0]).unwrap().starts_with("HTTP/1.1 404"));
-        assert_eq!(gateway.reload(&config).unwrap(), Changes::default());
-        assert!(gateway.stop(Duration::from_secs(10)));
-    }
-
-    fn other_host() -> SocketAddr {
-        "127.0.0.5:0".parse().unwrap()
     }
 
     #[test]

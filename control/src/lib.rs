@@ -12,6 +12,7 @@ pub mod audit;
 pub mod auth;
 pub mod certificate;
 pub mod clerk;
+pub mod clock;
 pub mod config;
 pub mod expectations;
 pub mod explain;

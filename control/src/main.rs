@@ -7,13 +7,14 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 use narrowlink_control::{
     args::{Args, Command, Explain, Policy, Revoke},
+    auth::say_secrets,
+    clock::seconds_since_1970,
     config::{Config, Service},
     expectations::Expectations,
     explain::{Bearer, Question, Report, find_token},
@@ -99,7 +100,9 @@ fn run(args: &Args) -> Result<u8, Failure> {
     if args.check {
         let services = count(config.services.len(), "service");
         let workers = count(config.workers.unwrap_or_else(gateway::cores), "worker");
+        let secrets = say_secrets(&config.secrets);
         println!("{}: ok ({services}, {workers})", path.display());
+        println!("tokens are signed with {secrets}");
         return Ok(0);
     }
     config.require_io_uring = args.require_io_uring;
@@ -113,8 +116,8 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
     let config = args.config.clone().or_else(|| find_config("gateway.yaml", |name| env::var_os(name)).ok());
     let gateway = config.as_deref().map(load).transpose()?;
     let token = find_token(&args.token).map_err(anyhow::Error::msg).or_exit(USAGE)?;
-    let bearer = Bearer::examine(&token, gateway.as_ref(), now());
-    let report = Report::new(&question, &bearer, config.as_deref(), now()).or_exit(USAGE)?;
+    let bearer = Bearer::examine(&token, gateway.as_ref(), seconds_since_1970());
+    let report = Report::new(&question, &bearer, config.as_deref(), seconds_since_1970()).or_exit(USAGE)?;
     print(&if args.json { report.json() } else { report.text() })?;
     Ok(match report.verdict() {
         Verdict::Allow => 0,
@@ -125,7 +128,8 @@ fn answer(args: &Explain) -> Result<u8, Failure> {
 
 fn test(file: &Path, config: Option<&Path>) -> Result<u8, Failure> {
     let config = config.map(load).transpose()?;
-    let expectations = Expectations::load(file, config.as_ref(), now()).or_exit(CONFIGURATION)?;
+    let expectations =
+        Expectations::load(file, config.as_ref(), seconds_since_1970()).or_exit(CONFIGURATION)?;
     let outcome = expectations.check().or_exit(CONFIGURATION)?;
     print(&outcome.text())?;
     Ok(if outcome.failures.is_empty() { 0 } else { NO })
@@ -142,7 +146,7 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
             List::of(path, config).or_exit(CONFIGURATION)?
         }
     };
-    let subject = Subject::new(args, &list, now()).or_exit(USAGE)?;
+    let subject = Subject::new(args, &list, seconds_since_1970()).or_exit(USAGE)?;
     for warning in &subject.warnings {
         eprintln!("narrowlink-gateway: {warning}");
     }
@@ -158,10 +162,6 @@ fn load(config: &Path) -> Result<Config, Failure> {
     Config::load(config).or_exit(CONFIGURATION)
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -175,6 +175,7 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     }
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
+    tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
     let gateway = gateway::start(config).map_err(|e| Failure {
         code: match e {
             StartError::Listen { .. } => UNAVAILABLE,

@@ -54,11 +54,12 @@ impl Reloader {
         self.seen = None;
         match self.apply(gateway) {
             Ok((changes, config)) => {
-                let was =
-                    |path: &PathBuf| before.iter().find(|(known, _)| known == path).map(|(_, stamp)| *stamp);
-                let known =
-                    config.files.into_iter().map(|path| (was(&path).unwrap_or_else(|| stamp(&path)), path));
-                self.known = known.map(swap).collect();
+                let was = |path: &Path| before.iter().find(|(known, _)| known == path).map(|known| known.1);
+                let known = config.files.into_iter().map(|path| {
+                    let stamp = was(&path).unwrap_or_else(|| stamp(&path));
+                    (path, stamp)
+                });
+                self.known = known.collect();
                 self.list = config.revocations_path.filter(|path| path.exists());
                 say(&self.path, &changes);
             }
@@ -100,11 +101,11 @@ fn say(path: &Path, changes: &Changes) {
 }
 
 fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Stamp>)> {
-    paths.into_iter().map(|path| (stamp(&path), path)).map(swap).collect()
-}
-
-fn swap((stamp, path): (Option<Stamp>, PathBuf)) -> (PathBuf, Option<Stamp>) {
-    (path, stamp)
+    let stamped = paths.into_iter().map(|path| {
+        let stamp = stamp(&path);
+        (path, stamp)
+    });
+    stamped.collect()
 }
 
 /// `None` for a file that can't be looked at.

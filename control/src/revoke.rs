@@ -10,7 +10,7 @@ use std::{
 
 use narrowlink_proto::{
     token::{EXP_MAX, read_unverified},
-    when::{date, distance, show},
+    when::{DateError, distance, parse_date, show},
 };
 
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
     explain::{Bearer, Signature, find_token},
     revocations::{Entry, RevocationError, add},
 };
-
-const DAY_S: u64 = 86_400;
 
 /// A point in time on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,43 +47,25 @@ impl FromStr for Moment {
     type Err = NoMoment;
 
     fn from_str(text: &str) -> Result<Self, NoMoment> {
-        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         if text == "now" {
             return Ok(Self::Now);
         }
-        if is_number(text) {
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             return match text.parse() {
                 Ok(seconds) if seconds <= EXP_MAX => Ok(Self::At(seconds)),
                 _ => Err(NoMoment::TooLate),
             };
         }
-        let fields: Vec<_> = text.split('-').collect();
-        match fields[..] {
-            [y, m, d] if (y.len(), m.len(), d.len()) == (4, 2, 2) && fields.iter().all(|f| is_number(f)) => {
-                let number = |text: &str| text.parse::<u64>().map_err(|_| NoMoment::Form);
-                let start = day_start(number(y)?, number(m)?, number(d)?);
-                // A day that isn't is another one's name.
-                start.filter(|at| date(*at) == text).map(Self::At).ok_or(NoMoment::NoSuchDay)
-            }
-            _ => Err(NoMoment::Form),
-        }
+        Ok(Self::At(parse_date(text)?))
     }
 }
 
-/// The inverse of `date`, for days that are.
-const fn day_start(year: u64, month: u64, day: u64) -> Option<u64> {
-    if year < 1970 || month == 0 || month > 12 || day == 0 {
-        return None;
-    }
-    // Years that begin in March, so that the leap day is the last (H. Hinnant, "chrono-compatible
-    // low-level date algorithms", days_from_civil).
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year / 400, year % 400);
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year;
-    match days.checked_sub(719_468) {
-        Some(days) => Some(days * DAY_S),
-        None => None,
+impl From<DateError> for NoMoment {
+    fn from(why: DateError) -> Self {
+        match why {
+            DateError::Form => Self::Form,
+            DateError::NoSuchDay => Self::NoSuchDay,
+        }
     }
 }
 
@@ -267,30 +247,16 @@ mod tests {
             ("now", Ok(Moment::Now)),
             ("0", Ok(Moment::At(0))),
             ("1795132800", Ok(Moment::At(1_795_132_800))),
-            ("1970-01-01", Ok(Moment::At(0))),
-            ("2000-02-29", Ok(Moment::At(951_782_400))),
             ("2026-11-20", Ok(Moment::At(1_795_132_800))),
-            ("9999-12-31", Ok(Moment::At(253_402_214_400))),
             ("2026-02-29", Err(NoMoment::NoSuchDay)),
-            ("2026-13-01", Err(NoMoment::NoSuchDay)),
-            ("2026-00-01", Err(NoMoment::NoSuchDay)),
-            ("2026-01-00", Err(NoMoment::NoSuchDay)),
-            ("1969-12-31", Err(NoMoment::NoSuchDay)),
-            ("1970-01-00", Err(NoMoment::NoSuchDay)),
             ("1795132800000", Err(NoMoment::TooLate)),
             ("99999999999999999999999", Err(NoMoment::TooLate)),
             ("", Err(NoMoment::Form)),
             ("Now", Err(NoMoment::Form)),
-            ("2026-1-1", Err(NoMoment::Form)),
-            ("+026-01-01", Err(NoMoment::Form)),
             ("2026-11-20T00:00:00Z", Err(NoMoment::Form)),
-            ("2026-11-20-1", Err(NoMoment::Form)),
             ("-1", Err(NoMoment::Form)),
         ] {
             assert_eq!(text.parse::<Moment>(), moment, "{text}");
-        }
-        for day in (0..2_932_896).step_by(97) {
-            assert_eq!(date(day * DAY_S).parse(), Ok(Moment::At(day * DAY_S)));
         }
     }
 

@@ -1,15 +1,12 @@
 //! `narrowlink-gateway explain` and `policy test` as an operator meets them: words and exit codes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Command, Output, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
-};
+#[path = "kit/command.rs"]
+mod command;
 
+use std::{fs, io::Write as _, process::Stdio};
+
+use command::{check, gateway, now, text, write};
 use narrowlink_proto::{
     id::Uid,
     policy::Grant,
@@ -18,19 +15,10 @@ use narrowlink_proto::{
 
 const POLICIES: &str = "{ permit: true, policies: [!Ip [home, 10.0.0.0/8, 22, TCP], !Any [lab, true]] }";
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
 fn client() -> Claims {
     let policies: Grant = serde_yaml::from_str(POLICIES).unwrap();
     let claims = Claims::new(Kind::Client, Uid::nil(), "laptop", now() + 30 * 86_400 - 3600, "t1");
     Claims { policies, ..claims }
-}
-
-fn write(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// A directory with tokens of all sorts and the config of their gateway, under a name that is not looked for.
@@ -54,28 +42,6 @@ fn site() -> tempfile::TempDir {
     );
     write(&dir.path().join("gw.yaml"), &yaml);
     dir
-}
-
-fn gateway(dir: &Path, args: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_narrowlink-gateway"));
-    command.args(args.split_whitespace()).current_dir(dir);
-    command.env_remove("RUST_LOG").env_remove("XDG_CONFIG_HOME").env("HOME", dir);
-    command
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
-
-/// What a command line ends with and what stands in what it says, on standard output for an answer.
-fn check(dir: &Path, args: &str, code: i32, says: &[&str]) -> Output {
-    let out = gateway(dir, args).output().unwrap();
-    let said = text(if [0, 1, 3].contains(&code) { &out.stdout } else { &out.stderr });
-    assert_eq!(out.status.code(), Some(code), "{args}: {out:?}");
-    for words in says {
-        assert!(said.contains(words), "{args}: {said} lacks {words}");
-    }
-    out
 }
 
 #[test]

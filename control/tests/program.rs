@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use narrowlink_proto::token::{Keys, Secret};
+
 const SECRET: &str = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 fn gateway(dir: &Path, args: &[&str]) -> Command {
@@ -56,7 +58,12 @@ fn text(bytes: &[u8]) -> &str {
 fn a_good_config_is_said_to_be_good() {
     let dir = site(&good());
     let out = run(dir.path(), &["-c", "gateway.yaml", "--check"]);
-    assert_eq!(text(&out.stdout), "gateway.yaml: ok (2 services, 2 workers)\n");
+    let secret = Secret::parse(SECRET).unwrap();
+    let id = Keys::new(secret.as_bytes()).id();
+    assert_eq!(
+        text(&out.stdout),
+        format!("gateway.yaml: ok (2 services, 2 workers)\ntokens are signed with the secret of id {id}\n")
+    );
     assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""));
 }
 
@@ -74,7 +81,7 @@ fn the_config_is_looked_for_where_the_help_says() {
         fs::create_dir_all(&place).unwrap();
         private(&place.join("gateway.yaml"), &ws);
         let out = run(dir.path(), &["--check"]);
-        assert!(text(&out.stdout).ends_with("gateway.yaml: ok (1 service, 2 workers)\n"), "{out:?}");
+        assert!(text(&out.stdout).contains("gateway.yaml: ok (1 service, 2 workers)\n"), "{out:?}");
     }
 }
 

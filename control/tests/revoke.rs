@@ -1,30 +1,23 @@
 //! `narrowlink-gateway revoke` as an operator meets it: the list, words and exit codes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kit/command.rs"]
+mod command;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
 };
 
+use command::{check, gateway, now, text, write};
 use narrowlink_proto::{
     id::Uid,
     token::{Claims, Keys, Kind},
 };
 
 const UID: &str = "6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10";
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn write(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
 
 fn config(more: &str) -> String {
     let secret = "07".repeat(32);
@@ -48,28 +41,6 @@ fn site() -> tempfile::TempDir {
     write(&dir.path().join("gw.yaml"), &config("revocations: revoked.yaml\n"));
     write(&dir.path().join("bare.yaml"), &config(""));
     dir
-}
-
-fn gateway(dir: &Path, args: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_narrowlink-gateway"));
-    command.args(args.split_whitespace()).current_dir(dir);
-    command.env_remove("RUST_LOG").env_remove("XDG_CONFIG_HOME").env("HOME", dir);
-    command
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
-
-/// What a command line ends with, and what stands in what it says: on standard output for what was done.
-fn check(dir: &Path, args: &str, code: i32, says: &[&str]) -> Output {
-    let out = gateway(dir, args).output().unwrap();
-    let said = text(if code <= 1 { &out.stdout } else { &out.stderr });
-    assert_eq!(out.status.code(), Some(code), "{args}: {out:?}");
-    for words in says {
-        assert!(said.contains(words), "{args}: {said} lacks {words}");
-    }
-    out
 }
 
 #[test]

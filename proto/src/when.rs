@@ -1,4 +1,4 @@
-//! Role: times as people read them.
+//! Role: times as people read them, and days as they write them.
 //! Invariants: no clock here: what time it is now is a parameter. UTC alone.
 
 use std::fmt::Write as _;
@@ -21,6 +21,49 @@ pub fn date(seconds: u64) -> String {
     let day = day - (153 * month + 2) / 5 + 1;
     let (month, january) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     format!("{:04}-{month:02}-{day:02}", era * 400 + year + january)
+}
+
+/// A text that is no date. Its writer's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DateError {
+    /// Not written as one.
+    #[error("expected a date such as 2027-01-31")]
+    Form,
+    /// Written as one, but the calendar has no such day, or it is before 1970.
+    #[error("there is no such day")]
+    NoSuchDay,
+}
+
+/// The first second of a day as [`date`] writes it, in seconds since 1970.
+///
+/// # Errors
+/// The writer's: any other text.
+pub fn parse_date(text: &str) -> Result<u64, DateError> {
+    let fields: Vec<_> = text.split('-').collect();
+    let [year, month, day] = fields[..] else { return Err(DateError::Form) };
+    let number = |text: &str, digits: usize| {
+        let is_number = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
+        is_number.then(|| text.parse().ok()).flatten().ok_or(DateError::Form)
+    };
+    let start = day_start(number(year, 4)?, number(month, 2)?, number(day, 2)?);
+    // A day that isn't is another one's name.
+    start.filter(|seconds| date(*seconds) == text).ok_or(DateError::NoSuchDay)
+}
+
+/// Of a day that isn't: of another day, or nothing.
+const fn day_start(year: u64, month: u64, day: u64) -> Option<u64> {
+    if year < 1970 || month == 0 || month > 12 || day == 0 {
+        return None;
+    }
+    // As in `date`, the other way round (days_from_civil).
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year / 400, year % 400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    match days.checked_sub(719_468) {
+        Some(days) => Some(days * DAY_S),
+        None => None,
+    }
 }
 
 /// A time in seconds since 1970: `2027-01-31 10:00:00 UTC`.
@@ -71,6 +114,69 @@ mod tests {
         }
         // A claim that nobody has checked yet may say anything.
         assert!(show(u64::MAX).ends_with(":15 UTC"));
+    }
+
+    #[test]
+    fn a_date_is_read_as_the_calendar_has_it() {
+        for (text, seconds) in [
+            ("1970-01-01", 0),
+            ("2000-02-29", 951_782_400),
+            ("2000-03-01", 951_868_800),
+            ("2024-02-29", 1_709_164_800),
+            ("2026-11-20", 1_795_132_800),
+            ("2027-01-31", 1_801_353_600),
+            ("9999-12-31", 253_402_214_400),
+        ] {
+            assert_eq!(parse_date(text), Ok(seconds), "{text}");
+        }
+        for text in [
+            "1900-02-29",
+            "1969-12-31",
+            "1970-01-00",
+            "2026-00-01",
+            "2026-01-00",
+            "2026-02-29",
+            "2026-13-01",
+            "2027-00-01",
+            "2027-01-00",
+            "2027-02-29",
+            "2027-04-31",
+            "2027-13-01",
+            "0000-01-01",
+            "9999-99-99",
+        ] {
+            assert_eq!(parse_date(text), Err(DateError::NoSuchDay), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_written_as_a_date_is_none() {
+        for text in [
+            "",
+            "-",
+            "--",
+            "2026-1-1",
+            "2027-1-31",
+            "2027-01",
+            "27-01-31",
+            "+026-01-01",
+            "+2027-01-31",
+            "2026-11-20-1",
+            "2026-11-20T00:00:00Z",
+            "2027-01-31T00:00:00Z",
+            " 2027-01-31",
+            "2027-01-+1",
+            "2027-01-ä",
+        ] {
+            assert_eq!(parse_date(text), Err(DateError::Form), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_date_that_is_written_reads_back() {
+        for day in (0..253_402_300_800 / DAY_S).step_by(97) {
+            assert_eq!(parse_date(&date(day * DAY_S)), Ok(day * DAY_S), "day {day}");
+        }
     }
 
     #[test]

@@ -116,25 +116,10 @@ fn limits(limits: &Allowance) -> Vec<String> {
     ];
     let bytes = [("a second", limits.bytes_per_s), ("a month", limits.bytes_per_month)];
     let said = said.iter().filter_map(|(what, n)| n.map(|n| format!("{n} {what}")));
-    let bytes = bytes.iter().filter_map(|(when, n)| n.map(|n| format!("{} {when}", amount(n.get()))));
+    let bytes =
+        bytes.iter().filter_map(|(when, n)| n.map(|n| format!("{} {when}", Allowance::show_bytes(n))));
     let said: Vec<_> = said.chain(bytes).collect();
     if said.is_empty() { vec!["the gateway's".to_owned()] } else { said }
-}
-
-/// Bytes in the largest unit that needs no fraction.
-fn amount(bytes: u64) -> String {
-    let units = [
-        ("TiB", 1 << 40),
-        ("TB", 1_000_000_000_000),
-        ("GiB", 1 << 30),
-        ("GB", 1_000_000_000),
-        ("MiB", 1 << 20),
-        ("MB", 1_000_000),
-        ("KiB", 1 << 10),
-        ("kB", 1_000),
-    ];
-    let fits = units.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
-    fits.map_or_else(|| format!("{bytes} bytes"), |(name, unit)| format!("{} {name}", bytes / unit))
 }
 
 fn published(host: &Published) -> String {
@@ -275,21 +260,6 @@ signature  NOT VERIFIED: anybody could have written all this; --secret tells
         }
         let other = Signature::OtherKind { by: "secret in g.yaml".into(), kind: Kind::Client };
         assert!(signature(&other).contains("as Client, which it does not claim to be"));
-    }
-
-    #[test]
-    fn amounts_are_said_in_whole_units() {
-        for (bytes, says) in [
-            (1, "1 bytes"),
-            (1_500, "1500 bytes"),
-            (2_000, "2 kB"),
-            (65_536, "64 KiB"),
-            (10_000_000, "10 MB"),
-            (1_000_000_000_000, "1 TB"),
-            (3 << 40, "3 TiB"),
-        ] {
-            assert_eq!(amount(bytes), says);
-        }
     }
 
     #[test]

@@ -129,8 +129,7 @@ fn how(ports: &Ports, protocol: Protocol) -> String {
 
 fn limits(limits: &Allowance) -> String {
     let count = |n: Option<_>, what: &str| n.map(|n: std::num::NonZeroU32| format!("{n} {what}"));
-    let amount =
-        |n: Option<_>, what: &str| n.map(|n: std::num::NonZeroU64| format!("{} {what}", bytes(n.get())));
+    let amount = |n: Option<_>, what: &str| n.map(|n| format!("{} {what}", Allowance::show_bytes(n)));
     let said = [
         count(limits.sessions, "sessions at a time"),
         count(limits.streams, "streams at a time"),
@@ -140,17 +139,6 @@ fn limits(limits: &Allowance) -> String {
     ];
     let said: Vec<_> = said.into_iter().flatten().collect();
     if said.is_empty() { "none of its own".to_owned() } else { said.join(", ") }
-}
-
-/// In the largest unit that leaves no fraction.
-fn bytes(n: u64) -> String {
-    let units = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)];
-    let binary = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let mut all = units.iter().chain(&binary);
-    match all.find(|(_, unit)| n.is_multiple_of(*unit)) {
-        Some((name, unit)) => format!("{} {name}", n / unit),
-        None => format!("{n} bytes"),
-    }
 }
 
 #[cfg(test)]

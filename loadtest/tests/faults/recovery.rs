@@ -22,17 +22,6 @@ use crate::{
 const MEDIAN_MAX: Duration = Duration::from_secs(1);
 const WORST_MAX: Duration = Duration::from_secs(3);
 
-/// A target that gives back what it gets, as long as the test process lives.
-fn start_echo() -> SocketAddr {
-    let (listener, addr) = net::listen();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
-        }
-    });
-    addr
-}
-
 /// One user's attempt: connect, say something, get it back.
 fn echo(local: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(local)?;
@@ -83,7 +72,7 @@ fn check(what: &str, mut times: Vec<Duration>) {
 fn a_forwarded_port_serves_again_after_the_gateway_was_away(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
-    let mut forward = tunnel.forward(start_echo());
+    let mut forward = tunnel.forward(net::start_echo());
     let times = (0..number_from_env("NARROWLINK_OUTAGES", 2)).map(|_| {
         first_echo(forward.local);
         tunnel.gateway.kill_9();
@@ -103,7 +92,7 @@ fn a_forwarded_port_serves_again_after_the_gateway_was_away(transport: Transport
 fn a_forwarded_port_serves_again_after_the_agent_was_away(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
-    let mut forward = tunnel.forward(start_echo());
+    let mut forward = tunnel.forward(net::start_echo());
     let times = (0..number_from_env("NARROWLINK_OUTAGES", 2)).map(|_| {
         first_echo(forward.local);
         tunnel.agent.kill_9();
@@ -123,7 +112,7 @@ fn an_agent_and_a_client_that_were_there_first_work_when_the_gateway_comes(trans
     let _alone = alone();
     let mut site = Site::with_known_ports();
     let (mut agent, _) = site.spawn_agent(transport);
-    let mut forward = site.start_forward(transport, start_echo());
+    let mut forward = site.start_forward(transport, net::start_echo());
     thread::sleep(outage());
     agent.assert_running();
     forward.running.assert_running();
@@ -136,7 +125,7 @@ fn an_agent_and_a_client_that_were_there_first_work_when_the_gateway_comes(trans
 
 fn a_connection_made_while_the_gateway_is_away_is_reset_in_the_end(transport: Transport) {
     let mut tunnel = Tunnel::start(transport);
-    let mut forward = tunnel.forward(start_echo());
+    let mut forward = tunnel.forward(net::start_echo());
     first_echo(forward.local);
     tunnel.gateway.kill_9();
     let began = Instant::now();

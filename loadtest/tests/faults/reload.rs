@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -28,16 +28,6 @@ use crate::{
 const TUNNELS: u64 = 20;
 const TAKEN: &str = "gateway.yaml: taken";
 const REFUSED: &str = "the configuration was not taken, the old one stays: ";
-
-fn start_echo() -> SocketAddr {
-    let (listener, addr) = net::listen();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
-        }
-    });
-    addr
-}
 
 fn connect(addr: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(addr).expect("the local port takes connections");
@@ -103,7 +93,7 @@ fn reloads() -> usize {
 fn many_reloads_under_load(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
-    let forward = tunnel.forward(start_echo());
+    let forward = tunnel.forward(net::start_echo());
     echo(forward.local);
     let before = tunnel.gateway.said_times(TAKEN);
     let reloads = reloads();
@@ -124,7 +114,7 @@ fn many_reloads_under_load(transport: Transport) {
 fn broken_files_change_nothing(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
-    let forward = tunnel.forward(start_echo());
+    let forward = tunnel.forward(net::start_echo());
     echo(forward.local);
     let path = tunnel.site.path("gateway.yaml");
     let good = fs::read_to_string(&path).expect("the file is ours");
@@ -179,7 +169,7 @@ fn weak(good: &str) -> String {
 fn services_come_and_go_with_the_file(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
-    let forward = tunnel.forward(start_echo());
+    let forward = tunnel.forward(net::start_echo());
     echo(forward.local);
     let path = tunnel.site.path("gateway.yaml");
     let good = fs::read_to_string(&path).expect("the file is ours");

@@ -24,6 +24,7 @@ macro_rules! over_ws_and_wss {
 }
 
 pub(crate) mod data;
+pub(crate) mod echo;
 pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod site;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::wait_for;
+use super::{echo, wait_for};
 
 /// A loopback address of this process's own. With 127.0.0.1, a port that was picked and released (or
 /// whose server was killed) could be the next one that the kernel gives to somebody's connection.
@@ -31,6 +31,11 @@ pub(crate) fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((private_ip(), 0)).expect("a loopback port is free");
     let addr = listener.local_addr().expect("a bound socket has an address");
     (listener, addr)
+}
+
+/// Starts a target that gives back what it gets.
+pub(crate) fn start_echo() -> SocketAddr {
+    echo::start(listen().0)
 }
 
 /// Waits until somebody accepts at `addr`.

@@ -12,7 +12,7 @@ use narrowlink_loadtest::{
 };
 use narrowlink_proto::token::Kind;
 
-use crate::{alone, revocation::echo};
+use crate::{alone, start_echo};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// From the token's last second.
@@ -44,7 +44,7 @@ fn gone_after(stream: &mut TcpStream, exp: u64) -> Duration {
 #[test]
 fn a_session_ends_with_its_clients_token_or_its_agents_and_others_go_on() {
     let _alone = alone();
-    let target = echo();
+    let target = start_echo();
     for raw in [false, true] {
         let transport = Transport { tls: true, raw };
         let lab = Lab::start(2).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,7 +26,7 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol},
 };
 
-use crate::alone;
+use crate::{alone, start_echo};
 
 const WSS: Transport = Transport { tls: true, raw: false };
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,20 +127,6 @@ fn start_dials(gateway: Gateway, answered: Arc<AtomicUsize>) -> thread::JoinHand
     })
 }
 
-fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let mut byte = [0; 1];
-                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-            });
-        }
-    });
-    addr
-}
-
 fn p99(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() * 99 / 100]
@@ -178,7 +164,7 @@ fn a_bad_agent_delays_nobody_else(fault: Fault) {
     let _turn = alone();
     let lab = Lab::start(2).unwrap();
     let _agent = lab.agent("good", WSS).unwrap();
-    let forward = lab.forward("good", echo(), WSS).unwrap();
+    let forward = lab.forward("good", start_echo(), WSS).unwrap();
     let (before, _) = probe(&lab, forward.local_addr);
 
     let other = Uid::from_u128(8);

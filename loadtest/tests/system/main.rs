@@ -3,6 +3,8 @@
 
 #[path = "../kit/delay.rs"]
 mod delay;
+#[path = "../kit/echo.rs"]
+mod echo;
 
 mod early;
 mod expiry;
@@ -24,6 +26,11 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     // Another test's failure is no reason for this one's.
     TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Starts a target that gives back what it gets.
+fn start_echo() -> std::net::SocketAddr {
+    echo::start(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
 /// A count that CI keeps small; CONTRIBUTING names the variables of the long forms.

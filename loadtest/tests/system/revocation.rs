@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -19,24 +19,12 @@ use narrowlink_proto::{
     token::{Claims, Keys, Kind, Secret},
 };
 
-use crate::{alone, count};
+use crate::{alone, count, start_echo};
 
 const WSS: Transport = Transport { tls: true, raw: false };
 const PATIENCE: Duration = Duration::from_secs(20);
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 const FOR_EVER: u64 = 4_000_000_000;
-
-/// A target that gives back what it gets.
-pub(crate) fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
-        }
-    });
-    addr
-}
 
 fn connect(addr: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(addr).unwrap();
@@ -80,7 +68,7 @@ fn one_of_many_is_revoked_and_the_others_go_on() {
     let clients = usize::try_from(count("NARROWLINK_CLIENTS", 20)).unwrap();
     let lab = Lab::start(2).unwrap();
     let _agent = lab.agent("home", WSS).unwrap();
-    let target = echo();
+    let target = start_echo();
     let mut streams = Vec::new();
     let mut forwards = Vec::new();
     for n in 0..clients {
@@ -112,7 +100,7 @@ fn one_of_many_is_revoked_and_the_others_go_on() {
 fn a_revoked_agent_loses_its_sessions_and_its_link() {
     let _alone = alone();
     let lab = Lab::start(2).unwrap();
-    let target = echo();
+    let target = start_echo();
     for (name, entry) in [
         ("by-name", "- {uid: 00000000-0000-0000-0000-000000000007, name: by-name}\n"),
         ("by-date", "- {uid: 00000000-0000-0000-0000-000000000007, name: by-date, issued_before: 2000}\n"),
@@ -159,7 +147,7 @@ fn keep_connecting(
 fn a_secret_is_rolled_in_and_the_old_one_out_and_no_connection_fails() {
     let _alone = alone();
     let lab = Lab::start(2).unwrap();
-    let target = echo();
+    let target = start_echo();
     let phase = Duration::from_millis(500 * count("NARROWLINK_PHASES", 1));
     let new = [9; 32];
     let signed = |kind, name| Keys::new(&new).sign(&claims(kind, name)).unwrap();

@@ -26,7 +26,7 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol, Request, encode_request},
 };
 
-use crate::{alone, count, revocation::echo};
+use crate::{alone, count, start_echo};
 
 const WS: Transport = Transport { tls: false, raw: false };
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -169,7 +169,7 @@ fn ids(record: &[u8], field: &str) -> Vec<String> {
 fn no_byte_of_one_user_reaches_another() {
     let _alone = alone();
     let lab = Lab::start(2).unwrap();
-    let target = echo();
+    let target = start_echo();
     let alpha = User::new(&lab, Uid::from_u128(0xa1fa_a1fa_a1fa_a1fa_a1fa_a1fa_a1fa_a1fa), "alpha");
     let bravo = User::new(&lab, Uid::from_u128(0xb0b0_b0b0_b0b0_b0b0_b0b0_b0b0_b0b0_b0b0), "bravo");
     let rounds = count("NARROWLINK_SPACES", 1);
@@ -272,7 +272,7 @@ fn what_is_not_there_and_what_is_not_ones_own_are_the_same_answer_in_the_same_ti
     let alpha = User::new(&lab, Uid::from_u128(1), "alpha");
     let bravo = User::new(&lab, Uid::from_u128(2), "bravo");
     let agents = [alpha.agent(&lab, "mine"), bravo.agent(&lab, "bravos-home")];
-    let bravos = bravo.forward(&lab, "bravos-home", echo());
+    let bravos = bravo.forward(&lab, "bravos-home", start_echo());
     let mut session = TcpStream::connect(bravos.local_addr).unwrap();
     session.write_all(b"x").unwrap();
     session.read_exact(&mut [0; 1]).unwrap();

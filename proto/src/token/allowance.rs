@@ -11,6 +11,18 @@ use serde::{
     de::{self, Unexpected},
 };
 
+/// The largest first.
+const UNITS: [(&str, u64); 8] = [
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1_000),
+];
+
 /// How much somebody may use at the most; what isn't said here is the gateway's to say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -36,6 +48,16 @@ impl Allowance {
     /// Whether it says nothing.
     pub fn is_silent(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// An amount of bytes in the largest unit that leaves no fraction: `10 MB`, `64 KiB`, `1500 bytes`.
+    pub fn show_bytes(bytes: NonZeroU64) -> String {
+        let bytes = bytes.get();
+        match UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit)) {
+            Some((name, unit)) => format!("{} {name}", bytes / unit),
+            None if bytes == 1 => "1 byte".to_owned(),
+            None => format!("{bytes} bytes"),
+        }
     }
 
     /// This one, and where it says nothing `other`.
@@ -79,15 +101,8 @@ fn parse_bytes(text: &str) -> Option<NonZeroU64> {
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim_start() {
         "" | "B" => 1,
-        "kB" | "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return None,
+        "KB" => 1_000,
+        unit => UNITS.iter().find(|(name, _)| *name == unit)?.1,
     };
     NonZeroU64::new(number.parse::<u64>().ok()?.checked_mul(unit)?)
 }
@@ -123,6 +138,36 @@ mod tests {
         }
         for bad in ["0", "0MB", "MB", "-1", "1.5MB", "10Mb", "10M", "99999999999TB", "\"\"", "null", "[1]"] {
             assert!(serde_yaml::from_str::<Allowance>(&format!("bytes_per_s: {bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_said_in_whole_units_and_read_back() {
+        let show = |bytes| Allowance::show_bytes(NonZeroU64::new(bytes).unwrap());
+        for (bytes, says) in [
+            (1, "1 byte"),
+            (2, "2 bytes"),
+            (1_500, "1500 bytes"),
+            (2_000, "2 kB"),
+            (65_536, "64 KiB"),
+            (10_000_000, "10 MB"),
+            (1_000_000_000_000, "1 TB"),
+            (3 << 30, "3 GiB"),
+            (3 << 40, "3 TiB"),
+            // In both systems.
+            (1_024_000, "1000 KiB"),
+            (1_000 << 30, "1000 GiB"),
+        ] {
+            assert_eq!(show(bytes), says);
+        }
+        let units = UNITS.iter().map(|(_, unit)| *unit).chain([1]);
+        let around = units.flat_map(|unit| [1, 3, 999, 1_000, 1_024, 1_000_000].map(|n| n * unit));
+        let all = around.flat_map(|bytes| [bytes - 1, bytes, bytes + 1]).chain([u64::MAX]);
+        for bytes in all.filter(|bytes| *bytes > 0) {
+            let said = show(bytes);
+            // Without a unit the number alone is what is written.
+            let written = said.trim_end_matches(" bytes").trim_end_matches(" byte");
+            assert_eq!(parse_bytes(written), NonZeroU64::new(bytes), "{said}");
         }
     }
 

@@ -1,0 +1,69 @@
+//! Role: what a gateway listens on.
+//! Invariants: a service keeps its number as long as its address is listened on; no number is given twice.
+//! See: `dataplane::listen`.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
+
+use narrowlink_dataplane::{listen, serve::Service};
+
+use super::StartError;
+use crate::config;
+
+/// The services that are listened for.
+#[derive(Default)]
+pub(super) struct Open {
+    pub(super) services: Vec<Seated>,
+    next_number: usize,
+}
+
+/// A service and its number, which it keeps as long as its address is listened on.
+pub(super) struct Seated {
+    pub(super) number: usize,
+    pub(super) service: config::Service,
+    pub(super) bound: SocketAddr,
+}
+
+impl Open {
+    /// Binds a service's address, for every worker; `index` is its place in the config. `alone`: nobody else
+    /// may listen there, be it this process.
+    pub(super) fn seat(
+        &mut self,
+        index: usize,
+        service: &config::Service,
+        workers: usize,
+        alone: bool,
+    ) -> Result<(Seated, Vec<TcpListener>), StartError> {
+        let addr = service.listen_addr;
+        let listen = |source| StartError::Listen { service: index, addr, source };
+        let (bound, sockets) = bind(addr, workers, alone).map_err(listen)?;
+        let number = self.next_number;
+        self.next_number += 1;
+        Ok((Seated { number, service: service.clone(), bound }, sockets))
+    }
+}
+
+impl Seated {
+    pub(super) fn for_workers(&self) -> Service {
+        Service { index: self.number, tls: self.service.tls.is_some() }
+    }
+
+    /// Whether it can go on as `service` without listening anew.
+    pub(super) fn can_become(&self, service: &config::Service) -> bool {
+        // An address whose port the system chose may be written down by now.
+        let same = self.service.listen_addr == service.listen_addr || self.bound == service.listen_addr;
+        same && self.service.kind() == service.kind()
+    }
+}
+
+/// Listening sockets, one per worker.
+fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    if alone && addr.port() != 0 {
+        // The workers' sockets share their address, and would share it with a second gateway of the same
+        // user as well, each getting some of the connections. A socket that does not share finds out.
+        drop(listen::bind_alone(addr)?);
+    }
+    listen::bind(addr, workers)
+}
