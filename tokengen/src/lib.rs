@@ -129,7 +129,8 @@ pub fn run(file: &Path, now: u64, mut draw: impl FnMut() -> [u8; 16]) -> Result<
     let fresh_jti = || format!("{:032x}", u128::from_be_bytes(draw()));
     let misfit = |why| TokengenError::Misfit { file: file.into(), why };
     let Drafts { drafts, warnings } = input.drafts(now, fresh_jti).map_err(misfit)?;
-    let mut warnings = [oddities::of_secret(&secret), warnings].concat();
+    let open = secrets::open_to_others(&input.secret, file);
+    let mut warnings = [open.into_iter().collect(), oddities::of_secret(&secret), warnings].concat();
     if drafts.is_empty() {
         warnings.push("tokens holds none: nothing to sign".to_owned());
     }

@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -85,13 +86,29 @@ pub(crate) fn read(source: &SecretSource, config: &Path) -> Result<Secret, Token
     match source {
         SecretSource::Inline(secret) => Ok(secret.clone()),
         SecretSource::File(path) => {
-            let file: PathBuf = config.parent().unwrap_or(Path::new("")).join(path);
+            let file = beside(config, path);
             match fs::read(&file) {
                 Ok(bytes) => Secret::from_file(&bytes).map_err(|why| TokengenError::Secret { file, why }),
                 Err(why) => Err(TokengenError::Read { file, why }),
             }
         }
     }
+}
+
+fn beside(config: &Path, path: &Path) -> PathBuf {
+    config.parent().unwrap_or(Path::new("")).join(path)
+}
+
+/// A warning when others than its owner can read the secret that `config` names.
+pub(crate) fn open_to_others(source: &SecretSource, config: &Path) -> Option<String> {
+    let holder = match source {
+        SecretSource::Inline(_) => config.to_owned(),
+        SecretSource::File(path) => beside(config, path),
+    };
+    let metadata = fs::metadata(&holder).ok()?;
+    // A pipe is nobody else's, whatever its mode.
+    let open = metadata.is_file() && metadata.permissions().mode() & 0o077 != 0;
+    open.then(|| format!("{} holds the secret and others can read it: chmod 600 it", holder.display()))
 }
 
 #[cfg(test)]

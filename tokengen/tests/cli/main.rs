@@ -231,6 +231,21 @@ tokens:
 }
 
 #[test]
+fn a_secret_that_others_can_read_is_warned_of() {
+    let site = Site::new();
+    site.write("inline.yaml", &format!("secret: 'hex:{}'\ntokens:\n{}", "09".repeat(32), agent("a", "")));
+    site.write("tokens.yaml", &format!("secret: !File secret\ntokens:\n{}", agent("a", "")));
+    for (config, holder) in [("inline.yaml", "inline.yaml"), ("tokens.yaml", "secret")] {
+        assert_eq!(site.run(&[config]).stderr, "");
+        site.open_to(0o644, config);
+        site.open_to(0o640, holder);
+        let Ended { stderr, code, .. } = site.run(&[config]);
+        let says = format!("warning: {holder} holds the secret and others can read it: chmod 600 it\n");
+        assert_eq!((code, stderr), (0, says));
+    }
+}
+
+#[test]
 fn the_command_line_is_understood_or_refused_at_once() {
     let site = Site::new();
     site.write("t.yaml", SEED);
