@@ -18,13 +18,13 @@ use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use self::item::AddressItem;
+use self::item::{AddressItem, Question, Relevance};
 pub use self::{
     item::{Item, Protocol},
     ports::Ports,
     rule::{Cidr, NamePattern, RuleError},
 };
-use crate::target::{Destination, Target, TargetError, Transport};
+use crate::target::{Target, TargetError, Transport};
 
 /// Items in one token at the most, over all its lists.
 pub const ITEMS_MAX: usize = 256;
@@ -126,8 +126,8 @@ impl Grant {
     /// The asker's: the target names no place.
     pub fn permit(&self, agent: &str, target: &Target) -> Result<Decision, TargetError> {
         let destination = target.destination()?;
-        let decisions =
-            self.0.iter().enumerate().map(|(index, list)| list.permit(index, agent, &destination, target));
+        let question = Question::new(agent, &destination, target);
+        let decisions = self.0.iter().enumerate().map(|(index, list)| list.permit(index, &question));
         Ok(decisions
             .reduce(Decision::and)
             .unwrap_or(Decision { verdict: Verdict::Allow, reason: Reason::Unrestricted }))
@@ -142,51 +142,48 @@ impl Grant {
     /// [`Verdict::Depends`].
     pub fn address_rules(&self, agent: &str, target: &Target) -> AddressRules {
         let Ok(destination) = target.destination() else { return AddressRules(Vec::new()) };
+        let question = Question::new(agent, &destination, target);
         let lists = self.0.iter().enumerate();
         // What a list has decided by the name alone, it has decided.
-        let depends = |(index, list): &(usize, &Policies)| {
-            list.permit(*index, agent, &destination, target).verdict == Verdict::Depends
-        };
-        AddressRules(
-            lists.filter(depends).map(|(index, list)| list.address_list(index, agent, target)).collect(),
-        )
+        let depends =
+            |(index, list): &(usize, &Policies)| list.permit(*index, &question).verdict == Verdict::Depends;
+        AddressRules(lists.filter(depends).map(|(index, list)| list.address_list(index, &question)).collect())
     }
 }
 
 impl Policies {
-    fn permit(&self, list: usize, agent: &str, destination: &Destination, target: &Target) -> Decision {
-        if let Some(item) = self.refusal(agent) {
-            return Decision { verdict: Verdict::Deny, reason: Reason::Item { list, item } };
+    fn permit(&self, list: usize, question: &Question<'_>) -> Decision {
+        let (mut matched, mut by_address) = (None, false);
+        for (item, one) in self.policies.iter().enumerate() {
+            match one.consider(question) {
+                Relevance::None => {}
+                Relevance::Matches => {
+                    matched.get_or_insert(item);
+                }
+                Relevance::MayMatchAddress => by_address = true,
+                // In both modes, and wherever it stands.
+                Relevance::RefusesAgent => return Decision::of(false, Reason::Item { list, item }),
+            }
         }
-        let matches = |item: &Item| item.holds_for(agent) && item.matches(destination, target);
-        if let Some(item) = self.policies.iter().position(matches) {
-            return Decision::of(self.permit, Reason::Item { list, item });
+        match matched {
+            Some(item) => Decision::of(self.permit, Reason::Item { list, item }),
+            None if by_address => Decision { verdict: Verdict::Depends, reason: Reason::Addresses { list } },
+            None => Decision::of(!self.permit, Reason::NoItem { list }),
         }
-        let by_address = matches!(destination, Destination::Name(_))
-            && self.policies.iter().any(|item| item.may_match_address(agent, target));
-        if by_address {
-            return Decision { verdict: Verdict::Depends, reason: Reason::Addresses { list } };
-        }
-        Decision::of(!self.permit, Reason::NoItem { list })
     }
 
     fn may_see(&self, agent: &str) -> bool {
-        if self.refusal(agent).is_some() {
+        let mut items = self.policies.iter().filter(|item| item.holds_for(agent));
+        if items.clone().any(|item| matches!(item, Item::Any(_, false))) {
             return false;
         }
-        let mut items = self.policies.iter().filter(|item| item.holds_for(agent));
         if self.permit { items.next().is_some() } else { !items.any(|item| matches!(item, Item::Any(..))) }
     }
 
-    fn address_list(&self, list: usize, agent: &str, target: &Target) -> AddressList {
+    fn address_list(&self, list: usize, question: &Question<'_>) -> AddressList {
         let items = self.policies.iter().enumerate();
-        let items = items.filter(|(_, item)| item.may_match_address(agent, target));
+        let items = items.filter(|(_, item)| item.consider(question) == Relevance::MayMatchAddress);
         AddressList { list, permit: self.permit, items: items.filter_map(AddressItem::of).collect() }
-    }
-
-    /// The first `!Any [agent, false]`: refuses the agent in both modes.
-    fn refusal(&self, agent: &str) -> Option<usize> {
-        self.policies.iter().position(|item| matches!(item, Item::Any(_, false)) && item.holds_for(agent))
     }
 }
 

@@ -50,31 +50,66 @@ impl Item {
         self.agent().is_none_or(|own| own == agent)
     }
 
-    /// By what was asked for alone. `!Any [agent, false]` never gets here.
-    pub(super) fn matches(&self, destination: &Destination, target: &Target) -> bool {
-        let covers =
-            |ports, protocol| target.transport().is_some_and(|t| covers(ports, protocol, target.port(), t));
-        match (self, destination) {
-            (Self::Any(_, allow), _) => *allow,
-            (Self::Ip(_, net, ports, protocol), Destination::Ip(ip)) => {
-                net.contains(*ip) && covers(ports, *protocol)
+    /// What the item has to do with a question. What is quick to find out and often says no comes first.
+    pub(super) fn consider(&self, question: &Question<'_>) -> Relevance {
+        match (self, question.destination) {
+            (Self::Any(_, allow), _) => {
+                let matched = if *allow { Relevance::Matches } else { Relevance::RefusesAgent };
+                self.if_held_for(question.agent, matched)
             }
-            (Self::Domain(_, pattern, ports, protocol), Destination::Name(name)) => {
-                pattern.matches(name) && covers(ports, *protocol)
+            (Self::Ip(_, net, ports, protocol), Destination::Ip(ip))
+                if net.contains(*ip) && question.is_covered_by(ports, *protocol) =>
+            {
+                self.if_held_for(question.agent, Relevance::Matches)
             }
-            (Self::Ip(..) | Self::Domain(..), _) => false,
+            (Self::Ip(_, _, ports, protocol), Destination::Name(_))
+                if question.is_covered_by(ports, *protocol) =>
+            {
+                self.if_held_for(question.agent, Relevance::MayMatchAddress)
+            }
+            (Self::Domain(_, pattern, ports, protocol), Destination::Name(name))
+                if question.is_covered_by(ports, *protocol) && pattern.matches(name) =>
+            {
+                self.if_held_for(question.agent, Relevance::Matches)
+            }
+            (Self::Ip(..) | Self::Domain(..), _) => Relevance::None,
         }
     }
 
-    /// Whether the item could match one of the target's addresses.
-    pub(super) fn may_match_address(&self, agent: &str, target: &Target) -> bool {
-        match (self, target.transport()) {
-            (Self::Ip(_, _, ports, protocol), Some(transport)) => {
-                self.holds_for(agent) && covers(ports, *protocol, target.port(), transport)
-            }
-            _ => false,
-        }
+    fn if_held_for(&self, agent: &str, relevance: Relevance) -> Relevance {
+        if self.holds_for(agent) { relevance } else { Relevance::None }
     }
+}
+
+/// What is asked for, taken apart once for all items.
+pub(super) struct Question<'a> {
+    pub(super) agent: &'a str,
+    pub(super) destination: &'a Destination,
+    port: u16,
+    transport: Option<Transport>,
+}
+
+impl<'a> Question<'a> {
+    pub(super) const fn new(agent: &'a str, destination: &'a Destination, target: &Target) -> Self {
+        Self { agent, destination, port: target.port(), transport: target.transport() }
+    }
+
+    fn is_covered_by(&self, ports: &Ports, protocol: Protocol) -> bool {
+        self.transport.is_some_and(|transport| covers(ports, protocol, self.port, transport))
+    }
+}
+
+/// What an item has to do with a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Relevance {
+    /// Nothing.
+    None,
+    /// It is about just that.
+    Matches,
+    /// It may be about one of the name's addresses.
+    MayMatchAddress,
+    /// It refuses the agent, whatever else is said.
+    RefusesAgent,
 }
 
 /// What an agent needs of an `!Ip` item.

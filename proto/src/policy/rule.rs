@@ -52,7 +52,16 @@ pub enum RuleError {
 impl Cidr {
     /// Whether `ip` lies in the net; an IPv4-mapped address is the IPv4 one.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        self.0.contains(&ip.to_canonical())
+        let (differs_at, prefix) = match (self.0, ip.to_canonical()) {
+            (IpNet::V4(net), IpAddr::V4(ip)) => {
+                ((net.addr().to_bits() ^ ip.to_bits()).leading_zeros(), net.prefix_len())
+            }
+            (IpNet::V6(net), IpAddr::V6(ip)) => {
+                ((net.addr().to_bits() ^ ip.to_bits()).leading_zeros(), net.prefix_len())
+            }
+            _ => return false,
+        };
+        differs_at >= prefix.into()
     }
 
     /// As people write it: one address without its length.
@@ -184,6 +193,23 @@ mod tests {
         }
         for bad in ["", "*", "**", "*.", "a.*.b", "*a.b", "***.a", "127.0.0.1", "*.1", "::1", "a b"] {
             assert!(bad.parse::<NamePattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_net_holds_what_its_prefix_says() {
+        for (net, within, outside) in [
+            ("10.1.2.3", &["10.1.2.3", "::ffff:10.1.2.3"][..], &["10.1.2.2", "::10.1.2.3"][..]),
+            ("10.0.0.0/8", &["10.0.0.0", "10.255.255.255"], &["9.255.255.255", "11.0.0.0", "::a00:0"]),
+            ("128.0.0.0/1", &["128.0.0.0", "255.255.255.255"], &["127.255.255.255", "8000::"]),
+            ("0.0.0.0/0", &["0.0.0.0", "255.255.255.255", "::ffff:1.2.3.4"], &["::", "::1"]),
+            ("::/0", &["::", "ffff::"], &["0.0.0.0", "::ffff:1.2.3.4"]),
+            ("fd00::/8", &["fd00::", "fdff:ffff::1"], &["fc00::", "fe00::"]),
+            ("::1", &["::1"], &["::2", "0.0.0.1", "127.0.0.1"]),
+        ] {
+            let cidr: Cidr = net.parse().unwrap();
+            within.iter().for_each(|ip| assert!(cidr.contains(ip.parse().unwrap()), "{net} {ip}"));
+            outside.iter().for_each(|ip| assert!(!cidr.contains(ip.parse().unwrap()), "{net} {ip}"));
         }
     }
 
