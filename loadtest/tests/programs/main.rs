@@ -12,6 +12,7 @@ mod curl;
 mod iperf;
 mod openssh;
 mod postgres;
+mod rebinding;
 mod redis;
 mod seed;
 mod stdio;
