@@ -3,6 +3,9 @@
 
 #[path = "../kit/delay.rs"]
 mod delay;
+#[path = "../kit/mod.rs"]
+#[expect(unused_macros, reason = "those of other targets")]
+mod kit;
 
 mod early;
 mod far;
@@ -12,6 +15,7 @@ mod limits;
 mod once;
 mod reuse;
 mod revocation;
+mod spellings;
 mod whoami;
 
 /// These tests fill both cores or measure times: one at a time.
