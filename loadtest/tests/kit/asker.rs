@@ -102,11 +102,17 @@ impl Asker {
     }
 }
 
+/// 32 bytes that nobody else has.
+pub(crate) fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the system has randomness");
+    bytes
+}
+
 /// An Open with an id of its own.
 pub(crate) fn open(agent: &str, target: &Target) -> Open {
-    let mut id = [0; 32];
-    getrandom::fill(&mut id).expect("the system has randomness");
-    Open { session: SessionId::from_bytes(id), agent: agent.to_owned(), target: target.clone(), e2ee: None }
+    let session = SessionId::from_bytes(random());
+    Open { session, agent: agent.to_owned(), target: target.clone(), e2ee: None }
 }
 
 async fn ask(conn: &Conn, open: Open) -> Answer {

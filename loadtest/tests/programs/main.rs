@@ -9,6 +9,7 @@ mod kit;
 
 mod audit;
 mod curl;
+mod hostile;
 mod iperf;
 mod openssh;
 mod postgres;

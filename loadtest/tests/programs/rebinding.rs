@@ -254,7 +254,8 @@ fn names_that_change() {
     }
     let Outcome { reached, refused: codes, found_nobody, .. } = &outcome;
     println!(
-        "{dials} dials, each looked up once: {reached} reached an allowed address, {found_nobody} nobody, refused {codes:?}"
+        "{dials} dials, each looked up once: {reached} reached an allowed address, {found_nobody} nobody, \
+         refused {codes:?}"
     );
     let wrong = refused.iter().map(Greeter::count).sum::<usize>();
     println!("{wrong} connections at the {} refused addresses", refused.len());
