@@ -26,7 +26,17 @@ const GOOD: &str = "10.77.0.1";
 /// Nothing special about them.
 const PLAIN: [&str; 5] = [GOOD, "10.66.0.1", "fd66::1", "127.0.0.1", "::1"];
 /// What they are to this machine is not the gateway's business.
-const SPECIAL: [&str; 4] = ["169.254.169.254", "169.254.1.1", "fd00:ec2::254", "fe80::1"];
+const SPECIAL: [&str; 9] = [
+    "169.254.169.254",
+    "100.100.100.200",
+    "192.0.0.192",
+    "169.254.1.1",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fd00:42::42",
+    "fe80::1",
+];
 /// Nobody can listen there, and still a connection to some of them would reach this machine.
 const NOWHERE: [&str; 10] = [
     "0.0.0.0",
