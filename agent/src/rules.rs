@@ -18,20 +18,34 @@ use serde::{Deserialize, Deserializer, de};
 
 /// Nets that are refused unless a rule names them: what they are, the net, its prefix. The narrowest
 /// first, so that a rule for all of link-local does not open the cloud's metadata within.
-const SPECIAL: [(&str, IpAddr, u8); 9] = [
-    ("a cloud metadata address", v4(169, 254, 169, 254), 32),
-    ("a cloud metadata address", IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), 128),
+const SPECIAL: [(&str, IpAddr, u8); 14] = [
+    (METADATA, v4(169, 254, 169, 254), 32),
+    // Alibaba Cloud, Oracle Cloud Classic.
+    (METADATA, v4(100, 100, 100, 200), 32),
+    (METADATA, v4(192, 0, 0, 192), 32),
+    // AWS, and what gives its pods their credentials; Google Cloud; Scaleway.
+    (METADATA, v6(0xfd00, 0xec2, 0x254), 128),
+    (METADATA, v6(0xfd00, 0xec2, 0x23), 128),
+    (METADATA, v6(0xfd20, 0xce, 0x254), 128),
+    (METADATA, v6(0xfd00, 0x42, 0x42), 128),
     ("the broadcast address", v4(255, 255, 255, 255), 32),
     ("an unspecified address", IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128),
     ("a link-local address", v4(169, 254, 0, 0), 16),
-    ("a link-local address", IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    ("a link-local address", v6(0xfe80, 0, 0), 10),
     ("an unspecified address", v4(0, 0, 0, 0), 8),
-    ("a multicast address", IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+    ("a multicast address", v6(0xff00, 0, 0), 8),
     ("a multicast address", v4(224, 0, 0, 0), 4),
 ];
 
+const METADATA: &str = "a cloud metadata address";
+
 const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+}
+
+/// The first two groups and the last.
+const fn v6(a: u16, b: u16, h: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, h))
 }
 
 /// One line of a list: a net or a name, and a port where only that is meant.
@@ -227,7 +241,13 @@ mod tests {
         }
         for ip in [
             "169.254.169.254",
+            "100.100.100.200",
+            "192.0.0.192",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "fd00:42::42",
+            "::ffff:100.100.100.200",
             "169.254.0.1",
             "fe80::1",
             "224.0.0.1",

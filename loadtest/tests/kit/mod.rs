@@ -23,11 +23,16 @@ macro_rules! over_ws_and_wss {
     )+};
 }
 
+pub(crate) mod asker;
 pub(crate) mod data;
+pub(crate) mod dns;
 pub(crate) mod echo;
+pub(crate) mod forged;
+pub(crate) mod inside;
 pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod site;
+pub(crate) mod spell;
 
 use std::time::{Duration, Instant};
 

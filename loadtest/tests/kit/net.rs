@@ -3,8 +3,13 @@
 //! it: the kernel dials loopback from 127.0.0.1.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -41,4 +46,36 @@ pub(crate) fn start_echo() -> SocketAddr {
 /// Waits until somebody accepts at `addr`.
 pub(crate) fn wait_for_server(what: &str, addr: SocketAddr, patience: Duration) {
     wait_for(what, patience, || TcpStream::connect(addr).ok());
+}
+
+/// Says where it is to whoever connects, and counts them.
+pub(crate) struct Greeter {
+    /// Where it is.
+    pub(crate) addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Greeter {
+    /// Starts one at an address that nobody else has.
+    pub(crate) fn start(addr: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).unwrap_or_else(|e| panic!("{addr}: {e}"));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = accepted.clone();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(addr.to_string().as_bytes());
+            }
+        });
+        Self { addr, accepted }
+    }
+
+    /// How many have connected, this question not counted. It queues behind all of them.
+    pub(crate) fn count(&self) -> usize {
+        let mut said = String::new();
+        let mut stream = TcpStream::connect(self.addr).expect("it listens");
+        stream.read_to_string(&mut said).expect("it says where it is");
+        assert_eq!(said, self.addr.to_string());
+        self.accepted.fetch_sub(1, Ordering::SeqCst) - 1
+    }
 }

@@ -25,7 +25,7 @@ const DOMAIN: &str = "gw.test";
 /// The agent's name.
 pub(crate) const AGENT: &str = "home";
 /// The space that the agent and the clients belong to.
-const UID: &str = "0d9c1a52-6d5f-4f0b-9c55-2f3c8b1e7a10";
+pub(crate) const UID: &str = "0d9c1a52-6d5f-4f0b-9c55-2f3c8b1e7a10";
 
 /// What carries the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +152,25 @@ impl Site {
         agent
     }
 
+    /// Starts an agent of another name at a gateway that speaks `ws` there, with `more` in its configuration, and
+    /// waits until it is welcome.
+    pub(crate) fn start_agent_at(&self, gateway: SocketAddr, name: &str, token: &str, more: &str) -> Running {
+        let ready_file = self.fresh_path(&format!("{name}.ready"));
+        self.write_secret(&format!("{name}.token"), token);
+        let state_dir = self.path(&format!("{name}-state"));
+        fs::create_dir_all(&state_dir).expect("the test's directory can be written");
+        let mut text = self.endpoints(gateway, Transport::Ws, &format!("{name}.token"));
+        text += &format!("state_dir: {}\n{more}", state_dir.display());
+        let config = self.write_secret(&format!("{name}.yaml"), &text);
+        let mut command = self.command("narrowlink-agent");
+        command.arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
+        // A name server of the test's own answers, and is asked once.
+        command.env("RES_OPTIONS", "timeout:4 attempts:1");
+        let mut agent = Running::start(name, self.dir(), command, None);
+        agent.wait_for("the agent's ready file", PATIENCE, || ready_file.exists().then_some(()));
+        agent
+    }
+
     /// Starts a forward to `target` and waits until it has said its local address.
     pub(crate) fn start_forward(&self, transport: Transport, target: SocketAddr) -> Forward {
         self.start_forward_at(transport, SocketAddr::new(net::private_ip(), 0), target)
@@ -227,9 +246,12 @@ limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
     }
 
     fn endpoint_config(&self, name: &str, transport: Transport, token_file: &str) -> PathBuf {
-        let gateway = self.gateway_addr(transport);
+        self.write_secret(name, &self.endpoints(self.gateway_addr(transport), transport, token_file))
+    }
+
+    fn endpoints(&self, gateway: SocketAddr, transport: Transport, token_file: &str) -> String {
         let (token_file, ca_file) = (self.path(token_file), self.path("ca.pem"));
-        let text = format!(
+        format!(
             "endpoints:
   - !SelfHosted
     gateway: \"{gateway}\"
@@ -241,8 +263,7 @@ limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
             transport.tag(),
             token_file.display(),
             ca_file.display()
-        );
-        self.write_secret(name, &text)
+        )
     }
 
     /// A path where nothing is yet.
@@ -269,24 +290,31 @@ limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
     fn generate_tokens(&self, secret: &str) -> [String; 4] {
         let client =
             |name: &str, exp: &str| format!("  - !Client {{ uid: {UID}, name: {name}, exp: {exp} }}\n");
-        let text = format!(
-            "secret: \"hex:{secret}\"
-tokens:
-  - !Agent {{ uid: {UID}, name: {AGENT}, exp: 30d }}
+        let items = format!(
+            "  - !Agent {{ uid: {UID}, name: {AGENT}, exp: 30d }}
 {}  - !Client {{ uid: {UID}, name: barred, exp: 30d, policies: {{ permit: true, policies: [] }} }}
 {}",
             client("free", "30d"),
             client("expired", "1000000000"),
         );
+        let tokens = self.sign(secret, &items);
+        tokens.try_into().expect("one for each item")
+    }
+
+    /// Tokens of this gateway, by the items of a tokens.yaml.
+    pub(crate) fn tokens(&self, items: &str) -> Vec<String> {
+        self.sign(&self.secret, items)
+    }
+
+    fn sign(&self, secret: &str, items: &str) -> Vec<String> {
+        let text = format!("secret: \"hex:{secret}\"\ntokens:\n{items}");
         let path = self.write_secret("tokens.yaml", &text);
         let mut command = self.command("narrowlink-tokengen");
         command.arg("-c").arg(path).arg("--json");
         let printed = run(command, b"", PATIENCE).succeeded();
-        let tokens: serde_json::Value = serde_json::from_slice(&printed).expect("--json prints JSON");
-        std::array::from_fn(|i| {
-            let token = tokens[i]["token"].as_str();
-            token.unwrap_or_else(|| panic!("no token {i} in what tokengen printed")).to_owned()
-        })
+        let tokens: Vec<serde_json::Value> = serde_json::from_slice(&printed).expect("--json prints JSON");
+        let token = |one: &serde_json::Value| one["token"].as_str().map(str::to_owned);
+        tokens.iter().map(|one| token(one).expect("each has a token")).collect()
     }
 }
 

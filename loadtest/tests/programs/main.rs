@@ -9,9 +9,11 @@ mod kit;
 
 mod audit;
 mod curl;
+mod hostile;
 mod iperf;
 mod openssh;
 mod postgres;
+mod rebinding;
 mod redis;
 mod seed;
 mod stdio;

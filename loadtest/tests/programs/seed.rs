@@ -4,26 +4,19 @@
 //! of the example are there and nobody else's.
 //! See: tokengen/tests/seed.yaml.
 
-use std::{
-    fs,
-    io::Write as _,
-    net::{SocketAddr, TcpListener},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use crate::kit::{
-    PATIENCE, net,
-    process::{Running, foreign, run},
+    PATIENCE,
+    inside::{add_addresses, inside, put_in_place_of},
+    net::{self, Greeter},
+    process::{Running, run},
     site::Site,
 };
 
 const SEED: &str = include_str!("../../../tokengen/tests/seed.yaml");
 /// When its tokens ended.
 const LONG_AGO: &str = "exp: 1710227806";
-/// Set where the namespaces are.
-const INSIDE: &str = "NARROWLINK_TEST_INSIDE";
 const GATEWAY: &str = "127.0.0.1:8080";
 /// Agents beside the example's own, for what its rules say of those.
 const MORE_AGENTS: [&str; 2] = ["agent_name_1", "somebody"];
@@ -32,37 +25,8 @@ const REFUSED_BY_POLICY: i32 = 65;
 
 #[test]
 fn each_rule_of_the_published_example_allows_and_refuses() {
-    if std::env::var_os(INSIDE).is_some() {
-        return inside();
-    }
-    let mut command = Command::new(foreign("unshare", "util-linux"));
-    if !rustix::process::geteuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    command.args(["--net", "--mount", "--"]);
-    command.arg(std::env::current_exe().expect("a test knows its program"));
-    command.args(["--exact", "seed::each_rule_of_the_published_example_allows_and_refuses", "--nocapture"]);
-    command.env(INSIDE, "1");
-    let done = run(command, b"", Duration::from_secs(120));
-    println!("{}", String::from_utf8_lossy(&done.stdout));
-    assert!(done.status.success(), "in its namespaces: {}\n{}", done.status, done.stderr);
-}
-
-fn system(program: &str, package: &str, args: &[&str]) {
-    let mut command = Command::new(foreign(program, package));
-    command.args(args);
-    run(command, b"", PATIENCE).succeeded();
-}
-
-/// Says where it is to whoever connects.
-fn greet(addr: &str) {
-    let addr: SocketAddr = addr.parse().expect("an address");
-    let listener = TcpListener::bind(addr).expect("nobody else is here");
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.write_all(addr.to_string().as_bytes());
-        }
-    });
+    let test = "seed::each_rule_of_the_published_example_allows_and_refuses";
+    inside(test, Duration::from_secs(120), the_published_example);
 }
 
 /// Tokens by their label: kind and name.
@@ -83,19 +47,16 @@ fn tokens(site: &Site) -> Vec<(String, String)> {
         .collect()
 }
 
-fn inside() {
-    system("ip", "iproute2", &["link", "set", "lo", "up"]);
-    for addr in ["192.168.0.77/32", "192.168.1.77/32"] {
-        system("ip", "iproute2", &["addr", "add", addr, "dev", "lo"]);
-    }
+fn the_published_example() {
+    add_addresses(&["192.168.0.77", "192.168.1.77"]);
     let site = Site::new();
     let hosts = site.write_secret(
         "hosts",
         "127.0.0.1 localhost\n127.0.0.9 narrow.host\n192.168.0.77 nas.lan\n192.168.1.77 other.lan\n",
     );
-    system("mount", "mount", &["--bind", &hosts.display().to_string(), "/etc/hosts"]);
+    put_in_place_of("/etc/hosts", &hosts);
     for addr in ["192.168.0.77:22", "192.168.0.77:23", "192.168.1.77:22", "127.0.0.9:443", "127.0.0.9:80"] {
-        greet(addr);
+        Greeter::start(addr.parse().expect("an address"));
     }
     let secret = SEED.lines().find(|line| line.starts_with("secret:")).expect("the example has one");
     site.write_secret(

@@ -3,8 +3,9 @@
 
 #[path = "../kit/delay.rs"]
 mod delay;
-#[path = "../kit/echo.rs"]
-mod echo;
+#[path = "../kit/mod.rs"]
+#[expect(unused_macros, reason = "those of other targets")]
+mod kit;
 
 mod early;
 mod expiry;
@@ -16,7 +17,10 @@ mod once;
 mod reuse;
 mod revocation;
 mod spaces;
+mod spellings;
 mod whoami;
+
+use kit::number_from_env as count;
 
 /// These tests fill both cores or measure times: one at a time.
 fn alone() -> std::sync::MutexGuard<'static, ()> {
@@ -30,15 +34,7 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 
 /// Starts a target that gives back what it gets.
 fn start_echo() -> std::net::SocketAddr {
-    echo::start(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-}
-
-/// A count that CI keeps small; CONTRIBUTING names the variables of the long forms.
-fn count(variable: &str, short: u64) -> u64 {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")),
-        Err(_) => short,
-    }
+    kit::echo::start(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
 /// The next of a sequence of random numbers (splitmix64): a seed replays the run.

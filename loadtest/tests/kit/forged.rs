@@ -1,0 +1,147 @@
+//! Role: a gateway that says to its agent whatever a test wants it to.
+//! Invariants: links and lanes are set up as by a real one, whoever asks for them · the words of a Dial are
+//! the test's, byte for byte · one dial after the other.
+//! See: ARCHITECTURE.md "The wire".
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use async_channel::{Receiver, Sender};
+use narrowlink_dataplane::{
+    conn::{Conn, ConnError, Role},
+    listen::{Listener, accept_all},
+    socket::Socket,
+    wire::Wire,
+    worker::{self, spawn},
+};
+use narrowlink_proto::{
+    frame::{self, HEADER_BYTES_MAX, Header, Opcode},
+    id::{LinkId, LinkSecret, Nonce, SessionId},
+    message::{Channel, Message, Speaker, VERSION},
+    upgrade::{Head, Request, encode_accept, parse_request},
+};
+
+use super::asker::{Answer, hear, random};
+
+/// Longer than any dial takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The gateway. It serves one agent.
+pub(crate) struct Forged {
+    /// Where it speaks `ws`.
+    pub(crate) addr: SocketAddr,
+    questions: Sender<Question>,
+}
+
+/// What to say on a lane, and who wants to know what comes of it.
+struct Question {
+    words: String,
+    session: SessionId,
+    reply: mpsc::Sender<Answer>,
+}
+
+impl Forged {
+    /// Starts one.
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+        let addr = listener.local_addr().expect("a bound socket has an address");
+        let (questions, asked) = async_channel::unbounded();
+        thread::spawn(move || worker::run_alone(false, |_| serve(listener, asked)));
+        Self { addr, questions }
+    }
+
+    /// Says these words on a lane; what the agent made of them. It is asked about `session`.
+    pub(crate) fn say(&self, session: SessionId, words: String) -> Answer {
+        let (reply, answer) = mpsc::channel();
+        self.questions.try_send(Question { words, session, reply }).expect("the gateway runs");
+        answer.recv_timeout(PATIENCE).expect("an agent answers")
+    }
+}
+
+async fn serve(listener: TcpListener, asked: Receiver<Question>) {
+    let listener = Listener::adopt(listener).expect("a bound socket");
+    let (park, parked) = async_channel::unbounded();
+    spawn(async move {
+        accept_all(&listener, |socket| {
+            let park = park.clone();
+            // Agents come and go as they like.
+            spawn(async move { drop(meet(socket, park).await) });
+        })
+        .await;
+    });
+    let mut lane = None;
+    while let Ok(Question { words, session, reply }) = asked.recv().await {
+        let conn: Conn = match lane.take() {
+            Some(conn) => conn,
+            None => parked.recv().await.expect("it accepts for ever"),
+        };
+        let answer = ask(&conn, session, &words).await;
+        if !matches!(answer, Answer::Broke(_)) {
+            lane = Some(conn);
+        }
+        let _ = reply.send(answer);
+    }
+}
+
+/// A connection of the agent's, from its first byte.
+async fn meet(socket: Socket, park: Sender<Conn>) -> Result<(), ConnError> {
+    let wire = Wire::from(socket);
+    let Request { protocol, key, .. } = read_request(&wire).await?;
+    wire.write_all(&encode_accept(&key, protocol, None)).await?;
+    let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
+    match protocol.channel {
+        Channel::Link => hold(&conn).await,
+        Channel::Lane => park.send(conn).await.map_err(|_| ConnError::Truncated),
+        Channel::Stream => Err(ConnError::Unexpected("an agent that asks for a session")),
+    }
+}
+
+async fn read_request(wire: &Wire) -> io::Result<Request> {
+    let mut got = Vec::new();
+    loop {
+        let mut buf = [0; 4096];
+        let bytes = wire.read(&mut buf).await?;
+        got.extend_from_slice(&buf[..bytes]);
+        match parse_request(&got).map_err(io::Error::other)? {
+            Head::Upgrade { request, .. } => return Ok(*request),
+            Head::NeedMore if bytes > 0 => {}
+            _ => return Err(io::Error::other("no agent")),
+        }
+    }
+}
+
+/// A link, until its agent leaves.
+async fn hold(conn: &Conn) -> Result<(), ConnError> {
+    let nonce = Nonce::from_bytes(random());
+    conn.send(&Message::Hello { version: VERSION, features: Vec::new(), nonce }).await?;
+    let Message::Present { .. } = conn.recv(Speaker::Agent, Channel::Link).await? else {
+        return Err(ConnError::Unexpected("something else where Present was due"));
+    };
+    let (link, secret) = (LinkId::from_bytes(random()), LinkSecret::from_bytes(random()));
+    conn.send(&Message::Welcome { link, secret }).await?;
+    // Pings are answered meanwhile.
+    conn.recv(Speaker::Agent, Channel::Link).await.map(drop)
+}
+
+async fn ask(conn: &Conn, session: SessionId, words: &str) -> Answer {
+    let mut head = [0; HEADER_BYTES_MAX];
+    let header = Header { fin: true, opcode: Opcode::Text, mask: None, payload_bytes: words.len() as u64 };
+    let len = frame::encode(&header, &mut head);
+    if let Err(e) = conn.wire().write_all(&[&head[..len], words.as_bytes()].concat()).await {
+        return Answer::Broke(e.to_string());
+    }
+    match conn.recv(Speaker::Agent, Channel::Lane).await {
+        Ok(Message::Dialled { session: dialled, .. }) if dialled == session => {
+            let said = hear(conn, session, Speaker::Agent).await;
+            said.map_or_else(|ended| Answer::Broke(ended.to_string()), Answer::Said)
+        }
+        Ok(Message::Refused(refused)) if refused.session == Some(session) => Answer::Refused(refused),
+        Ok(other) => Answer::Broke(format!("{} is no answer", other.name())),
+        Err(e) => Answer::Broke(e.to_string()),
+    }
+}
