@@ -10,10 +10,7 @@ use std::{
 use narrowlink_loadtest::{site::Transport, transfer::fill};
 use socket2::{Domain, Socket, Type};
 
-use crate::{
-    alone,
-    far::{Far, connect},
-};
+use crate::{alone, far::Far, visitor::connect};
 
 const FRAMED: [Transport; 2] = [Transport { tls: false, raw: false }, Transport { tls: true, raw: false }];
 

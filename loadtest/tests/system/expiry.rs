@@ -1,8 +1,7 @@
 //! A token's end is the end of what it began, and of nothing else.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,31 +11,19 @@ use narrowlink_loadtest::{
 };
 use narrowlink_proto::token::Kind;
 
-use crate::{alone, start_echo};
+use crate::{
+    alone, start_echo,
+    visitor::{ask, connect, wait_for_reset},
+};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// From the token's last second.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// How long the token that ends is good for, in seconds.
 const LIFE_S: u64 = 3;
 
-fn connect(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"there?")?;
-    stream.read_exact(&mut [0; 6])
-}
-
 /// How long after `exp` (seconds since 1970) the session ends, which is never a clean end.
 fn gone_after(stream: &mut TcpStream, exp: u64) -> Duration {
-    match stream.read(&mut [0; 1]) {
-        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
-        other => panic!("not reset: {other:?}"),
-    }
+    wait_for_reset(stream);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     now.checked_sub(Duration::from_secs(exp)).expect("the token holds up to its last second")
 }

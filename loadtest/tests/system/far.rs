@@ -1,7 +1,7 @@
 //! Role: client, gateway and agent with a long way between each two.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -66,15 +66,6 @@ impl Far {
         let plan = Plan { agent: "far".to_owned(), target, listen: "127.0.0.1:0".parse().unwrap() };
         start_forward(&self.client(transport), plan).unwrap()
     }
-}
-
-/// A local program's connection.
-pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
 }
 
 /// Waits for something that can be seen.

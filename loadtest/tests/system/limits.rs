@@ -13,10 +13,9 @@ use narrowlink_proto::{
     token::{Claims, Kind},
 };
 
-use crate::{alone, count};
+use crate::{alone, count, kit::PATIENCE, visitor::connect};
 
 const FOR_EVER: u64 = 4_000_000_000;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A target that sends without an end.
 fn source() -> SocketAddr {
@@ -34,12 +33,6 @@ fn token(lab: &Lab, name: &str, limits: &str) -> String {
     let claims = Claims::new(Kind::Client, Uid::from_u128(7), name, FOR_EVER, name);
     let limits = serde_json::from_str(limits).unwrap();
     lab.site.sign(&Claims { limits, ..claims }).unwrap()
-}
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
 }
 
 /// Reads for so long; bytes a second.

@@ -18,6 +18,7 @@ mod reuse;
 mod revocation;
 mod spaces;
 mod spellings;
+mod visitor;
 mod whoami;
 
 use kit::number_from_env as count;

@@ -30,7 +30,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     alone,
-    far::{Far, PATIENCE, connect, wait_until},
+    far::{Far, PATIENCE, wait_until},
+    visitor::connect,
 };
 
 const FRAMED: [Transport; 2] = [Transport { tls: false, raw: false }, Transport { tls: true, raw: false }];

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -19,27 +18,14 @@ use narrowlink_proto::{
     token::{Claims, Keys, Kind, Secret},
 };
 
-use crate::{alone, count, start_echo};
+use crate::{
+    alone, count, start_echo,
+    visitor::{ask, connect, wait_for_reset},
+};
 
 const WSS: Transport = Transport { tls: true, raw: false };
-const PATIENCE: Duration = Duration::from_secs(20);
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 const FOR_EVER: u64 = 4_000_000_000;
-
-fn connect(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Says something and gets it back.
-fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"there?")?;
-    let mut answer = [0; 6];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"there?");
-    Ok(())
-}
 
 fn claims(kind: Kind, name: &str) -> Claims {
     Claims {
@@ -56,10 +42,8 @@ fn revoking(lab: &Lab, yaml: &str) -> Config {
 
 /// How long until the other side of `stream` says that it is over, which is never a clean end.
 fn gone_after(stream: &mut TcpStream, since: Instant) -> Duration {
-    match stream.read(&mut [0; 1]) {
-        Err(e) if e.kind() == ErrorKind::ConnectionReset => since.elapsed(),
-        other => panic!("not reset: {other:?}"),
-    }
+    wait_for_reset(stream);
+    since.elapsed()
 }
 
 #[test]

@@ -26,10 +26,9 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol, Request, encode_request},
 };
 
-use crate::{alone, count, start_echo};
+use crate::{alone, count, kit::PATIENCE, start_echo, visitor::connect};
 
 const WS: Transport = Transport { tls: false, raw: false };
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to the gateway that keeps every byte which comes from there.
 struct Tap {
@@ -118,8 +117,7 @@ impl User {
         let forwards = [(agent, target), (agent, nowhere), ("nobody", target)]
             .map(|(agent, target)| self.forward(lab, agent, target));
         for _ in 0..10 {
-            let mut stream = TcpStream::connect(forwards[0].local_addr).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = connect(forwards[0].local_addr);
             let said = format!("{}-payload", self.mark);
             stream.write_all(said.as_bytes()).unwrap();
             let mut answer = vec![0; said.len()];
@@ -127,8 +125,7 @@ impl User {
             assert_eq!(answer, said.as_bytes());
         }
         for forward in &forwards[1..] {
-            let mut stream = TcpStream::connect(forward.local_addr).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = connect(forward.local_addr);
             assert!(!matches!(stream.read(&mut [0; 1]), Ok(1..)));
         }
         let agents = narrowlink_client::agents(&self.client(lab)).unwrap();
@@ -219,9 +216,7 @@ fn no_byte_of_one_user_reaches_another() {
 
 /// What the gateway answers to a request that it refuses, and how soon.
 fn refusal(gateway: SocketAddr, request: &[u8]) -> (String, Duration) {
-    let mut stream = TcpStream::connect(gateway).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
+    let mut stream = connect(gateway);
     let since = Instant::now();
     stream.write_all(request).unwrap();
     let mut answer = vec![0; 4096];
@@ -273,7 +268,7 @@ fn what_is_not_there_and_what_is_not_ones_own_are_the_same_answer_in_the_same_ti
     let bravo = User::new(&lab, Uid::from_u128(2), "bravo");
     let agents = [alpha.agent(&lab, "mine"), bravo.agent(&lab, "bravos-home")];
     let bravos = bravo.forward(&lab, "bravos-home", start_echo());
-    let mut session = TcpStream::connect(bravos.local_addr).unwrap();
+    let mut session = connect(bravos.local_addr);
     session.write_all(b"x").unwrap();
     session.read_exact(&mut [0; 1]).unwrap();
 
