@@ -7,6 +7,7 @@ mod delay;
 #[expect(unused_macros, reason = "those of other targets")]
 mod kit;
 
+mod busy;
 mod early;
 mod far;
 mod integrity;
