@@ -17,6 +17,7 @@ mod once;
 mod reuse;
 mod revocation;
 mod spellings;
+mod verdicts;
 mod whoami;
 
 /// These tests fill both cores or measure times: one at a time.
