@@ -15,6 +15,7 @@ use narrowlink_dataplane::{
     resolve::{ResolveError, resolve},
     socket::Socket,
     wire::Wire,
+    worker,
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
@@ -111,7 +112,11 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
 async fn refuse(conn: Conn, refused: Refused) -> Option<Conn> {
     send(&conn, &Message::Refused(refused)).await?;
     match conn.framing() {
-        Framing::Framed => Some(conn),
+        Framing::Framed => {
+            // The next dial may be there, and the one behind it: no other lane or gateway waits until there is none.
+            worker::turn().await;
+            Some(conn)
+        }
         Framing::Raw => {
             conn.into_wire().close_gently();
             None

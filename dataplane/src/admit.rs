@@ -1,7 +1,7 @@
 //! Role: "may it?": who a token says one is, and whether that one may have this session. The one
 //! file that asks the door.
-//! Invariants: every open is decided, whichever way it came · an id is used once · the client
-//! hears nothing of an agent but what it may hear.
+//! Invariants: every open is decided, whichever way it came · nothing is dialled for who has lost the right to
+//! it while it waited · an id is used once · the client hears nothing of an agent but what it may hear.
 //! See: ARCHITECTURE.md "Open".
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
@@ -187,6 +187,10 @@ async fn find_and_dial(
     let message = Message::Dial(dial);
     loop {
         let lane = lane::take(local, &entry, deadline).await?;
+        if let Err(refused) = still_stands(local, who) {
+            lane::park(local, lane);
+            return Err(refused);
+        }
         match timeout_at(deadline, lane.conn.send(&message)).await {
             Ok(Ok(())) => return Ok(lane),
             // Dead before the Dial was written: nobody needs to know.
@@ -194,6 +198,15 @@ async fn find_and_dial(
             Err(_) => return Err(silent(&open.agent)),
         }
     }
+}
+
+/// Whether `who` may still be here, after a wait for a lane.
+fn still_stands(local: &Local, who: &Principal) -> Result<(), Refused> {
+    if StdInstant::now() < who.expires_at && local.shared.door.standing(who).is_ok() {
+        return Ok(());
+    }
+    let reason = "the token does not hold any more: it has expired, or was revoked";
+    Err(Refused::new(RefusalCode::Unauthenticated, reason))
 }
 
 fn silent(agent: &str) -> Refused {

@@ -37,6 +37,7 @@ use crate::{
     timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
+    worker,
 };
 
 /// What a peer may have in our buffer unread before its link ends.
@@ -47,6 +48,8 @@ const AGENTS_PER_MESSAGE: usize = 100;
 /// much for ever.
 const GATEWAY_READ_BYTES: usize = 512;
 const PEER_READ_BYTES: usize = 4096;
+/// What is read without a turn for everybody else: nobody has more to say at once who waits for answers.
+const MESSAGES_A_TURN: u8 = 8;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
 const ORDERS_MAX: usize = 4;
 /// Set-up of a link, each side.
@@ -111,6 +114,8 @@ struct LinkSocket {
     /// Who is at the other side.
     peer: Speaker,
     unflushed: bool,
+    /// What was read since this side last waited.
+    unwaited: u8,
     heard_at: Instant,
     ping_at: Instant,
     pings: u64,
@@ -137,6 +142,7 @@ impl LinkSocket {
             ws: WebSocket::from_raw_socket(Io(wire), role, Some(config)),
             peer,
             unflushed: false,
+            unwaited: 0,
             heard_at: now,
             ping_at: now,
             pings: 0,
@@ -152,8 +158,14 @@ impl LinkSocket {
     /// nothing.
     async fn recv(&mut self) -> Result<Message, LinkError> {
         loop {
+            if self.unwaited >= MESSAGES_A_TURN {
+                // There may be no end to what the peer has sent already: nobody else waits for that.
+                self.unwaited = 0;
+                worker::turn().await;
+            }
             match self.ws.read() {
                 Ok(message) => {
+                    self.unwaited += 1;
                     self.heard_at = Instant::now();
                     match message {
                         WsMessage::Text(text) => {
@@ -172,7 +184,10 @@ impl LinkSocket {
                         WsMessage::Pong(_) | WsMessage::Frame(_) => {}
                     }
                 }
-                Err(e) if would_block(&e) => self.idle().await?,
+                Err(e) if would_block(&e) => {
+                    self.unwaited = 0;
+                    self.idle().await?;
+                }
                 Err(e) => return Err(e.into()),
             }
         }
@@ -345,7 +360,8 @@ async fn converse(
                 let reason = reason.to_owned();
                 Err(LinkError::Goodbye(Goodbye { code: GoodbyeCode::Unauthenticated, reason }))
             };
-            future::or(future::or(order, message), future::or(expiry, dismissed)).await
+            // Who must go is not heard.
+            future::or(future::or(expiry, dismissed), future::or(order, message)).await
         };
         let done = match heard {
             Ok(Heard::Message(Message::List)) if principal.speaker == Speaker::Client => {

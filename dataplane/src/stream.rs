@@ -2,7 +2,7 @@
 //! Invariants: a session lives on the worker that admitted its client · a lane or stream on which data
 //! went before its session was refused serves nothing more · a refusal arrives: nothing is closed
 //! before the peer has had the chance to read it · what may have reached a target is never refused as
-//! if it had not.
+//! if it had not · a client that never waits for an answer costs nobody else their turn.
 //! See: ARCHITECTURE.md "Early data".
 
 use std::{
@@ -34,6 +34,7 @@ use crate::{
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
     usage::Slot,
+    worker,
 };
 
 /// How long a refusal may take to reach a client that is then cut off.
@@ -133,6 +134,9 @@ impl Visit {
         self.local.shared.door.note(&event);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
+            // The next Open may be there, and the one behind it: nobody else waits until there is none, nor
+            // the word that this client must go. (A session that is dialled waits for its agent anyway.)
+            worker::turn().await;
             return Some(conn);
         }
         conn.into_wire().close_gently();
@@ -149,14 +153,19 @@ impl Visit {
             self.seat.dismissed().await;
             None
         };
-        future::or(self.hear_open(conn, last), future::or(stopped, dismissed)).await.map(Box::new)
+        // Who must go is not heard.
+        future::or(future::or(stopped, dismissed), self.hear_open(conn, last)).await.map(Box::new)
     }
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
         let interval = self.local.shared.limits().quiet_ping_interval;
         let expiry = Instant::from_std(self.who.expires_at);
         loop {
-            let due = (Instant::now() + interval).min(expiry);
+            let now = Instant::now();
+            if now >= expiry {
+                return None;
+            }
+            let due = (now + interval).min(expiry);
             let heard = async {
                 match last {
                     Some(last) => conn.recv_after(last, Speaker::Client, Channel::Stream).await,
@@ -172,7 +181,8 @@ impl Visit {
                 // Broken, or the rest of a session that was refused.
                 Ok(Err(_) | Ok(None)) => return None,
                 // A raw stream must say what it wants within one interval.
-                Err(_) if Instant::now() >= expiry || conn.framing() == Framing::Raw => return None,
+                Err(_) if conn.framing() == Framing::Raw => return None,
+                Err(_) if due == expiry => return None,
                 Err(_) if conn.heard_at().elapsed() >= interval * 2 => return None,
                 Err(_) => conn.ping().ok()?,
             }

@@ -7,15 +7,16 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
+    future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
+    task::{Poll, Waker},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -277,8 +278,9 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
     ON_RING.set(matches!(runtime, AnyRuntime::IoUring(_)));
     let output = runtime.block_on(async {
         let output = future.await;
-        // Belongs to this runtime: the thread's next one makes its own.
+        // Belong to this runtime: the thread's next one makes its own.
         READY.take();
+        BELL.take();
         output
     });
     // Operations may be in flight: their buffers and descriptors stay until the process exits.
@@ -289,6 +291,7 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
 thread_local! {
     /// Something that is always ready.
     static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
+    static BELL: RefCell<Option<Rc<Bell>>> = const { RefCell::new(None) };
     static RUNTIME: Cell<u64> = const { Cell::new(0) };
     static ON_RING: Cell<bool> = const { Cell::new(false) };
 }
@@ -308,17 +311,80 @@ fn ready() -> io::Result<Rc<Socket>> {
     })
 }
 
-/// Lets everything else on this worker have its turn: ready tasks, and whoever waits for what the kernel
-/// has ready. Not only the task queue's turn: while tasks are ready, completions of others may wait
-/// (IORING_SETUP_DEFER_TASKRUN).
+/// Lets everything else on this worker have its turn: ready tasks, timers, and whoever waits for what the
+/// kernel has ready. Waking oneself does not: on io_uring completions of others may wait while tasks are ready
+/// (IORING_SETUP_DEFER_TASKRUN), on epoll no timer fires then, and a task that wakes itself is the next to run.
+/// So what is waited for comes from the kernel.
 pub async fn turn() {
-    if !ON_RING.get() {
-        // The event is known already: the task queue's turn is the one that counts, there epoll is asked.
-        return future::yield_now().await;
+    if ON_RING.get() {
+        if let Ok(ready) = ready() {
+            // Nothing can be done about an error here, and nothing depends on it.
+            let _ = ready.writable().await;
+        }
+        return;
     }
-    if let Ok(ready) = ready() {
-        // Nothing can be done about an error here, and nothing depends on it.
-        let _ = ready.writable().await;
+    match Bell::current() {
+        Ok(bell) => bell.heard().await,
+        // Out of descriptors.
+        Err(_) => future::yield_now().await,
+    }
+}
+
+/// The turns of a runtime on epoll, where the readiness of a descriptor is news only once: all who wait hear the
+/// same bell.
+struct Bell {
+    /// Rung by writing to it.
+    event: Socket,
+    rounds: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+    ringing: Cell<bool>,
+}
+
+impl Bell {
+    fn current() -> io::Result<Rc<Self>> {
+        BELL.with_borrow_mut(|bell| match bell {
+            Some(bell) => Ok(bell.clone()),
+            None => {
+                let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                let event = Socket::adopt(event)?;
+                let (rounds, waiting, ringing) = Default::default();
+                Ok(bell.insert(Rc::new(Self { event, rounds, waiting, ringing })).clone())
+            }
+        })
+    }
+
+    async fn heard(self: Rc<Self>) {
+        let since = self.rounds.get();
+        poll_fn(|cx| {
+            if self.rounds.get() != since {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            if !self.ringing.replace(true) {
+                monoio::spawn(self.clone().ring());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    async fn ring(self: Rc<Self>) {
+        // Nothing depends on an error, and a task of its own is behind all that are ready.
+        let _ = self.ring_once().await;
+        self.rounds.set(self.rounds.get() + 1);
+        self.ringing.set(false);
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
+    async fn ring_once(&self) -> io::Result<()> {
+        let mut heard = pin!(self.event.readable());
+        // The event of the last time is old now.
+        if future::poll_once(&mut heard).await.is_none() {
+            rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
+            heard.await?;
+        }
+        rustix::io::read(&self.event, &mut [0; 8])?;
+        Ok(())
     }
 }
 
@@ -377,6 +443,41 @@ mod tests {
         });
         assert!(answer.unwrap());
         assert!(panics() > before);
+    }
+
+    /// Whether everybody else gets theirs while some take turn after turn.
+    async fn turns_are_fair() -> bool {
+        let (over, starved) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        for _ in 0..3 {
+            let (over, starved) = (over.clone(), starved.clone());
+            spawn(async move {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while !over.get() && !starved.get() {
+                    starved.set(Instant::now() > deadline);
+                    turn().await;
+                }
+            });
+        }
+        for _ in 0..5 {
+            // Ready tasks, timers of both kinds, and what another thread wakes.
+            let (sent, got) = async_channel::bounded::<u8>(2);
+            let here = sent.clone();
+            spawn(async move { here.send(1).await.unwrap() });
+            assert_eq!(got.recv().await, Ok(1));
+            timer::sleep(Duration::from_millis(2)).await;
+            monoio::time::sleep(Duration::from_millis(2)).await;
+            let thread = std::thread::spawn(move || sent.send_blocking(2));
+            assert_eq!(got.recv().await, Ok(2));
+            thread.join().unwrap().unwrap();
+        }
+        over.set(true);
+        !starved.get()
+    }
+
+    #[test]
+    fn who_takes_turn_after_turn_leaves_one_for_everybody_else() {
+        assert!(run_alone(false, |_| turns_are_fair()).unwrap());
+        assert!(run_on_epoll(|_| turns_are_fair()).unwrap());
     }
 
     #[test]

@@ -1,17 +1,22 @@
 //! Role: a gateway that says to its agent whatever a test wants it to.
 //! Invariants: links and lanes are set up as by a real one, whoever asks for them · the words of a Dial are
-//! the test's, byte for byte · one dial after the other.
+//! the test's, byte for byte.
 //! See: ARCHITECTURE.md "The wire".
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
 
 use async_channel::{Receiver, Sender};
+use futures_lite::future;
 use narrowlink_dataplane::{
     conn::{Conn, ConnError, Role},
     listen::{Listener, accept_all},
@@ -39,10 +44,11 @@ pub(crate) struct Forged {
 }
 
 /// What to say on a lane, and who wants to know what comes of it.
-struct Question {
-    words: String,
-    session: SessionId,
-    reply: mpsc::Sender<Answer>,
+enum Question {
+    /// Once.
+    Say { words: String, session: SessionId, reply: mpsc::Sender<Answer> },
+    /// For ever, so many ahead of the answers, which are counted.
+    Pour { words: fn(SessionId) -> String, ahead: usize, refused: Arc<AtomicU64> },
 }
 
 impl Forged {
@@ -58,8 +64,16 @@ impl Forged {
     /// Says these words on a lane; what the agent made of them. It is asked about `session`.
     pub(crate) fn say(&self, session: SessionId, words: String) -> Answer {
         let (reply, answer) = mpsc::channel();
-        self.questions.try_send(Question { words, session, reply }).expect("the gateway runs");
+        self.questions.try_send(Question::Say { words, session, reply }).expect("the gateway runs");
         answer.recv_timeout(PATIENCE).expect("an agent answers")
+    }
+
+    /// Says such words on a lane from now on, so many times before it waits for a refusal; how many came.
+    pub(crate) fn pour(&self, words: fn(SessionId) -> String, ahead: usize) -> Arc<AtomicU64> {
+        let refused = Arc::new(AtomicU64::new(0));
+        let question = Question::Pour { words, ahead, refused: refused.clone() };
+        self.questions.try_send(question).expect("the gateway runs");
+        refused
     }
 }
 
@@ -75,16 +89,24 @@ async fn serve(listener: TcpListener, asked: Receiver<Question>) {
         .await;
     });
     let mut lane = None;
-    while let Ok(Question { words, session, reply }) = asked.recv().await {
+    while let Ok(question) = asked.recv().await {
         let conn: Conn = match lane.take() {
             Some(conn) => conn,
             None => parked.recv().await.expect("it accepts for ever"),
         };
-        let answer = ask(&conn, session, &words).await;
-        if !matches!(answer, Answer::Broke(_)) {
-            lane = Some(conn);
+        match question {
+            Question::Say { words, session, reply } => {
+                let answer = ask(&conn, session, &words).await;
+                if !matches!(answer, Answer::Broke(_)) {
+                    lane = Some(conn);
+                }
+                let _ = reply.send(answer);
+            }
+            Question::Pour { words, ahead, refused } => {
+                // Until the agent ends it.
+                let _ = pour(&conn, words, ahead, &refused).await;
+            }
         }
-        let _ = reply.send(answer);
     }
 }
 
@@ -128,11 +150,15 @@ async fn hold(conn: &Conn) -> Result<(), ConnError> {
     conn.recv(Speaker::Agent, Channel::Link).await.map(drop)
 }
 
-async fn ask(conn: &Conn, session: SessionId, words: &str) -> Answer {
+async fn say(conn: &Conn, words: &str) -> io::Result<()> {
     let mut head = [0; HEADER_BYTES_MAX];
     let header = Header { fin: true, opcode: Opcode::Text, mask: None, payload_bytes: words.len() as u64 };
     let len = frame::encode(&header, &mut head);
-    if let Err(e) = conn.wire().write_all(&[&head[..len], words.as_bytes()].concat()).await {
+    conn.wire().write_all(&[&head[..len], words.as_bytes()].concat()).await
+}
+
+async fn ask(conn: &Conn, session: SessionId, words: &str) -> Answer {
+    if let Err(e) = say(conn, words).await {
         return Answer::Broke(e.to_string());
     }
     match conn.recv(Speaker::Agent, Channel::Lane).await {
@@ -144,4 +170,30 @@ async fn ask(conn: &Conn, session: SessionId, words: &str) -> Answer {
         Ok(other) => Answer::Broke(format!("{} is no answer", other.name())),
         Err(e) => Answer::Broke(e.to_string()),
     }
+}
+
+async fn pour(
+    conn: &Conn,
+    words: fn(SessionId) -> String,
+    ahead: usize,
+    refused: &AtomicU64,
+) -> Result<(), ConnError> {
+    let (more, wanted) = async_channel::bounded(ahead);
+    for _ in 0..ahead {
+        more.try_send(()).expect("there is room");
+    }
+    let saying = async {
+        while wanted.recv().await.is_ok() {
+            say(conn, &words(SessionId::from_bytes(random()))).await?;
+        }
+        Ok(())
+    };
+    let hearing = async {
+        while let Message::Refused(_) = conn.recv(Speaker::Agent, Channel::Lane).await? {
+            refused.fetch_add(1, Ordering::Relaxed);
+            more.try_send(()).expect("there is room");
+        }
+        Err(ConnError::Unexpected("no refusal"))
+    };
+    future::or(hearing, saying).await
 }

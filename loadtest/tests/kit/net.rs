@@ -56,9 +56,10 @@ pub(crate) struct Greeter {
 }
 
 impl Greeter {
-    /// Starts one at an address that nobody else has.
+    /// Starts one at an address that nobody else has; with port 0 it takes any.
     pub(crate) fn start(addr: SocketAddr) -> Self {
         let listener = TcpListener::bind(addr).unwrap_or_else(|e| panic!("{addr}: {e}"));
+        let addr = listener.local_addr().expect("a bound socket has an address");
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = accepted.clone();
         thread::spawn(move || {

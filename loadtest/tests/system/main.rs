@@ -7,6 +7,7 @@ mod delay;
 #[expect(unused_macros, reason = "those of other targets")]
 mod kit;
 
+mod busy;
 mod early;
 mod expiry;
 mod far;
@@ -18,6 +19,7 @@ mod reuse;
 mod revocation;
 mod spaces;
 mod spellings;
+mod verdicts;
 mod visitor;
 mod whoami;
 
