@@ -1,8 +1,8 @@
 //! Role: may this client reach that target through this agent? One pure function, used by gateway and
 //! agent alike.
 //! Invariants: a refusal by `!Any [agent, false]` wins in both modes; a name is never a way around an
-//! `!Ip` rule; for every address of a name, both steps together say what one step would have said; where
-//! there are several lists, each must allow.
+//! `!Ip` rule, and NAT64 none around a refusal; for every address of a name, both steps together say what one
+//! step would have said; where there are several lists, each must allow.
 //! See: docs/policy.md, whose table a test writes; policy/model.rs says the same in one step.
 
 mod item;
@@ -24,7 +24,7 @@ pub use self::{
     ports::Ports,
     rule::{Cidr, NamePattern, RuleError},
 };
-use crate::target::{Destination, Target, TargetError, Transport};
+use crate::target::{Destination, Target, TargetError, Transport, behind_nat64};
 
 /// Items in one token at the most, over all its lists.
 pub const ITEMS_MAX: usize = 256;
@@ -158,7 +158,14 @@ impl Policies {
         if let Some(item) = self.refusal(agent) {
             return Decision { verdict: Verdict::Deny, reason: Reason::Item { list, item } };
         }
-        let matches = |item: &Item| item.holds_for(agent) && item.matches(destination, target);
+        // What a black list refuses is refused behind NAT64, too; a white one allows what it says and no more.
+        let behind = match destination {
+            Destination::Ip(ip) if !self.permit => behind_nat64(*ip).map(Destination::Ip),
+            _ => None,
+        };
+        let is_there = |item: &Item| behind.as_ref().is_some_and(|place| item.matches(place, target));
+        let matches =
+            |item: &Item| item.holds_for(agent) && (item.matches(destination, target) || is_there(item));
         if let Some(item) = self.policies.iter().position(matches) {
             return Decision::of(self.permit, Reason::Item { list, item });
         }
@@ -210,7 +217,10 @@ impl AddressRules {
 impl AddressList {
     fn permit_addr(&self, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         let list = self.list;
-        match self.items.iter().find(|item| item.matches(ip, port, transport)) {
+        // As in Policies::permit.
+        let behind = behind_nat64(ip).filter(|_| !self.permit);
+        let is_there = |item: &AddressItem| behind.is_some_and(|ip| item.matches(ip, port, transport));
+        match self.items.iter().find(|item| item.matches(ip, port, transport) || is_there(item)) {
             Some(item) => Decision::of(self.permit, Reason::Item { list, item: item.index() }),
             None => Decision::of(!self.permit, Reason::NoItem { list }),
         }
