@@ -2,7 +2,7 @@
 //! Invariants: a denial wins · addresses that mean the machine's own net or cloud, or no machine at all,
 //! need a rule that names just them; loopback is what agents are for and needs none · a name rule never
 //! opens such an address, because what a name resolves to is somebody else's to say.
-//! See: RFC 6890 (special addresses), RFC 6052 (addresses within NAT64).
+//! See: RFC 6890 (special addresses).
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use std::{
 
 use narrowlink_proto::{
     policy::{Cidr, NamePattern, RuleError},
-    target::Destination,
+    target::{Destination, behind_nat64},
 };
 use serde::{Deserialize, Deserializer, de};
 
@@ -130,13 +130,6 @@ fn special(ip: IpAddr) -> Option<(&'static str, Cidr, u8)> {
         let net: Cidr = format!("{start}/{prefix}").parse().ok()?;
         net.contains(ip).then_some((*what, net, *prefix))
     })
-}
-
-/// The IPv4 address that a NAT64 gateway would make of an IPv6 one.
-fn behind_nat64(ip: IpAddr) -> Option<IpAddr> {
-    let IpAddr::V6(v6) = ip else { return None };
-    let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = v6.segments() else { return None };
-    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into())
 }
 
 impl Rule {

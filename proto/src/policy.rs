@@ -1,8 +1,8 @@
 //! Role: may this client reach that target through this agent? One pure function, used by gateway and
 //! agent alike.
 //! Invariants: a refusal by `!Any [agent, false]` wins in both modes; a name is never a way around an
-//! `!Ip` rule; for every address of a name, both steps together say what one step would have said; where
-//! there are several lists, each must allow.
+//! `!Ip` rule, and NAT64 none around a refusal; for every address of a name, both steps together say what one
+//! step would have said; where there are several lists, each must allow.
 //! See: docs/policy.md, whose table a test writes; policy/model.rs says the same in one step.
 
 mod item;
@@ -24,7 +24,7 @@ pub use self::{
     ports::Ports,
     rule::{Cidr, NamePattern, RuleError},
 };
-use crate::target::{Target, TargetError, Transport};
+use crate::target::{Target, TargetError, Transport, behind_nat64};
 
 /// Items in one token at the most, over all its lists.
 pub const ITEMS_MAX: usize = 256;
@@ -153,9 +153,11 @@ impl Grant {
 
 impl Policies {
     fn permit(&self, list: usize, question: &Question<'_>) -> Decision {
+        // What a black list refuses is refused behind NAT64, too; a white one allows what it says and no more.
+        let question = if self.permit { question.at_face_value() } else { *question };
         let (mut matched, mut by_address) = (None, false);
         for (item, one) in self.policies.iter().enumerate() {
-            match one.consider(question) {
+            match one.consider(&question) {
                 Relevance::None => {}
                 Relevance::Matches => {
                     matched.get_or_insert(item);
@@ -207,7 +209,10 @@ impl AddressRules {
 impl AddressList {
     fn permit_addr(&self, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         let list = self.list;
-        match self.items.iter().find(|item| item.matches(ip, port, transport)) {
+        // As in Policies::permit.
+        let behind = behind_nat64(ip).filter(|_| !self.permit);
+        let is_there = |item: &AddressItem| behind.is_some_and(|ip| item.matches(ip, port, transport));
+        match self.items.iter().find(|item| item.matches(ip, port, transport) || is_there(item)) {
             Some(item) => Decision::of(self.permit, Reason::Item { list, item: item.index() }),
             None => Decision::of(!self.permit, Reason::NoItem { list }),
         }

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX};
+pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX, behind_nat64};
 
 /// A Unix socket's path at the most: `sun_path` less its NUL.
 pub const PATH_BYTES_MAX: usize = 107;

@@ -31,8 +31,18 @@ const ALLOWED: [&str; 2] = ["10.77.0.1", "fd77::1"];
 /// Allowed, and nobody listens there.
 const DEAF: &str = "10.77.0.2";
 /// Refused by the lists below, or because of what it is.
-const REFUSED: [&str; 7] =
-    ["10.66.0.1", "10.66.0.2", "fd66::1", "169.254.169.254", "fd00:ec2::254", "127.0.0.1", "::1"];
+const REFUSED: [&str; 10] = [
+    "10.66.0.1",
+    "10.66.0.2",
+    "fd66::1",
+    "64:ff9b::10.66.0.1",
+    "169.254.169.254",
+    "64:ff9b::169.254.169.254",
+    "100.100.100.200",
+    "fd00:ec2::254",
+    "127.0.0.1",
+    "::1",
+];
 /// The client's items and the agent's, in both ways.
 const ALLOWED_NETS: [&str; 2] = ["10.77.0.0/24", "fd77::/16"];
 const REFUSED_NETS: [&str; 2] = ["10.66.0.0/16", "fd66::/16"];
@@ -44,7 +54,7 @@ struct Kind {
     then: &'static [&'static str],
 }
 
-const KINDS: [Kind; 23] = [
+const KINDS: [Kind; 29] = [
     Kind { first: &["10.77.0.1"], then: &["10.66.0.1"] },
     Kind { first: &["10.66.0.1"], then: &["10.77.0.1"] },
     Kind { first: &["10.77.0.1", "10.66.0.1"], then: &["10.66.0.1"] },
@@ -64,6 +74,13 @@ const KINDS: [Kind; 23] = [
     Kind { first: &["169.254.169.254"], then: &["10.77.0.1"] },
     Kind { first: &["10.77.0.1", "169.254.169.254", "fd00:ec2::254"], then: &["169.254.169.254"] },
     Kind { first: &["::ffff:169.254.169.254", "fd00:ec2::254"], then: &["fd77::1"] },
+    Kind { first: &["100.100.100.200"], then: &["fd77::1"] },
+    // What a NAT64 gateway would make of them.
+    Kind { first: &["64:ff9b::10.66.0.1"], then: &["10.77.0.1"] },
+    Kind { first: &["10.77.0.1", "64:ff9b::10.66.0.1"], then: &["64:ff9b::10.66.0.1"] },
+    Kind { first: &["64:ff9b::10.66.0.1", "fd77::1"], then: &["64:ff9b::10.66.0.1"] },
+    Kind { first: &["64:ff9b::10.66.0.1", "10.66.0.2", "fd66::1"], then: &["10.77.0.1"] },
+    Kind { first: &["64:ff9b::169.254.169.254"], then: &["10.77.0.1"] },
     // To connect there is to connect to this machine.
     Kind { first: &["0.0.0.0", "::"], then: &["10.77.0.1"] },
     // Somebody who tries the next address, or asks again, would reach what is refused.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Cidr, NamePattern, Ports};
-use crate::target::{Destination, Target, Transport};
+use crate::target::{Destination, Target, Transport, behind_nat64};
 
 /// One rule. Without an agent it holds for every agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,8 @@ impl Item {
                 self.if_held_for(question.agent, matched)
             }
             (Self::Ip(_, net, ports, protocol), Destination::Ip(ip))
-                if net.contains(*ip) && question.is_covered_by(ports, *protocol) =>
+                if (net.contains(*ip) || question.behind_nat64.is_some_and(|ip| net.contains(ip)))
+                    && question.is_covered_by(ports, *protocol) =>
             {
                 self.if_held_for(question.agent, Relevance::Matches)
             }
@@ -82,16 +83,28 @@ impl Item {
 }
 
 /// What is asked for, taken apart once for all items.
+#[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
-    pub(super) agent: &'a str,
-    pub(super) destination: &'a Destination,
+    agent: &'a str,
+    destination: &'a Destination,
+    /// Where that really is, if it is an address behind NAT64.
+    behind_nat64: Option<IpAddr>,
     port: u16,
     transport: Option<Transport>,
 }
 
 impl<'a> Question<'a> {
-    pub(super) const fn new(agent: &'a str, destination: &'a Destination, target: &Target) -> Self {
-        Self { agent, destination, port: target.port(), transport: target.transport() }
+    pub(super) fn new(agent: &'a str, destination: &'a Destination, target: &Target) -> Self {
+        let behind_nat64 = match destination {
+            Destination::Ip(ip) => behind_nat64(*ip),
+            Destination::Name(_) | Destination::Unix(_) => None,
+        };
+        Self { agent, destination, behind_nat64, port: target.port(), transport: target.transport() }
+    }
+
+    /// The same, be the address behind NAT64 or not.
+    pub(super) fn at_face_value(self) -> Self {
+        Self { behind_nat64: None, ..self }
     }
 
     fn is_covered_by(&self, ports: &Ports, protocol: Protocol) -> bool {

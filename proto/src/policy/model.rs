@@ -31,9 +31,18 @@ struct Asked {
 const AGENTS: [&str; 2] = ["a", "b"];
 const NAMES: [&str; 4] = ["narrow.host", "x.narrow.host", "y.x.narrow.host", "other"];
 const PATTERNS: [&str; 5] = ["narrow.host", "*.narrow.host", "**.narrow.host", "x.narrow.host", "other"];
-const IPS: [&str; 5] = ["10.0.0.1", "10.0.0.200", "10.9.0.1", "fd00::1", "fd01::1"];
-const NETS: [&str; 7] =
-    ["10.0.0.0/25", "10.0.0.1/8", "10.0.0.1", "0.0.0.0/0", "fd00::/16", "::/0", "::ffff:10.0.0.0/104"];
+const IPS: [&str; 7] =
+    ["10.0.0.1", "10.0.0.200", "10.9.0.1", "fd00::1", "fd01::1", "64:ff9b::10.0.0.1", "64:ff9b::10.0.0.200"];
+const NETS: [&str; 8] = [
+    "10.0.0.0/25",
+    "10.0.0.1/8",
+    "10.0.0.1",
+    "0.0.0.0/0",
+    "fd00::/16",
+    "::/0",
+    "::ffff:10.0.0.0/104",
+    "64:ff9b::/96",
+];
 /// As JSON.
 const PORTS: [&str; 7] = ["0", "null", "22", "443", "\"20-30\"", "[22, 443]", "[21, \"400-443\"]"];
 const ASKED_PORTS: [u16; 4] = [22, 23, 443, 444];
@@ -88,13 +97,15 @@ fn model(permit: bool, rules: &[Rule], asked: &Asked) -> bool {
     let here = |agent: &Option<&str>| agent.is_none() || *agent == Some(asked.agent);
     let goes = |ports, protocol| has_port(ports, asked.port) && speaks(protocol, asked.scheme);
     let has_host = asked.scheme != "unix";
+    let behind_nat64 = asked.ip.strip_prefix("64:ff9b::").filter(|_| !permit);
+    let lies_in = |net| in_net(asked.ip, net) || behind_nat64.is_some_and(|ip| in_net(ip, net));
     let mut hit = false;
     for rule in rules {
         hit |= match rule {
             Rule::Any { agent, allow: false } if here(agent) => return false,
             Rule::Any { agent, allow } => *allow && here(agent),
             Rule::Ip { agent, net, ports, protocol } => {
-                has_host && here(agent) && goes(ports, protocol) && in_net(asked.ip, net)
+                has_host && here(agent) && goes(ports, protocol) && lies_in(net)
             }
             Rule::Domain { agent, name, ports, protocol } => {
                 has_host && here(agent) && goes(ports, protocol) && is_named(asked.host, name)

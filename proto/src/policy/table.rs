@@ -11,7 +11,7 @@ const BEGIN: &str = "<!-- from here on a test writes -->\n";
 const END: &str = "<!-- to here -->\n";
 
 /// An item, and what is asked for: agent, target, and the address it has in the end.
-const ROWS: [(&str, &str, &str, &str); 29] = [
+const ROWS: [(&str, &str, &str, &str); 31] = [
     ("(no item)", "home", "tcp://10.0.0.1:22", "10.0.0.1"),
     ("!Ip [home, 10.0.0.0/8, 22, TCP]", "home", "tcp://10.1.2.3:22", "10.1.2.3"),
     ("!Ip [home, 10.0.0.0/8, 22, TCP]", "home", "tcp://10.1.2.3:23", "10.1.2.3"),
@@ -25,6 +25,8 @@ const ROWS: [(&str, &str, &str, &str); 29] = [
     ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "icmp://10.1.2.3", "10.1.2.3"),
     ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "tcp://0x0a010203:80", "10.1.2.3"),
     ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "tcp://[::ffff:10.1.2.3]:80", "10.1.2.3"),
+    ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "tcp://[64:ff9b::10.1.2.3]:80", "64:ff9b::a01:203"),
+    ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "tcp://nas.lan:80", "64:ff9b::a01:203"),
     ("!Ip [null, 10.0.0.0/8, 0, ANY]", "home", "unix:///run/x", ""),
     ("!Ip [null, 10.0.0.0/8, [22, 8000-8100], TCP]", "home", "tcp://10.1.2.3:8050", "10.1.2.3"),
     ("!Ip [null, 10.0.0.0/8, 443, HTTPS]", "home", "tcp://10.1.2.3:443", "10.1.2.3"),

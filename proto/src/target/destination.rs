@@ -79,6 +79,14 @@ impl fmt::Display for Destination {
     }
 }
 
+/// The IPv4 address that a NAT64 gateway makes of an IPv6 one (RFC 6052, the well-known prefix): where there is
+/// such a gateway, whoever dials the one reaches the other.
+pub fn behind_nat64(ip: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = ip else { return None };
+    let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = v6.segments() else { return None };
+    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into())
+}
+
 fn ipv6(text: &str) -> Result<Destination, TargetError> {
     let ip: Ipv6Addr = text.parse().map_err(|_| TargetError::NotIpv6)?;
     Ok(Destination::Ip(ip.to_canonical()))
@@ -299,6 +307,18 @@ mod tests {
         let max = HOST_BYTES_MAX;
         assert_eq!(Destination::parse(&"1".repeat(bytes)), Err(TargetError::TooLong { bytes, max }));
         assert_eq!(spell(&format!("{}177.1", "0".repeat(60))), "127.0.0.1");
+    }
+
+    #[test]
+    fn only_the_well_known_prefix_is_behind_nat64() {
+        let behind = |ip: &str| behind_nat64(ip.parse().unwrap()).map(|ip| ip.to_string());
+        assert_eq!(behind("64:ff9b::10.1.2.3").as_deref(), Some("10.1.2.3"));
+        assert_eq!(behind("64:ff9b::").as_deref(), Some("0.0.0.0"));
+        for other in
+            ["64:ff9b:1::10.1.2.3", "64:ff9b::1:0:0", "::ffff:10.1.2.3", "10.1.2.3", "64:ff9a::a01:203"]
+        {
+            assert_eq!(behind(other), None, "{other}");
+        }
     }
 
     /// Texts near the edges: digits, dots, colons, brackets, other scripts' dots and digits.
