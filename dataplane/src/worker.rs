@@ -331,13 +331,16 @@ pub async fn turn() {
 }
 
 /// The turns of a runtime on epoll, where the readiness of a descriptor is news only once: all who wait hear the
-/// same bell.
+/// same bell. A turn allocates nothing.
 struct Bell {
     /// Rung by writing to it.
     event: Socket,
     rounds: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
-    ringing: Cell<bool>,
+    /// As `waiting`; the two take turns.
+    woken: RefCell<Vec<Waker>>,
+    /// Waits for somebody who waits.
+    ringer: Cell<Option<Waker>>,
 }
 
 impl Bell {
@@ -347,33 +350,51 @@ impl Bell {
             None => {
                 let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
                 let event = Socket::adopt(event)?;
-                let (rounds, waiting, ringing) = Default::default();
-                Ok(bell.insert(Rc::new(Self { event, rounds, waiting, ringing })).clone())
+                let (rounds, waiting, woken, ringer) = Default::default();
+                let new = Rc::new(Self { event, rounds, waiting, woken, ringer });
+                monoio::spawn(new.clone().ring());
+                Ok(bell.insert(new).clone())
             }
         })
     }
 
-    async fn heard(self: Rc<Self>) {
+    async fn heard(&self) {
         let since = self.rounds.get();
         poll_fn(|cx| {
             if self.rounds.get() != since {
                 return Poll::Ready(());
             }
             self.waiting.borrow_mut().push(cx.waker().clone());
-            if !self.ringing.replace(true) {
-                monoio::spawn(self.clone().ring());
+            if let Some(ringer) = self.ringer.take() {
+                ringer.wake();
             }
             Poll::Pending
         })
         .await;
     }
 
+    /// As long as the runtime runs.
     async fn ring(self: Rc<Self>) {
-        // Nothing depends on an error, and a task of its own is behind all that are ready.
-        let _ = self.ring_once().await;
-        self.rounds.set(self.rounds.get() + 1);
-        self.ringing.set(false);
-        self.waiting.take().into_iter().for_each(Waker::wake);
+        loop {
+            self.somebody().await;
+            // Nothing depends on an error.
+            let _ = self.ring_once().await;
+            self.rounds.set(self.rounds.get() + 1);
+            let mut woken = self.woken.borrow_mut();
+            std::mem::swap(&mut *woken, &mut *self.waiting.borrow_mut());
+            woken.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    async fn somebody(&self) {
+        poll_fn(|cx| {
+            if !self.waiting.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.ringer.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 
     async fn ring_once(&self) -> io::Result<()> {
