@@ -16,6 +16,7 @@ use narrowlink_proto::{
 use crate::{alone, count, kit::PATIENCE, visitor::connect};
 
 const FOR_EVER: u64 = 4_000_000_000;
+const ROUNDS_MAX: usize = 3;
 
 /// A target that sends without an end.
 fn source() -> SocketAddr {
@@ -61,21 +62,25 @@ fn bandwidth_holds(transport: Transport) {
     let slow = token(&lab, "slow", r#"{"bytes_per_s":10000000}"#);
     let slow = lab.forward_as(&slow, "home", target, transport).unwrap();
     let free = lab.forward_as(&token(&lab, "free", "{}"), "home", target, transport).unwrap();
-    let alone = rate(free.local_addr, time);
-    let (slow_rate, beside) = thread::scope(|scope| {
-        // Two sessions of one token share what it may use.
-        let slow_ones = [slow.local_addr; 2].map(|addr| scope.spawn(move || rate(addr, time)));
-        let beside = rate(free.local_addr, time);
-        (slow_ones.map(|one| one.join().unwrap()).iter().sum::<f64>(), beside)
+    // A machine that does something else meanwhile may be too slow for once; never is it too fast.
+    let held = (0..ROUNDS_MAX).any(|_| {
+        let alone = rate(free.local_addr, time);
+        let (slow_rate, beside) = thread::scope(|scope| {
+            // Two sessions of one token share what it may use.
+            let slow_ones = [slow.local_addr; 2].map(|addr| scope.spawn(move || rate(addr, time)));
+            let beside = rate(free.local_addr, time);
+            (slow_ones.map(|one| one.join().unwrap()).iter().sum::<f64>(), beside)
+        });
+        println!(
+            "{transport}: 10 MB/s allowed, {:.2} MB/s seen; another token {:.0} MB/s beside it, {:.0} alone",
+            slow_rate / 1e6,
+            beside / 1e6,
+            alone / 1e6
+        );
+        assert!(slow_rate < 10.5e6, "{slow_rate} bytes a second");
+        slow_rate > 9.5e6 && beside > alone * 0.5
     });
-    println!(
-        "{transport}: 10 MB/s allowed, {:.2} MB/s seen; another token {:.0} MB/s beside it, {:.0} alone",
-        slow_rate / 1e6,
-        beside / 1e6,
-        alone / 1e6
-    );
-    assert!((9.5e6..10.5e6).contains(&slow_rate), "{slow_rate} bytes a second");
-    assert!(beside > alone * 0.5, "{beside} bytes a second beside a slow one, {alone} alone");
+    assert!(held, "in none of {ROUNDS_MAX} rounds");
     slow.stop();
     free.stop();
 }
