@@ -304,11 +304,13 @@ pub(crate) fn runtime() -> u64 {
 fn ready() -> io::Result<Rc<Socket>> {
     READY.with_borrow_mut(|ready| match ready {
         Some(ready) => Ok(ready.clone()),
-        None => {
-            let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            Ok(ready.insert(Rc::new(Socket::adopt(event)?)).clone())
-        }
+        None => Ok(ready.insert(Rc::new(event()?)).clone()),
     })
+}
+
+/// Always writable, and readable once it was written to.
+fn event() -> io::Result<Socket> {
+    Socket::adopt(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 /// Lets everything else on this worker have its turn: ready tasks, timers, and whoever waits for what the
@@ -348,8 +350,7 @@ impl Bell {
         BELL.with_borrow_mut(|bell| match bell {
             Some(bell) => Ok(bell.clone()),
             None => {
-                let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-                let event = Socket::adopt(event)?;
+                let event = event()?;
                 let (rounds, waiting, woken, ringer) = Default::default();
                 let new = Rc::new(Self { event, rounds, waiting, woken, ringer });
                 monoio::spawn(new.clone().ring());

@@ -109,16 +109,7 @@ fn list(number: &str, list: &Policies) -> Vec<String> {
 }
 
 fn limits(limits: &Allowance) -> Vec<String> {
-    let said = [
-        ("sessions at a time", limits.sessions.map(|n| u64::from(n.get()))),
-        ("streams at a time", limits.streams.map(|n| u64::from(n.get()))),
-        ("new sessions a second", limits.dials_per_s.map(|n| u64::from(n.get()))),
-    ];
-    let bytes = [("a second", limits.bytes_per_s), ("a month", limits.bytes_per_month)];
-    let said = said.iter().filter_map(|(what, n)| n.map(|n| format!("{n} {what}")));
-    let bytes =
-        bytes.iter().filter_map(|(when, n)| n.map(|n| format!("{} {when}", Allowance::show_bytes(n))));
-    let said: Vec<_> = said.chain(bytes).collect();
+    let said = limits.in_words();
     if said.is_empty() { vec!["the gateway's".to_owned()] } else { said }
 }
 

@@ -128,16 +128,7 @@ fn how(ports: &Ports, protocol: Protocol) -> String {
 }
 
 fn limits(limits: &Allowance) -> String {
-    let count = |n: Option<_>, what: &str| n.map(|n: std::num::NonZeroU32| format!("{n} {what}"));
-    let amount = |n: Option<_>, what: &str| n.map(|n| format!("{} {what}", Allowance::show_bytes(n)));
-    let said = [
-        count(limits.sessions, "sessions at a time"),
-        count(limits.streams, "streams at a time"),
-        count(limits.dials_per_s, "new sessions a second"),
-        amount(limits.bytes_per_s, "a second"),
-        amount(limits.bytes_per_month, "a month"),
-    ];
-    let said: Vec<_> = said.into_iter().flatten().collect();
+    let said = limits.in_words();
     if said.is_empty() { "none of its own".to_owned() } else { said.join(", ") }
 }
 

@@ -50,8 +50,22 @@ impl Allowance {
         *self == Self::default()
     }
 
+    /// What it limits, as people read it: `3 sessions at a time`, `10 MB a second`.
+    pub fn in_words(&self) -> Vec<String> {
+        let count = |n: Option<NonZeroU32>, what: &str| n.map(|n| format!("{n} {what}"));
+        let amount = |n: Option<_>, what: &str| n.map(|n| format!("{} {what}", Self::show_bytes(n)));
+        let said = [
+            count(self.sessions, "sessions at a time"),
+            count(self.streams, "streams at a time"),
+            count(self.dials_per_s, "new sessions a second"),
+            amount(self.bytes_per_s, "a second"),
+            amount(self.bytes_per_month, "a month"),
+        ];
+        said.into_iter().flatten().collect()
+    }
+
     /// An amount of bytes in the largest unit that leaves no fraction: `10 MB`, `64 KiB`, `1500 bytes`.
-    pub fn show_bytes(bytes: NonZeroU64) -> String {
+    fn show_bytes(bytes: NonZeroU64) -> String {
         let bytes = bytes.get();
         match UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit)) {
             Some((name, unit)) => format!("{} {name}", bytes / unit),
