@@ -21,6 +21,7 @@ use narrowlink_proto::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
+    budget,
     deframe::{Deframer, Event},
     relay::End,
     timer::timeout,
@@ -31,8 +32,9 @@ use crate::{
 pub const CLOSE_RESET: u16 = 4000;
 /// Control frames waiting for the socket.
 const CONTROL_BYTES_MAX: usize = 1024;
-/// Pings that a peer may send; those that arrived together after a stall, one every 25 s, fit in.
-const PINGS_PER_S_MAX: u32 = 100;
+/// Frames that bring neither data nor a message: pings, pongs, frames without payload. So many may come in a
+/// second; those that arrive together after a stall, one every 25 s, fit in.
+pub(crate) const IDLE_FRAMES_PER_S_MAX: u32 = 100;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
 const READ_BYTES: usize = 2048;
 /// What is thrown away of a refused session: all that a client may send early, even one byte a frame
@@ -88,8 +90,8 @@ pub enum ConnError {
     /// The peer sent a message that it may not.
     #[error("the peer broke the protocol: {0}")]
     Message(#[from] MessageError),
-    /// The peer sends more pings than anybody needs.
-    #[error("the peer floods the connection with pings")]
+    /// The peer sends more frames without data than any program needs.
+    #[error("the peer floods the connection with frames that bring nothing")]
     Flood,
     /// The peer sent something where something else was due.
     #[error("the peer broke the protocol: {0}")]
@@ -109,7 +111,7 @@ impl ConnError {
     }
 
     /// The WebSocket close code that tells the peer, where it is the peer's fault.
-    fn close_code(&self) -> Option<u16> {
+    pub(crate) fn close_code(&self) -> Option<u16> {
         match self {
             Self::Frame(e) => Some(e.close_code()),
             Self::Message(MessageError::TooLong { .. }) => Some(1009),
@@ -134,9 +136,33 @@ pub struct Conn {
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
     pinged_at: Cell<Instant>,
-    /// Pings of the peer since `flood_at_ms`.
-    pings: Cell<u32>,
-    flood_at_ms: Cell<u32>,
+    idle_frames: IdleFrames,
+}
+
+/// The frames of one peer that bring neither data nor a message, counted by the second.
+pub(crate) struct IdleFrames {
+    count: Cell<u32>,
+    since_ms: Cell<u32>,
+}
+
+impl IdleFrames {
+    pub(crate) fn new() -> Self {
+        Self { count: Cell::new(0), since_ms: Cell::new(clock_ms()) }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// There are more of them than any program needs.
+    pub(crate) fn count(&self) -> Result<(), ConnError> {
+        let now_ms = clock_ms();
+        if now_ms.wrapping_sub(self.since_ms.get()) >= 1000 {
+            self.since_ms.set(now_ms);
+            self.count.set(0);
+        }
+        self.count.set(self.count.get() + 1);
+        if self.count.get() > IDLE_FRAMES_PER_S_MAX { Err(ConnError::Flood) } else { Ok(()) }
+    }
 }
 
 impl Conn {
@@ -154,8 +180,7 @@ impl Conn {
             mask_state: Cell::new(mask_seed | 1),
             heard_at: Cell::new(now),
             pinged_at: Cell::new(now),
-            pings: Cell::new(0),
-            flood_at_ms: Cell::new(clock_ms()),
+            idle_frames: IdleFrames::new(),
         }
     }
 
@@ -211,6 +236,7 @@ impl Conn {
             },
             Framing::Raw => self.recv_raw().await,
         };
+        self.wire.spend(budget::MESSAGE);
         let message = text.and_then(|text| Ok(Message::decode(&text, speaker, channel)?));
         if let Err(e) = &message {
             self.tell(e);
@@ -359,14 +385,22 @@ impl Conn {
         let mut deframer = self.deframer.borrow_mut();
         let event = if leave_data { deframer.next_but_data(buf, at)? } else { deframer.next(buf, at)? };
         drop(deframer);
+        if event.is_some() {
+            self.wire.spend(budget::FRAME);
+        }
         match event {
             Some(Event::Close(said)) => {
                 let (code, why) = said.unwrap_or((1005, String::new()));
                 Err(ConnError::Closed { code, why })
             }
             Some(Event::Ping(payload)) => {
+                self.idle_frames.count()?;
                 self.answer_ping(&payload)?;
                 Ok(Some(Event::Ping(payload)))
+            }
+            Some(idle @ (Event::Pong(_) | Event::Empty)) => {
+                self.idle_frames.count()?;
+                Ok(Some(idle))
             }
             other => Ok(other),
         }
@@ -480,15 +514,6 @@ impl Conn {
 
     /// Answers, unless so many answers wait already that one more would say nothing new.
     fn answer_ping(&self, payload: &[u8]) -> Result<(), ConnError> {
-        let now_ms = clock_ms();
-        if now_ms.wrapping_sub(self.flood_at_ms.get()) >= 1000 {
-            self.flood_at_ms.set(now_ms);
-            self.pings.set(0);
-        }
-        self.pings.set(self.pings.get() + 1);
-        if self.pings.get() > PINGS_PER_S_MAX {
-            return Err(ConnError::Flood);
-        }
         if self.control.borrow().len() > CONTROL_BYTES_MAX / 2 {
             return Ok(self.try_flush_control()?);
         }

@@ -20,6 +20,10 @@ pub const DATA_FRAME_BYTES_MAX: u64 = 128 * 1024;
 pub enum Event {
     /// Payload of a data message: this part of the buffer, unmasked.
     Data(Range<usize>),
+    /// A frame without payload, of a data message or within a text message.
+    Empty,
+    /// A piece of a text message whose rest has not come.
+    Part,
     /// A whole text message.
     Text(Vec<u8>),
     /// To be answered with the same bytes.
@@ -30,11 +34,65 @@ pub enum Event {
     Close(Option<(u16, String)>),
 }
 
-/// The state between two reads.
-pub struct Deframer {
+/// Headers out of a byte stream, wherever it is cut. The caller skips what stands between them.
+pub(crate) struct Heads {
     expect: Expect,
     head: [u8; HEADER_BYTES_MAX],
     head_len: u8,
+}
+
+impl Heads {
+    /// Starts at a frame boundary.
+    pub(crate) fn new(expect: Expect) -> Self {
+        Self { expect, head: [0; HEADER_BYTES_MAX], head_len: 0 }
+    }
+
+    /// The header that begins, or goes on, at `buf[*at..]`; `None` when it needs more bytes.
+    /// `payload_bytes_max` binds data frames.
+    ///
+    /// # Errors
+    /// The peer's: what is not WebSocket, or is too long.
+    pub(crate) fn next(
+        &mut self,
+        buf: &[u8],
+        at: &mut usize,
+        payload_bytes_max: u64,
+    ) -> Result<Option<Header>, FrameError> {
+        if self.head_len == 0 {
+            let rest = &buf[*at..];
+            if let Some((header, len)) = frame::decode(rest, self.expect, payload_bytes_max)? {
+                *at += len;
+                return Ok(Some(header));
+            }
+            self.head[..rest.len()].copy_from_slice(rest);
+            #[expect(clippy::cast_possible_truncation, reason = "shorter than a header")]
+            let len = rest.len() as u8;
+            self.head_len = len;
+            *at = buf.len();
+            return Ok(None);
+        }
+        loop {
+            let Some(&byte) = buf.get(*at) else { return Ok(None) };
+            self.head[usize::from(self.head_len)] = byte;
+            self.head_len += 1;
+            *at += 1;
+            let head = &self.head[..self.head_len.into()];
+            if let Some((header, _)) = frame::decode(head, self.expect, payload_bytes_max)? {
+                self.head_len = 0;
+                return Ok(Some(header));
+            }
+        }
+    }
+
+    /// Whether no part of a header has been taken.
+    pub(crate) fn at_boundary(&self) -> bool {
+        self.head_len == 0
+    }
+}
+
+/// The state between two reads.
+pub struct Deframer {
+    heads: Heads,
     frame: Option<Frame>,
     fragments: Fragments,
     text: Vec<u8>,
@@ -58,9 +116,7 @@ impl Deframer {
     /// Starts at a frame boundary.
     pub fn new(expect: Expect) -> Self {
         Self {
-            expect,
-            head: [0; HEADER_BYTES_MAX],
-            head_len: 0,
+            heads: Heads::new(expect),
             frame: None,
             fragments: Fragments::default(),
             text: Vec::new(),
@@ -109,12 +165,12 @@ impl Deframer {
             }
             frame.left -= take as u64;
             let (kind, done) = (frame.kind, frame.left == 0);
-            let (opcode, fin) = (frame.header.opcode, frame.header.fin);
+            let Header { opcode, fin, payload_bytes: length, .. } = frame.header;
             if done {
                 self.frame = None;
             }
             match kind {
-                Kind::Binary if range.is_empty() => {}
+                Kind::Binary if range.is_empty() => return Ok(Some(Event::Empty)),
                 Kind::Binary => return Ok(Some(Event::Data(range))),
                 Kind::Text => {
                     if self.text.len() + take > MESSAGE_BYTES_MAX {
@@ -123,6 +179,9 @@ impl Deframer {
                     self.text.extend_from_slice(&buf[range]);
                     if done && fin {
                         return Ok(Some(Event::Text(std::mem::take(&mut self.text))));
+                    }
+                    if done {
+                        return Ok(Some(if length == 0 { Event::Empty } else { Event::Part }));
                     }
                 }
                 Kind::Control => {
@@ -138,34 +197,7 @@ impl Deframer {
 
     /// Whether a frame's header is complete afterwards.
     fn read_head(&mut self, buf: &[u8], at: &mut usize) -> Result<bool, FrameError> {
-        let (header, len) = if self.head_len == 0 {
-            match frame::decode(&buf[*at..], self.expect, DATA_FRAME_BYTES_MAX)? {
-                Some(found) => found,
-                None => {
-                    let rest = &buf[*at..];
-                    self.head[..rest.len()].copy_from_slice(rest);
-                    #[expect(clippy::cast_possible_truncation, reason = "shorter than a header")]
-                    let len = rest.len() as u8;
-                    self.head_len = len;
-                    *at = buf.len();
-                    return Ok(false);
-                }
-            }
-        } else {
-            loop {
-                let Some(&byte) = buf.get(*at) else { return Ok(false) };
-                self.head[usize::from(self.head_len)] = byte;
-                self.head_len += 1;
-                *at += 1;
-                let head = &self.head[..self.head_len.into()];
-                let whole = frame::decode(head, self.expect, DATA_FRAME_BYTES_MAX)?;
-                if let Some((header, _)) = whole {
-                    break (header, 0);
-                }
-            }
-        };
-        *at += len;
-        self.head_len = 0;
+        let Some(header) = self.heads.next(buf, at, DATA_FRAME_BYTES_MAX)? else { return Ok(false) };
         let kind = self.fragments.on_header(&header)?;
         self.frame = Some(Frame { left: header.payload_bytes, header, kind });
         Ok(true)
@@ -173,7 +205,7 @@ impl Deframer {
 
     /// Whether the stream stands at a frame boundary.
     pub fn at_boundary(&self) -> bool {
-        self.frame.is_none() && self.head_len == 0
+        self.frame.is_none() && self.heads.at_boundary()
     }
 }
 
@@ -243,8 +275,10 @@ mod tests {
             whole.1,
             [
                 Event::Ping(b"hi".to_vec()),
+                Event::Part,
                 Event::Pong(vec![]),
                 Event::Text(b"hello".to_vec()),
+                Event::Empty,
                 Event::Close(Some((1000, "bye".into()))),
             ]
         );

@@ -16,6 +16,7 @@
 
 pub mod admit;
 pub mod backoff;
+mod budget;
 pub mod buffer;
 mod caught;
 pub mod claims;

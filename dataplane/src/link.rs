@@ -17,6 +17,7 @@ use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_proto::{
     ended::Why,
+    frame::Expect,
     id::{LinkId, LinkSecret, Nonce},
     limits::Limits,
     message::{
@@ -30,6 +31,9 @@ use tungstenite::{
 };
 
 use crate::{
+    budget,
+    conn::{ConnError, IdleFrames},
+    deframe::Heads,
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
     handover::{Local, Note},
@@ -37,7 +41,6 @@ use crate::{
     timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
     wire::Wire,
-    worker,
 };
 
 /// What a peer may have in our buffer unread before its link ends.
@@ -48,8 +51,6 @@ const AGENTS_PER_MESSAGE: usize = 100;
 /// much for ever.
 const GATEWAY_READ_BYTES: usize = 512;
 const PEER_READ_BYTES: usize = 4096;
-/// What is read without a turn for everybody else: nobody has more to say at once who waits for answers.
-const MESSAGES_A_TURN: u8 = 8;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
 const ORDERS_MAX: usize = 4;
 /// Set-up of a link, each side.
@@ -66,7 +67,10 @@ pub enum LinkError {
     Goodbye(Goodbye),
     /// The connection broke.
     #[error("the link broke: {0}")]
-    Broke(#[from] Box<tungstenite::Error>),
+    Broke(Box<tungstenite::Error>),
+    /// The peer sent what is not WebSocket, or nothing but frames that bring nothing.
+    #[error(transparent)]
+    Conn(ConnError),
     /// Nothing was heard in time.
     #[error("nothing was heard for {} s", .0.as_secs())]
     Silent(Duration),
@@ -86,25 +90,94 @@ pub enum LinkError {
 
 impl From<tungstenite::Error> for LinkError {
     fn from(e: tungstenite::Error) -> Self {
-        Self::Broke(Box::new(e))
+        match e {
+            tungstenite::Error::Io(e) if e.get_ref().is_some_and(|e| e.is::<ConnError>()) => {
+                match e.downcast() {
+                    Ok(e) => Self::Conn(e),
+                    Err(e) => Self::Broke(Box::new(e.into())),
+                }
+            }
+            e => Self::Broke(Box::new(e)),
+        }
     }
 }
 
-/// A [`Wire`] as tungstenite wants it.
-struct Io(Wire);
+impl LinkError {
+    /// The WebSocket close code that tells the peer; `None` where there is nobody to tell, or the peer's own
+    /// Close has been answered.
+    fn close_code(&self) -> Option<CloseCode> {
+        use tungstenite::error::{CapacityError, Error, ProtocolError};
+        match self {
+            Self::Goodbye(_) => Some(CloseCode::Away),
+            Self::Message(MessageError::TooLong { .. }) => Some(CloseCode::Size),
+            Self::Message(_) | Self::Unexpected(_) => Some(CloseCode::Protocol),
+            Self::Conn(e) => e.close_code().map(CloseCode::from),
+            Self::Broke(e) => match &**e {
+                Error::Capacity(CapacityError::MessageTooLong { .. }) => Some(CloseCode::Size),
+                Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+                Error::Protocol(_) => Some(CloseCode::Protocol),
+                Error::Utf8(_) => Some(CloseCode::Invalid),
+                _ => None,
+            },
+            Self::Closed => Some(CloseCode::Normal),
+            Self::Silent(_) | Self::Tunnel(_) | Self::Random(_) => None,
+        }
+    }
+}
+
+/// A [`Wire`] as tungstenite wants it. The headers of the peer's frames are looked at on their way: the
+/// library takes some that the standard forbids, and any number of frames that bring nothing.
+struct Io {
+    wire: Wire,
+    heads: Heads,
+    /// Payload of the frame under way that has not passed.
+    payload_left: u64,
+    idle_frames: IdleFrames,
+}
+
+impl Io {
+    fn new(wire: Wire, expect: Expect) -> Self {
+        Self { wire, heads: Heads::new(expect), payload_left: 0, idle_frames: IdleFrames::new() }
+    }
+
+    fn inspect(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
+        let mut at = 0;
+        loop {
+            let rest = (bytes.len() - at) as u64;
+            let skipped = self.payload_left.min(rest);
+            self.payload_left -= skipped;
+            #[expect(clippy::cast_possible_truncation, reason = "at most what is there")]
+            let skipped = skipped as usize;
+            at += skipped;
+            if at == bytes.len() {
+                return Ok(());
+            }
+            let Some(header) = self.heads.next(bytes, &mut at, MESSAGE_BYTES_MAX as u64)? else {
+                return Ok(());
+            };
+            self.payload_left = header.payload_bytes;
+            self.wire.spend(budget::FRAME);
+            if header.opcode.is_control() || header.payload_bytes == 0 {
+                self.idle_frames.count()?;
+            }
+        }
+    }
+}
 
 impl Read for Io {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buf)
+        let read = self.wire.try_read(buf)?;
+        self.inspect(&buf[..read]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        Ok(read)
     }
 }
 
 impl Write for Io {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.try_write(&[io::IoSlice::new(buf)])
+        self.wire.try_write(&[io::IoSlice::new(buf)])
     }
     fn flush(&mut self) -> io::Result<()> {
-        if self.0.try_flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        if self.wire.try_flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 }
 
@@ -114,8 +187,6 @@ struct LinkSocket {
     /// Who is at the other side.
     peer: Speaker,
     unflushed: bool,
-    /// What was read since this side last waited.
-    unwaited: u8,
     heard_at: Instant,
     ping_at: Instant,
     pings: u64,
@@ -137,12 +208,12 @@ impl LinkSocket {
             .max_write_buffer_size(WRITE_BYTES_MAX)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let expect = if role == Role::Server { Expect::Masked } else { Expect::Unmasked };
         let now = Instant::now();
         Self {
-            ws: WebSocket::from_raw_socket(Io(wire), role, Some(config)),
+            ws: WebSocket::from_raw_socket(Io::new(wire, expect), role, Some(config)),
             peer,
             unflushed: false,
-            unwaited: 0,
             heard_at: now,
             ping_at: now,
             pings: 0,
@@ -158,14 +229,11 @@ impl LinkSocket {
     /// nothing.
     async fn recv(&mut self) -> Result<Message, LinkError> {
         loop {
-            if self.unwaited >= MESSAGES_A_TURN {
-                // There may be no end to what the peer has sent already: nobody else waits for that.
-                self.unwaited = 0;
-                worker::turn().await;
-            }
+            // Messages may wait in the library, where no read is paid for.
+            self.wire().breathe().await;
             match self.ws.read() {
                 Ok(message) => {
-                    self.unwaited += 1;
+                    self.wire().spend(budget::MESSAGE);
                     self.heard_at = Instant::now();
                     match message {
                         WsMessage::Text(text) => {
@@ -184,13 +252,14 @@ impl LinkSocket {
                         WsMessage::Pong(_) | WsMessage::Frame(_) => {}
                     }
                 }
-                Err(e) if would_block(&e) => {
-                    self.unwaited = 0;
-                    self.idle().await?;
-                }
+                Err(e) if would_block(&e) => self.idle().await?,
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    fn wire(&self) -> &Wire {
+        &self.ws.get_ref().wire
     }
 
     /// Waits for the socket or the next ping; judges the peer's silence.
@@ -207,7 +276,7 @@ impl LinkSocket {
             self.push(WsMessage::Ping(self.pings.to_be_bytes().to_vec().into()))?;
         }
         let unflushed = self.unflushed;
-        let wire = &self.ws.get_ref().0;
+        let wire = self.wire();
         let writable = async { if unflushed { wire.writable().await } else { future::pending().await } };
         let timer = async {
             sleep_until(self.ping_at.min(dead_at)).await;
@@ -240,14 +309,24 @@ impl LinkSocket {
         Ok(())
     }
 
-    /// Says why and closes; what the socket does not take at once is lost.
+    /// Ends a link in the way its error says.
+    fn end(self: Box<Self>, ended: LinkError) {
+        let code = ended.close_code();
+        let goodbye = if let LinkError::Goodbye(goodbye) = ended { Some(goodbye) } else { None };
+        if let Some(code) = code {
+            self.close(goodbye, code);
+        }
+    }
+
+    /// Says why and closes; what the socket does not take at once is lost. A Close of the peer's has been
+    /// answered by the library already, with the peer's own code: no second one follows.
     fn close(mut self, goodbye: Option<Goodbye>, code: CloseCode) {
         if let Some(goodbye) = goodbye {
             let _ = self.send(&Message::Goodbye(goodbye));
         }
         let _ = self.ws.close(Some(CloseFrame { code, reason: "".into() }));
         let _ = self.ws.flush();
-        self.ws.into_inner().0.close_gently();
+        self.ws.into_inner().wire.close_gently();
     }
 }
 
@@ -276,7 +355,7 @@ pub(crate) fn serve(
             Ok(Err(LinkError::Goodbye(goodbye))) => return socket.close(Some(goodbye), CloseCode::Policy),
             Ok(Err(e)) => {
                 tracing::debug!(peer = %peer_addr, name = principal.name, "a link was not set up: {e}");
-                return;
+                return socket.end(e);
             }
             Err(_) => return,
         };
@@ -290,12 +369,7 @@ pub(crate) fn serve(
         }
         local.shared.door.release_link(link);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
-        match ended {
-            LinkError::Goodbye(goodbye) => socket.close(Some(goodbye), CloseCode::Away),
-            LinkError::Message(_) | LinkError::Unexpected(_) => socket.close(None, CloseCode::Protocol),
-            LinkError::Closed => socket.close(None, CloseCode::Normal),
-            _ => {}
-        }
+        socket.end(ended);
     }
 }
 

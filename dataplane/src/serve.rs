@@ -17,6 +17,7 @@ use narrowlink_proto::{
 
 use crate::{
     admit::{self, Asked},
+    budget::HANDSHAKE,
     conn::{Conn, Role},
     door::{Event, Principal},
     handover::Local,
@@ -77,6 +78,9 @@ async fn arrive(
             let Some(config) = local.shared.door.tls(service.index, name) else {
                 return Err(io::Error::other(format!("no certificate for {name:?}")));
             };
+            // Many may arrive at once: they take turns.
+            socket.turn().await;
+            socket.spend(HANDSHAKE);
             // Boxed: what a handshake takes is given back when it is done.
             let handshake = Box::pin(TlsSocket::accept(socket, config, &early));
             timeout(limits.tls_handshake_timeout, handshake)

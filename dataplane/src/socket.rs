@@ -1,24 +1,31 @@
 //! Role: one connected stream socket, used by readiness: wait through the ring, then a direct
 //! non-blocking call on the caller's buffer.
-//! Invariants: no operation on bytes is ever in flight, so dropping any future here loses none ·
+//! Invariants: no operation on bytes is ever in flight, so dropping any future here loses none · every
+//! read is paid for from the connection's account (see [`crate::budget`]) ·
 //! SO_LINGER is {1, 0} from adoption until [`Socket::close_gently`], so that a killed process, a
 //! panic or an early return is a reset for the peer and never looks like a clean end.
 //! See: ARCHITECTURE.md "Readiness first".
 #![expect(unsafe_code, reason = "borrows the descriptor that monoio owns")]
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use monoio::net::TcpStream;
+use pin_project_lite::pin_project;
 use rustix::{
     event::{PollFd, PollFlags},
     net::{RecvFlags, SendFlags},
 };
 use socket2::{SockRef, TcpKeepalive};
+
+use crate::budget::{self, Account, Turn};
 
 /// First keepalive probe after this much silence; with the two below a vanished peer of an idle
 /// connection is noticed after 5 + 2 × 2 = 9 s, within the 10 s we promise.
@@ -31,6 +38,37 @@ const KEEPALIVE_PROBES: u32 = 2;
 pub struct Socket {
     /// monoio's type serves any pollable descriptor here: of it we use only the readiness calls.
     stream: TcpStream,
+    account: Account,
+    /// The last read filled its room: there may be more.
+    full: Cell<bool>,
+}
+
+pin_project! {
+    /// A wait for the kernel. One that suspends lets all others have their turn; on epoll, one for what is
+    /// ready already does not.
+    struct Wait<'a, F> {
+        account: &'a Account,
+        turn: Turn,
+        suspended: bool,
+        #[pin]
+        ready: F,
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Wait<'_, F> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = this.ready.poll(cx);
+        if polled.is_pending() {
+            *this.suspended = true;
+        } else if *this.suspended {
+            this.turn.is_over();
+            this.account.fill();
+        }
+        polled
+    }
 }
 
 impl Socket {
@@ -52,7 +90,7 @@ impl Socket {
                 .with_interval(KEEPALIVE_INTERVAL)
                 .with_retries(KEEPALIVE_PROBES),
         );
-        Ok(Self { stream: TcpStream::from_std(fd.into())? })
+        Ok(Self { stream: TcpStream::from_std(fd.into())?, account: Account::new(), full: Cell::new(false) })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -60,12 +98,52 @@ impl Socket {
         unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
     }
 
-    /// Waits until a read would not block (data, end or error).
+    /// Waits until a read may bring something (data, end or error): for the kernel, or for this connection's
+    /// turn where it has used its share of the present one. A read may still say `WouldBlock` then.
     ///
     /// # Errors
     /// The runtime's.
     pub async fn readable(&self) -> io::Result<()> {
-        self.stream.readable(false).await
+        if self.account.is_empty() {
+            self.breathe().await;
+            return Ok(());
+        }
+        self.wait(self.stream.readable(false)).await
+    }
+
+    /// Waits for the kernel.
+    fn wait<F: Future<Output = io::Result<()>>>(&self, ready: F) -> Wait<'_, F> {
+        Wait { account: &self.account, turn: Turn::current(), suspended: false, ready }
+    }
+
+    /// Takes this connection's turn among all that have work left, whether it has used its share or not:
+    /// for work that is much in one piece.
+    pub(crate) async fn turn(&self) {
+        budget::turn().await;
+        self.account.fill();
+    }
+
+    /// Takes a turn if this connection has used its share of the present one.
+    pub(crate) async fn breathe(&self) {
+        if self.account.is_empty() {
+            // Boxed: a connection that waits for the kernel holds nothing of it.
+            Box::pin(self.turn()).await;
+        }
+    }
+
+    /// Counts work that what was read here has caused (see [`budget`]).
+    pub(crate) fn spend(&self, work: usize) {
+        self.account.spend(work);
+    }
+
+    /// Whether the last read filled its room, so that there may be more without any event.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Whether this connection must take a turn before it reads more.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.account.is_empty()
     }
 
     /// How many bytes must have come for [`Socket::readable`]; the end, an error and a full receive buffer
@@ -89,19 +167,31 @@ impl Socket {
     /// # Errors
     /// The runtime's.
     pub async fn writable(&self) -> io::Result<()> {
-        self.stream.writable(false).await
+        self.wait(self.stream.writable(false)).await
     }
 
     /// Reads what is there. `Ok(0)` is the peer's FIN.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there; else the connection's end.
+    /// `WouldBlock` when nothing is there, or when this connection has to wait for its turn, which
+    /// [`Socket::readable`] does; else the connection's end.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.account.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.full.set(false);
         loop {
             match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
                 Err(rustix::io::Errno::INTR) => {}
-                Ok((n, _)) => return Ok(n),
-                Err(e) => return Err(e.into()),
+                Ok((n, _)) => {
+                    self.account.spend(budget::CALL + n);
+                    self.full.set(n == buf.len());
+                    return Ok(n);
+                }
+                Err(e) => {
+                    self.account.spend(budget::CALL);
+                    return Err(e.into());
+                }
             }
         }
     }
@@ -111,6 +201,7 @@ impl Socket {
     /// # Errors
     /// `WouldBlock` when the kernel takes nothing; else the connection's end.
     pub fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.account.spend(budget::CALL);
         loop {
             let sent = match bufs {
                 [one] => rustix::net::send(self.fd(), one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),

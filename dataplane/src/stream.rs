@@ -26,6 +26,7 @@ use narrowlink_proto::{
 
 use crate::{
     admit::{self, Asked, Dialling, Unopened},
+    budget::DECISION,
     conn::{CLOSE_RESET, Conn, ConnError},
     door::{Event, Principal},
     handover::Local,
@@ -34,7 +35,6 @@ use crate::{
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
     usage::Slot,
-    worker,
 };
 
 /// How long a refusal may take to reach a client that is then cut off.
@@ -134,9 +134,9 @@ impl Visit {
         self.local.shared.door.note(&event);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
-            // The next Open may be there, and the one behind it: nobody else waits until there is none, nor
-            // the word that this client must go. (A session that is dialled waits for its agent anyway.)
-            worker::turn().await;
+            // The next Open may be there, and the one behind it: others have their turn before, and the word
+            // that this client must go is heard.
+            conn.wire().spend(DECISION);
             return Some(conn);
         }
         conn.into_wire().close_gently();

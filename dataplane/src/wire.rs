@@ -3,13 +3,14 @@
 //! is there: [`Wire::readable`] says yes at once then.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use crate::{
+    budget,
     buffer::BULK_READ_BYTES,
     pipe::Pipe,
     socket::Socket,
@@ -20,8 +21,6 @@ use crate::{
 pub struct Wire {
     io: Io,
     early: RefCell<Vec<u8>>,
-    /// The last read of a plain socket filled its room: the socket may hold more.
-    full: Cell<bool>,
 }
 
 enum Io {
@@ -50,7 +49,7 @@ impl From<TlsSocket> for Wire {
 
 impl From<Io> for Wire {
     fn from(io: Io) -> Self {
-        Self { io, early: RefCell::default(), full: Cell::new(false) }
+        Self { io, early: RefCell::default() }
     }
 }
 
@@ -95,9 +94,13 @@ impl Wire {
     /// Reads what is there, without waiting. `Ok(0)` is the clean end of the peer's direction.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there, `UnexpectedEof` when TLS ended without close_notify,
-    /// else the connection's end.
+    /// `WouldBlock` when nothing is there, or when this connection has to wait for its turn, which
+    /// [`Wire::readable`] does; `UnexpectedEof` when TLS ended without close_notify, else the
+    /// connection's end.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.socket().is_spent() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let mut early = self.early.borrow_mut();
         if !early.is_empty() {
             // A reset is reported once: it must not be met while there is good news to tell. So
@@ -111,11 +114,7 @@ impl Wire {
             return Ok(filled);
         }
         match &self.io {
-            Io::Plain(socket) => {
-                let read = socket.try_read(buf);
-                self.full.set(matches!(read, Ok(n) if n == buf.len()));
-                read
-            }
+            Io::Plain(socket) => socket.try_read(buf),
             Io::Tls(tls) => tls.try_read(buf),
         }
     }
@@ -125,7 +124,7 @@ impl Wire {
     pub fn more_to_come(&self) -> bool {
         self.has_early()
             || match &self.io {
-                Io::Plain(_) => self.full.get(),
+                Io::Plain(socket) => socket.is_full(),
                 Io::Tls(tls) => tls.more_to_come(),
             }
     }
@@ -148,15 +147,32 @@ impl Wire {
             }
     }
 
+    /// Takes this connection's turn among all that have work left (see [`Socket::turn`]).
+    pub(crate) async fn turn(&self) {
+        self.socket().turn().await;
+    }
+
+    /// Takes a turn if this connection has used its share of the present one.
+    pub(crate) async fn breathe(&self) {
+        self.socket().breathe().await;
+    }
+
+    /// Counts work that what was read here has caused (see [`crate::budget`]).
+    pub(crate) fn spend(&self, work: usize) {
+        self.socket().spend(work);
+    }
+
     /// Moves what is there into a pipe. `None` when only reading tells what is next.
     ///
     /// # Errors
     /// As [`Pipe::fill`].
     pub(crate) fn splice_out(&self, pipe: &mut Pipe) -> io::Result<Option<usize>> {
-        match &self.io {
-            Io::Plain(socket) => Ok(Some(pipe.fill(socket, pipe.capacity())?).filter(|n| *n > 0)),
+        let moved = match &self.io {
+            Io::Plain(socket) => pipe.fill(socket, pipe.capacity()).map(|n| Some(n).filter(|n| *n > 0)),
             Io::Tls(tls) => splice_records(tls, pipe),
-        }
+        };
+        self.spend(budget::CALL + pipe.held());
+        moved
     }
 
     /// Moves a pipe's bytes on; whether it is empty, and all is with the kernel.
@@ -182,7 +198,10 @@ impl Wire {
     /// The runtime's.
     pub async fn readable(&self) -> io::Result<()> {
         match &self.io {
-            _ if self.has_early() => Ok(()),
+            _ if self.has_early() => {
+                self.socket().breathe().await;
+                Ok(())
+            }
             Io::Plain(socket) => socket.readable().await,
             Io::Tls(tls) => tls.readable().await,
         }

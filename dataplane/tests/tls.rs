@@ -300,16 +300,22 @@ fn while_bytes_flow_nothing_is_allocated_for_them() {
                 count += asked(|| source.try_flush().unwrap()).0;
                 let (more, read) = asked(|| up.try_read(&mut buf[..1 + (round * 7919) % (256 * 1024)]));
                 count += more;
-                if let Ok(bytes) = read {
-                    passed += bytes;
-                    let (more, written) = asked(|| down.try_write(&[IoSlice::new(&buf[..bytes])]));
-                    count += more;
-                    assert_eq!(written.unwrap(), bytes);
+                match read {
+                    Ok(bytes) => {
+                        passed += bytes;
+                        let (more, written) = asked(|| down.try_write(&[IoSlice::new(&buf[..bytes])]));
+                        count += more;
+                        assert_eq!(written.unwrap(), bytes);
+                    }
+                    Err(_) => up.readable().await.unwrap(),
                 }
                 while !down.try_flush().unwrap() || arrived < passed {
                     let (more, read) = asked(|| sink.try_read(&mut heard[arrived..]));
                     count += more;
-                    arrived += read.unwrap_or(0);
+                    match read {
+                        Ok(bytes) => arrived += bytes,
+                        Err(_) => sink.readable().await.unwrap(),
+                    }
                 }
             }
             assert!(heard[..said.len()] == said);

@@ -36,6 +36,9 @@ const _: () = assert!(FRAMES_MAX * FRAME_BYTES_MAX > BULK_READ_BYTES);
 /// them are left out, the bytes stay where they are.
 const RANGES_MAX: usize = 32;
 
+/// Frames that are looked at before what they brought leaves, be it nothing.
+const EVENTS_MAX: usize = 256;
+
 /// A buffer with what was read into it.
 pub(super) struct Chunk {
     buffer: Buffer,
@@ -109,7 +112,10 @@ impl Chunk {
     }
 
     fn find(&mut self, conn: &Conn, frames: &mut Frames<'_>) -> Result<Found, ConnError> {
-        while self.buffer.marks.len() < RANGES_MAX {
+        for _ in 0..EVENTS_MAX {
+            if self.buffer.marks.len() >= RANGES_MAX {
+                break;
+            }
             match conn.next_event(&mut self.buffer[..self.filled], &mut self.sorted)? {
                 Some(Event::Data(range)) => frames.add(&mut self.buffer, range),
                 Some(Event::Text(text)) => {

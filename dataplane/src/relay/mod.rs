@@ -10,7 +10,6 @@ mod batch;
 mod chunk;
 mod gate;
 mod pump;
-mod turn;
 
 use std::{
     cell::Cell,

@@ -17,9 +17,9 @@ use super::{
     batch::Batching,
     chunk::{Chunk, Found},
     gate::Gate,
-    turn::{self, Turn},
 };
 use crate::{
+    budget::CALL,
     conn::ConnError,
     pipe::{PIPE_BYTES, Pipe},
     timer::sleep,
@@ -76,7 +76,7 @@ impl Pump<'_> {
                 });
             }
             if bulk {
-                turn::bulk().await;
+                self.source.wire().turn().await;
             }
             let mut step = Step::Buffer;
             if bulk && splice == Splice::Yes && room >= PIPE_BYTES && self.is_spliceable() {
@@ -89,7 +89,6 @@ impl Pump<'_> {
                 Step::Moved { bytes, more } => {
                     little = if bytes < LITTLE_BELOW { little + 1 } else { 0 };
                     if bulk {
-                        turn::spend(bytes);
                         batching.flowed();
                     }
                     if little >= LITTLE_TIMES {
@@ -115,9 +114,7 @@ impl Pump<'_> {
             };
             waited = !more;
             if waited {
-                let turn = Turn::current();
                 batching.readable().await.map_err(|e| self.source_broke(&e.into()))?;
-                turn.is_over();
             }
         }
     }
@@ -186,19 +183,18 @@ impl Pump<'_> {
                 self.sink_takes_more().await?;
             }
             self.add_moved(chunk.payload_bytes());
+            wire.spend(CALL);
             match found {
                 Found::End => return Ok(Step::Moved { bytes, more }),
-                Found::More => {}
+                // Many short frames: each list of them has cost a call.
+                Found::More => wire.breathe().await,
                 Found::Text(text) => return self.heard(&text),
             }
         }
     }
 
     async fn sink_takes_more(&self) -> Result<(), Ended> {
-        let turn = Turn::current();
-        self.sink.wire().writable().await.map_err(|e| self.sink_broke(e))?;
-        turn.is_over();
-        Ok(())
+        self.sink.wire().writable().await.map_err(|e| self.sink_broke(e))
     }
 
     fn source_ended(&self) -> Result<Step, Ended> {

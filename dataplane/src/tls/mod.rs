@@ -56,6 +56,8 @@ trait Carrier {
     /// `Ok(0)` is the end.
     fn recv(&self, buf: &mut [u8]) -> io::Result<usize>;
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
+    /// Counts work that received records have caused (see [`budget`](crate::budget)).
+    fn spend(&self, work: usize);
 }
 
 impl Carrier for Socket {
@@ -64,6 +66,9 @@ impl Carrier for Socket {
     }
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         self.try_write(&[IoSlice::new(bytes)])
+    }
+    fn spend(&self, work: usize) {
+        Self::spend(self, work);
     }
 }
 
@@ -264,7 +269,11 @@ impl TlsSocket {
     /// # Errors
     /// The runtime's.
     pub async fn readable(&self) -> io::Result<()> {
-        if self.more_to_come() { Ok(()) } else { self.socket.readable().await }
+        if !self.more_to_come() {
+            return self.socket.readable().await;
+        }
+        self.socket.breathe().await;
+        Ok(())
     }
 
     /// Accepts plaintext and sends what the socket takes.

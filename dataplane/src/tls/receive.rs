@@ -1,7 +1,8 @@
 //! Role: the way in: what was received is opened straight into the caller's buffer.
 //! Invariants: what was opened before an end or an error is told first · an end without
-//! close_notify is an error, and every end is told again when asked again · on hold are at most
-//! one incomplete record and the rest of one opened record, and nothing while neither is there.
+//! close_notify is an error, and every end is told again when asked again · one look opens a bounded
+//! amount of work · on hold are at most one incomplete record, what came behind such a look and the rest of
+//! one opened record, and nothing while none of these is there.
 //! See: RFC 8446 §5, §6.1.
 
 use std::io;
@@ -16,7 +17,11 @@ use super::{
     record::{HEADER_BYTES, Opener, RECORD_BYTES_MAX},
     send::Sender,
 };
+use crate::budget::{NEW_KEY, RECORD};
 
+/// Records that are opened in one look cost no more than this: 256 short ones, or 8 new keys. The rest waits
+/// for the next look, before which the connection may have to take a turn.
+const LOOK: usize = 128 * 1024;
 /// Below it, cutting what is received between two records saves nothing.
 const ALIGN_ABOVE: usize = 4096;
 
@@ -56,6 +61,8 @@ pub(super) struct Receiver {
     more: bool,
     /// No read goes beyond the record that it is in.
     aligned: bool,
+    /// What the records opened in this look have cost.
+    work: usize,
     end: Option<End>,
     /// Somebody was told of the end.
     told: bool,
@@ -83,6 +90,7 @@ impl Receiver {
             unit: 0,
             more: false,
             aligned: false,
+            work: 0,
             end: None,
             told: false,
         }
@@ -113,6 +121,7 @@ impl Receiver {
             };
             // Alerts and answers go at once, if the carrier takes them.
             sender.nudge(io);
+            io.spend(std::mem::take(&mut self.work));
             if filled > 0 {
                 return Ok(filled);
             }
@@ -228,7 +237,8 @@ impl Receiver {
             }
             unit = unit.max(record.len());
             taken.used += record.len();
-            if !self.opened.is_empty() {
+            self.work += RECORD;
+            if !self.opened.is_empty() || self.work >= LOOK {
                 self.ready = taken.used < bytes.len();
                 break;
             }
@@ -282,6 +292,7 @@ impl Receiver {
             Ask::Nothing => {}
             Ask::NewKey { answer } => {
                 self.opener = post.next_opener()?;
+                self.work += NEW_KEY;
                 if answer {
                     sender.answer_key_update(post)?;
                 }

@@ -56,6 +56,7 @@ impl Line {
 }
 
 impl Carrier for Line {
+    fn spend(&self, _: usize) {}
     fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
         let room = buf.len().min(self.recv_max.get());
         match self.to_us.borrow_mut().read(&mut buf[..room])? {

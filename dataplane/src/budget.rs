@@ -1,7 +1,11 @@
-//! Role: who moves bulk on this worker, and how much of it before everybody else is looked at again.
-//! Invariants: between two turns of the ring a bounded amount of bulk moves, however many directions have
-//! some · they take turns in the order in which they asked · who moves little never waits here.
-//! See: ARCHITECTURE.md "Relay".
+//! Role: how much work a worker does between two turns of the ring, and how much of it one connection may
+//! cause before the others are looked at again.
+//! Invariants: every read of a socket is paid for from the socket's [`Account`], and an account that is empty
+//! makes the next read say `WouldBlock`, so that a loop that reads can't help taking a turn · an account is
+//! filled by a real wait for the kernel, or by a turn in the queue of all that have work left · between two
+//! turns a bounded amount of queued work is done, and the queue is served in order · a connection that causes
+//! little work never waits here.
+//! See: ARCHITECTURE.md "Turns".
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,17 +16,63 @@ use std::{
 
 use crate::worker;
 
-/// Bulk that a worker moves between two turns: about 100 µs of work, so that this is what a keystroke
-/// waits for at the most.
-const BYTES_A_TURN: usize = 512 * 1024;
+/// Work is counted in bytes of bulk that take as long to move: about 5,000 are a microsecond. So much queued
+/// work is done between two turns: about 100 µs, the longest wait of a keystroke.
+const TURN: usize = 512 * 1024;
+/// What one connection may cause without a turn: about 12 µs, a full small buffer and three messages.
+const ALLOWANCE: i32 = 64 * 1024;
+
+/// A system call that moves bytes.
+pub(crate) const CALL: usize = 4 * 1024;
+/// A frame: its header, and its place in the list of what leaves.
+pub(crate) const FRAME: usize = 256;
+/// A TLS record: its key stream is set up and its tag compared, however short it is.
+pub(crate) const RECORD: usize = 512;
+/// A message: parsed, and answered.
+pub(crate) const MESSAGE: usize = 8 * 1024;
+/// A key derived, and an answer sealed.
+pub(crate) const NEW_KEY: usize = 16 * 1024;
+/// A login or an Open decided, and said in the log.
+pub(crate) const DECISION: usize = 64 * 1024;
+/// A TLS handshake: a signature and a key exchange.
+pub(crate) const HANDSHAKE: usize = 512 * 1024;
+
+/// What one connection may still cause in this turn.
+#[derive(Debug)]
+pub(crate) struct Account {
+    left: Cell<i32>,
+}
+
+impl Account {
+    pub(crate) const fn new() -> Self {
+        Self { left: Cell::new(ALLOWANCE) }
+    }
+
+    /// Whether nothing is left: the connection waits for its turn before it causes more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left.get() <= 0
+    }
+
+    /// Takes `work` from what is left. One read or message may overdraw it.
+    pub(crate) fn spend(&self, work: usize) {
+        let less = i32::try_from(work).unwrap_or(i32::MAX);
+        self.left.set(self.left.get().saturating_sub(less));
+        TURNS.with(|turns| turns.spend(work));
+    }
+
+    /// The connection has waited for the kernel, or for its turn.
+    pub(crate) fn fill(&self) {
+        self.left.set(ALLOWANCE);
+    }
+}
 
 #[derive(Default)]
 struct Turns {
     /// Which turn of the ring this is, as far as anybody noticed.
     count: Cell<u64>,
-    /// Bulk moved in it.
+    /// Work done in it.
     spent: Cell<usize>,
-    /// Who waits, by ticket; the first sees to the next turn.
+    /// The connections that wait, by ticket; the first sees to the next turn.
     queue: RefCell<VecDeque<(u64, Option<Waker>)>>,
     next_ticket: Cell<u64>,
 }
@@ -31,34 +81,29 @@ thread_local! {
     static TURNS: Turns = Turns::default();
 }
 
-/// The turn in which somebody begins to wait for the ring.
+/// The turn in which a wait for the ring begins.
 #[derive(Clone, Copy)]
-pub(super) struct Turn(u64);
+pub(crate) struct Turn(u64);
 
 impl Turn {
-    pub(super) fn current() -> Self {
+    pub(crate) fn current() -> Self {
         Self(TURNS.with(|turns| turns.count.get()))
     }
 
     /// The wait is over: so is that turn.
-    pub(super) fn is_over(self) {
+    pub(crate) fn is_over(&self) {
         TURNS.with(|turns| turns.passed(self.0));
     }
 }
 
-/// So much bulk has moved.
-pub(super) fn spend(bytes: usize) {
-    TURNS.with(|turns| turns.spent.set(turns.spent.get().saturating_add(bytes)));
-}
-
-/// Waits until bulk may move.
-pub(super) async fn bulk() {
+/// Waits until queued work may be done, behind all that wait already.
+pub(crate) async fn turn() {
     if TURNS.with(Turns::is_free) {
         return;
     }
     let ticket = Ticket::take();
     ticket.is_first().await;
-    while TURNS.with(|turns| turns.spent.get() >= BYTES_A_TURN) {
+    while TURNS.with(Turns::is_used_up) {
         let turn = Turn::current();
         worker::turn().await;
         turn.is_over();
@@ -66,11 +111,19 @@ pub(super) async fn bulk() {
 }
 
 impl Turns {
-    fn is_free(&self) -> bool {
-        self.spent.get() < BYTES_A_TURN && self.queue.borrow().is_empty()
+    fn spend(&self, work: usize) {
+        self.spent.set(self.spent.get().saturating_add(work));
     }
 
-    /// Whoever began to wait in the current turn and is back ends it.
+    fn is_used_up(&self) -> bool {
+        self.spent.get() >= TURN
+    }
+
+    fn is_free(&self) -> bool {
+        !self.is_used_up() && self.queue.borrow().is_empty()
+    }
+
+    /// A task that began to wait in the current turn and is back ends it.
     fn passed(&self, since: u64) {
         if self.count.get() == since {
             self.count.set(since + 1);
@@ -133,7 +186,7 @@ mod tests {
     use crate::{socket::Socket, worker::run_alone};
 
     #[test]
-    fn who_asks_first_moves_first_and_who_leaves_lets_the_next_one_move() {
+    fn the_first_in_the_queue_moves_first_and_one_that_leaves_lets_the_next_move() {
         let first = Ticket::take();
         let second = Ticket::take();
         let third = Ticket::take();
@@ -148,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_for_who_began_to_wait_in_it_and_only_once() {
+    fn a_turn_ends_when_a_wait_that_began_in_it_ends_and_only_once() {
         TURNS.with(|turns| {
             let before = turns.count.get();
-            spend(BYTES_A_TURN);
+            turns.spend(TURN);
             assert!(!turns.is_free());
             turns.passed(before);
             assert!(turns.is_free());
-            spend(BYTES_A_TURN);
+            turns.spend(TURN);
             turns.passed(before);
             assert!(!turns.is_free(), "this one waited for the turn before");
             turns.passed(before + 1);
@@ -174,8 +227,8 @@ mod tests {
                 let log = log.clone();
                 async move {
                     for _ in 0..CHUNKS {
-                        bulk().await;
-                        spend(BYTES_A_TURN);
+                        turn().await;
+                        TURNS.with(|turns| turns.spend(TURN));
                         log.borrow_mut().push(who);
                     }
                 }
