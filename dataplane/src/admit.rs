@@ -144,7 +144,11 @@ pub(crate) async fn open(
     peer_addr: SocketAddr,
 ) -> Result<((Lane, Slot), Opened), Refused> {
     let ((lane, slot), dialling) = dial(local, who, open, peer_addr).await?;
-    match dialling.answer(&lane.conn, open.session, &open.agent).await {
+    let lost = async {
+        lane.seat.dismissed().await;
+        Err(Unopened::ByUs(silent(&open.agent)))
+    };
+    match future::or(lost, dialling.answer(&lane.conn, open.session, &open.agent)).await {
         Ok(opened) => Ok(((lane, slot), opened)),
         Err(unopened) => Err(refusal(local, lane, unopened, open.session)),
     }

@@ -58,6 +58,20 @@ pub enum Ahead {
     Data,
 }
 
+/// What a ping's answer is waiting behind. A peer whose program has paused reads nothing, pings neither: then
+/// its silence proves nothing. But whoever has answered a ping behind all that was sent has nothing to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Payload was sent that no ping has followed.
+    NotYet,
+    /// A ping follows all payload, and has no answer yet.
+    BehindPayload,
+    /// All payload has been read: a ping behind it was answered.
+    Answered,
+    /// A ping that follows nothing has no answer.
+    BehindNothing,
+}
+
 /// Which side of the WebSocket this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -136,6 +150,8 @@ pub struct Conn {
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
     pinged_at: Cell<Instant>,
+    /// What the last ping waits for.
+    asked: Cell<Asked>,
     idle_frames: IdleFrames,
 }
 
@@ -180,6 +196,7 @@ impl Conn {
             mask_state: Cell::new(mask_seed | 1),
             heard_at: Cell::new(now),
             pinged_at: Cell::new(now),
+            asked: Cell::new(Asked::Answered),
             idle_frames: IdleFrames::new(),
         }
     }
@@ -187,6 +204,11 @@ impl Conn {
     /// How payload travels.
     pub fn framing(&self) -> Framing {
         self.framing
+    }
+
+    /// Which side of the WebSocket this process is.
+    pub(crate) fn role(&self) -> Role {
+        self.role
     }
 
     /// The bytes below.
@@ -215,6 +237,13 @@ impl Conn {
     /// When it was last pinged.
     pub fn pinged_at(&self) -> Instant {
         self.pinged_at.get()
+    }
+
+    /// Whether the peer's program has read nothing for `patience` although it has nothing but a ping to read.
+    pub(crate) fn is_hung(&self, patience: Duration) -> bool {
+        self.asked.get() == Asked::BehindNothing
+            && self.heard_at.get() < self.pinged_at.get()
+            && self.pinged_at.get().elapsed() >= patience
     }
 
     /// Whether the connection stands where a new message may begin, in both directions.
@@ -400,6 +429,9 @@ impl Conn {
             }
             Some(idle @ (Event::Pong(_) | Event::Empty)) => {
                 self.idle_frames.count()?;
+                if matches!(idle, Event::Pong(_)) && self.asked.get() != Asked::NotYet {
+                    self.asked.set(Asked::Answered);
+                }
                 Ok(Some(idle))
             }
             other => Ok(other),
@@ -468,6 +500,7 @@ impl Conn {
     /// Masks the parts of `bytes` that are a data frame's payload, where this side does, and writes the
     /// frame's header at `at`; how long it is.
     pub(crate) fn write_header(&self, payload: &[Range<usize>], bytes: &mut [u8], at: usize) -> usize {
+        self.asked.set(Asked::NotYet);
         let key = self.mask_key();
         if let Some(key) = key {
             let mut phase = 0;
@@ -509,6 +542,10 @@ impl Conn {
     /// The connection's end.
     pub fn ping(&self) -> Result<(), ConnError> {
         self.pinged_at.set(Instant::now());
+        self.asked.set(match self.asked.get() {
+            Asked::NotYet | Asked::BehindPayload => Asked::BehindPayload,
+            Asked::Answered | Asked::BehindNothing => Asked::BehindNothing,
+        });
         if self.framing == Framing::Framed { self.queue_control(Opcode::Ping, &[]) } else { Ok(()) }
     }
 

@@ -12,13 +12,13 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use async_channel::{Receiver, Sender};
-use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
+use narrowlink_proto::{ended::Why, id::LinkId, limits::Limits, upgrade::Framing};
 
 use crate::{
     claims::Claims,
     conn::{Conn, Role},
     directory::{AgentEntry, Directory},
-    door::Door,
+    door::{Door, Principal},
     lane::{self, Lane, Lanes},
     listen::Listening,
     serve::Service,
@@ -50,6 +50,8 @@ pub enum Note {
     LinkDown(LinkId),
     /// This link is gone for good: so are its parked lanes.
     Forget(LinkId),
+    /// This agent does not answer any more, although its connections stand: all of them end, sessions too.
+    Lost(Arc<AgentEntry>),
     /// The operator's mind has changed: whoever may not stay is dismissed.
     Judge,
     /// Serve what arrives at this socket, too.
@@ -133,7 +135,15 @@ impl Shared {
         }
     }
 
-    /// Tells every worker, without waiting; for what is only sooner known this way.
+    /// Tells every worker; waits for room.
+    pub(crate) async fn tell_all_soon(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.mailboxes {
+            // Closed only when the process ends.
+            let _ = mailbox.send(note()).await;
+        }
+    }
+
+    /// Tells every worker. Best effort: dropped where a mailbox is full; for hints only.
     pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
         for (mailbox, _) in &self.mailboxes {
             let _ = mailbox.try_send(note());
@@ -190,6 +200,14 @@ impl Local {
                 }
                 Note::LinkDown(link) => self.lanes.borrow_mut().dismiss_waiting(link),
                 Note::Forget(link) => self.lanes.borrow_mut().forget(link),
+                Note::Lost(agent) => {
+                    self.lanes.borrow_mut().forget(agent.link);
+                    // All lanes of an agent are seated as its entry's principal.
+                    let is_its = |who: &Principal| std::ptr::eq(who, &*agent.principal);
+                    self.table
+                        .borrow_mut()
+                        .judge(|who| if is_its(who) { Err(Why::Vanished) } else { Ok(()) });
+                }
                 Note::Judge => {
                     let door = &self.shared.door;
                     self.table.borrow_mut().judge(|who| door.standing(who));

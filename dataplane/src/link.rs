@@ -53,6 +53,8 @@ const GATEWAY_READ_BYTES: usize = 512;
 const PEER_READ_BYTES: usize = 4096;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
 const ORDERS_MAX: usize = 4;
+/// A timer that fires this late shows that the whole process stood still.
+const LATE: Duration = Duration::from_secs(2);
 /// Set-up of a link, each side.
 const SET_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -278,11 +280,16 @@ impl LinkSocket {
         let unflushed = self.unflushed;
         let wire = self.wire();
         let writable = async { if unflushed { wire.writable().await } else { future::pending().await } };
+        let due = self.ping_at.min(dead_at);
         let timer = async {
-            sleep_until(self.ping_at.min(dead_at)).await;
+            sleep_until(due).await;
             Ok(())
         };
         future::or(future::or(wire.readable(), writable), timer).await.map_err(tungstenite::Error::Io)?;
+        if Instant::now() > due + LATE {
+            // This process stood still: what the peer said meanwhile is yet to be heard.
+            self.heard_at = Instant::now();
+        }
         if unflushed { self.flush() } else { Ok(()) }
     }
 
@@ -365,7 +372,12 @@ pub(crate) fn serve(
         let ended = converse(&local, &mut socket, &principal, &seat, &taken).await;
         if let Some(agent) = &socket.agent {
             agent.set_link_down();
-            local.shared.tell_all_now(|| Note::LinkDown(link));
+            if let LinkError::Silent(_) = ended {
+                // A process that hangs, while its kernel goes on answering for it.
+                Box::pin(local.shared.tell_all_soon(|| Note::Lost(agent.clone()))).await;
+            } else {
+                local.shared.tell_all_now(|| Note::LinkDown(link));
+            }
         }
         local.shared.door.release_link(link);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");

@@ -269,6 +269,11 @@ impl Socket {
         })
     }
 
+    /// Whether bytes wait in the kernel to be read.
+    pub(crate) fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(self.fd()).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Whether a reset has arrived that no call has reported yet. (Both directions having ended is
     /// none: the kernel counts such a socket as closed while its last bytes still wait to be read.)
     pub fn is_reset(&self) -> bool {

@@ -218,10 +218,7 @@ impl Visit {
                         None => Ok(()),
                     }
                 };
-                let over = async {
-                    let why = self.over(&standing.lane).await;
-                    Err(Ended { by: Side::Here, why }.into())
-                };
+                let over = async { Err(self.over(&standing.lane).await.into()) };
                 let moving = relay_behind(stream.end(session), lane.end(session), &traffic, &gate, answer);
                 future::or(moving, over).await
             };
@@ -234,20 +231,23 @@ impl Visit {
         })
     }
 
-    /// Returns when a session must end because of who its sides are: a token has expired, or its bearer was
-    /// dismissed.
-    async fn over(&self, lane: &Lane) -> Why {
+    /// Returns when a session must end because of who its sides are: a token has expired, its bearer was
+    /// dismissed, or the agent answers no more.
+    async fn over(&self, lane: &Lane) -> Ended {
         let first = self.who.expires_at.min(lane.entry.principal.expires_at);
         let mut expired = pin!(sleep_until(Instant::from_std(first)));
         // By hand: a session that stands holds this, and combinators would be twice as large.
         poll_fn(|cx| {
-            if let Poll::Ready(why) = self.seat.poll_dismissed(cx) {
-                return Poll::Ready(why);
-            }
-            if let Poll::Ready(why) = lane.seat.poll_dismissed(cx) {
-                return Poll::Ready(why);
-            }
-            expired.as_mut().poll(cx).map(|()| Why::Expired)
+            let why = if let Poll::Ready(why) = self.seat.poll_dismissed(cx) {
+                why
+            } else if let Poll::Ready(why) = lane.seat.poll_dismissed(cx) {
+                why
+            } else {
+                std::task::ready!(expired.as_mut().poll(cx));
+                Why::Expired
+            };
+            let by = if why == Why::Vanished { Side::Target } else { Side::Here };
+            Poll::Ready(Ended { by, why })
         })
         .await
     }
@@ -337,7 +337,7 @@ impl Visit {
             lane.conn.into_wire().close_gently();
             return Ok(());
         }
-        let over = async { Err(Ended { by: Side::Here, why: self.over(&lane).await }) };
+        let over = async { Err(self.over(&lane).await) };
         let settled = future::or(settled(&lane.conn, session, Speaker::Agent, Side::Target), over).await;
         match settled {
             Ok(()) => lane::park(&self.local, lane),

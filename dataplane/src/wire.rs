@@ -312,6 +312,11 @@ impl Wire {
         self.socket().is_reset()
     }
 
+    /// Whether bytes have come that were not read yet.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.more_to_come() || self.socket().has_unread()
+    }
+
     /// Takes the connection apart for its way to another thread.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ use narrowlink_proto::{
 pub use self::gate::Gate;
 use self::pump::Pump;
 use crate::{
-    conn::{Ahead, Conn, ConnError},
+    conn::{Ahead, Conn, ConnError, Role},
     timer::sleep,
     usage::Usage,
     wire::Wire,
@@ -42,6 +42,11 @@ const PING_AFTER: Duration = Duration::from_secs(25);
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// A peer that owes an answer for so long is gone.
 const VANISHED_AFTER: Duration = Duration::from_secs(8);
+
+/// A peer that has nothing to read but a ping, and does not answer it for so long, hangs.
+const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// The same for a client at its gateway: a person may have stopped it for a while (Ctrl-Z).
+const CLIENT_HUNG_AFTER: Duration = Duration::from_secs(300);
 
 /// One end of a session.
 #[derive(Clone, Copy)]
@@ -194,6 +199,12 @@ fn look_at(end: &End<'_>, by: Side) -> Result<(), Ended> {
         return Err(Ended { by, why: Why::Reset });
     }
     let End::Framed(conn, _) = end else { return Ok(()) };
+    let a_person_s = by == Side::Client && conn.role() == Role::Gateway;
+    let hung_after = if a_person_s { CLIENT_HUNG_AFTER } else { HUNG_AFTER };
+    // What this side has not read may be the answer: its own sink may have paused.
+    if conn.is_hung(hung_after) && !conn.wire().has_unread() {
+        return Err(Ended { by, why: Why::Vanished });
+    }
     let now = Instant::now();
     let silent = now.saturating_duration_since(conn.heard_at().max(conn.pinged_at()));
     let ok = if silent >= PING_AFTER { conn.ping() } else { conn.try_flush_control().map_err(Into::into) };

@@ -27,6 +27,7 @@ pub(crate) mod asker;
 pub(crate) mod data;
 pub(crate) mod dns;
 pub(crate) mod echo;
+pub(crate) mod foe;
 pub(crate) mod forged;
 pub(crate) mod inside;
 pub(crate) mod net;

@@ -17,6 +17,7 @@ mod limits;
 mod once;
 mod reuse;
 mod revocation;
+mod shapes;
 mod spaces;
 mod spellings;
 mod verdicts;

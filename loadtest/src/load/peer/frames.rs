@@ -83,7 +83,7 @@ impl Frames {
                     put(&mut self.out, Opcode::Pong, &payload, self.key);
                     self.flush().await?;
                 }
-                Some(Event::Pong(_)) => {}
+                Some(Event::Pong(_) | Event::Empty | Event::Part) => {}
                 Some(Event::Close(said)) => {
                     let (_, why) = said.unwrap_or_default();
                     return Err(io::Error::other(format!("the gateway closed the connection: {why}")));
