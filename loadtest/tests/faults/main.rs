@@ -8,6 +8,7 @@
 mod kit;
 
 mod errors;
+mod hung;
 mod kills;
 mod pair;
 mod recovery;
