@@ -53,6 +53,9 @@ const GATEWAY_READ_BYTES: usize = 512;
 const PEER_READ_BYTES: usize = 4096;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
 const ORDERS_MAX: usize = 4;
+/// What is read and thrown away of a peer that broke the protocol, and for how long.
+const UNHEARD_BYTES_MAX: usize = 128 * 1024;
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A timer that fires this late shows that the whole process stood still.
 const LATE: Duration = Duration::from_secs(2);
 /// Set-up of a link, each side.
@@ -316,24 +319,31 @@ impl LinkSocket {
         Ok(())
     }
 
-    /// Ends a link in the way its error says.
-    fn end(self: Box<Self>, ended: LinkError) {
-        let code = ended.close_code();
+    /// Ends a link in the way its error says; the peer's fault is heard out, so that the peer learns of it.
+    async fn end(self: Box<Self>, ended: LinkError) {
+        let Some(code) = ended.close_code() else { return };
+        let is_fault = !matches!(ended, LinkError::Goodbye(_) | LinkError::Closed);
         let goodbye = if let LinkError::Goodbye(goodbye) = ended { Some(goodbye) } else { None };
-        if let Some(code) = code {
-            self.close(goodbye, code);
+        let wire = self.say_close(goodbye, code);
+        if is_fault {
+            wire.hear_out(UNHEARD_BYTES_MAX, FAREWELL_TIMEOUT).await;
         }
+        wire.close_gently();
     }
 
     /// Says why and closes; what the socket does not take at once is lost. A Close of the peer's has been
     /// answered by the library already, with the peer's own code: no second one follows.
-    fn close(mut self, goodbye: Option<Goodbye>, code: CloseCode) {
+    fn say_close(mut self, goodbye: Option<Goodbye>, code: CloseCode) -> Wire {
         if let Some(goodbye) = goodbye {
             let _ = self.send(&Message::Goodbye(goodbye));
         }
         let _ = self.ws.close(Some(CloseFrame { code, reason: "".into() }));
         let _ = self.ws.flush();
-        self.ws.into_inner().wire.close_gently();
+        self.ws.into_inner().wire
+    }
+
+    fn close(self, goodbye: Option<Goodbye>, code: CloseCode) {
+        self.say_close(goodbye, code).close_gently();
     }
 }
 
@@ -362,7 +372,7 @@ pub(crate) fn serve(
             Ok(Err(LinkError::Goodbye(goodbye))) => return socket.close(Some(goodbye), CloseCode::Policy),
             Ok(Err(e)) => {
                 tracing::debug!(peer = %peer_addr, name = principal.name, "a link was not set up: {e}");
-                return socket.end(e);
+                return Box::pin(socket.end(e)).await;
             }
             Err(_) => return,
         };
@@ -381,7 +391,7 @@ pub(crate) fn serve(
         }
         local.shared.door.release_link(link);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
-        socket.end(ended);
+        Box::pin(socket.end(ended)).await;
     }
 }
 

@@ -38,6 +38,8 @@ use crate::{
 const READ_BYTES: usize = 2048;
 /// How long an answer may take to reach a peer that is then cut off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is read and thrown away behind an answer: an ordinary upload that comes to the wrong place.
+const UNHEARD_BYTES_MAX: usize = 1024 * 1024;
 /// A login that fails is answered so long after it was asked for: what is wrong with a token is not to be
 /// heard from how long it took to find.
 const LOGIN_REFUSED_AFTER: Duration = Duration::from_millis(25);
@@ -173,16 +175,9 @@ async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
 
 /// Answers and closes so that the answer arrives: what the peer still sends is read first.
 async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
-    let exchange = async {
-        wire.write_all(answer).await?;
-        wire.finish_write().await?;
-        let mut unheard = Vec::new();
-        while tunnel::read_onto(&wire, &mut unheard).await? > 0 {
-            unheard.clear();
-        }
-        Ok::<_, io::Error>(())
-    };
-    let _ = timeout(ANSWER_TIMEOUT, exchange).await;
+    if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(answer)).await {
+        wire.hear_out(UNHEARD_BYTES_MAX, ANSWER_TIMEOUT).await;
+    }
     wire.close_gently();
     Ok(())
 }

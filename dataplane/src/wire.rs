@@ -7,6 +7,7 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use crate::{
@@ -14,8 +15,12 @@ use crate::{
     buffer::BULK_READ_BYTES,
     pipe::Pipe,
     socket::Socket,
+    timer::timeout,
     tls::{Session, TlsSocket},
 };
+
+/// What is thrown away at once.
+const DISCARD_BYTES: usize = 2048;
 
 /// One connection's bytes.
 pub struct Wire {
@@ -290,6 +295,32 @@ impl Wire {
         }
     }
 
+    /// Ends our direction, then reads what still comes and throws it away, until the peer closes, `bytes_max`
+    /// have come or `patience` is over: what was said last arrives then, which a close with bytes unread would
+    /// overtake with a reset.
+    pub(crate) async fn hear_out(&self, bytes_max: usize, patience: Duration) {
+        let rest = async {
+            if self.finish_write().await.is_err() {
+                return;
+            }
+            let mut bytes = 0;
+            while bytes < bytes_max {
+                // The buffer lies on the stack: a connection that waits holds none.
+                let read = self.try_read(&mut [0; DISCARD_BYTES]);
+                match read {
+                    Ok(n) if n > 0 => bytes += n,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        if self.readable().await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        let _ = timeout(patience, rest).await;
+    }
+
     /// Closes without a reset (see [`Socket::close_gently`]); over TLS with close_notify.
     pub fn close_gently(self) {
         match self.io {
@@ -303,7 +334,7 @@ impl Wire {
     }
 
     /// Whether the peer has stopped answering at all (see [`Socket::peer_vanished`]).
-    pub fn peer_vanished(&self, patience: std::time::Duration) -> bool {
+    pub fn peer_vanished(&self, patience: Duration) -> bool {
         self.socket().peer_vanished(patience)
     }
 

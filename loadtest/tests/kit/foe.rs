@@ -147,6 +147,26 @@ impl Foe {
         }
     }
 
+    /// Every Close frame that comes before the gateway ends the connection, its code, or 1005 for none.
+    pub(crate) fn closes(&mut self) -> Vec<u16> {
+        let mut closes = Vec::new();
+        loop {
+            match self.read_message(Channel::Link) {
+                Err(e) if e.kind() == io::ErrorKind::Other => {
+                    let words = e.to_string();
+                    let code = words.strip_prefix("closed with ").and_then(|words| words.split(':').next());
+                    let code = code.unwrap_or_else(|| panic!("{words}"));
+                    closes.push(match code.parse().expect("a number") {
+                        0 => 1005,
+                        code => code,
+                    });
+                }
+                Ok(_) => {}
+                Err(_) => return closes,
+            }
+        }
+    }
+
     /// Waits for something and keeps it.
     fn hear(&mut self) -> io::Result<()> {
         let mut buf = [0; 16 * 1024];

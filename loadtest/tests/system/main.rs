@@ -14,6 +14,7 @@ mod far;
 mod integrity;
 mod isolation;
 mod limits;
+mod manners;
 mod once;
 mod reuse;
 mod revocation;
