@@ -20,7 +20,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A certificate that signs itself, as PEM with its key.
 fn certificate(name: &str) -> String {

@@ -23,7 +23,7 @@ use narrowlink_proto::{
 };
 use peer::Peer;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Seconds since 1970: in the year 9999.
 const NEVER: u64 = 253_402_300_799;
 

@@ -30,7 +30,7 @@ use narrowlink_proto::{
 };
 use peer::Peer;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a login that fails takes at least, whatever it fails by.
 const REFUSED_AFTER: Duration = Duration::from_millis(25);
 const HEADER: &str = r#"{"typ":"JWT","alg":"HS256"}"#;
@@ -241,7 +241,7 @@ fn bad_tokens() -> Vec<(String, String)> {
 
 #[test]
 fn every_cause_has_the_same_answer_after_the_same_time() {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 5;
     let gateway = kit::start(1, Limits::default());
     let addr = gateway.addresses()[0];
     assert!(is_taken(
@@ -250,29 +250,29 @@ fn every_cause_has_the_same_answer_after_the_same_time() {
     ));
     let bad = bad_tokens();
     let mut answers = BTreeMap::<String, Vec<&str>>::new();
-    let mut times = Vec::new();
+    let mut soonest = BTreeMap::<&str, Duration>::new();
     for _ in 0..ROUNDS {
         for (what, token) in &bad {
             let since = Instant::now();
             answers.entry(answer(addr, &stream_of(token))).or_default().push(what);
-            times.push((since.elapsed(), what));
+            let took = since.elapsed();
+            soonest.entry(what).and_modify(|least| *least = took.min(*least)).or_insert(took);
         }
     }
     assert_eq!(answers.len(), 1, "{answers:#?}");
     let (only, _) = answers.first_key_value().unwrap();
     assert!(only.starts_with("HTTP/1.1 401 ") && only.contains("unauthenticated"), "{only}");
-    // What was wrong is found in microseconds; nobody hears when.
-    times.sort_unstable();
-    let (first, median) = (times[0], times[times.len() / 2]);
+    // What was wrong is found in microseconds; nobody hears when. What else the machine does only adds time, so that
+    // a cause which always takes longer shows in its least.
+    let least = soonest.values().min().unwrap();
+    let last = soonest.values().max().unwrap();
     println!(
-        "{} causes, {} answers, all the same, after {:?} at the least, median {:?}",
+        "{} causes, {} answers, all the same, the soonest of each after {least:?} to {last:?}",
         bad.len(),
-        times.len(),
-        first.0,
-        median.0
+        bad.len() * ROUNDS
     );
-    assert!(first.0 >= REFUSED_AFTER, "{first:?}");
-    assert!(median.0 < REFUSED_AFTER * 4, "{median:?}");
+    assert!(*least >= REFUSED_AFTER, "{soonest:?}");
+    assert!(*last < REFUSED_AFTER * 4, "{soonest:?}");
     assert!(gateway.stop(PATIENCE));
 }
 

@@ -265,7 +265,7 @@ mod tests {
         run_alone(false, |_| async {
             assert_eq!(timeout(MS, future::pending::<()>()).await, Err(Elapsed));
             assert_eq!(timeout(Duration::MAX, async { 7 }).await, Ok(7));
-            assert_eq!(timeout_at(Instant::now() + MS * 1000, sleep(MS)).await, Ok(()));
+            assert_eq!(timeout_at(Instant::now() + MS * 60_000, sleep(MS)).await, Ok(()));
         })
         .unwrap();
     }
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn who_sleeps_no_more_leaves_nothing_in_the_clock() {
         run_alone(false, |_| async {
-            let mut sleeps: Vec<_> = (0..9).map(|n| sleep(MS * 1000 * (n + 1))).collect();
+            let mut sleeps: Vec<_> = (0..9).map(|n| sleep(MS * 60_000 * (n + 1))).collect();
             for sleep in &mut sleeps {
                 assert!(poll_once(sleep).await.is_none());
             }

@@ -7,8 +7,9 @@ use anyhow::{Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use narrowlink_loadtest::{
     load::{
-        compare::{Comparison, alone, compare},
-        plan::{FarTls, NearTls, Way},
+        compare::{Comparison, alone},
+        network::Network,
+        plan::{Direction, FarTls, NearTls, Way},
         round::Conditions,
         scenario::Scenario,
         subject::{Setup, Spec, Subject},
@@ -65,14 +66,34 @@ enum What {
 }
 
 impl What {
-    const fn scenario(self, bytes: usize) -> Scenario {
+    const fn scenario(self, bytes: usize, direction: Direction) -> Scenario {
         match self {
-            Self::Throughput => Scenario::Throughput,
-            Self::Pingpong => Scenario::Pingpong { bytes },
+            Self::Throughput => Scenario::Throughput { direction },
+            Self::Pingpong => Scenario::Pingpong { bytes, direction },
             Self::Churn => Scenario::Churn,
             Self::Idle => Scenario::Idle,
             Self::Links => Scenario::Links,
-            Self::Mixed => Scenario::Mixed,
+            Self::Mixed => Scenario::Mixed { direction },
+        }
+    }
+
+    /// One for each direction that is asked for, or that users see; one where there is none.
+    fn scenarios(self, bytes: usize, asked: &[Towards]) -> Result<Vec<Scenario>> {
+        let directed = self.scenario(bytes, Direction::Up).direction().is_some();
+        ensure!(directed || asked.is_empty(), "this has no --direction: it goes both ways, or none");
+        let directions = match (asked, self) {
+            ([], Self::Pingpong | Self::Mixed) => vec![Direction::Up, Direction::Down],
+            ([], _) => vec![Direction::Up],
+            (asked, _) => asked.iter().map(|towards| towards.direction()).collect(),
+        };
+        Ok(directions.into_iter().map(|direction| self.scenario(bytes, direction)).collect())
+    }
+
+    /// How payload travels unless said otherwise: as users get it, but where bytes are all that is measured.
+    const fn framing(self) -> Framing {
+        match self {
+            Self::Pingpong | Self::Churn | Self::Mixed => Framing::Framed,
+            Self::Throughput | Self::Idle | Self::Links => Framing::Raw,
         }
     }
 
@@ -98,6 +119,24 @@ impl What {
     }
 }
 
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Towards {
+    /// From client to target.
+    Up,
+    /// From target to client.
+    Down,
+}
+
+impl Towards {
+    const fn direction(self) -> Direction {
+        match self {
+            Self::Up => Direction::Up,
+            Self::Down => Direction::Down,
+        }
+    }
+}
+
 /// How long, and how often.
 #[derive(Args)]
 struct Measure {
@@ -117,6 +156,10 @@ struct Measure {
     /// Bytes of a message (pingpong).
     #[arg(long, default_value_t = 1)]
     bytes: usize,
+    /// Which way bytes go (of pingpong: who calls; of mixed: the bulk), one table each. Unless said otherwise pingpong
+    /// and mixed are measured both ways, throughput up.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    direction: Vec<Towards>,
 }
 
 impl Measure {
@@ -173,7 +216,10 @@ pub(crate) struct Alone {
 
 impl Alone {
     fn run(self, what: What) -> Result<()> {
-        let scenario = what.scenario(self.measure.bytes);
+        let towards = self.measure.direction.first().map_or(Direction::Up, |towards| towards.direction());
+        ensure!(self.measure.direction.len() <= 1, "one --direction at a time");
+        what.scenarios(self.measure.bytes, &self.measure.direction)?;
+        let scenario = what.scenario(self.measure.bytes, towards);
         let connections = self.connections.unwrap_or_else(|| what.connections()[0]).max(1);
         let ways = self.ways(scenario.parts(connections).len())?;
         let subject = Subject::foreign("it", self.pid, ways);
@@ -235,9 +281,13 @@ pub(crate) struct Compare {
     /// Of the gateway; with wss the others end TLS and begin it anew.
     #[arg(long, value_enum, default_value = "ws")]
     transport: Protocol,
-    /// Of the gateway: raw unless framed connections are what is measured.
+    /// Of the gateway: framed, which users get, for pingpong, mixed and churn; raw otherwise.
     #[arg(long, value_enum)]
     framing: Option<Framing>,
+    /// Congestion controls, one after the other: as in reno,bbr. Unless said otherwise cubic, or reno where the kernel
+    /// has no cubic; without a network namespace of our own (which needs root) the host's.
+    #[arg(long, value_delimiter = ',')]
+    congestion: Vec<String>,
     /// How many connections (of churn: at a time; of mixed: bulk ones), one table each.
     #[arg(long, value_delimiter = ',')]
     connections: Option<Vec<usize>>,
@@ -256,32 +306,19 @@ pub(crate) struct Compare {
 
 impl Compare {
     fn run(self) -> Result<()> {
-        let default = if self.what == What::Churn { Framing::Framed } else { Framing::Raw };
-        let raw = self.framing.unwrap_or(default) == Framing::Raw;
+        let raw = self.framing.unwrap_or(self.what.framing()) == Framing::Raw;
         let tls = self.transport == Protocol::Wss || self.what == What::Links;
         let transport = Transport { tls, raw };
         ensure!(self.what != What::Churn || !raw, "warm connections are framed");
-        let scenario = self.what.scenario(self.measure.bytes);
-        let mut subjects = vec![self.subject.clone()];
-        match &self.against {
-            Some(names) => {
-                for name in names.iter().filter(|name| !name.is_empty()) {
-                    subjects.push(name.parse()?);
-                }
-            }
-            None => {
-                for name in self.what.rivals(transport) {
-                    subjects.push(name.parse()?);
-                }
-            }
-        }
-        let connections = self.connections.unwrap_or_else(|| self.what.connections());
+        let scenarios = self.what.scenarios(self.measure.bytes, &self.measure.direction)?;
+        let subjects = self.subjects(transport)?;
+        let connections = self.connections.clone().unwrap_or_else(|| self.what.connections());
         ensure!(connections.iter().all(|count| *count > 0), "at least one connection");
         let most = connections.iter().copied().max().unwrap_or(1);
         let setup = Setup {
             transport,
             connections: most,
-            ways: scenario.parts(most).len(),
+            ways: scenarios.iter().map(|scenario| scenario.parts(most).len()).max().unwrap_or(1),
             unprivileged: self.unprivileged,
             front_only: self.what == What::Links,
             core: (!self.no_pin).then_some(self.core),
@@ -290,10 +327,22 @@ impl Compare {
         let cores = if self.no_pin { Vec::new() } else { other_cores(self.core)? };
         let conditions = self.measure.conditions(cores)?;
         let rounds = self.measure.rounds;
+        // Before anything is started, so that everything goes along.
+        let network = Network::enter()?;
+        let congestions = network.choose(&self.congestion)?;
         let _urgency = self.measure.urgency()?;
-        let comparison = Comparison { scenario, subjects, setup, connections, rounds };
-        println!("{}", compare(&comparison, &conditions)?);
+        let comparison = Comparison { scenarios, subjects, setup, connections, rounds, network, congestions };
+        println!("{}", comparison.run(&conditions)?);
         Ok(())
+    }
+
+    fn subjects(&self, transport: Transport) -> Result<Vec<Spec>> {
+        let rivals: Vec<&str> = match &self.against {
+            Some(names) => names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect(),
+            None => self.what.rivals(transport).to_vec(),
+        };
+        let rivals = rivals.into_iter().map(str::parse);
+        [Ok(self.subject.clone())].into_iter().chain(rivals).collect()
     }
 }
 

@@ -4,14 +4,37 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 
-/// An iperf3 server of ours, ended with us.
+/// How long iperf3 may take to listen.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An iperf3 server of ours for one run, ended with it. After a run it takes its listener down and makes a new one,
+/// so that whoever came in between would be refused.
 struct Iperf(Child);
+
+impl Iperf {
+    fn start(addr: SocketAddr) -> Result<Self> {
+        let mut command = Command::new("iperf3");
+        command
+            .args(["-s", "-B", &addr.ip().to_string(), "-p", &addr.port().to_string()])
+            .stdout(Stdio::null());
+        let mut this = Self(command.spawn().context("iperf3 is not installed: apt-get install iperf3")?);
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        while !listens(addr.port())? {
+            if let Some(status) = this.0.try_wait()? {
+                bail!("iperf3 -s ended ({status})");
+            }
+            ensure!(Instant::now() < deadline, "iperf3 -s does not listen at {addr}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(this)
+    }
+}
 
 impl Drop for Iperf {
     fn drop(&mut self) {
@@ -23,11 +46,6 @@ impl Drop for Iperf {
 /// Measures each transport against a direct connection.
 pub(crate) fn chain(rounds: usize, seconds: u32) -> Result<()> {
     let server = free_addr()?;
-    let (ip, port) = (server.ip().to_string(), server.port().to_string());
-    let mut command = Command::new("iperf3");
-    command.args(["-s", "-B", &ip, "-p", &port]).stdout(Stdio::null());
-    let _server = Iperf(command.spawn().context("iperf3 is not installed: apt-get install iperf3")?);
-    std::thread::sleep(Duration::from_millis(300));
     let lab = Lab::start(1)?;
     let mut paths = vec![("direct".to_owned(), server)];
     let mut running = Vec::new();
@@ -41,6 +59,7 @@ pub(crate) fn chain(rounds: usize, seconds: u32) -> Result<()> {
     let mut seen = vec![Vec::new(); paths.len()];
     for round in 0..rounds {
         for ((name, addr), seen) in paths.iter().zip(&mut seen) {
+            let _server = Iperf::start(server)?;
             let rate = iperf(*addr, seconds)?;
             eprintln!("round {} of {rounds}: {name}: {rate:.2} GB/s", round + 1);
             seen.push(rate);
@@ -61,6 +80,17 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn free_addr() -> Result<SocketAddr> {
     Ok(TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?.local_addr()?)
+}
+
+/// Whether somebody listens on this port, by the kernel's own table: a connection made to look would be a run.
+fn listens(port: u16) -> Result<bool> {
+    let table = std::fs::read_to_string("/proc/net/tcp")?;
+    let local = format!(":{port:04X}");
+    // sl, local address, remote address, state: 0A is LISTEN.
+    Ok(table.lines().any(|line| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        matches!(fields[..], [_, addr, _, "0A", ..] if addr.ends_with(&local))
+    }))
 }
 
 /// Received GB/s of one iperf3 run.

@@ -18,8 +18,8 @@ use narrowlink_proto::{id::Uid, policy::Policies, target::Target, token::Kind};
 
 use crate::site::{Site, Transport};
 
-/// How long a program may take to get ready on loopback.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a program may take to get ready on loopback: far more than it needs, so that only a hang meets it.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running gateway and the directory that programs for it are configured in.
 pub struct Lab {

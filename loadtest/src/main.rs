@@ -11,7 +11,7 @@ use std::{net::SocketAddr, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use narrowlink_loadtest::load::hand;
+use narrowlink_loadtest::load::{hand, network::Network};
 use open::Speaks;
 
 #[global_allocator]
@@ -35,6 +35,9 @@ enum What {
         /// Seconds of each measurement.
         #[arg(long, default_value_t = 3)]
         seconds: u32,
+        /// The congestion control: cubic, or reno, unless said otherwise; as not root the host's.
+        #[arg(long)]
+        congestion: Option<String>,
     },
     /// New connections through a warm tunnel: connect to first byte of the answer.
     Open {
@@ -50,6 +53,9 @@ enum What {
         /// Its target answers: send one byte at once (the default).
         #[arg(long, requires = "connect", conflicts_with = "server_first")]
         client_first: bool,
+        /// The congestion control of a chain on loopback: cubic, or reno, unless said otherwise; as not root the host's.
+        #[arg(long, conflicts_with = "connect")]
+        congestion: Option<String>,
     },
     #[command(flatten)]
     Load(Box<args::Load>),
@@ -68,6 +74,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Goes where a chain on loopback is measured, before any of it is started, and says where that is.
+fn enter(congestion: Option<String>) -> Result<()> {
+    let network = Network::enter()?;
+    for congestion in network.choose(congestion.as_slice())? {
+        network.set(&congestion)?;
+        println!("{congestion} {network}");
+    }
+    Ok(())
+}
+
 fn run() -> Result<()> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     narrowlink_dataplane::process::prepare();
@@ -75,8 +91,14 @@ fn run() -> Result<()> {
     match Args::parse().what {
         What::Load(load) => load.run(),
         What::Hand => hand::main(),
-        What::Chain { rounds, seconds } => chain::chain(rounds.max(1), seconds.max(1)),
-        What::Open { count, connect: None, .. } => open::open(count.max(1)),
+        What::Chain { rounds, seconds, congestion } => {
+            enter(congestion)?;
+            chain::chain(rounds.max(1), seconds.max(1))
+        }
+        What::Open { count, connect: None, congestion, .. } => {
+            enter(congestion)?;
+            open::open(count.max(1))
+        }
         What::Open { count, connect: Some(addr), server_first, .. } => {
             let speaks = if server_first { Speaks::Server } else { Speaks::Client };
             open::open_at(addr, speaks, count.max(1))

@@ -1,12 +1,13 @@
 //! Role: subjects against each other, A B A B .., and one subject by itself.
-//! Invariants: every subject has its turn in every round, under the same conditions · a subject that can't
-//! be had is an error, never left out.
+//! Invariants: every subject has its turn in every round, under the same conditions · what is held against others is
+//! there twice (A/A), as two processes of the same build · a subject that can't be had is an error, never left out.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
     figures::Figures,
+    network::{self, Network},
     report::{self, Series},
     round::{Conditions, interrupted, measure},
     scenario::Scenario,
@@ -16,8 +17,8 @@ use super::{
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Comparison {
-    /// What is measured.
-    pub scenario: Scenario,
+    /// What is measured, one after the other.
+    pub scenarios: Vec<Scenario>,
     /// The first is held against each other.
     pub subjects: Vec<Spec>,
     /// How each is started.
@@ -26,51 +27,105 @@ pub struct Comparison {
     pub connections: Vec<usize>,
     /// How often each has its turn.
     pub rounds: usize,
+    /// Where.
+    pub network: Network,
+    /// With which congestion controls, one after the other.
+    pub congestions: Vec<String>,
 }
 
-/// Runs a comparison: prints a table for each number of connections, and hands back the JSON.
-///
-/// # Errors
-/// A subject can't be had, or something broke.
-pub fn compare(comparison: &Comparison, conditions: &Conditions) -> Result<Value> {
-    let Comparison { scenario, subjects, setup, connections, rounds } = comparison;
-    let fresh = scenario.needs_a_fresh_subject();
-    interrupted();
-    if cfg!(debug_assertions) {
-        eprintln!("this is a debug build, and so is the gateway beside it: its figures say little");
-    }
-    let start = |spec| Subject::start(spec, setup);
-    // Even those that are started anew each time: who is not installed shows at once.
-    let standing: Vec<_> = subjects.iter().map(start).collect::<Result<_>>()?;
-    let mut runs = Vec::new();
-    for &connections in connections {
-        let mut series = empty(subjects.iter().map(|spec| spec.name.clone()));
-        for round in 0..*rounds {
-            for ((spec, standing), series) in subjects.iter().zip(&standing).zip(&mut series) {
-                let anew = if fresh { Some(start(spec)?) } else { None };
-                let subject = anew.as_ref().unwrap_or(standing);
-                let progress = format!("{} round {} of {rounds}", scenario.name(), round + 1);
-                series.rounds.push(one_round(subject, *scenario, connections, conditions, &progress)?);
+/// A subject that stands, and what it is called.
+struct Standing<'a> {
+    spec: &'a Spec,
+    twin: bool,
+    subject: Subject,
+}
+
+impl Comparison {
+    /// Runs it: prints a table for each congestion control, scenario and number of connections, and hands back the
+    /// JSON.
+    ///
+    /// # Errors
+    /// A subject can't be had, or something broke.
+    pub fn run(&self, conditions: &Conditions) -> Result<Value> {
+        interrupted();
+        if cfg!(debug_assertions) {
+            eprintln!("this is a debug build, and so is the gateway beside it: its figures say little");
+        }
+        let mut runs = Vec::new();
+        for congestion in &self.congestions {
+            self.network.set(congestion)?;
+            // Even those that are started anew each time: who is not installed shows at once.
+            let standing = self.start_all()?;
+            for &scenario in &self.scenarios {
+                for &connections in &self.connections {
+                    let series = self.measure_all(&standing, scenario, connections, conditions)?;
+                    runs.push(self.finish(congestion, scenario, connections, &series));
+                }
             }
         }
-        runs.push(finish(comparison, connections, &series));
+        let scenario = self.scenarios.first().map(|scenario| scenario.name());
+        Ok(json!({ "command": "compare", "scenario": scenario, "transport": self.setup.transport.to_string(),
+            "unprivileged": self.setup.unprivileged, "rounds": self.rounds,
+            "window_s": conditions.window.as_secs_f64(), "network": self.network.to_string(),
+            "congestion_allowed": network::allowed(), "runs": runs }))
     }
-    Ok(json!({ "command": "compare", "scenario": scenario.name(), "transport": setup.transport.to_string(),
-        "unprivileged": setup.unprivileged, "rounds": rounds, "window_s": conditions.window.as_secs_f64(), "runs": runs }))
+
+    /// Each once, and the first twice where it is held against others.
+    fn start_all(&self) -> Result<Vec<Standing<'_>>> {
+        let mut all: Vec<_> = self.subjects.iter().map(|spec| (spec, false)).collect();
+        if let [first, _, ..] = self.subjects[..].as_ref() {
+            all.insert(1, (first, true));
+        }
+        let start = |(spec, twin)| Ok(Standing { spec, twin, subject: Subject::start(spec, &self.setup)? });
+        all.into_iter().map(start).collect()
+    }
+
+    fn measure_all(
+        &self,
+        standing: &[Standing<'_>],
+        scenario: Scenario,
+        connections: usize,
+        conditions: &Conditions,
+    ) -> Result<Vec<Series>> {
+        let mut series: Vec<_> = standing.iter().map(Standing::series).collect();
+        for round in 0..self.rounds {
+            for (one, series) in standing.iter().zip(&mut series) {
+                let fresh = scenario.needs_a_fresh_subject();
+                let anew = if fresh { Some(Subject::start(one.spec, &self.setup)?) } else { None };
+                let subject = anew.as_ref().unwrap_or(&one.subject);
+                let progress = format!("{} round {} of {}", scenario.title(), round + 1, self.rounds);
+                let figures = measure(subject, scenario, connections, conditions)
+                    .with_context(|| series.name.clone())?;
+                show(&figures, &series.name, connections, &progress);
+                series.rounds.push(figures);
+            }
+        }
+        Ok(series)
+    }
+
+    fn finish(&self, congestion: &str, scenario: Scenario, connections: usize, series: &[Series]) -> Value {
+        let user = if self.setup.unprivileged { ", as nobody" } else { "" };
+        let title = format!(
+            "{}, {}, {connections} connections{user}, {congestion} {}: median (min-max) of {} rounds",
+            scenario.title(),
+            self.setup.transport,
+            self.network,
+            self.rounds
+        );
+        println!("{}", report::table(&title, series));
+        let mut run = report::json(series);
+        run["connections"] = json!(connections);
+        run["congestion"] = json!(congestion);
+        run["direction"] = json!(scenario.direction().map(|direction| direction.name()));
+        run
+    }
 }
 
-fn finish(comparison: &Comparison, connections: usize, series: &[Series]) -> Value {
-    let Comparison { scenario, setup, rounds, .. } = comparison;
-    let user = if setup.unprivileged { ", as nobody" } else { "" };
-    let title = format!(
-        "{}, {}, {connections} connections{user}: median (min-max) of {rounds} rounds",
-        scenario.name(),
-        setup.transport
-    );
-    println!("{}", report::table(&title, series));
-    let mut run = report::json(series);
-    run["connections"] = json!(connections);
-    run
+impl Standing<'_> {
+    fn series(&self) -> Series {
+        let again = if self.twin { " (A/A)" } else { "" };
+        Series { name: format!("{}{again}", self.spec.name), twin: self.twin, rounds: Vec::new() }
+    }
 }
 
 /// Measures one subject by itself; prints a table and hands back the JSON.
@@ -88,36 +143,33 @@ pub fn alone(
         !scenario.needs_a_fresh_subject() || !subject.pids().is_empty(),
         "memory is that of a process: name it with --pid"
     );
-    let mut series = empty([subject.name.clone()].into_iter());
+    let mut series = Series { name: subject.name.clone(), twin: false, rounds: Vec::new() };
     for round in 0..rounds {
-        let progress = format!("{} round {} of {rounds}", scenario.name(), round + 1);
-        series[0].rounds.push(one_round(subject, scenario, connections, conditions, &progress)?);
+        let progress = format!("{} round {} of {rounds}", scenario.title(), round + 1);
+        let figures =
+            measure(subject, scenario, connections, conditions).with_context(|| subject.name.clone())?;
+        show(&figures, &subject.name, connections, &progress);
+        series.rounds.push(figures);
     }
-    let title =
-        format!("{}, {connections} connections: median (min-max) of {rounds} rounds", scenario.name());
-    println!("{}", report::table(&title, &series));
-    let mut all = report::json(&series);
+    let congestion = network::in_use()?;
+    let title = format!(
+        "{}, {connections} connections, {congestion} {}: median (min-max) of {rounds} rounds",
+        scenario.title(),
+        Network::Host
+    );
+    println!("{}", report::table(&title, std::slice::from_ref(&series)));
+    let mut all = report::json(&[series]);
     all["scenario"] = json!(scenario.name());
     all["connections"] = json!(connections);
+    all["congestion"] = json!(congestion);
+    all["direction"] = json!(scenario.direction().map(|direction| direction.name()));
     Ok(all)
 }
 
-fn empty(names: impl Iterator<Item = String>) -> Vec<Series> {
-    names.map(|name| Series { name, rounds: Vec::new() }).collect()
-}
-
-fn one_round(
-    subject: &Subject,
-    scenario: Scenario,
-    connections: usize,
-    conditions: &Conditions,
-    progress: &str,
-) -> Result<Figures> {
-    let figures =
-        measure(subject, scenario, connections, conditions).with_context(|| subject.name.clone())?;
+/// Says what a round gave.
+fn show(figures: &Figures, name: &str, connections: usize, progress: &str) {
     let shown =
         figures.values.iter().map(|(metric, value)| format!("{value:.*} {}", metric.digits, metric.title));
     let shown: Vec<_> = shown.collect();
-    eprintln!("{progress}, {connections} connections: {}: {}", subject.name, shown.join(", "));
-    Ok(figures)
+    eprintln!("{progress}, {connections} connections: {name}: {}", shown.join(", "));
 }

@@ -19,35 +19,56 @@ pub struct Metric {
     pub key: &'static str,
     /// Digits after the point.
     pub digits: usize,
-    /// Whether one subject's is held against another's.
-    pub compared: bool,
+    /// Which of two subjects' is the better one; none: it is held against nobody's.
+    pub better: Option<Better>,
+}
+
+/// Which of two figures is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// The greater.
+    More,
+    /// The smaller.
+    Less,
 }
 
 macro_rules! metrics {
-    ($($name:ident = $title:literal, $key:literal, $digits:literal $(, $apart:ident)?;)*) => {
-        $(const $name: Metric = Metric {
+    ($($name:ident = $title:literal, $key:literal, $digits:literal $(, $better:ident)?;)*) => {
+        $(pub(super) const $name: Metric = Metric {
             title: $title,
             key: $key,
             digits: $digits,
-            compared: !matches!(stringify!($($apart)?).as_bytes(), b"apart"),
+            better: metrics!(@better $($better)?),
         };)*
     };
+    (@better) => { None };
+    (@better $better:ident) => { Some(Better::$better) };
 }
 
 metrics! {
-    RATE = "GB/s", "gb_per_s", 2;
-    CPU_PER_GIB = "CPU-s/GiB", "cpu_s_per_gib", 3;
-    MESSAGES = "messages/s", "messages_per_s", 0;
-    CPU_PER_MESSAGE = "CPU-us/message", "cpu_us_per_message", 2;
-    SESSIONS = "sessions/s", "sessions_per_s", 0;
-    CPU_PER_SESSION = "CPU-us/session", "cpu_us_per_session", 1;
-    P50 = "p50 us", "p50_us", 0;
-    P99 = "p99 us", "p99_us", 0;
-    USER_KIB = "KiB user", "user_kib_per_connection", 2;
-    RSS_KIB = "KiB RSS", "rss_kib_per_connection", 2;
-    BUSY = "busy %", "busy_percent", 0, apart;
-    LOAD_BUSY = "load %", "load_percent", 0, apart;
-    OTHERS = "others %", "others_percent", 0, apart;
+    RATE = "GB/s", "gb_per_s", 2, More;
+    CPU_PER_GIB = "CPU-s/GiB", "cpu_s_per_gib", 3, Less;
+    MESSAGES = "messages/s", "messages_per_s", 0, More;
+    CPU_PER_MESSAGE = "CPU-us/message", "cpu_us_per_message", 2, Less;
+    SESSIONS = "sessions/s", "sessions_per_s", 0, More;
+    CPU_PER_SESSION = "CPU-us/session", "cpu_us_per_session", 1, Less;
+    P50 = "p50 us", "p50_us", 0, Less;
+    P99 = "p99 us", "p99_us", 0, Less;
+    USER_KIB = "KiB user", "user_kib_per_connection", 2, Less;
+    RSS_KIB = "KiB RSS", "rss_kib_per_connection", 2, Less;
+    BUSY = "busy %", "busy_percent", 0;
+    LOAD_BUSY = "load %", "load_percent", 0;
+    OTHERS = "others %", "others_percent", 0;
+}
+
+/// With more of a core spent by others, a figure is theirs as well.
+const OTHERS_PERCENT_MAX: f64 = 10.0;
+
+impl Metric {
+    /// Whether so much of this one says that a row is not to be believed.
+    pub fn is_a_disturbance(self, value: f64) -> bool {
+        self == OTHERS && value > OTHERS_PERCENT_MAX
+    }
 }
 
 /// The figures of one round.
@@ -100,8 +121,8 @@ impl Window {
     /// Nothing did.
     pub fn flowing(self, scenario: Scenario, times: &[Vec<(u64, u64)>], unseen: bool) -> Result<Figures> {
         let mut values = Vec::new();
-        let bulk = matches!(scenario, Scenario::Throughput | Scenario::Mixed);
-        let timed = scenario != Scenario::Throughput;
+        let bulk = matches!(scenario, Scenario::Throughput { .. } | Scenario::Mixed { .. });
+        let timed = !matches!(scenario, Scenario::Throughput { .. });
         ensure!(!bulk || self.bytes > 0.0, "nothing arrived within the window");
         ensure!(!timed || self.events > 0.0, "nothing was completed within the window");
         if timed {
@@ -152,6 +173,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::plan::Direction;
 
     fn window() -> Window {
         let from = Mark { at_ns: 0, bytes: 7, events: 10, cpu_ns: 0 };
@@ -165,14 +187,17 @@ mod tests {
 
     #[test]
     fn cpu_time_is_divided_by_what_arrived() {
-        let figures = window().flowing(Scenario::Throughput, &[], false).unwrap();
+        let figures =
+            window().flowing(Scenario::Throughput { direction: Direction::Up }, &[], false).unwrap();
         assert_eq!(value(&figures, CPU_PER_GIB), Some(0.125));
         assert_eq!(value(&figures, RATE).map(|rate| (rate * 100.0).round()), Some(215.0));
         let busy = [BUSY, LOAD_BUSY, OTHERS].map(|metric| value(&figures, metric));
         assert_eq!(busy, [Some(25.0), Some(50.0), Some(75.0)]);
         assert_eq!(value(&figures, P99), None);
         let times = [vec![(1_000_000, 99), (9_000_000, 1)]];
-        let figures = window().flowing(Scenario::Pingpong { bytes: 1 }, &times, false).unwrap();
+        let figures = window()
+            .flowing(Scenario::Pingpong { bytes: 1, direction: Direction::Up }, &times, false)
+            .unwrap();
         assert_eq!(
             (value(&figures, MESSAGES), value(&figures, CPU_PER_MESSAGE)),
             (Some(10_000.0), Some(25.0))
@@ -194,6 +219,6 @@ mod tests {
     fn an_empty_window_is_an_error() {
         let still =
             Window::new(&[Mark::default()], &[Mark { at_ns: 1, ..Mark::default() }], Used::default(), 0.0);
-        assert!(still.flowing(Scenario::Throughput, &[], false).is_err());
+        assert!(still.flowing(Scenario::Throughput { direction: Direction::Up }, &[], false).is_err());
     }
 }

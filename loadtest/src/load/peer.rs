@@ -10,13 +10,14 @@ use std::{io, time::Duration};
 
 use anyhow::Result;
 use narrowlink_dataplane::wire::Wire;
+use narrowlink_proto::message::Channel;
 
 pub use self::{
     forwarder::Forwarder,
     frames::{Frames, Got, whole_frames},
     tunnel::{Tunnel, join_many},
 };
-use super::plan::{Plan, Way};
+use super::plan::{Direction, Plan, Way};
 
 /// For one connection to stand, through whatever is measured.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +28,8 @@ pub struct End {
     pub wire: Wire,
     /// Whether they are WebSocket frames.
     pub framed: bool,
+    /// Which connection of the gateway's peers it is, where they are: what may be heard on it.
+    pub channel: Channel,
 }
 
 /// Connections: the nth of one list need not be the other end of the nth of the other.
@@ -36,6 +39,16 @@ pub struct Ends {
     pub near: Vec<End>,
     /// Those that the forwarder made: a target's, or an agent's.
     pub far: Vec<End>,
+}
+
+impl Ends {
+    /// Those that send, and those that take.
+    pub fn towards(self, direction: Direction) -> (Vec<End>, Vec<End>) {
+        match direction {
+            Direction::Up => (self.near, self.far),
+            Direction::Down => (self.far, self.near),
+        }
+    }
 }
 
 /// Makes the connections of a plan.

@@ -22,12 +22,17 @@ pub struct Plan {
 /// What is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Traffic {
-    /// As much as goes through, from client to target.
-    Bulk,
-    /// One message in flight on each connection, echoed by the target.
+    /// As much as goes through.
+    Bulk {
+        /// Which way.
+        direction: Direction,
+    },
+    /// One message in flight on each connection, echoed at the other end.
     Pingpong {
         /// Its length.
         bytes: usize,
+        /// Which way it goes first: who calls, and sees how long it takes.
+        direction: Direction,
     },
     /// Sessions one after the other on each connection: open, one byte, its echo, end.
     Churn,
@@ -35,6 +40,25 @@ pub enum Traffic {
     Idle,
     /// Control links that stand; to a forwarder that has none, connections that say nothing.
     Links,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Direction {
+    /// From client to target.
+    Up,
+    /// From target to client.
+    Down,
+}
+
+impl Direction {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// How bytes get to the target.

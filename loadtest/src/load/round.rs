@@ -51,7 +51,7 @@ pub fn measure(
     let parts = scenario.parts(connections);
     let mut plans = Vec::new();
     for (n, (traffic, connections)) in parts.into_iter().enumerate() {
-        let urgent = scenario == Scenario::Mixed && n > 0;
+        let urgent = matches!(scenario, Scenario::Mixed { .. }) && n > 0;
         plans.push(Plan { traffic, way: subject.way(n)?, connections, urgent });
     }
     let pids = subject.pids();

@@ -1,7 +1,7 @@
 //! Role: what can be measured, and what each load process has to send for it.
 //! Invariants: no load process takes more sockets than it may have.
 
-use super::plan::Traffic;
+use super::plan::{Direction, Traffic};
 
 /// Sockets that a load process takes at the most: below the limit of any system that is meant for such loads.
 const DESCRIPTORS: usize = 9_000;
@@ -10,11 +10,16 @@ const DESCRIPTORS: usize = 9_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
     /// As much as goes through.
-    Throughput,
+    Throughput {
+        /// Which way.
+        direction: Direction,
+    },
     /// One message in flight on each connection.
     Pingpong {
         /// Its length.
         bytes: usize,
+        /// Which way it goes first.
+        direction: Direction,
     },
     /// New sessions.
     Churn,
@@ -23,19 +28,40 @@ pub enum Scenario {
     /// Control links that stand; to others TLS connections behind which there is nobody either.
     Links,
     /// One interactive connection beside bulk ones.
-    Mixed,
+    Mixed {
+        /// Which way the bulk goes.
+        direction: Direction,
+    },
 }
 
 impl Scenario {
     /// For tables.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Throughput => "throughput",
+            Self::Throughput { .. } => "throughput",
             Self::Pingpong { .. } => "pingpong",
             Self::Churn => "churn",
             Self::Idle => "idle",
             Self::Links => "links",
-            Self::Mixed => "mixed",
+            Self::Mixed { .. } => "mixed",
+        }
+    }
+
+    /// Which way it goes, where that is a question.
+    pub const fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Throughput { direction } | Self::Pingpong { direction, .. } | Self::Mixed { direction } => {
+                Some(direction)
+            }
+            Self::Churn | Self::Idle | Self::Links => None,
+        }
+    }
+
+    /// The same, for titles.
+    pub fn title(self) -> String {
+        match self.direction() {
+            Some(direction) => format!("{} {}", self.name(), direction.name()),
+            None => self.name().to_owned(),
         }
     }
 
@@ -52,13 +78,19 @@ impl Scenario {
             (0..count).map(|n| (traffic, share(n))).collect()
         };
         match self {
-            Self::Throughput => vec![(Traffic::Bulk, connections)],
-            Self::Pingpong { bytes } => vec![(Traffic::Pingpong { bytes }, connections)],
+            Self::Throughput { direction } => vec![(Traffic::Bulk { direction }, connections)],
+            Self::Pingpong { bytes, direction } => {
+                vec![(Traffic::Pingpong { bytes, direction }, connections)]
+            }
             Self::Churn => vec![(Traffic::Churn, connections)],
             // Both ends of each are ours.
             Self::Idle => split(Traffic::Idle, DESCRIPTORS / 2),
             Self::Links => split(Traffic::Links, DESCRIPTORS),
-            Self::Mixed => vec![(Traffic::Bulk, connections), (Traffic::Pingpong { bytes: 1 }, 1)],
+            Self::Mixed { direction } => {
+                // A user types at the client, whichever way the bulk goes.
+                let keystrokes = Traffic::Pingpong { bytes: 1, direction: Direction::Up };
+                vec![(Traffic::Bulk { direction }, connections), (keystrokes, 1)]
+            }
         }
     }
 }
@@ -76,6 +108,6 @@ mod tests {
         assert_eq!(parts(Scenario::Idle, 9_001), [3_001, 3_000, 3_000]);
         assert_eq!(parts(Scenario::Idle, 64), [64]);
         assert_eq!(parts(Scenario::Links, 10_000), [5_000, 5_000]);
-        assert_eq!(parts(Scenario::Mixed, 8), [8, 1]);
+        assert_eq!(parts(Scenario::Mixed { direction: Direction::Down }, 8), [8, 1]);
     }
 }

@@ -36,15 +36,17 @@ pub async fn run(plan: &Plan, gauge: Arc<Gauge>, ready: &Sender<()>, start: &Rec
         let _ = start.recv().await;
     };
     match (plan.traffic, &plan.way) {
-        (Traffic::Bulk, _) => {
+        (Traffic::Bulk { direction }, _) => {
             let ends = peer::connect(plan).await?;
             begin.await;
-            bulk::flow(ends, &gauge);
+            let (from, to) = ends.towards(direction);
+            bulk::flow(from, to, &gauge);
         }
-        (Traffic::Pingpong { bytes }, _) => {
+        (Traffic::Pingpong { bytes, direction }, _) => {
             let ends = peer::connect(plan).await?;
             begin.await;
-            pingpong::flow(ends, bytes, &gauge);
+            let (from, to) = ends.towards(direction);
+            pingpong::flow(from, to, bytes, &gauge);
         }
         (Traffic::Idle, _) => {
             let ends = peer::connect(plan).await?;

@@ -24,6 +24,7 @@ macro_rules! over_ws_and_wss {
 }
 
 pub(crate) mod asker;
+pub(crate) mod conditions;
 pub(crate) mod data;
 pub(crate) mod dns;
 pub(crate) mod echo;
@@ -34,6 +35,7 @@ pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod site;
 pub(crate) mod spell;
+pub(crate) mod timing;
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +49,7 @@ pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut()
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}{}", conditions::trouble());
         // The grain of the question, not a guess at the answer.
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 
-use super::wait_for;
+use super::{conditions, wait_for};
 
 /// One of our own binaries, as built beside this test.
 pub(crate) fn ours(name: &str) -> PathBuf {
@@ -156,7 +156,7 @@ impl Drop for Running {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            eprintln!("--- {} said:\n{}\n---", self.name, self.said());
+            eprintln!("--- {} said:\n{}\n---{}", self.name, self.said(), conditions::trouble());
         }
     }
 }

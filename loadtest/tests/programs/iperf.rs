@@ -22,23 +22,23 @@ const SHAPES: [(&[&str], &[&str]); 4] = [
     (&["--bidir"], &["sum_received", "sum_received_bidir_reverse"]),
 ];
 
+/// A server for one run. After each it takes its listener down and makes a new one, so that whoever came in between
+/// would be refused.
 struct Server {
     _running: Running,
-    addr: SocketAddr,
     _dir: TempDir,
 }
 
 impl Server {
-    fn start() -> Self {
+    fn start(addr: SocketAddr) -> Self {
         let dir = TempDir::with_prefix("narrowlink-iperf-").expect("a temporary directory can be made");
-        let addr = net::free_addr();
         let mut command = Command::new(foreign("iperf3", PACKAGE));
         command.args(["--server", "--forceflush", "--bind", &addr.ip().to_string()]);
         command.args(["--port", &addr.port().to_string()]);
         let mut running = Running::start("iperf3", dir.path(), command, None);
         // A connection made only to look would count as a test of its own: ask the kernel instead.
         running.wait_for("iperf3's listener", PATIENCE, || listens(addr).then_some(()));
-        Self { _running: running, addr, _dir: dir }
+        Self { _running: running, _dir: dir }
     }
 }
 
@@ -62,9 +62,11 @@ fn measure(addr: SocketAddr, options: &[&str]) -> serde_json::Value {
     report
 }
 
-fn check(addr: SocketAddr) {
+/// Measures each shape of what `through` leads to, which is `server`.
+fn check(server: SocketAddr, through: SocketAddr) {
     for (options, sums) in SHAPES {
-        let report = measure(addr, options);
+        let _server = Server::start(server);
+        let report = measure(through, options);
         for sum in sums {
             let bytes = report["end"][sum]["bytes"].as_u64().unwrap_or(0);
             assert!(bytes > 0, "iperf3 {options:?}: nothing arrived ({sum})\n{}", report["end"]);
@@ -75,9 +77,9 @@ fn check(addr: SocketAddr) {
 }
 
 fn iperf3_measures_every_shape(transport: Transport) {
-    let (server, tunnel) = (Server::start(), Tunnel::start(transport));
-    let forward = tunnel.forward(server.addr);
-    check(forward.local);
+    let (server, tunnel) = (net::free_addr(), Tunnel::start(transport));
+    let forward = tunnel.forward(server);
+    check(server, forward.local);
 }
 
 over_ws_and_wss!(iperf3_measures_every_shape);
@@ -85,5 +87,6 @@ over_ws_and_wss!(iperf3_measures_every_shape);
 /// What fails here is the machine's iperf3, not the tunnel.
 #[test]
 fn iperf3_itself_measures_without_a_tunnel() {
-    check(Server::start().addr);
+    let server = net::free_addr();
+    check(server, server);
 }

@@ -38,11 +38,12 @@ use crate::{
         asker::{Answer, Asker, open},
         forged::Forged,
         net::{Greeter, private_ip},
+        timing::{assert_hardly_delayed, assert_once_within, percentile},
     },
 };
 
 const WS: Transport = Transport { tls: false, raw: false };
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 const FOR_EVER: u64 = 4_000_000_000;
 /// Questions on their way at the same time: so many that the gateway always has the next one already.
@@ -52,7 +53,7 @@ const BATCH: usize = 1000;
 /// Of somebody else, meanwhile ..
 const PROBES: usize = 200;
 /// .. most of which take less: 0.5 ms as a rule. Whoever has no turn waits for ever.
-const SOON: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(500);
 
 /// Where the questions are asked.
 #[derive(Debug, Clone, Copy)]
@@ -200,8 +201,8 @@ fn is_gone_when_its_token_is_revoked(on: On) {
     let at = flood.thread.join().unwrap();
     let took = at.saturating_duration_since(since);
     let answers = flood.answers.load(Ordering::Relaxed) - before;
-    println!("{on:?}: gone {took:?} after its token was revoked, {answers} answers later");
-    assert!(took < GONE_WITHIN, "{took:?}");
+    println!("{on:?}: {answers} answers after its token was revoked");
+    assert_once_within(&format!("{on:?}: gone after its token was revoked"), GONE_WITHIN, took);
     agent.stop();
 }
 
@@ -225,8 +226,9 @@ fn is_gone_when_its_token_expires(on: On) {
     flood.thread.join().unwrap();
     let late = now().saturating_sub(exp + LEEWAY_S);
     let answers = flood.answers.load(Ordering::Relaxed);
-    println!("{on:?}: gone {late} s after its token had expired, {answers} answers in all");
-    assert!(late < GONE_WITHIN.as_secs(), "{late} s");
+    println!("{on:?}: {answers} answers in all");
+    let late = Duration::from_secs(late);
+    assert_once_within(&format!("{on:?}: gone after its token had expired"), GONE_WITHIN, late);
     agent.stop();
 }
 
@@ -266,9 +268,7 @@ fn probe(lab: &Lab, target: &Greeter) -> Duration {
         }
         times
     });
-    let mut times = times.unwrap();
-    times.sort_unstable();
-    times[times.len() * 3 / 4]
+    percentile(&mut times.unwrap(), 75)
 }
 
 /// An agent's other gateway asks it for what it denies.
@@ -302,9 +302,9 @@ fn a_gateway_that_never_waits_delays_no_other_of_the_same_agent() {
     let count = refused.load(Ordering::Relaxed);
     let beside = probe(&lab, &target);
     let answers = refused.load(Ordering::Relaxed) - count;
-    println!("another gateway's third quartile {beside:?} beside {answers} refusals, {before:?} alone");
     assert!(answers > 0, "there was no flood");
-    assert!(beside < SOON, "{beside:?}");
+    let what = format!("another gateway's third quartile beside {answers} refusals");
+    assert_hardly_delayed(&what, beside, before, SOON);
     agent.stop();
 }
 
@@ -318,11 +318,11 @@ fn delays_nobody_else(on: On) {
     let count = flood.count();
     let beside = probe(&lab, &target);
     let answers = flood.count() - count;
-    println!("{on:?}: others' third quartile {beside:?} beside {answers} answers, {before:?} alone");
     lab.gateway().reload(&revoking(&lab, "flood")).unwrap();
     flood.thread.join().unwrap();
     assert!(answers > 0, "there was no flood");
-    assert!(beside < SOON, "{beside:?}");
+    let what = format!("{on:?}: others' third quartile beside {answers} answers");
+    assert_hardly_delayed(&what, beside, before, SOON);
     agent.stop();
 }
 

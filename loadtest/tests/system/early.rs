@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener},
+    ops::RangeInclusive,
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +11,12 @@ use std::{
 use narrowlink_loadtest::{site::Transport, transfer::fill};
 use socket2::{Domain, Socket, Type};
 
-use crate::{alone, far::Far, visitor::connect};
+use crate::{
+    alone,
+    far::Far,
+    kit::timing::{percentile, sample_until},
+    visitor::connect,
+};
 
 const FRAMED: [Transport; 2] = [Transport { tls: false, raw: false }, Transport { tls: true, raw: false }];
 
@@ -18,7 +24,8 @@ const FRAMED: [Transport; 2] = [Transport { tls: false, raw: false }, Transport 
 const ONE_WAY: Duration = Duration::from_millis(25);
 /// One round trip of the whole path.
 const FLOOR: Duration = Duration::from_millis(100);
-const CONNECTIONS: usize = 5;
+/// At the least, and on a machine that does something else meanwhile.
+const CONNECTIONS: RangeInclusive<usize> = 9..=40;
 /// The first ones make agent and client keep what the next ones need.
 const WARM_UP: usize = 3;
 
@@ -66,13 +73,12 @@ fn a_new_connection_costs_one_round_trip_whoever_speaks_first() {
             for _ in 0..WARM_UP {
                 first_byte(forward.local_addr, server_first);
             }
-            let mut took: Vec<_> =
-                (0..CONNECTIONS).map(|_| first_byte(forward.local_addr, server_first)).collect();
-            took.sort_unstable();
-            let who = if server_first { "server" } else { "client" };
-            println!("{transport}, {who} first: {took:.1?}, median {:.1?}", took[CONNECTIONS / 2]);
+            let what = format!("{transport}, {} first", if server_first { "server" } else { "client" });
+            let sample = || first_byte(forward.local_addr, server_first);
             // Two round trips would be 150 ms, a handshake 150 or 200.
-            assert!(took[CONNECTIONS / 2] < FLOOR + FLOOR / 4, "{transport}, {who} first: {took:?}");
+            sample_until(&what, CONNECTIONS, sample, |took| {
+                percentile(took, 0) < FLOOR + FLOOR / 4 && percentile(took, 50) < FLOOR + FLOOR / 2
+            });
         }
     }
 }

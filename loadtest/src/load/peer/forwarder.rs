@@ -12,6 +12,7 @@ use narrowlink_dataplane::{
     tls::TlsSocket,
     wire::Wire,
 };
+use narrowlink_proto::message::Channel;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -57,8 +58,8 @@ impl Forwarder {
                 async { self.far().await.with_context(|| format!("the forwarder's connection {n} to us")) };
             // Side by side: with nothing in between one end's handshake needs the other's.
             let (near, far) = future::try_zip(near, far).await?;
-            ends.near.push(End { wire: near, framed: false });
-            ends.far.push(End { wire: far, framed: false });
+            ends.near.push(End { wire: near, framed: false, channel: Channel::Stream });
+            ends.far.push(End { wire: far, framed: false, channel: Channel::Lane });
         }
         Ok(ends)
     }

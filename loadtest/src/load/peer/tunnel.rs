@@ -72,8 +72,8 @@ impl Tunnel {
         let mut ends = Ends::default();
         for n in 0..count {
             let stream = self.stream(true).await.with_context(|| format!("session {n}"))?;
-            ends.near.push(end(stream));
-            ends.far.push(end(standing.recv().await??));
+            ends.near.push(end(stream, Channel::Stream));
+            ends.far.push(end(standing.recv().await??, Channel::Lane));
         }
         Ok(ends)
     }
@@ -158,8 +158,8 @@ async fn answer(lane: Conn) -> Result<Conn> {
     Ok(lane)
 }
 
-fn end(conn: Conn) -> End {
-    End { framed: conn.framing() == Framing::Framed, wire: conn.into_wire() }
+fn end(conn: Conn, channel: Channel) -> End {
+    End { framed: conn.framing() == Framing::Framed, wire: conn.into_wire(), channel }
 }
 
 fn framing(gateway: &Gateway) -> Framing {

@@ -20,7 +20,7 @@ use super::Setup;
 use crate::load::{plan::Way, sample::family, urgency::URGENT_NICE};
 
 /// How long a program may take to listen.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether it does.
 const TICK: Duration = Duration::from_millis(10);
 /// The user and group that an unprivileged process runs as: nobody's, nogroup's.

@@ -1,4 +1,4 @@
-//! Role: as much as goes through, from near to far.
+//! Role: as much as goes through, one way.
 //! Invariants: the load costs as little as can be: one fixed buffer is sent over and over, and plain bytes
 //! that arrive are discarded by the kernel and never copied · every connection gets its turn.
 
@@ -17,7 +17,7 @@ use rustix::net::RecvFlags;
 use super::{SCRATCH_BYTES, Scratch, keep_going};
 use crate::load::{
     gauge::Gauge,
-    peer::{End, Ends, whole_frames},
+    peer::{End, whole_frames},
 };
 
 /// Sent at a time.
@@ -25,14 +25,14 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Calls on one connection before the others get their turn.
 const CALLS_A_TURN: usize = 4;
 
-pub(super) fn flow(ends: Ends, gauge: &Arc<Gauge>) {
+pub(super) fn flow(from: Vec<End>, to: Vec<End>, gauge: &Arc<Gauge>) {
     let scratch: Scratch = Rc::new(RefCell::new(vec![0; SCRATCH_BYTES]));
     let mut chunk: Option<Rc<[u8]>> = None;
-    for end in ends.far {
+    for end in to {
         let (gauge, scratch) = (gauge.clone(), scratch.clone());
         keep_going("a connection that takes", async move { drain(&end.wire, &gauge, &scratch).await });
     }
-    for End { wire, framed } in ends.near {
+    for End { wire, framed, .. } in from {
         // All connections of a process are alike, so one buffer serves all.
         let chunk = chunk.get_or_insert_with(|| {
             if framed { whole_frames(&wire, CHUNK_BYTES) } else { vec![0x5a; CHUNK_BYTES] }.into()

@@ -1,11 +1,10 @@
-//! Role: one message in flight on each connection, echoed at the far end.
+//! Role: one message in flight on each connection, echoed at the other end.
 //! Invariants: a message counts when all of its bytes are back.
 
 use std::{convert::Infallible, io, sync::Arc, time::Instant};
 
 use anyhow::{Result, bail};
 use narrowlink_dataplane::wire::Wire;
-use narrowlink_proto::message::Channel;
 
 use super::keep_going;
 use crate::load::{
@@ -20,7 +19,7 @@ enum Talker {
 }
 
 impl Talker {
-    fn new(End { wire, framed }: End, channel: Channel, bytes: usize) -> Self {
+    fn new(End { wire, framed, channel }: End, bytes: usize) -> Self {
         if framed {
             Self::Framed(Box::new(Frames::new(wire, channel)))
         } else {
@@ -69,28 +68,27 @@ impl Talker {
     }
 }
 
-pub(super) fn flow(ends: Ends, bytes: usize, gauge: &Arc<Gauge>) {
+pub(super) fn flow(from: Vec<End>, to: Vec<End>, bytes: usize, gauge: &Arc<Gauge>) {
     let payload: Arc<[u8]> = vec![0x5a; bytes.max(1)].into();
-    for end in ends.far {
-        let far = Talker::new(end, Channel::Lane, bytes);
-        keep_going("a connection that echoes", echoes(far, payload.clone()));
+    for end in to {
+        keep_going("a connection that echoes", echoes(Talker::new(end, bytes), payload.clone()));
     }
-    for end in ends.near {
-        let near = Talker::new(end, Channel::Stream, bytes);
-        keep_going("a connection that calls", calls(near, payload.clone(), gauge.clone()));
+    for end in from {
+        let caller = Talker::new(end, bytes);
+        keep_going("a connection that calls", calls(caller, payload.clone(), gauge.clone()));
     }
 }
 
-async fn echoes(mut far: Talker, payload: Arc<[u8]>) -> Result<Infallible> {
+async fn echoes(mut talker: Talker, payload: Arc<[u8]>) -> Result<Infallible> {
     loop {
-        far.echo(&payload).await?;
+        talker.echo(&payload).await?;
     }
 }
 
-async fn calls(mut near: Talker, payload: Arc<[u8]>, gauge: Arc<Gauge>) -> Result<Infallible> {
+async fn calls(mut talker: Talker, payload: Arc<[u8]>, gauge: Arc<Gauge>) -> Result<Infallible> {
     loop {
         let began = Instant::now();
-        near.call(&payload).await?;
+        talker.call(&payload).await?;
         gauge.add_event(u64::try_from(began.elapsed().as_nanos())?);
         gauge.add_bytes(payload.len());
     }
@@ -99,8 +97,8 @@ async fn calls(mut near: Talker, payload: Arc<[u8]>, gauge: Arc<Gauge>) -> Resul
 /// One byte and its echo on each connection; then they are handed back, and stand.
 pub(super) async fn once(ends: Ends) -> Result<impl Sized> {
     let Ends { near, far } = ends;
-    let mut far: Vec<_> = far.into_iter().map(|end| Talker::new(end, Channel::Lane, 1)).collect();
-    let mut near: Vec<_> = near.into_iter().map(|end| Talker::new(end, Channel::Stream, 1)).collect();
+    let mut far: Vec<_> = far.into_iter().map(|end| Talker::new(end, 1)).collect();
+    let mut near: Vec<_> = near.into_iter().map(|end| Talker::new(end, 1)).collect();
     for talker in &mut near {
         talker.send(b"x").await?;
     }
