@@ -10,9 +10,9 @@ use futures_lite::future;
 use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
     conn::{CLOSE_RESET, Conn, ConnError},
-    dial::connect_first,
+    dial::{Unconnected, connect_first, is_out_of_descriptors},
     relay::{End, Traffic, gone, relay},
-    resolve::{ResolveError, resolve},
+    resolve::{Asker, ResolveError, resolve},
     socket::Socket,
     wire::Wire,
     worker,
@@ -143,12 +143,16 @@ async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
     })?;
     let addrs = match &asked {
         Destination::Ip(ip) => vec![SocketAddr::new(*ip, port)],
-        Destination::Name(name) => resolve(name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?,
+        Destination::Name(name) => {
+            let Origin::Client { name: client, .. } = &dial.origin;
+            let asker = Asker::Client(client.as_str().into());
+            resolve(asker, name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?
+        }
         Destination::Unix(_) => Vec::new(),
     };
     let addrs = permitted(rules, dial, &asked, addrs)?;
     let left = DIAL_TIMEOUT.saturating_sub(started.elapsed());
-    connect_first(&addrs, left).await.map_err(|e| unconnected(&e, &asked, port))
+    connect_first(&asked.to_string(), &addrs, left).await.map_err(|e| unconnected(&e, &asked, port))
 }
 
 /// Those of a target's addresses that may be dialled, in their order.
@@ -189,26 +193,30 @@ fn unresolvable(e: ResolveError) -> Refused {
     Refused::new(code, format!("{e}, as the agent sees it"))
 }
 
-fn unconnected(e: &io::Error, asked: &Destination, port: u16) -> Refused {
+/// Of several addresses' errors the one that says most has the word, and all are named.
+fn unconnected(e: &Unconnected, asked: &Destination, port: u16) -> Refused {
     use io::ErrorKind as Kind;
-    // EMFILE and ENFILE have no kind of their own.
-    const OUT_OF_DESCRIPTORS: [i32; 2] = [24, 23];
     let place = match asked {
         Destination::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
         name => format!("{name}:{port}"),
     };
-    let (code, reason) = match e.kind() {
-        Kind::ConnectionRefused => {
-            (RefusalCode::TargetRefused, format!("{place} refused the connection; is the service running?"))
-        }
-        Kind::TimedOut => (
-            RefusalCode::TargetTimeout,
-            format!("{place} did not answer the agent; is the host up, or a firewall between?"),
-        ),
-        _ if e.raw_os_error().is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code)) => {
+    let tried = if e.addrs().count() > 1 { format!(" ({e})") } else { String::new() };
+    let (code, reason) = match e.telling() {
+        Some(e) if is_out_of_descriptors(e) => {
             (RefusalCode::Limited, format!("the agent can't open another connection: {e}"))
         }
-        _ => (RefusalCode::TargetUnreachable, format!("{place} can't be reached from the agent: {e}")),
+        Some(e) if e.kind() == Kind::ConnectionRefused => (
+            RefusalCode::TargetRefused,
+            format!("{place} refused the connection; is the service running?{tried}"),
+        ),
+        Some(e) if e.kind() != Kind::TimedOut => {
+            let why = if tried.is_empty() { format!(": {e}") } else { tried };
+            (RefusalCode::TargetUnreachable, format!("{place} can't be reached from the agent{why}"))
+        }
+        _ => (
+            RefusalCode::TargetTimeout,
+            format!("{place} did not answer the agent; is the host up, or a firewall between?{tried}"),
+        ),
     };
     Refused::new(code, reason)
 }
@@ -278,14 +286,25 @@ mod tests {
 
     #[test]
     fn errors_of_the_system_have_their_codes() {
-        let code =
-            |os| unconnected(&io::Error::from_raw_os_error(os), &Destination::parse("h").unwrap(), 1).code;
+        let addr: SocketAddr = "10.0.0.1:1".parse().unwrap();
+        let failed = |codes: &[i32]| {
+            let tried = codes.iter().map(|code| (addr, io::Error::from_raw_os_error(*code)));
+            unconnected(&tried.collect(), &Destination::parse("h").unwrap(), 1)
+        };
+        let code = |os| failed(&[os]).code;
         assert_eq!(code(111), RefusalCode::TargetRefused);
         assert_eq!(code(113), RefusalCode::TargetUnreachable);
         assert_eq!(code(101), RefusalCode::TargetUnreachable);
         assert_eq!(code(13), RefusalCode::TargetUnreachable);
         assert_eq!(code(110), RefusalCode::TargetTimeout);
         assert_eq!(code(24), RefusalCode::Limited);
+        let told = failed(&[110, 111]);
+        assert_eq!(told.code, RefusalCode::TargetRefused);
+        assert_eq!(
+            told.reason,
+            "h:1 refused the connection; is the service running? (10.0.0.1:1: no answer, 10.0.0.1:1: connection refused)"
+        );
+        assert_eq!(failed(&[]).code, RefusalCode::TargetTimeout);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use narrowlink_dataplane::{link::LinkError, tunnel::TunnelError, worker};
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
     message::GoodbyeCode,
+    printable::printable,
 };
 
 use crate::config::ConfigError;
@@ -75,7 +76,7 @@ pub struct Failure {
 impl Failure {
     /// A failure; what can't be printed is left out of its sentence, which may hold a peer's words.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        let message = message.to_string().chars().filter(|c| !c.is_control()).collect();
+        let message = printable(&message.to_string(), usize::MAX);
         Self { exit, message }
     }
 
@@ -200,7 +201,7 @@ mod tests {
             Failure::refused(&none, "").to_string(),
             "no agent named home is connected; `narrowlink list` shows those that are"
         );
-        let painted = Refused::new(RefusalCode::Policy, "no\u{1b}[31m\r\nroot#");
+        let painted = Refused::new(RefusalCode::Policy, "no\u{1b}[31m\r\n\u{202e}root#");
         assert_eq!(Failure::refused(&painted, "").to_string(), "no[31mroot#");
         let reset = Failure::reset(Ended { by: Side::Target, why: Why::Vanished });
         assert_eq!(reset.to_string(), "the session was reset: the target's side vanished");

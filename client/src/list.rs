@@ -4,12 +4,17 @@ use std::{fmt::Write as _, time::Duration};
 
 use monoio::time::timeout;
 use narrowlink_dataplane::link::LinkError;
-use narrowlink_proto::message::{AgentInfo, Message};
+use narrowlink_proto::{
+    message::{AgentInfo, Message},
+    printable::printable,
+};
 
 use crate::{exit::Failure, routes::Routes};
 
 /// For the gateway's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// As long as a token may make a name.
+const NAME_CHARS_MAX: usize = 128;
 
 /// Asks the first gateway that answers.
 pub(crate) async fn ask(routes: &Routes) -> Result<Vec<AgentInfo>, Failure> {
@@ -35,7 +40,7 @@ pub(crate) async fn ask(routes: &Routes) -> Result<Vec<AgentInfo>, Failure> {
 pub fn table(agents: &[AgentInfo]) -> String {
     let heading = ["NAME", "ADDRESS", "PING"].map(str::to_owned);
     let rows = agents.iter().map(|agent| {
-        let name = agent.name.chars().filter(|c| !c.is_control()).collect();
+        let name = printable(&agent.name, NAME_CHARS_MAX);
         [name, agent.address.to_string(), ping(agent.ping_us)]
     });
     let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();

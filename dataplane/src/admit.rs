@@ -12,6 +12,7 @@ use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
     id::{AgentKey, SessionId},
     message::{Channel, Dial, Message, Open, Speaker},
+    printable::printable,
     target::Target,
     upgrade::{Framing, LaneProof, Opened},
 };
@@ -267,9 +268,7 @@ fn from_agent(refused: Refused) -> Refused {
         | Code::Unsupported) => code,
         _ => Code::Other,
     };
-    let reason =
-        refused.reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect::<String>();
-    Refused::new(code, reason)
+    Refused::new(code, printable(&refused.reason, REASON_CHARS_MAX))
 }
 
 #[cfg(test)]
@@ -281,8 +280,8 @@ mod tests {
         for code in [RefusalCode::Unauthenticated, RefusalCode::AgentNotFound, RefusalCode::Draining] {
             assert_eq!(from_agent(Refused::new(code, "x")).code, RefusalCode::Other);
         }
-        let told =
-            from_agent(Refused::new(RefusalCode::TargetRefused, format!("no\r\nway{}", "!".repeat(999))));
+        let words = format!("no\r\n\u{202e}w\u{2066}ay{}", "!".repeat(999));
+        let told = from_agent(Refused::new(RefusalCode::TargetRefused, words));
         assert_eq!(told.code, RefusalCode::TargetRefused);
         assert!(told.reason.starts_with("noway!") && told.reason.len() == REASON_CHARS_MAX);
     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use narrowlink_proto::{
     frame::{self, Expect, Fragments, FrameError, HEADER_BYTES_MAX, Header, Kind, Opcode},
     message::MESSAGE_BYTES_MAX,
+    printable::printable,
 };
 
 /// A data frame's payload at the most, both ways. Longer payload goes in several frames; nothing
@@ -213,7 +214,9 @@ fn control_event(opcode: Opcode, payload: Vec<u8>) -> Result<Event, FrameError> 
     Ok(match opcode {
         Opcode::Ping => Event::Ping(payload),
         Opcode::Pong => Event::Pong(payload),
-        _ => Event::Close(frame::parse_close(&payload)?.map(|(code, why)| (code, why.to_owned()))),
+        _ => {
+            Event::Close(frame::parse_close(&payload)?.map(|(code, why)| (code, printable(why, usize::MAX))))
+        }
     })
 }
 

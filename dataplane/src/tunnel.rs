@@ -24,8 +24,8 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 
 use crate::{
     conn::{Conn, ConnError, Role},
-    dial::connect_first,
-    resolve::{ResolveError, resolve},
+    dial::{Unconnected, connect_first, patience_for},
+    resolve::{Asker, ResolveError, resolve},
     socket::Socket,
     timer::timeout,
     tls::TlsSocket,
@@ -34,8 +34,6 @@ use crate::{
 
 /// How much of a head is read at once: nearly always all of it.
 const READ_BYTES: usize = 2048;
-/// For the TCP connection to one address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A gateway and how to reach it.
 pub struct Gateway {
@@ -112,7 +110,7 @@ pub enum TunnelError {
         /// Host and port.
         gateway: String,
         /// Why.
-        source: io::Error,
+        source: Unconnected,
     },
     /// TLS failed.
     #[error("TLS with the gateway {gateway} failed: {source}")]
@@ -212,11 +210,9 @@ impl Gateway {
     }
 
     async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
-        let addrs = resolve(&self.host, self.port, patience).await?;
-        // Three seconds an address: what was lost while a cable was out is repeated by the kernel
-        // after 1, 3, 7 and 15 s, by us after 3, so that we are back soon after the cable is.
-        let tries = u32::try_from(addrs.len()).unwrap_or(u32::MAX);
-        let socket = connect_first(&addrs, CONNECT_TIMEOUT.saturating_mul(tries).min(patience))
+        let asker = Asker::Gateway(self.host.as_str().into());
+        let addrs = resolve(asker, &self.host, self.port, patience).await?;
+        let socket = connect_first(&self.host, &addrs, patience_for(addrs.len()).min(patience))
             .await
             .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })?;
         match &self.tls {

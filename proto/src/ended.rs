@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::SessionId;
+use crate::{id::SessionId, printable};
 
 /// Why a request was refused, for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +81,7 @@ pub struct Refused {
     /// For programs.
     pub code: RefusalCode,
     /// For people: what, where, and what to do next.
+    #[serde(deserialize_with = "printable::deserialize")]
     pub reason: String,
 }
 
@@ -171,6 +172,7 @@ impl fmt::Display for Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Channel, Message, Speaker};
 
     #[test]
     fn a_refusal_reads_back_and_a_newer_code_is_still_a_refusal() {
@@ -180,5 +182,17 @@ mod tests {
         assert_eq!(serde_json::from_str::<Refused>(&text).unwrap(), refused);
         let newer: Refused = serde_json::from_str(r#"{"code":"too_loud","reason":"hush"}"#).unwrap();
         assert_eq!(newer.code, RefusalCode::Other);
+    }
+
+    #[test]
+    fn a_peer_s_words_are_printable_before_anybody_reads_them() {
+        let text = r#"{"code":"policy","reason":"no\u202e\u001b[2J\n way"}"#;
+        assert_eq!(serde_json::from_str::<Refused>(text).unwrap().reason, "no[2J way");
+        let text = r#"{"type":"goodbye","code":"draining","reason":"bye\u2066\u0007"}"#;
+        let goodbye = Message::decode(text.as_bytes(), Speaker::Gateway, Channel::Link).unwrap();
+        assert!(matches!(goodbye, Message::Goodbye(goodbye) if goodbye.reason == "bye"));
+        let text = r#"{"type":"agents","agents":[{"name":"h\u202eome","address":"1.2.3.4:5","ping_us":null,"connected_s":1}],"more":false}"#;
+        let agents = Message::decode(text.as_bytes(), Speaker::Gateway, Channel::Link).unwrap();
+        assert!(matches!(agents, Message::Agents { agents, .. } if agents[0].name == "home"));
     }
 }

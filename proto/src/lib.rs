@@ -28,6 +28,7 @@ pub mod id;
 pub mod limits;
 pub mod message;
 pub mod policy;
+pub mod printable;
 pub mod sniff;
 pub mod target;
 pub mod token;

@@ -11,6 +11,7 @@ use crate::{
     ended::{RefusalCode, Refused},
     id::{LinkId, LinkSecret, Nonce, SessionId},
     policy::AddressRules,
+    printable,
     target::Target,
 };
 
@@ -93,6 +94,7 @@ pub struct Dial {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentInfo {
     /// The agent's name.
+    #[serde(deserialize_with = "printable::deserialize")]
     pub name: String,
     /// Where its link comes from, as the gateway saw it.
     pub address: SocketAddr,
@@ -203,6 +205,7 @@ pub struct Goodbye {
     /// For programs.
     pub code: GoodbyeCode,
     /// For people.
+    #[serde(deserialize_with = "printable::deserialize")]
     pub reason: String,
 }
 

@@ -8,6 +8,7 @@ use super::{Allowance, EXP_MAX, LEEWAY_S, Services, TokenError};
 use crate::{
     id::Uid,
     policy::{Grant, ITEMS_MAX},
+    printable::is_printable,
 };
 
 /// A token's claims at the most, as JSON.
@@ -216,12 +217,7 @@ impl Claims {
 pub fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
         && text.trim() == text
-        && !text.chars().any(|c| c.is_control() || invisible(c))
-}
-
-/// Characters that turn or hide the text around them.
-const fn invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        && !text.chars().any(|c| !is_printable(c))
 }
 
 /// A key that is there has a value.
