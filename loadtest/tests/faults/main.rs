@@ -9,6 +9,7 @@ mod kit;
 
 mod errors;
 mod kills;
+mod logs;
 mod pair;
 mod recovery;
 mod reload;
