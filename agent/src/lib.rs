@@ -2,6 +2,8 @@
 //!
 //! [`start`] runs one on a thread of its own. Each gateway has its `link`; a link has its `lanes`, as
 //! many as their demand says; a lane that is dialled is `serve`d, within this agent's [`rules`].
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bell;
 pub mod config;
@@ -98,7 +100,7 @@ pub fn start(config: Config) -> Result<Agent, StartError> {
 /// As there.
 pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, StartError> {
     let gateways = config.gateways()?;
-    let ready = Arc::new(Ready::new(ready_file));
+    let ready = Arc::new(Ready::new(ready_file.as_deref()));
     let (opener, stop) = Gate::new();
     let stopper = Stopper(Arc::new(Mutex::new(Some(opener))));
     let (started, starting) = mpsc::channel();

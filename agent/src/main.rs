@@ -1,10 +1,11 @@
 //! Role: the program `narrowlink-agent`: arguments, log, signals, exit codes.
 //! Invariants: decides nothing that the library does not; a second signal ends it at once.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
-    process::{ExitCode, exit},
 };
 
 use anyhow::Context as _;
@@ -14,12 +15,11 @@ use narrowlink_agent::{
     config::{self, Config, ConfigError},
     start_with,
 };
-use narrowlink_dataplane::process::find_config;
+use narrowlink_dataplane::{log, process::find_config};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,7 +29,7 @@ const EXIT_CONFIG: u8 = 78;
 /// sysexits.h: our own fault, or the system's.
 const EXIT_SOFTWARE: u8 = 70;
 /// A second signal: 128 + SIGTERM, as shells have it.
-const EXIT_SIGNALLED: i32 = 143;
+const EXIT_SIGNALLED: u8 = 143;
 
 /// Gives clients of a Narrowlink gateway access to this machine and what it can reach.
 #[derive(Parser)]
@@ -65,18 +65,21 @@ struct Args {
     quiet: bool,
 }
 
-fn main() -> ExitCode {
+fn main() {
     let args = Args::parse();
     start_log(&args);
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match run(&args) {
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("narrowlink-agent: {}", narrowlink_dataplane::process::explain(error.as_ref()));
-            ExitCode::from(code_of(&error))
+            let why = narrowlink_dataplane::process::explain(error.as_ref());
+            log::say(&format!("narrowlink-agent: {why}"));
+            code_of(&error)
         }
-    }
+    };
+    // What the runtime still holds must not be taken apart: the process just ends.
+    log::exit(code)
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -92,10 +95,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,narrowlink={level}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal());
-    log.with_writer(io::stderr).init();
+    log::start(log::Settings { filter: &format!("warn,narrowlink={level}"), with_target: true });
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -126,19 +126,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
             stopper.stop();
         }
         if signals.next().is_some() {
-            exit(EXIT_SIGNALLED);
+            log::exit(EXIT_SIGNALLED);
         }
     });
     anyhow::ensure!(agent.join(), "the agent's thread failed");
-    // What the runtime still holds must not be taken apart: the process just ends.
-    exit(0)
+    Ok(())
 }
 
 fn check(config: &Config, path: &Path) -> anyhow::Result<()> {
     config.gateways()?;
     let count = config.endpoints.len();
-    println!("{}: ok ({count} gateway{})", path.display(), if count == 1 { "" } else { "s" });
-    Ok(())
+    let plural = if count == 1 { "" } else { "s" };
+    writeln!(io::stdout(), "{}: ok ({count} gateway{plural})", path.display())
+        .context("standard output can't be written")
 }
 
 #[cfg(test)]

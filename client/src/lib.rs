@@ -3,6 +3,8 @@
 //! [`start_forward`], [`connect`], [`agents`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`).
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod args;
 pub mod config;

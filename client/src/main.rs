@@ -1,9 +1,10 @@
 //! Role: the program `narrowlink`: arguments, log, what is printed, exit codes.
 //! Invariants: standard output has the results and nothing else; everything said is one line each.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
-    process::exit,
+    io::{self, Write as _},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -16,8 +17,7 @@ use narrowlink_client::{
     exit::{Exit, Failure},
     identities, list, start_forward, whoami,
 };
-use narrowlink_dataplane::process::find_config;
-use tracing_subscriber::EnvFilter;
+use narrowlink_dataplane::{log, process::find_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,7 +35,7 @@ fn main() {
         }
     };
     // What the runtime still holds must not be taken apart: the process just ends.
-    exit(code.code().into())
+    log::exit(code.code())
 }
 
 fn start_log(args: &Args) {
@@ -48,10 +48,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("error,narrowlink={level}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal());
-    log.with_target(false).with_writer(io::stderr).init();
+    log::start(log::Settings { filter: &format!("error,narrowlink={level}"), with_target: false });
 }
 
 fn run(args: Args) -> Result<Exit, Failure> {
@@ -101,9 +98,8 @@ fn print_agents(config: &Config, as_json: bool) -> Result<(), Failure> {
     print(&list::table(&agents))
 }
 
-/// In one write, so that what others say at the same time does not come between.
 fn say(message: &str) {
-    let _ = io::stderr().write_all(format!("narrowlink: {message}\n").as_bytes());
+    log::say(&format!("narrowlink: {message}"));
 }
 
 fn print(text: &str) -> Result<(), Failure> {

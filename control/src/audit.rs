@@ -1,57 +1,40 @@
 //! Role: the audit log: who came, what was refused, opened and closed; one line of JSON each.
-//! Invariants: no token, no secret and no payload in any line · nobody waits for the disk: a full queue loses lines
-//! and says how many · a source that is refused again and again fills neither the disk nor the log.
-//! See: docs/audit.md.
+//! Invariants: no token, no secret and no payload in any line · nobody waits for the disk: lines that it
+//! can't take are lost, and counted · every line of the file is JSON.
+//! See: docs/audit.md; `file`, which writes.
+
+mod file;
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fs::{File, OpenOptions},
-    io::{self, Write as _},
+    collections::BTreeSet,
+    io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
-    },
-    time::{Duration, Instant},
+    path::Path,
+    time::Duration,
 };
 
-use narrowlink_dataplane::door::{Event, Principal};
+use narrowlink_dataplane::{
+    door::{Event, Principal},
+    journal::{Bounds, Journal},
+};
 use narrowlink_proto::{id::SessionId, message::Speaker, when};
 use serde::Serialize;
 
+use self::file::AuditFile;
 use crate::{
     auth::signer,
     clock,
     revocations::{Entry, Revocations},
 };
 
-/// Lines that may wait for the disk.
-const QUEUE: usize = 16 * 1024;
-/// Refusals of one source that are written in one second; the rest is counted.
-const REFUSALS_PER_S: u32 = 10;
-/// Sources that are watched at a time; beyond that all others share one count.
-const SOURCES_MAX: usize = 4_096;
-/// How often what was left out is said.
-const TICK: Duration = Duration::from_secs(1);
+/// What may wait for the disk.
+const BOUNDS: Bounds = Bounds { lines_max: 16 * 1024, bytes_max: 16 * 1024 * 1024 };
+/// What a line takes besides its words.
+const LINE_BYTES: usize = 512;
 
 /// Where lines are left to be written.
 #[derive(Clone)]
-pub struct Audit {
-    lines: Option<SyncSender<Word>>,
-    lost: Arc<AtomicU64>,
-}
-
-/// Something for the thread that writes.
-enum Word {
-    Line(Box<Line>),
-    /// The file may have been moved away: begin a new one.
-    Reopen,
-    /// Everything before this is written when the channel closes.
-    Flush(mpsc::Sender<()>),
-}
+pub struct Audit(Option<Journal<Box<Line>>>);
 
 /// One line. What isn't known, or doesn't belong to the event, isn't there.
 #[derive(Debug, Default, Serialize)]
@@ -99,7 +82,7 @@ struct Line {
 impl Audit {
     /// One that writes nothing.
     pub fn none() -> Self {
-        Self { lines: None, lost: Arc::default() }
+        Self(None)
     }
 
     /// Appends to `path`, which is made, for its owner alone, if it isn't there.
@@ -107,24 +90,19 @@ impl Audit {
     /// # Errors
     /// The system's: the file can't be written, or no thread started.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let (lines, entries) = mpsc::sync_channel(QUEUE);
-        let lost = Arc::new(AtomicU64::new(0));
-        let writer =
-            Writer { file: open(path)?, path: path.to_owned(), lost: lost.clone(), refusals: HashMap::new() };
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.work(&entries))?;
-        Ok(Self { lines: Some(lines), lost })
+        Ok(Self(Some(Journal::start("audit", BOUNDS, AuditFile::open(path)?)?)))
     }
 
     /// Leaves a line for an event, without waiting.
     pub fn note(&self, event: &Event<'_>) {
-        if self.lines.is_some() {
+        if self.0.is_some() {
             self.leave(Line::of(event));
         }
     }
 
     /// Leaves a line for each entry that the list of revocations has now and had not before, or the other way round.
     pub fn note_revocations(&self, before: &Revocations, now: &Revocations) {
-        if self.lines.is_some() && before != now {
+        if self.0.is_some() && before != now {
             let lines = |event, entries: BTreeSet<Entry>| {
                 entries.into_iter().for_each(|entry| self.leave(Line::about(event, entry)));
             };
@@ -134,26 +112,24 @@ impl Audit {
     }
 
     fn leave(&self, line: Line) {
-        let Some(lines) = &self.lines else { return };
-        if let Err(TrySendError::Full(_)) = lines.try_send(Word::Line(Box::new(line))) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        if let Some(journal) = &self.0 {
+            let bytes = line.bytes();
+            journal.leave(Box::new(line), bytes);
         }
     }
 
     /// The file may have been moved away by whoever keeps logs: the next line begins a new one.
     pub fn reopen(&self) {
-        if let Some(lines) = &self.lines {
-            let _ = lines.send(Word::Reopen);
+        if let Some(journal) = &self.0 {
+            journal.reopen();
         }
     }
 
-    /// Waits until what was left so far is written. Not to be called on a worker.
+    /// Waits until what was left so far is on the disk, or lost, but not longer than `patience`. Not to be called on
+    /// a worker.
     pub fn flush(&self, patience: Duration) {
-        let Some(lines) = &self.lines else { return };
-        let (written, watch) = mpsc::channel();
-        if lines.send(Word::Flush(written)).is_ok() {
-            // Nothing is ever sent: the end of the channel is the news.
-            let _ = watch.recv_timeout(patience);
+        if let Some(journal) = &self.0 {
+            journal.flush(patience);
         }
     }
 }
@@ -165,6 +141,12 @@ impl Line {
         time.truncate("2026-11-21 10:00:00".len());
         let time = format!("{}.{:03}Z", time.replace(' ', "T"), now.subsec_millis());
         Self { time, event, ..Self::default() }
+    }
+
+    /// What it takes while it waits, about.
+    fn bytes(&self) -> usize {
+        let words = [&self.name, &self.jti, &self.agent, &self.target, &self.reason];
+        LINE_BYTES + words.into_iter().flatten().map(String::len).sum::<usize>()
     }
 
     fn of(event: &Event<'_>) -> Self {
@@ -224,84 +206,6 @@ impl Line {
 /// Enough of a session's id to find its other lines; all of it is between its two ends.
 fn short(session: SessionId) -> String {
     session.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-}
-
-struct Writer {
-    file: File,
-    path: PathBuf,
-    lost: Arc<AtomicU64>,
-    /// Refusals in this tick, by source; `None` are those of too many sources.
-    refusals: HashMap<Option<IpAddr>, u32>,
-}
-
-impl Writer {
-    fn work(mut self, entries: &Receiver<Word>) {
-        let mut tick_at = Instant::now() + TICK;
-        let mut failed = false;
-        loop {
-            let written = match entries.recv_timeout(tick_at.saturating_duration_since(Instant::now())) {
-                Ok(Word::Line(line)) => self.write_line(&line),
-                Ok(Word::Reopen) => open(&self.path).map(|file| self.file = file),
-                Ok(Word::Flush(done)) => self.file.sync_data().map(|()| drop(done)),
-                Err(RecvTimeoutError::Timeout) => {
-                    tick_at = Instant::now() + TICK;
-                    self.handle_tick()
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            match written {
-                Ok(()) => failed = false,
-                // Said once; a disk that is full is found full at every line.
-                Err(_) if failed => {}
-                Err(e) => {
-                    failed = true;
-                    tracing::error!("{}: {e}; lines of the audit log are lost", self.path.display());
-                }
-            }
-        }
-    }
-
-    fn write_line(&mut self, line: &Line) -> io::Result<()> {
-        if let Some(source) = line.source
-            && !self.counts(source)
-        {
-            return Ok(());
-        }
-        self.append(line)
-    }
-
-    /// Whether a refusal of this source is one that is written.
-    fn counts(&mut self, source: IpAddr) -> bool {
-        let known = self.refusals.len() < SOURCES_MAX || self.refusals.contains_key(&Some(source));
-        let refusals = self.refusals.entry(known.then_some(source)).or_default();
-        *refusals = refusals.saturating_add(1);
-        *refusals <= REFUSALS_PER_S
-    }
-
-    /// Says what was left out.
-    fn handle_tick(&mut self) -> io::Result<()> {
-        for (source, refusals) in std::mem::take(&mut self.refusals) {
-            let Some(left_out) = refusals.checked_sub(REFUSALS_PER_S).filter(|n| *n > 0) else { continue };
-            let peer = source.map(|ip| ip.to_string());
-            self.append(&Line { peer, lines: Some(left_out.into()), ..Line::new("refused_more") })?;
-        }
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            self.append(&Line { lines: Some(lost), ..Line::new("lost") })?;
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, line: &Line) -> io::Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        // One call a line: whoever reads along, and another process that appends, sees whole lines.
-        self.file.write_all(&text)
-    }
 }
 
 #[cfg(test)]
@@ -374,31 +278,6 @@ mod tests {
             (&close["code"], &close["reason"]),
             (&"revoked".into(), &"this program was revoked".into())
         );
-    }
-
-    #[test]
-    fn refusals_of_one_source_are_counted_and_of_another_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let mut writer = Writer {
-            file: open(&path).unwrap(),
-            path: path.clone(),
-            lost: Arc::default(),
-            refusals: HashMap::new(),
-        };
-        let line = |ip: &str| Line { source: Some(ip.parse().unwrap()), ..Line::new("refused") };
-        for _ in 0..100 {
-            writer.write_line(&line("192.0.2.1")).unwrap();
-        }
-        writer.write_line(&line("192.0.2.2")).unwrap();
-        writer.lost.store(7, Ordering::Relaxed);
-        writer.handle_tick().unwrap();
-        writer.write_line(&line("192.0.2.1")).unwrap();
-        let lines = lines(&path);
-        let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
-        assert_eq!((count("refused"), count("refused_more"), count("lost")), (12, 1, 1));
-        let more = lines.iter().find(|line| line["event"] == "refused_more").unwrap();
-        assert_eq!((&more["peer"], &more["lines"]), (&"192.0.2.1".into(), &90.into()));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Role: the program narrowlink-gateway: arguments, logging, signals, exit codes.
 //! Invariants: it ends by exiting, never by dropping a worker's runtime.
 //! See: README "narrowlink-gateway".
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    env, fs,
-    io::{self, IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
-    process::ExitCode,
+    env,
+    io::{self, Write as _},
+    path::Path,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -25,12 +26,13 @@ use narrowlink_control::{
     supervise::{self, Outcome},
 };
 use narrowlink_dataplane::{
+    log,
     process::find_config,
+    ready_file::ReadyFile,
     tls::{Ktls, choose_ktls},
 };
 use narrowlink_proto::policy::Verdict;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,22 +69,22 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
-fn main() -> ExitCode {
+fn main() {
     let args = Args::parse();
     let code = match run(&args) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
-            eprintln!("narrowlink-gateway: {}", narrowlink_dataplane::process::explain(error.as_ref()));
+            say(&narrowlink_dataplane::process::explain(error.as_ref()));
             code
         }
     };
     // Workers may still be running: their runtimes are not to be dropped.
-    std::process::exit(code.into());
+    log::exit(code)
 }
 
 /// Does it; the exit code.
 fn run(args: &Args) -> Result<u8, Failure> {
-    log(args);
+    start_log(args);
     narrowlink_dataplane::process::prepare();
     // Only one library takes part in this process; that it is installed twice can't happen.
     narrowlink_dataplane::tls::install_crypto();
@@ -101,9 +103,9 @@ fn run(args: &Args) -> Result<u8, Failure> {
         let services = count(config.services.len(), "service");
         let workers = count(config.workers.unwrap_or_else(gateway::cores), "worker");
         let secrets = say_secrets(&config.secrets);
-        println!("{}: ok ({services}, {workers})", path.display());
-        println!("tokens are signed with {secrets}");
-        return Ok(0);
+        let ok =
+            format!("{}: ok ({services}, {workers})\ntokens are signed with {secrets}\n", path.display());
+        return print(&ok).map(|()| 0);
     }
     config.require_io_uring = args.require_io_uring;
     let reloader = Reloader::new(&path, &config);
@@ -148,7 +150,7 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
     };
     let subject = Subject::new(args, &list, seconds_since_1970()).or_exit(USAGE)?;
     for warning in &subject.warnings {
-        eprintln!("narrowlink-gateway: {warning}");
+        say(warning);
     }
     let revoked = Revoked::add(&subject, &list).map_err(|e| Failure {
         code: if matches!(e, RevocationError::File { .. }) { IO } else { CONFIGURATION },
@@ -162,6 +164,10 @@ fn load(config: &Path) -> Result<Config, Failure> {
     Config::load(config).or_exit(CONFIGURATION)
 }
 
+fn say(message: &str) {
+    log::say(&format!("narrowlink-gateway: {message}"));
+}
+
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -170,9 +176,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {
     let words = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
-    if let Some(path) = ready_file {
-        forget_ready(path).or_exit(CONFIGURATION)?;
-    }
+    let ready_file = ready_file.map(claim).transpose()?;
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
     tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
@@ -194,8 +198,8 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
         "listening on {}",
         ready.describe()
     );
-    if let Some(path) = ready_file {
-        ready.write(path).or_exit(CONFIGURATION)?;
+    if let Some(file) = ready_file {
+        file.announce(serde_json::to_vec(&ready).or_exit(INTERNAL)?);
     }
     let outcome = supervise::supervise(&gateway, &words, Some(reloader));
     gateway.save();
@@ -233,35 +237,19 @@ impl Ready {
         let services = self.services.iter().map(|service| format!("{}://{}", service.kind, service.address));
         services.collect::<Vec<_>>().join(", ")
     }
-
-    /// Whoever sees the file sees all of it.
-    fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let mut tmp = path.as_os_str().to_owned();
-        tmp.push(format!(".{}", std::process::id()));
-        let tmp = PathBuf::from(tmp);
-        let written = fs::write(&tmp, serde_json::to_vec(self)?).and_then(|()| fs::rename(&tmp, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&tmp);
-        }
-        written.with_context(|| format!("can't write the ready file {}", path.display()))
-    }
 }
 
-/// A file from an earlier run must not say that this one is ready.
-fn forget_ready(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("can't replace the ready file {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+fn claim(path: &Path) -> Result<ReadyFile, Failure> {
+    ReadyFile::claim(path)
+        .with_context(|| format!("can't write the ready file {}", path.display()))
+        .or_exit(CONFIGURATION)
 }
 
 fn count(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
-fn log(args: &Args) {
+fn start_log(args: &Args) {
     let level = match (args.verbose, args.quiet) {
         // Who asks a question wants its answer.
         (0, 0) if args.command.is_some() => "warn",
@@ -271,12 +259,5 @@ fn log(args: &Args) {
         (0, 1) => "warn",
         (0, 2..) => "error",
     };
-    // RUST_LOG is for who looks into other crates.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::start(log::Settings { filter: level, with_target: false });
 }

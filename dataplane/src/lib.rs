@@ -13,6 +13,8 @@
 //! * `relay` knows no token, name or policy.
 //! * One file asks "may it?" ([`admit`]), one file crosses threads ([`handover`]).
 //! * Nothing awaits a peer while holding shared state.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admit;
 pub mod backoff;
@@ -27,11 +29,14 @@ pub mod dial;
 pub mod directory;
 pub mod door;
 pub mod handover;
+pub mod journal;
 pub mod lane;
 pub mod link;
 pub mod listen;
+pub mod log;
 pub mod pipe;
 pub mod process;
+pub mod ready_file;
 pub mod relay;
 pub mod resolve;
 pub mod serve;

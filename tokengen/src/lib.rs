@@ -1,6 +1,8 @@
 //! Role: YAML in, signed Narrowlink tokens out; offline. And what tokens say, for people who look at them.
 //! Invariants: time and randomness are parameters; nothing is printed here.
 //! See: docs/tokens.md, `narrowlink-tokengen --help`.
+// They panic where they can't write.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub mod files;

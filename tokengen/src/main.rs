@@ -1,11 +1,14 @@
 //! Role: `narrowlink-tokengen`: arguments in, tokens on stdout or in files, warnings on stderr.
 //! Invariants: stdout holds what was asked for, nothing else; a failure is one line on stderr.
+// They panic where they can't write.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 mod args;
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         Some(Command::Keygen { output }) => make_secret(output),
     };
     done.unwrap_or_else(|Failure { code, what }| {
-        eprintln!("narrowlink-tokengen: {what}");
+        say(&format!("narrowlink-tokengen: {what}"));
         ExitCode::from(code)
     })
 }
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
 fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
     let generated = run(&sign.file(), now(), draw)?;
     for warning in &generated.warnings {
-        eprintln!("warning: {warning}");
+        say(&format!("warning: {warning}"));
     }
     let (tokens, out) = (&generated.tokens, io::stdout().lock());
     match &sign.output {
@@ -80,6 +83,11 @@ fn make_secret(file: Option<PathBuf>) -> Result<ExitCode, Failure> {
         None => output::text(io::stdout().lock(), &(secret + "\n"))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where nobody can hear it, the exit code still says how it went.
+fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn now() -> u64 {

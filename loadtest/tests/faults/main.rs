@@ -10,6 +10,7 @@ mod kit;
 mod errors;
 mod hung;
 mod kills;
+mod logs;
 mod pair;
 mod recovery;
 mod reload;

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, PipeReader, Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, prlimit, waitid,
+};
 
 use super::{conditions, wait_for};
 
@@ -42,6 +44,64 @@ pub(crate) fn foreign(name: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing: run `apt-get install -y {package}`"))
 }
 
+/// What becomes of what a program says on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ear {
+    /// It is kept in a file.
+    Log,
+    /// The disk is full.
+    Full,
+    /// A pipe whose reader has left.
+    Gone,
+    /// A pipe whose reader reads nothing, and that is full.
+    Stalled,
+}
+
+/// Every ear that hears nothing.
+pub(crate) const DEAF: [Ear; 3] = [Ear::Full, Ear::Gone, Ear::Stalled];
+
+impl Ear {
+    /// Where a program is to write, and what must stand as long as it runs.
+    fn open(self, log: &File) -> (Stdio, Option<PipeReader>) {
+        match self {
+            Self::Log => (log.try_clone().expect("a descriptor is free").into(), None),
+            Self::Full => {
+                let full = File::options().write(true).open("/dev/full");
+                (full.expect("Linux has it").into(), None)
+            }
+            Self::Gone => (io::pipe().expect("a descriptor is free").1.into(), None),
+            Self::Stalled => {
+                let (reader, mut writer) = io::pipe().expect("a descriptor is free");
+                rustix::io::ioctl_fionbio(&writer, true).expect("a pipe can be set so");
+                while writer.write(&[b'\n'; 4096]).is_ok() {}
+                rustix::io::ioctl_fionbio(&writer, false).expect("and back");
+                (writer.into(), Some(reader))
+            }
+        }
+    }
+}
+
+/// Runs a program that says something on standard error, where nobody hears it, to its end; the exit code.
+pub(crate) fn run_unheard(mut command: Command, ear: Ear, patience: Duration) -> Option<i32> {
+    let null = File::open("/dev/null").expect("Linux has it");
+    let (stderr, _reader) = ear.open(&null);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0);
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?} can't be started: {e}"));
+    drop(command);
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().expect("our own child can be asked") {
+            return status.code();
+        }
+        if Instant::now() > deadline {
+            signal_group(&child, Signal::KILL);
+            let _ = child.wait();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// A process that runs until it is killed or dropped.
 pub(crate) struct Running {
     name: String,
@@ -49,12 +109,25 @@ pub(crate) struct Running {
     log: PathBuf,
     ended: Option<ExitStatus>,
     asked_to_end_by: Option<Signal>,
+    /// Reads nothing.
+    _ear: Option<PipeReader>,
 }
 
 impl Running {
     /// Starts `command` in a process group of its own; standard error goes to a log file in `dir`.
     /// Standard output goes there too, unless `lines` wants it.
-    pub(crate) fn start(name: &str, dir: &Path, mut command: Command, lines: Option<Lines>) -> Self {
+    pub(crate) fn start(name: &str, dir: &Path, command: Command, lines: Option<Lines>) -> Self {
+        Self::start_heard(name, dir, command, lines, Ear::Log)
+    }
+
+    /// The same, for what it says on standard error to come to this ear.
+    pub(crate) fn start_heard(
+        name: &str,
+        dir: &Path,
+        mut command: Command,
+        lines: Option<Lines>,
+        ear: Ear,
+    ) -> Self {
         let log = (0..)
             .map(|n| dir.join(format!("{name}.{n}.log")))
             .find(|path| !path.exists())
@@ -64,12 +137,15 @@ impl Running {
             Some(_) => Stdio::piped(),
             None => file.try_clone().expect("a descriptor is free").into(),
         };
-        command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
+        let (stderr, ear) = ear.open(&file);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{name} can't be started: {e}"));
+        // It has the only other end of a pipe now.
+        drop(command);
         if let (Some(Lines(sender)), Some(stdout)) = (lines, child.stdout.take()) {
             thread::spawn(move || send_lines(stdout, &sender));
         }
-        Self { name: name.to_owned(), child, log, ended: None, asked_to_end_by: None }
+        Self { name: name.to_owned(), child, log, ended: None, asked_to_end_by: None, _ear: ear }
     }
 
     /// Asks the process with this signal before it is killed: some must tidy up what outlives them.
@@ -92,6 +168,27 @@ impl Running {
         self.assert_running();
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
         kill_process(pid, signal).expect("our own child takes signals");
+    }
+
+    /// No file that it writes becomes longer than this from now on.
+    pub(crate) fn limit_files(&mut self, bytes: u64) {
+        self.assert_running();
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(self.pid(), Resource::Fsize, limit).expect("our own child can be limited");
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn end(&mut self, signal: Signal, patience: Duration) -> ExitStatus {
+        self.signal(signal);
+        let what = format!("the end of {}", self.name);
+        let status =
+            wait_for(&what, patience, || self.child.try_wait().expect("our own child can be waited for"));
+        self.ended = Some(status);
+        status
     }
 
     /// How many lines of what it said contain `words`.
@@ -181,7 +278,7 @@ impl Lines {
 
 /// Reads to the end even when nobody listens any more: a full pipe would stop the process.
 fn send_lines(stdout: impl Read, sender: &mpsc::Sender<String>) {
-    for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)).map_while(Result::ok) {
+    for line in io::BufRead::lines(io::BufReader::new(stdout)).map_while(Result::ok) {
         let _ = sender.send(line);
     }
 }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{
     PATIENCE, data, net,
-    process::{Lines, Running, ours, run},
+    process::{Ear, Lines, Running, ours, run},
 };
 
 /// The gateway's name in certificates, SNI and Host.
@@ -64,6 +64,8 @@ pub(crate) struct Site {
     secret: String,
     ws_addr: SocketAddr,
     wss_addr: SocketAddr,
+    /// Hears what its programs say.
+    pub(crate) ear: Ear,
 }
 
 impl Site {
@@ -80,7 +82,7 @@ impl Site {
 
     fn with_addrs(ws_addr: SocketAddr, wss_addr: SocketAddr) -> Self {
         let dir = TempDir::with_prefix("narrowlink-test-").expect("a temporary directory can be made");
-        let site = Self { secret: random_secret(), dir, ws_addr, wss_addr };
+        let site = Self { secret: random_secret(), dir, ws_addr, wss_addr, ear: Ear::Log };
         site.write_certificates();
         site.write_gateway_config();
         let [agent, free, barred, expired] = site.generate_tokens(&site.secret);
@@ -116,7 +118,7 @@ impl Site {
         let ready_file = self.fresh_path("gateway.ready");
         let mut command = self.command("narrowlink-gateway");
         command.arg("-c").arg(self.path("gateway.yaml")).arg("--ready-file").arg(&ready_file);
-        let mut gateway = Running::start("gateway", self.dir(), command, None);
+        let mut gateway = self.run("gateway", command, None);
         let ready: serde_json::Value = gateway.wait_for("the gateway's ready file", PATIENCE, || {
             let text = fs::read(&ready_file).ok()?;
             Some(serde_json::from_slice(&text).expect("a ready file is whole as soon as it is there"))
@@ -132,17 +134,28 @@ impl Site {
         gateway
     }
 
+    fn run(&self, name: &str, command: Command, lines: Option<Lines>) -> Running {
+        Running::start_heard(name, self.dir(), command, lines, self.ear)
+    }
+
     /// Starts the agent without waiting for anything.
     pub(crate) fn spawn_agent(&self, transport: Transport) -> (Running, PathBuf) {
         let ready_file = self.fresh_path("agent.ready");
+        let mut command = self.agent_command(transport);
+        command.arg("--ready-file").arg(&ready_file);
+        (self.run("agent", command, None), ready_file)
+    }
+
+    /// `narrowlink-agent -c FILE`.
+    pub(crate) fn agent_command(&self, transport: Transport) -> Command {
         let config = self.endpoint_config("agent.yaml", transport, "agent.token");
         let state_dir = self.path("agent-state");
         fs::create_dir_all(&state_dir).expect("the test's directory can be written");
         let mut file = OpenOptions::new().append(true).open(&config).expect("just written");
         writeln!(file, "state_dir: {}", state_dir.display()).expect("the test's directory has room");
         let mut command = self.command("narrowlink-agent");
-        command.arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
-        (Running::start("agent", self.dir(), command, None), ready_file)
+        command.arg("-c").arg(config);
+        command
     }
 
     /// Starts the agent and waits until the gateway has welcomed it.
@@ -186,7 +199,7 @@ impl Site {
         let (lines, said) = Lines::channel();
         let mut command = self.client(transport, Holder::Free);
         command.args(["forward", "-n", AGENT, "-l", &local.to_string(), &target.to_string()]);
-        let mut running = Running::start("forward", self.dir(), command, Some(lines));
+        let mut running = self.run("forward", command, Some(lines));
         let line = running.wait_for("the forward's local address", PATIENCE, || said.try_recv().ok());
         let local = line.parse().unwrap_or_else(|_| panic!("the forward's first line is {line:?}"));
         Forward { running, local }
