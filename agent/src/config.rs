@@ -191,6 +191,11 @@ impl Config {
         }
     }
 
+    /// The file that an endpoint's token lies in; `None` when it stands in the configuration itself.
+    pub fn token_place(&self, endpoint: &SelfHosted) -> Option<PathBuf> {
+        endpoint.token_file.as_ref().map(|file| self.base.join(file))
+    }
+
     /// Reads what all the endpoints name.
     ///
     /// # Errors
@@ -201,10 +206,7 @@ impl Config {
 
     fn warn_of_readable_tokens(&mut self, path: &Path) {
         for endpoint in &self.endpoints {
-            let holder = match &endpoint.token_file {
-                Some(file) => self.base.join(file),
-                None => path.to_owned(),
-            };
+            let holder = self.token_place(endpoint).unwrap_or_else(|| path.to_owned());
             let warning = format!(
                 "{} holds a token and can be read by every user of this machine: chmod 600 it",
                 holder.display()

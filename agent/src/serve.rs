@@ -10,6 +10,7 @@ use futures_lite::future;
 use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
     conn::{CLOSE_RESET, Conn, ConnError},
+    descriptors::{self, Place},
     dial::connect_first,
     relay::{End, Traffic, gone, relay},
     resolve::{ResolveError, resolve},
@@ -33,10 +34,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 /// For a message to a gateway that may have stopped reading.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves one dial; gives the lane back when it can serve another.
-pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Conn> {
+/// Serves one dial; gives the lane back when it can serve another. `place` is the target's descriptor.
+pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial, place: Option<Place>) -> Option<Conn> {
     let session = dial.session;
-    match dial_for(&conn, &shared.config.rules, dial).await {
+    match dial_for(&conn, &shared.config.rules, dial, place).await {
         Ok(Ok(socket)) => {
             send(&conn, &Message::Dialled { session, e2ee: None }).await?;
             join(shared, conn, socket.into(), dial).await
@@ -53,7 +54,12 @@ pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Co
 }
 
 /// Dials for a gateway that may go away meanwhile.
-async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Socket, Refused>, ConnError> {
+async fn dial_for(
+    conn: &Conn,
+    rules: &Rules,
+    dial: &Dial,
+    place: Option<Place>,
+) -> Result<Result<Socket, Refused>, ConnError> {
     let left = async {
         match conn.attend().await {
             // What comes early stays where it is: it is for the target, or a word that whoever reads
@@ -65,7 +71,7 @@ async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Sock
             Err(e) => Err(e),
         }
     };
-    let dialling = async { Ok(dial_target(rules, dial).await) };
+    let dialling = async { Ok(dial_target(rules, dial, place).await) };
     match conn.framing() {
         Framing::Framed => future::or(left, dialling).await,
         // Nothing is read ahead on a raw lane: the session's bytes come right behind the dial.
@@ -128,7 +134,7 @@ async fn send(conn: &Conn, message: &Message) -> Option<()> {
     timeout(SEND_TIMEOUT, conn.send(message)).await.ok()?.ok()
 }
 
-async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
+async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result<Socket, Refused> {
     let started = Instant::now();
     let Target::Tcp { port, .. } = dial.target else {
         let reason = format!("this agent dials TCP only, not {}", dial.target);
@@ -143,11 +149,16 @@ async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
     })?;
     let addrs = match &asked {
         Destination::Ip(ip) => vec![SocketAddr::new(*ip, port)],
-        Destination::Name(name) => resolve(name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?,
+        Destination::Name(name) => {
+            // A look-up takes descriptors for a moment.
+            let _room = descriptors::lend();
+            resolve(name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?
+        }
         Destination::Unix(_) => Vec::new(),
     };
     let addrs = permitted(rules, dial, &asked, addrs)?;
     let left = DIAL_TIMEOUT.saturating_sub(started.elapsed());
+    drop(place);
     connect_first(&addrs, left).await.map_err(|e| unconnected(&e, &asked, port))
 }
 
@@ -233,7 +244,7 @@ mod tests {
     }
 
     fn dialled(rules: Rules, dial: Dial) -> Result<(), Refused> {
-        run_alone(false, |_| async move { dial_target(&rules, &dial).await.map(drop) }).unwrap()
+        run_alone(false, |_| async move { dial_target(&rules, &dial, None).await.map(drop) }).unwrap()
     }
 
     /// A port on loopback where nobody listens, for as long as the socket lives.

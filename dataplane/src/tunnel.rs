@@ -24,6 +24,7 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 
 use crate::{
     conn::{Conn, ConnError, Role},
+    descriptors,
     dial::connect_first,
     resolve::{ResolveError, resolve},
     socket::Socket,
@@ -212,6 +213,8 @@ impl Gateway {
     }
 
     async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
+        // A program that is out of descriptors still reaches its gateway.
+        let _room = descriptors::lend();
         let addrs = resolve(&self.host, self.port, patience).await?;
         // Three seconds an address: what was lost while a cable was out is repeated by the kernel
         // after 1, 3, 7 and 15 s, by us after 3, so that we are back soon after the cable is.
