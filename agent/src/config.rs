@@ -12,6 +12,7 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    demand::TICK,
     process::NoConfig,
     tunnel::{Gateway, LoadError},
 };
@@ -34,6 +35,8 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// How many lanes each gateway gets.
     pub lanes: LaneRange,
+    /// How often lanes that nobody needs are retired; tests do it more often.
+    pub lanes_tick: Duration,
     /// Where the instance key is kept; `None` for the system's usual place.
     pub state_dir: Option<PathBuf>,
     /// What may be dialled at all.
@@ -134,6 +137,7 @@ impl Config {
         Self {
             endpoints,
             lanes: LaneRange::default(),
+            lanes_tick: TICK,
             state_dir: None,
             rules: Rules::default(),
             base,

@@ -17,7 +17,7 @@ use monoio::time::{Instant, sleep_until, timeout, timeout_at};
 use narrowlink_dataplane::{
     backoff::Backoff,
     conn::{Conn, ConnError},
-    demand::{Bounds, Census, Demand, TICK},
+    demand::{Bounds, Census, Demand},
     descriptors::{self, Place},
     tunnel::{self, Ask, Gateway, TunnelError},
     worker::spawn,
@@ -134,11 +134,12 @@ impl Lanes {
 
     /// Opens what is wanted and retires what is not, for as long as the link stands.
     pub(crate) async fn keep(self: &Rc<Self>) {
-        let mut tick_at = Instant::now() + TICK;
+        let tick = self.shared.config.lanes_tick;
+        let mut tick_at = Instant::now() + tick;
         loop {
             let now = Instant::now();
             if now >= tick_at {
-                tick_at = now + TICK;
+                tick_at = now + tick;
                 self.retire_surplus();
             }
             let retry_at = self.failures.borrow().retry_at.filter(|&at| at > now);

@@ -37,8 +37,10 @@ const BATCH: usize = 32;
 /// How long a port of a process that has just ended is waited for, and how often it is tried.
 const VACATE_TIMEOUT: Duration = Duration::from_secs(1);
 const VACATE_TICK: Duration = Duration::from_millis(5);
-/// How long accepting rests when descriptors or memory have run out.
-const REST: Duration = Duration::from_millis(100);
+/// How long accepting rests when descriptors or memory have run out: at first, as others may just be ending, ..
+const REST_MIN: Duration = Duration::from_millis(5);
+/// .. and, doubled each time, at the most. A try costs some system calls.
+const REST_MAX: Duration = Duration::from_millis(100);
 /// How often that is said.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -143,12 +145,20 @@ impl Listener {
         self.socket.local_addr()
     }
 
+    /// The next connection. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory: rest, and call again.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        Ok(self.accept_if(&mut || Ok(())).await?.0)
+    }
+
     /// The next connection, and what `room` gave for it; where that fails, none is taken. Dropping the future
     /// loses none.
     ///
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
-    async fn accept<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Socket, R)> {
+    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Socket, R)> {
         loop {
             let taken = room()?;
             match accept_now(self.socket.as_fd()) {
@@ -180,11 +190,12 @@ pub async fn accept_all_with<R>(
     mut room: impl FnMut() -> io::Result<R>,
     mut take: impl FnMut(Socket, R),
 ) {
-    let mut taken = 0;
+    let (mut taken, mut rest) = (0, REST_MIN);
     loop {
-        match listener.accept(&mut room).await {
+        match listener.accept_if(&mut room).await {
             Ok((socket, room)) => {
                 take(socket, room);
+                rest = REST_MIN;
                 taken += 1;
                 if taken % BATCH == 0 {
                     // A turn of the ring (see the relay's pump), until there is one more to take.
@@ -193,7 +204,8 @@ pub async fn accept_all_with<R>(
             }
             Err(e) => {
                 say_once_a_second(&e);
-                sleep(REST).await;
+                sleep(rest).await;
+                rest = (rest * 2).min(REST_MAX);
             }
         }
     }

@@ -12,6 +12,7 @@ mod kills;
 mod pair;
 mod recovery;
 mod reload;
+mod short;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -113,10 +113,15 @@ impl Site {
 
     /// Starts the gateway and waits until it is ready; from then on its addresses stay.
     pub(crate) fn start_gateway(&mut self) -> Running {
+        self.start_gateway_by(|command| command)
+    }
+
+    /// The same, by what `dress` makes of its command.
+    pub(crate) fn start_gateway_by(&mut self, dress: impl FnOnce(Command) -> Command) -> Running {
         let ready_file = self.fresh_path("gateway.ready");
         let mut command = self.command("narrowlink-gateway");
         command.arg("-c").arg(self.path("gateway.yaml")).arg("--ready-file").arg(&ready_file);
-        let mut gateway = Running::start("gateway", self.dir(), command, None);
+        let mut gateway = Running::start("gateway", self.dir(), dress(command), None);
         let ready: serde_json::Value = gateway.wait_for("the gateway's ready file", PATIENCE, || {
             let text = fs::read(&ready_file).ok()?;
             Some(serde_json::from_slice(&text).expect("a ready file is whole as soon as it is there"))
@@ -134,6 +139,12 @@ impl Site {
 
     /// Starts the agent without waiting for anything.
     pub(crate) fn spawn_agent(&self, transport: Transport) -> (Running, PathBuf) {
+        let (command, ready_file) = self.agent_command(transport);
+        (Running::start("agent", self.dir(), command, None), ready_file)
+    }
+
+    /// What starts the agent, and the file that it writes when the gateway has welcomed it.
+    pub(crate) fn agent_command(&self, transport: Transport) -> (Command, PathBuf) {
         let ready_file = self.fresh_path("agent.ready");
         let config = self.endpoint_config("agent.yaml", transport, "agent.token");
         let state_dir = self.path("agent-state");
@@ -142,7 +153,7 @@ impl Site {
         writeln!(file, "state_dir: {}", state_dir.display()).expect("the test's directory has room");
         let mut command = self.command("narrowlink-agent");
         command.arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
-        (Running::start("agent", self.dir(), command, None), ready_file)
+        (command, ready_file)
     }
 
     /// Starts the agent and waits until the gateway has welcomed it.
