@@ -12,6 +12,7 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    demand::TICK,
     process::NoConfig,
     tunnel::{Gateway, LoadError},
 };
@@ -34,6 +35,8 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// How many lanes each gateway gets.
     pub lanes: LaneRange,
+    /// How often lanes that nobody needs are retired; tests do it more often.
+    pub lanes_tick: Duration,
     /// Where the instance key is kept; `None` for the system's usual place.
     pub state_dir: Option<PathBuf>,
     /// What may be dialled at all.
@@ -134,6 +137,7 @@ impl Config {
         Self {
             endpoints,
             lanes: LaneRange::default(),
+            lanes_tick: TICK,
             state_dir: None,
             rules: Rules::default(),
             base,
@@ -191,6 +195,11 @@ impl Config {
         }
     }
 
+    /// The file that an endpoint's token lies in; `None` when it stands in the configuration itself.
+    pub fn token_place(&self, endpoint: &SelfHosted) -> Option<PathBuf> {
+        endpoint.token_file.as_ref().map(|file| self.base.join(file))
+    }
+
     /// Reads what all the endpoints name.
     ///
     /// # Errors
@@ -201,10 +210,7 @@ impl Config {
 
     fn warn_of_readable_tokens(&mut self, path: &Path) {
         for endpoint in &self.endpoints {
-            let holder = match &endpoint.token_file {
-                Some(file) => self.base.join(file),
-                None => path.to_owned(),
-            };
+            let holder = self.token_place(endpoint).unwrap_or_else(|| path.to_owned());
             let warning = format!(
                 "{} holds a token and can be read by every user of this machine: chmod 600 it",
                 holder.display()

@@ -1,6 +1,8 @@
 //! Role: the lanes of one link: opened as they are wanted, each serving one dial after the other.
 //! Invariants: lanes in all stay within the configured range · a gateway that refuses lanes is asked
-//! again only after a growing pause · idle lanes end with their link, sessions do not.
+//! again only after a growing pause · idle lanes end with their link, sessions do not · an idle lane is
+//! closed by its gateway: the agent only says that it may be, and serves a dial that crossed this word ·
+//! an idle lane has a descriptor for its target.
 //! See: ARCHITECTURE.md "Lanes".
 
 use std::{
@@ -11,11 +13,12 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout_at};
+use monoio::time::{Instant, sleep_until, timeout, timeout_at};
 use narrowlink_dataplane::{
     backoff::Backoff,
     conn::{Conn, ConnError},
-    demand::{Bounds, Census, Demand, TICK},
+    demand::{Bounds, Census, Demand},
+    descriptors::{self, Place},
     tunnel::{self, Ask, Gateway, TunnelError},
     worker::spawn,
 };
@@ -39,6 +42,16 @@ const PING_AFTER: Duration = Duration::from_secs(25);
 /// .. and is dead when nothing has come for so long after that.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a gateway may take to close a lane that is not needed any more; ..
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// .. and when its link is gone, or the agent stops.
+const RETIRE_SOON_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between two tries at the most while descriptors are short: sessions may end at any time.
+const SHORT_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Trouble with lanes that comes and goes is said so often at the most.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
 /// Idle lanes that are wanted at the most, whatever happens.
 const READY_MAX: u32 = 64;
 /// Lanes that are being opened at the same time at the most.
@@ -57,6 +70,8 @@ pub(crate) struct Lanes {
     opening: Rc<Cell<u32>>,
     /// Lanes of all links to this gateway that are in a session.
     busy: Rc<Cell<u32>>,
+    /// Lanes that the gateway has been told it may close.
+    retiring: Rc<Cell<u32>>,
     /// Rung whenever the census changes.
     changed: Doorbell,
     failures: RefCell<Failures>,
@@ -67,7 +82,15 @@ pub(crate) struct Lanes {
 struct Failures {
     backoff: Backoff,
     retry_at: Option<Instant>,
+    /// What was said of this outage; none has been since a lane was opened.
     said: Option<String>,
+    said_at: Option<Instant>,
+}
+
+/// A lane and a descriptor for its next target, if there was one to be had.
+struct Opened {
+    conn: Conn,
+    place: Option<Place>,
 }
 
 impl Lanes {
@@ -90,6 +113,7 @@ impl Lanes {
             next: Cell::new(0),
             opening: Rc::default(),
             busy,
+            retiring: Rc::default(),
             changed: Doorbell::new(),
             failures: RefCell::default(),
             closed: Cell::new(false),
@@ -110,11 +134,12 @@ impl Lanes {
 
     /// Opens what is wanted and retires what is not, for as long as the link stands.
     pub(crate) async fn keep(self: &Rc<Self>) {
-        let mut tick_at = Instant::now() + TICK;
+        let tick = self.shared.config.lanes_tick;
+        let mut tick_at = Instant::now() + tick;
         loop {
             let now = Instant::now();
             if now >= tick_at {
-                tick_at = now + TICK;
+                tick_at = now + tick;
                 self.retire_surplus();
             }
             let retry_at = self.failures.borrow().retry_at.filter(|&at| at > now);
@@ -131,7 +156,7 @@ impl Lanes {
     fn census(&self) -> Census {
         #[expect(clippy::cast_possible_truncation, reason = "bounded by the range's maximum, a u32")]
         let idle = self.idle.borrow().len() as u32;
-        Census { idle, opening: self.opening.get(), busy: self.busy.get() }
+        Census { idle, opening: self.opening.get(), busy: self.busy.get() + self.retiring.get() }
     }
 
     fn retire_surplus(&self) {
@@ -150,9 +175,9 @@ impl Lanes {
             let opened = lanes.open().await;
             drop(opening);
             match opened {
-                Ok(conn) => {
-                    lanes.failures.take();
-                    lanes.live(conn).await;
+                Ok(opened) => {
+                    lanes.failures.borrow_mut().over();
+                    lanes.live(opened).await;
                 }
                 Err(e) => lanes.failed(&e),
             }
@@ -161,7 +186,9 @@ impl Lanes {
         });
     }
 
-    async fn open(&self) -> Result<Conn, TunnelError> {
+    async fn open(&self) -> Result<Opened, TunnelError> {
+        let short = |e| ConnError::Io(e);
+        let (place, own) = (descriptors::place().map_err(short)?, descriptors::place().map_err(short)?);
         let framing = match self.gateway.framing() {
             FramingChoice::Raw => Framing::Raw,
             FramingChoice::Auto | FramingChoice::Framed => Framing::Framed,
@@ -172,8 +199,9 @@ impl Lanes {
         let proof = self.secret.prove_lane(&self.link, &lane);
         let ask = Ask::Lane(LaneProof { link: self.link, lane, proof });
         let protocol = Protocol { channel: Channel::Lane, framing };
+        drop(own);
         let (conn, _) = tunnel::open(&self.gateway, protocol, ask, OPEN_TIMEOUT).await?;
-        Ok(conn)
+        Ok(Opened { conn, place: Some(place) })
     }
 
     fn failed(&self, error: &TunnelError) {
@@ -183,16 +211,14 @@ impl Lanes {
         let mut failures = self.failures.borrow_mut();
         // Without randomness the full pause: no jitter, but no spinning either.
         let pause = failures.backoff.next(getrandom::u64().unwrap_or(u64::MAX));
+        let pause = if is_short(error) { pause.min(SHORT_PAUSE_MAX) } else { pause };
         failures.retry_at = Some(Instant::now() + pause);
-        let reason = error.to_string();
-        if failures.said.as_ref() != Some(&reason) {
-            tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
-            failures.said = Some(reason);
-        }
+        failures.say(self.gateway.describe(), error);
     }
 
     /// A lane's life: dials, one after the other.
-    async fn live(&self, mut conn: Conn) {
+    async fn live(&self, opened: Opened) {
+        let Opened { mut conn, mut place } = opened;
         let mut last = None;
         while let Some(dial) = self.next_dial(&conn, last).await {
             // A gateway that repeats itself has lost count, and might mix two sessions up.
@@ -203,31 +229,31 @@ impl Lanes {
             self.demand.borrow_mut().on_take(self.census().idle);
             let busy = Counted::new(&self.busy);
             self.changed.ring();
-            let served = serve(&self.shared, conn, &dial).await;
+            let served = serve(&self.shared, conn, &dial, place.take()).await;
             drop(busy);
             match served {
                 Some(again) => conn = again,
                 None => return,
             }
+            place = descriptors::place().ok();
         }
-        // Nothing was asked of it, so nothing can be lost.
+        // The gateway has closed it, or does not answer: nothing can be lost.
         match conn.framing() {
             Framing::Framed => conn.close(1000, "this lane is not needed any more"),
             Framing::Raw => conn.into_wire().close_gently(),
         }
     }
 
-    /// Waits idle for the next dial; `None` when the lane is to end.
+    /// Waits idle for the next dial; `None` when the lane has ended.
     async fn next_dial(&self, conn: &Conn, last: Option<SessionId>) -> Option<Dial> {
-        if self.closed.get() {
-            return None;
-        }
         let (retire, retired) = Gate::new();
-        let _parked = Parked::new(self, retire);
+        // Without its link a lane does not stay: the gate is open as soon as its opener is dropped.
+        let _parked = (!self.closed.get()).then(|| Parked::new(self, retire));
         self.demand.borrow_mut().on_idle(self.census().idle);
         self.changed.ring();
         let retired = async {
             retired.wait().await;
+            self.retire(conn).await;
             None
         };
         match future::or(async { Some(listen(conn, last).await) }, retired).await? {
@@ -237,6 +263,49 @@ impl Lanes {
                 None
             }
         }
+    }
+
+    /// Tells the gateway that it may close this lane, and returns when it has not for too long. A Dial of its
+    /// own may be on its way, so closing is not ours.
+    async fn retire(&self, conn: &Conn) {
+        let _retiring = Counted::new(&self.retiring);
+        let patience = if self.closed.get() { RETIRE_SOON_TIMEOUT } else { RETIRE_TIMEOUT };
+        let told = async {
+            if conn.send(&Message::Retire).await.is_ok() {
+                future::pending::<()>().await;
+            }
+        };
+        let _ = timeout(patience, told).await;
+    }
+}
+
+impl Failures {
+    /// A lane was opened.
+    fn over(&mut self) {
+        *self = Self { said_at: self.said_at, ..Self::default() };
+    }
+
+    fn say(&mut self, gateway: &str, error: &TunnelError) {
+        let reason = if is_short(error) {
+            "this process is out of descriptors; sessions that end free some".to_owned()
+        } else {
+            error.to_string()
+        };
+        let just_now = self.said_at.is_some_and(|at| at.elapsed() < SAY_EVERY);
+        if just_now || self.said.as_ref() == Some(&reason) {
+            return;
+        }
+        tracing::warn!(gateway, "no lane could be opened: {reason}");
+        (self.said, self.said_at) = (Some(reason), Some(Instant::now()));
+    }
+}
+
+/// Whether there was no descriptor for it.
+fn is_short(error: &TunnelError) -> bool {
+    match error {
+        TunnelError::Connect { source, .. } => source.telling().is_some_and(descriptors::ran_out),
+        TunnelError::Conn(ConnError::Io(source)) => descriptors::ran_out(source),
+        _ => false,
     }
 }
 

@@ -26,6 +26,7 @@ use std::{
 use futures_lite::future;
 use monoio::time::sleep;
 use narrowlink_dataplane::{
+    descriptors,
     tunnel::Gateway,
     worker::{self, Driver, spawn},
 };
@@ -40,6 +41,9 @@ use crate::{
 
 /// Sessions that were cut off are given so long to reset their connections.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up.
+const KEPT_FREE: usize = 4;
 
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
@@ -152,6 +156,7 @@ impl Agent {
 }
 
 async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Gate) {
+    descriptors::keep_free(KEPT_FREE);
     let drain = config.drain;
     let state_dir = config.state_dir.clone();
     let state_dir = state_dir.or_else(|| identity::default_state_dir(|name| std::env::var_os(name)));

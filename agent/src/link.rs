@@ -1,9 +1,16 @@
 //! Role: an agent's hold on one gateway: joins, keeps lanes, and comes back whenever the link is lost.
 //! Invariants: never gives up and never exits; the gateway's name and the token's file are read anew at
-//! each try; the same trouble is logged once, not at every try; a lost link ends no session.
+//! each try; the same trouble is logged once, not at every try; a lost link ends no session; a token that was
+//! replaced in its file is taken up while the old link stands, so that no session waits for it.
 //! See: ARCHITECTURE.md "The wire".
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use futures_lite::future;
 use monoio::time::{Instant, sleep};
@@ -27,6 +34,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A link that stood for so long was a good one: the next outage starts with short pauses.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
+/// How often the token's file is looked at.
+const TOKEN_LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// How soon a lost link is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
@@ -46,27 +56,49 @@ struct Outage {
     said: Option<String>,
 }
 
+/// How a link that stood came to its end.
+enum Stood {
+    /// The agent stops.
+    Stopped,
+    Lost(LinkError),
+    /// Another link, by a newer token, has taken its place.
+    Renewed(Rc<Gateway>, PeerLink),
+}
+
 /// Holds a link to one gateway until the agent stops.
 pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: Rc<Gateway>) {
     let busy = Rc::new(Cell::new(0));
     let mut outage = Outage::default();
+    let mut renewed = None;
     loop {
         let stopped = async {
             shared.stop.wait().await;
             None
         };
-        let joined = async { Some(join_as_agent(&shared, &gateway).await) };
+        let joined = async {
+            match renewed.take() {
+                Some(link) => Some(Ok(link)),
+                None => Some(join_as_agent(&shared, &gateway).await),
+            }
+        };
         let error = match future::or(stopped, joined).await {
             None => return,
             Some(Err(error)) => error,
             Some(Ok(link)) => {
                 let stood = Instant::now();
                 outage.said = None;
-                let Some(error) = stand(&shared, &gateway, link, &busy).await else { return };
+                let ended = stand(&shared, &endpoint, &gateway, link, &busy).await;
                 if stood.elapsed() >= STABLE_AFTER {
                     outage.backoff.reset();
                 }
-                error
+                match ended {
+                    Stood::Stopped => return,
+                    Stood::Lost(error) => error,
+                    Stood::Renewed(newer, link) => {
+                        (gateway, renewed) = (newer, Some(link));
+                        continue;
+                    }
+                }
             }
         };
         outage.say(&gateway, &error);
@@ -90,31 +122,81 @@ async fn join_as_agent(shared: &Shared, gateway: &Gateway) -> Result<PeerLink, L
     }
 }
 
-/// A link while it stands; why it does not any more, or `None` when the agent stops.
+/// A link while it stands.
 async fn stand(
     shared: &Rc<Shared>,
+    endpoint: &SelfHosted,
     gateway: &Rc<Gateway>,
     mut link: PeerLink,
     busy: &Rc<Cell<u32>>,
-) -> Option<LinkError> {
+) -> Stood {
     tracing::info!(gateway = gateway.describe(), "connected");
     let lanes = Lanes::new(shared.clone(), gateway.clone(), (link.link, link.secret.clone()), busy.clone());
     shared.ready.tell(gateway.describe());
     let stopped = async {
         shared.stop.wait().await;
-        None
+        Stood::Stopped
     };
     let kept = async {
         lanes.keep().await;
-        None
+        Stood::Stopped
     };
-    let conversed = async { Some(converse(&mut link, &lanes).await) };
-    let ended = future::or(stopped, future::or(conversed, kept)).await;
+    // Before the conversation: the gateway ends this link as soon as the newer one stands.
+    let renewed = async {
+        let (newer, link) = renew(shared, endpoint, gateway).await;
+        Stood::Renewed(newer, link)
+    };
+    let conversed = async { Stood::Lost(converse(&mut link, &lanes).await) };
+    let ended = future::or(future::or(stopped, renewed), future::or(conversed, kept)).await;
     lanes.close();
-    if ended.is_none() {
+    if !matches!(ended, Stood::Lost(_)) {
         link.close();
     }
     ended
+}
+
+/// Waits until the token's file holds another token with which the gateway takes this agent.
+async fn renew(shared: &Shared, endpoint: &SelfHosted, gateway: &Gateway) -> (Rc<Gateway>, PeerLink) {
+    let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
+    let mut seen = stamp(&file);
+    loop {
+        sleep(TOKEN_LOOK_EVERY).await;
+        let now = stamp(&file);
+        if now == seen || now.is_none() {
+            continue;
+        }
+        seen = now;
+        let fresh = match shared.config.gateway(endpoint) {
+            Ok(fresh) if fresh.token() == gateway.token() => continue,
+            Ok(fresh) => Rc::new(fresh),
+            Err(e) => {
+                tracing::warn!("the token was not replaced: {e}; going on with the one before");
+                continue;
+            }
+        };
+        match join_as_agent(shared, &fresh).await {
+            Ok(link) => {
+                tracing::info!(
+                    gateway = fresh.describe(),
+                    "the token in {} is new: logged in anew",
+                    file.display()
+                );
+                return (fresh, link);
+            }
+            // Tried again when the file changes again, or this link is lost.
+            Err(e) => tracing::warn!(
+                gateway = fresh.describe(),
+                "the new token in {} does not work: {e}; going on with the one before",
+                file.display()
+            ),
+        }
+    }
+}
+
+/// What changes when a file is written or replaced; `None` while there is none.
+fn stamp(file: &Path) -> Option<(SystemTime, u64, u64)> {
+    let meta = std::fs::metadata(file).ok()?;
+    Some((meta.modified().ok()?, meta.ino(), meta.len()))
 }
 
 async fn converse(link: &mut PeerLink, lanes: &Lanes) -> LinkError {

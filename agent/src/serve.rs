@@ -10,7 +10,8 @@ use futures_lite::future;
 use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
     conn::{CLOSE_RESET, Conn, ConnError},
-    dial::{Unconnected, connect_first, is_out_of_descriptors},
+    descriptors::{self, Place},
+    dial::{Unconnected, connect_first},
     relay::{End, Traffic, gone, relay},
     resolve::{Asker, ResolveError, resolve},
     socket::Socket,
@@ -33,10 +34,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 /// For a message to a gateway that may have stopped reading.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves one dial; gives the lane back when it can serve another.
-pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Conn> {
+/// Serves one dial; gives the lane back when it can serve another. `place` is the target's descriptor.
+pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial, place: Option<Place>) -> Option<Conn> {
     let session = dial.session;
-    match dial_for(&conn, &shared.config.rules, dial).await {
+    match dial_for(&conn, &shared.config.rules, dial, place).await {
         Ok(Ok(socket)) => {
             send(&conn, &Message::Dialled { session, e2ee: None }).await?;
             join(shared, conn, socket.into(), dial).await
@@ -53,7 +54,12 @@ pub(crate) async fn serve(shared: &Shared, conn: Conn, dial: &Dial) -> Option<Co
 }
 
 /// Dials for a gateway that may go away meanwhile.
-async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Socket, Refused>, ConnError> {
+async fn dial_for(
+    conn: &Conn,
+    rules: &Rules,
+    dial: &Dial,
+    place: Option<Place>,
+) -> Result<Result<Socket, Refused>, ConnError> {
     let left = async {
         match conn.attend().await {
             // What comes early stays where it is: it is for the target, or a word that whoever reads
@@ -65,7 +71,7 @@ async fn dial_for(conn: &Conn, rules: &Rules, dial: &Dial) -> Result<Result<Sock
             Err(e) => Err(e),
         }
     };
-    let dialling = async { Ok(dial_target(rules, dial).await) };
+    let dialling = async { Ok(dial_target(rules, dial, place).await) };
     match conn.framing() {
         Framing::Framed => future::or(left, dialling).await,
         // Nothing is read ahead on a raw lane: the session's bytes come right behind the dial.
@@ -128,7 +134,7 @@ async fn send(conn: &Conn, message: &Message) -> Option<()> {
     timeout(SEND_TIMEOUT, conn.send(message)).await.ok()?.ok()
 }
 
-async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
+async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result<Socket, Refused> {
     let started = Instant::now();
     let Target::Tcp { port, .. } = dial.target else {
         let reason = format!("this agent dials TCP only, not {}", dial.target);
@@ -146,12 +152,15 @@ async fn dial_target(rules: &Rules, dial: &Dial) -> Result<Socket, Refused> {
         Destination::Name(name) => {
             let Origin::Client { name: client, .. } = &dial.origin;
             let asker = Asker::Client(client.as_str().into());
+            // A look-up takes descriptors for a moment.
+            let _room = descriptors::lend();
             resolve(asker, name, port, RESOLVE_TIMEOUT).await.map_err(unresolvable)?
         }
         Destination::Unix(_) => Vec::new(),
     };
     let addrs = permitted(rules, dial, &asked, addrs)?;
     let left = DIAL_TIMEOUT.saturating_sub(started.elapsed());
+    drop(place);
     connect_first(&asked.to_string(), &addrs, left).await.map_err(|e| unconnected(&e, &asked, port))
 }
 
@@ -202,7 +211,7 @@ fn unconnected(e: &Unconnected, asked: &Destination, port: u16) -> Refused {
     };
     let tried = if e.addrs().count() > 1 { format!(" ({e})") } else { String::new() };
     let (code, reason) = match e.telling() {
-        Some(e) if is_out_of_descriptors(e) => {
+        Some(e) if descriptors::ran_out(e) => {
             (RefusalCode::Limited, format!("the agent can't open another connection: {e}"))
         }
         Some(e) if e.kind() == Kind::ConnectionRefused => (
@@ -241,7 +250,7 @@ mod tests {
     }
 
     fn dialled(rules: Rules, dial: Dial) -> Result<(), Refused> {
-        run_alone(false, |_| async move { dial_target(&rules, &dial).await.map(drop) }).unwrap()
+        run_alone(false, |_| async move { dial_target(&rules, &dial, None).await.map(drop) }).unwrap()
     }
 
     /// A port on loopback where nobody listens, for as long as the socket lives.

@@ -1,7 +1,10 @@
 //! Role: the command line of `narrowlink`.
 //! Invariants: whatever clap refuses exits with 2 and says how to write it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use narrowlink_proto::{
@@ -86,8 +89,8 @@ Examples:
         /// The agent that dials
         #[arg(short, long, value_name = "AGENT")]
         name: String,
-        /// Where to listen; port 0 for any that is free
-        #[arg(short, long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+        /// Where to listen; a port alone is one of 127.0.0.1, and port 0 any that is free
+        #[arg(short, long, value_name = "[IP:]PORT", default_value = "127.0.0.1:0", value_parser = parse_listen)]
         listen: SocketAddr,
         /// What it dials
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
@@ -127,6 +130,27 @@ impl From<Framing> for FramingChoice {
             Framing::Raw => Self::Raw,
         }
     }
+}
+
+/// `2222`, `localhost:2222`, `127.0.0.1:2222` or `[::1]:2222`. No other name: which of its addresses is meant
+/// would be anybody's guess.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let port = match text.split_once(':') {
+        None => Some(text),
+        Some((host, port)) if host.eq_ignore_ascii_case("localhost") => Some(port),
+        Some(("" | "*", _)) => {
+            return Err("write 0.0.0.0:PORT for all addresses of this machine".to_owned());
+        }
+        Some(_) => None,
+    };
+    if let Some(port) = port
+        && let Ok(port) = port.parse()
+    {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    }
+    text.parse().map_err(|_| {
+        "expected PORT, IP:PORT or [IPV6]:PORT, such as 2222, 127.0.0.1:2222 or [::1]:2222".to_owned()
+    })
 }
 
 fn parse_target(text: &str) -> Result<Target, TargetError> {
@@ -174,6 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn a_port_alone_and_localhost_are_taken_for_127_0_0_1() {
+        for (text, addr) in [
+            ("2222", "127.0.0.1:2222"),
+            ("localhost:2222", "127.0.0.1:2222"),
+            ("0", "127.0.0.1:0"),
+            ("0.0.0.0:80", "0.0.0.0:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(parse_listen(text), Ok(addr.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_line_is_refused_with_2_and_says_why() {
         let cases = [
             ("narrowlink", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, "Usage"),
@@ -181,7 +218,13 @@ mod tests {
             ("narrowlink connect -n home 127.0.0.1", ErrorKind::ValueValidation, "the port is missing"),
             ("narrowlink connect -n home ::1:22", ErrorKind::ValueValidation, "in brackets"),
             ("narrowlink connect -n home a:0", ErrorKind::ValueValidation, "from 1 to 65535"),
-            ("narrowlink forward -n home -l 80 a:1", ErrorKind::ValueValidation, "--listen"),
+            (
+                "narrowlink forward -n home -l eighty a:1",
+                ErrorKind::ValueValidation,
+                "expected PORT, IP:PORT",
+            ),
+            ("narrowlink forward -n home -l 65536 a:1", ErrorKind::ValueValidation, "expected PORT, IP:PORT"),
+            ("narrowlink forward -n home -l :80 a:1", ErrorKind::ValueValidation, "0.0.0.0:PORT"),
             ("narrowlink lst", ErrorKind::InvalidSubcommand, "list"),
             ("narrowlink list -v -q", ErrorKind::ArgumentConflict, "--quiet"),
         ];

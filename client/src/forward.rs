@@ -1,11 +1,13 @@
 //! Role: a local port whose connections become sessions.
 //! Invariants: never gives up; a connection that can't be served is reset, never closed as if it had
 //! ended; what may have reached the target is never sent twice; half-close and reset go through in both directions; while the gateway is away a connection
-//! waits for it, but not for ever.
+//! waits for it, but not for ever · while the gateway says that sessions come too fast, connections wait in
+//! order · a connection is accepted only when there is a descriptor for its way to the gateway, too · one
+//! that leaves while it waits is let go at once.
 //! See: ARCHITECTURE.md "Life of a byte".
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     convert::Infallible,
     net::{SocketAddr, TcpListener},
@@ -18,7 +20,8 @@ use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
     conn::CLOSE_RESET,
-    listen::{Listener, accept_all, bind_alone},
+    descriptors::{self, Place},
+    listen::{self, Listener, accept_all_with, bind_alone},
     relay::{End, Traffic, relay},
     tunnel::TunnelError,
     wire::Wire,
@@ -34,7 +37,9 @@ use crate::{
     early::{self, Outcome, say_ended},
     exit::{Exit, Failure},
     open::{OpenError, Opener, Session, ask_for},
-    presence::Presence,
+    outlook::Outlook,
+    presence::{AGENT_GRACE, Presence},
+    queue::{Number, Queue, Turn},
     warm::{Stream, Warm},
 };
 
@@ -44,11 +49,13 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// .. and, doubled each time, at the most; sooner when we hear that the gateway is back.
 const RETRY_MAX: Duration = Duration::from_secs(1);
-/// A gateway that has just come back does not know its agents yet: they come within a second or two.
-const AGENT_GRACE: Duration = Duration::from_secs(3);
 /// How long a connection lets the one before it go first. Programs count on their connections
 /// arriving in the order in which they were made (`iperf3 --bidir` tells them apart by it).
 const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
+/// How often a connection that waits is asked whether it has left.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Descriptors for a link that is made anew while connections have all others: its own, and those of a look-up.
+const KEPT_FREE: usize = 4;
 /// The same trouble is said once in so long.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Different troubles that are remembered.
@@ -75,6 +82,39 @@ pub(crate) struct Forwarder {
     /// Over when the newest connection has its session.
     newest: RefCell<Option<Receiver<Infallible>>>,
     warm: Rc<Warm>,
+    queue: Rc<Queue>,
+}
+
+/// A local connection and what it has while it waits for its session.
+struct Arrival {
+    local: Wire,
+    number: Number,
+    /// Over when the one before has its session.
+    before: Option<Receiver<Infallible>>,
+    /// Closed when this one has it.
+    served: Sender<Infallible>,
+    /// The descriptor for its way to the gateway.
+    place: Cell<Option<Place>>,
+    /// Its right to ask, until there is an answer.
+    turn: Cell<Option<Turn>>,
+}
+
+impl Arrival {
+    fn opened(&self) {
+        self.served.close();
+        self.place.take();
+        if let Some(turn) = self.turn.take() {
+            turn.opened();
+        }
+    }
+
+    /// Returns when the local program has left. An end without a word before it may be a program's that only
+    /// listens: it counts as having left when others wait for its descriptors.
+    async fn left(&self) {
+        while !self.local.is_reset() && !(self.local.has_left() && descriptors::are_short()) {
+            sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 /// What came of one try to serve a connection.
@@ -91,13 +131,17 @@ enum Attempt {
 ///
 /// # Errors
 /// It is in use, or not ours to take.
-pub(crate) fn bind(listen: SocketAddr) -> Result<TcpListener, Failure> {
-    bind_alone(listen).map_err(|e| {
+pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
+    bind_alone(addr).map_err(|e| {
         let message = match e.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!("{listen} is in use by another program; choose another with -l")
+            std::io::ErrorKind::AddrInUse if listen::is_taken_by_both_families(addr) => {
+                let port = addr.port();
+                format!("{addr} is in use: [::]:{port} is listened on, and takes IPv4 connections as well; start the one at 0.0.0.0 first, or choose another with -l")
             }
-            _ => format!("{listen} can't be listened on: {e}; choose another with -l"),
+            std::io::ErrorKind::AddrInUse => {
+                format!("{addr} is in use by another program; choose another with -l")
+            }
+            _ => format!("{addr} can't be listened on: {e}; choose another with -l"),
         };
         Failure::new(Exit::Unreachable, message)
     })
@@ -105,24 +149,36 @@ pub(crate) fn bind(listen: SocketAddr) -> Result<TcpListener, Failure> {
 
 impl Forwarder {
     pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
+        let outlook = Outlook::new(&plan, opener.routes.token());
         Rc::new(Self {
-            plan,
             warm: Warm::new(opener.clone()),
+            presence: Presence::new(outlook.roll_call()),
+            plan,
             opener,
-            presence: Presence::new(),
             stop,
             said: RefCell::default(),
             newest: RefCell::default(),
+            queue: Queue::new(),
         })
     }
 
     /// Forwards until it is stopped.
     pub(crate) async fn run(self: Rc<Self>, listener: Listener) {
-        let accepting = accept_all(&listener, |socket| {
+        descriptors::keep_free(KEPT_FREE);
+        // Streams that are kept ready take descriptors, too.
+        let room = || descriptors::place().inspect_err(|_| self.warm.shed());
+        let accepting = accept_all_with(&listener, room, |socket, place| {
             let this = self.clone();
             let (served, mine) = async_channel::bounded(1);
-            let before = self.newest.replace(Some(mine));
-            spawn(async move { this.carry(socket.into(), before, served).await });
+            let arrival = Arrival {
+                local: socket.into(),
+                number: self.queue.enter(),
+                before: self.newest.replace(Some(mine)),
+                served,
+                place: Cell::new(Some(place)),
+                turn: Cell::default(),
+            };
+            spawn(async move { this.carry(arrival).await });
         });
         let present = async {
             self.presence.hold(&self.opener.routes).await;
@@ -133,77 +189,111 @@ impl Forwarder {
     }
 
     /// One connection, from its accept to its end.
-    async fn carry(&self, local: Wire, before: Option<Receiver<Infallible>>, served: Sender<Infallible>) {
-        if let Some(before) = before {
+    async fn carry(&self, mut arrival: Arrival) {
+        if let Some(before) = arrival.before.take() {
             let _ = timeout(ORDER_TIMEOUT, before.recv()).await;
         }
         let deadline = Instant::now() + AWAY_TIMEOUT;
         let mut pause = RETRY_MIN;
         loop {
+            if !self.may_ask(&arrival, deadline).await {
+                return;
+            }
             // Dropped without a word, the local connection is reset.
-            match self.attempt(&local, &served).await {
+            let failed = match self.attempt(&arrival).await {
                 Attempt::Ended(session, Ok(())) => {
-                    local.close_gently();
+                    arrival.local.close_gently();
                     return self.warm.give_back(*session);
                 }
                 Attempt::Ended(session, Err(ended)) => {
                     return session.conn.close(CLOSE_RESET, &ended.to_string());
                 }
                 Attempt::Over => return,
-                Attempt::Failed(e) if self.may_pass(&e) && Instant::now() < deadline => {
-                    let pausing = timeout_at(deadline, self.pause(pause));
-                    future::or(async { drop(pausing.await) }, self.stop.wait()).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                    if local.is_reset() {
-                        return;
+                Attempt::Failed(e) => e,
+            };
+            let turn = arrival.turn.take();
+            match failed.retry_after() {
+                Some(wait) if Instant::now() + wait < deadline => {
+                    if let Some(turn) = turn {
+                        turn.refused(wait);
                     }
+                    continue;
                 }
-                Attempt::Failed(e) => return self.say(&e.into()),
+                None if self.may_pass(&failed) && Instant::now() < deadline => {}
+                _ => return self.say(&failed.into()),
             }
+            drop(turn);
+            let pausing = timeout_at(deadline, self.pause(pause));
+            future::or(async { drop(pausing.await) }, future::or(arrival.left(), self.stop.wait())).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Waits for a connection's turn to ask. False when it has left meanwhile, or nothing is served any more.
+    async fn may_ask(&self, arrival: &Arrival, deadline: Instant) -> bool {
+        if self.queue.is_open() {
+            arrival.turn.set(Some(self.queue.turn(arrival.number).await));
+            return true;
+        }
+        let given = async { Some(timeout_at(deadline, self.queue.turn(arrival.number)).await) };
+        let over = async {
+            future::or(arrival.left(), self.stop.wait()).await;
+            None
+        };
+        match future::or(over, given).await {
+            Some(Ok(turn)) => {
+                arrival.turn.set(Some(turn));
+                true
+            }
+            Some(Err(_)) => {
+                let message = "the gateway limits how fast this token opens sessions, and more wait than it \
+                               allows; open fewer at a time, or ask its operator for a higher dials_per_s";
+                self.say(&Failure::new(Exit::Unreachable, message));
+                false
+            }
+            None => false,
         }
     }
 
     /// A session for a local connection, to its end: on a stream that stands, if there is one.
-    async fn attempt(&self, local: &Wire, served: &Sender<Infallible>) -> Attempt {
+    async fn attempt(&self, arrival: &Arrival) -> Attempt {
         if let Some(failure) = self.presence.locked_out() {
             self.say(&failure);
             return Attempt::Over;
         }
-        let opened = || {
-            served.close();
-        };
         if let Some(stream) = self.warm.take().await
-            && let Some(attempt) = self.attempt_on(stream, local, opened).await
+            && let Some(attempt) = self.attempt_on(stream, arrival).await
         {
             return attempt;
         }
+        arrival.place.take();
         let opening = async { Some(self.opener.open(&self.plan.agent, &self.plan.target).await) };
-        let stopped = async {
-            self.stop.wait().await;
+        let over = async {
+            future::or(arrival.left(), self.stop.wait()).await;
             None
         };
-        let session = match future::or(stopped, opening).await {
+        let session = match future::or(over, opening).await {
             None => return Attempt::Over,
             Some(Err(e)) => return Attempt::Failed(e),
             Some(Ok(session)) => session,
         };
-        opened();
+        arrival.opened();
         let traffic = Traffic::default();
-        let moving = relay(End::Bare(local), session.conn.end(session.id), &traffic);
+        let moving = relay(End::Bare(&arrival.local), session.conn.end(session.id), &traffic);
         let ended = future::or(moving, async { Err(self.stop.shutdown().await) }).await;
         say_ended(&traffic, ended);
         Attempt::Ended(Box::new(session), ended)
     }
 
     /// The same on a stream that stands; `None` when a new one may serve better.
-    async fn attempt_on(&self, stream: Stream, local: &Wire, opened: impl FnOnce()) -> Option<Attempt> {
+    async fn attempt_on(&self, stream: Stream, arrival: &Arrival) -> Option<Attempt> {
         let route = stream.route;
         let open = match ask_for(&self.plan.agent, &self.plan.target) {
             Ok(open) => open,
             Err(e) => return Some(Attempt::Failed(OpenError::Unreachable(e))),
         };
         let gateway = self.opener.routes.at(route).gateway.describe();
-        match early::carry(stream, open, local, gateway, &self.stop, opened).await {
+        match early::carry(stream, open, &arrival.local, gateway, &self.stop, || arrival.opened()).await {
             Outcome::Ended(session, ended) => Some(Attempt::Ended(Box::new(session), ended)),
             Outcome::Refused(refused, again) => {
                 if let Some(stream) = again {

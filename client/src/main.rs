@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Write as _},
+    sync::{Arc, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -18,12 +19,20 @@ use narrowlink_client::{
     identities, list, start_forward, whoami,
 };
 use narrowlink_dataplane::{log, process::find_config};
+use narrowlink_proto::target::Target;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag::register_conditional_shutdown,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|e| usage(&e));
+    if std::process::id() == 1 {
+        obey_signals();
+    }
     start_log(&args);
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
@@ -36,6 +45,31 @@ fn main() {
     };
     // What the runtime still holds must not be taken apart: the process just ends.
     log::exit(code.code())
+}
+
+/// What clap has to say: help and version on standard output, which must get there; else how to write it.
+fn usage(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        error.exit();
+    }
+    let code = match print(&error.render().to_string()) {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            say(&failure.message);
+            failure.exit
+        }
+    };
+    log::exit(code.code())
+}
+
+/// Process 1 of a container has none of the usual answers to signals: without this it could only be killed.
+fn obey_signals() {
+    for signal in [SIGTERM, SIGINT] {
+        let at_once = Arc::new(AtomicBool::new(true));
+        if let Err(e) = register_conditional_shutdown(signal, 128 + signal, at_once) {
+            say(&format!("signal {signal} can't be heard: {e}"));
+        }
+    }
 }
 
 fn start_log(args: &Args) {
@@ -69,7 +103,11 @@ fn run(args: Args) -> Result<Exit, Failure> {
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
         Command::Forward { name, listen, target } => {
+            let way = format!("{name} → {}", place(&target));
             let forward = start_forward(&config, Plan { agent: name, target, listen })?;
+            if !args.quiet {
+                log::say(&format!("{} → {way} · Ctrl-C ends", forward.local_addr));
+            }
             print(&format!("{}\n", forward.local_addr))?;
             forward.join();
             return Err(Failure::new(Exit::Internal, "the forward's thread failed"));
@@ -102,8 +140,18 @@ fn say(message: &str) {
     log::say(&format!("narrowlink: {message}"));
 }
 
+/// A target as the user wrote it.
+fn place(target: &Target) -> String {
+    let words = target.to_string();
+    words.strip_prefix("tcp://").map(str::to_owned).unwrap_or(words)
+}
+
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever read it has seen enough (`| head -1`): no error, and nothing to say.
+        return Ok(());
+    }
     written.map_err(|e| Failure::new(Exit::Reset, format!("standard output could not be written: {e}")))
 }

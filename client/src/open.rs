@@ -5,7 +5,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use monoio::time::timeout;
+use monoio::time::{Instant, sleep, timeout};
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     relay::settled,
@@ -67,6 +67,16 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    /// After how long the gateway can serve what it refused now; `None` where it did not say.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { refused, .. } if refused.code == RefusalCode::Limited => {
+                Some(Duration::from_millis(refused.retry_after_ms?.into()))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn code(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused { refused, .. } => Some(refused.code),
@@ -94,6 +104,22 @@ enum Asked {
 impl Opener {
     pub(crate) fn new(routes: Routes) -> Rc<Self> {
         Rc::new(Self { routes })
+    }
+
+    /// As [`Opener::open`]; while the gateway says that sessions come too fast, and when to come again, it is
+    /// asked again then, for as long as a session's set-up may take.
+    pub(crate) async fn open_patiently(&self, agent: &str, target: &Target) -> Result<Session, OpenError> {
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        loop {
+            let e = match self.open(agent, target).await {
+                Ok(session) => return Ok(session),
+                Err(e) => e,
+            };
+            match e.retry_after() {
+                Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
+                _ => return Err(e),
+            }
+        }
     }
 
     /// Opens a session. A lane that broke while it was opening is no answer: then once more.

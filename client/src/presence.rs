@@ -6,17 +6,26 @@
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
+    ops::ControlFlow,
     rc::Rc,
     time::Duration,
 };
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::{Instant, sleep};
-use narrowlink_dataplane::{backoff::Backoff, link::PeerLink};
+use monoio::time::{Instant, sleep, sleep_until};
+use narrowlink_dataplane::{
+    backoff::Backoff,
+    link::{LinkError, PeerLink},
+};
+use narrowlink_proto::message::{AgentInfo, Message};
 
 use crate::{exit::Failure, routes::Routes};
 
+/// A gateway that has just come back does not know its agents yet: they come within a second or two.
+pub(crate) const AGENT_GRACE: Duration = Duration::from_secs(3);
+/// Agents that are heard of in one roll call.
+const AGENTS_MAX: usize = 100_000;
 /// A link that stood for so long was a good one: the next outage starts with short pauses.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 /// Between two tries at the least, however many connections ask for one.
@@ -35,11 +44,19 @@ pub(crate) struct Presence {
     poke: (Sender<()>, Receiver<()>),
     /// The token does not hold; until another try says otherwise.
     locked_out: RefCell<Option<Failure>>,
+    /// Who wants to hear once which agents are there.
+    roll_call: Cell<Option<RollCall>>,
 }
 
+/// Hears which agents a gateway shows, until it has heard enough.
+pub(crate) type RollCall = Box<dyn FnMut(&[AgentInfo]) -> ControlFlow<()>>;
+
 impl Presence {
-    pub(crate) fn new() -> Rc<Self> {
+    /// `roll_call` hears which agents are there as soon as a gateway is, and again after [`AGENT_GRACE`] if it
+    /// wants to.
+    pub(crate) fn new(roll_call: RollCall) -> Rc<Self> {
         Rc::new(Self {
+            roll_call: Cell::new(Some(roll_call)),
             since: Cell::new(None),
             back: RefCell::new(async_channel::bounded(1)),
             gone: RefCell::new(async_channel::bounded(1)),
@@ -123,17 +140,53 @@ impl Presence {
         self.since.set(Some(since));
         *self.gone.borrow_mut() = async_channel::bounded(1);
         self.back.borrow().0.close();
-        let error = loop {
-            // A client's link has nothing to say unasked; what a newer gateway adds is not for us.
-            if let Err(error) = link.next().await {
-                break error;
-            }
-        };
+        let error = self.converse(&mut link).await;
         tracing::warn!("the gateway is away: {error}");
         self.since.set(None);
         *self.back.borrow_mut() = async_channel::bounded(1);
         self.gone.borrow().0.close();
         since.elapsed()
+    }
+}
+
+impl Presence {
+    /// Until the link ends. A client's link has little to say: what a newer gateway adds is not for us.
+    async fn converse(&self, link: &mut PeerLink) -> LinkError {
+        let mut call_at = Some(Instant::now());
+        let mut heard = Vec::new();
+        loop {
+            let calling = async {
+                match call_at {
+                    Some(at) => sleep_until(at).await,
+                    None => future::pending().await,
+                }
+                None
+            };
+            match future::or(async { Some(link.next().await) }, calling).await {
+                None => {
+                    call_at = None;
+                    let Some(roll_call) = self.roll_call.take() else { continue };
+                    self.roll_call.set(Some(roll_call));
+                    if let Err(e) = link.send(&Message::List) {
+                        break e;
+                    }
+                }
+                Some(Ok(Message::Agents { agents, more })) => {
+                    // A gateway lists what it has; that one has no end, nobody needs.
+                    if heard.len() < AGENTS_MAX {
+                        heard.extend(agents);
+                    }
+                    let roll_call = if more { None } else { self.roll_call.take() };
+                    let Some(mut roll_call) = roll_call else { continue };
+                    if roll_call(&std::mem::take(&mut heard)).is_continue() {
+                        self.roll_call.set(Some(roll_call));
+                        call_at = Some(Instant::now() + AGENT_GRACE);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(e)) => break e,
+            }
+        }
     }
 }
 
@@ -146,7 +199,7 @@ mod tests {
     #[test]
     fn who_waits_is_woken_when_the_gateway_is_back() {
         let woken = run_alone(false, |_| async {
-            let presence = Presence::new();
+            let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
             let (woken, told) = async_channel::bounded(3);
             for _ in 0..3 {
                 let (presence, woken) = (presence.clone(), woken.clone());

@@ -64,6 +64,11 @@ impl Routes {
         &self.routes[index]
     }
 
+    /// The token for the one that is tried first.
+    pub(crate) fn token(&self) -> &str {
+        self.at(self.first()).gateway.token()
+    }
+
     /// The one that is tried first.
     pub(crate) fn first(&self) -> usize {
         self.first.get()

@@ -37,7 +37,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Opens a session and joins it with standard input and output, until both directions have ended.
 pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Result<(), Failure> {
-    let session = opener.open(agent, target).await?;
+    let session = opener.open_patiently(agent, target).await?;
     let internal = |e: io::Error| Failure::new(Exit::Internal, e);
     let (ours, theirs) = UnixStream::pair().map_err(internal)?;
     ours.set_nonblocking(true).map_err(internal)?;

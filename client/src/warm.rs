@@ -16,8 +16,9 @@ use futures_lite::future;
 use monoio::time::{Instant, sleep_until};
 use narrowlink_dataplane::{
     backoff::Backoff,
-    conn::Conn,
+    conn::{Conn, ConnError},
     demand::{Bounds, Census, Demand, TICK},
+    descriptors,
     relay::settled,
     tunnel::{self, Ask, TunnelError},
     worker::spawn,
@@ -45,6 +46,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARD_WITHIN: Duration = Duration::from_secs(30);
 /// How often the kept ones are looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// While descriptors are short nothing is opened ahead.
+const SHORT_PAUSE: Duration = Duration::from_secs(10);
 /// After a refusal: below the ten failed logins a minute at which a gateway begins to punish everybody
 /// behind our address.
 const REFUSED_PAUSE: Duration = Duration::from_secs(8);
@@ -139,6 +142,15 @@ impl Warm {
         self.ring();
     }
 
+    /// Descriptors are short: one stream less, and none is opened ahead for a while.
+    pub(crate) fn shed(&self) {
+        let oldest = self.kept.borrow_mut().pop_front();
+        if let Some(oldest) = oldest {
+            close(oldest.conn);
+        }
+        self.retry_at.set(Some(Instant::now() + SHORT_PAUSE));
+    }
+
     /// Opens what is wanted and retires what is not, for ever.
     pub(crate) async fn tend(self: &Rc<Self>, presence: &Presence) {
         loop {
@@ -219,6 +231,9 @@ impl Warm {
     async fn open(&self, route: usize) -> Result<Conn, TunnelError> {
         let gateway = &self.opener.routes.at(route).gateway;
         let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
+        // Nothing is opened ahead out of the reserve, nor in place of a connection that could be accepted.
+        let short = |e| TunnelError::Conn(ConnError::Io(e));
+        drop((descriptors::place().map_err(short)?, descriptors::place().map_err(short)?));
         Ok(tunnel::open(gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
     }
 

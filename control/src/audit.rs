@@ -66,6 +66,9 @@ struct Line {
     code: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Of a login that was refused; its peer was only told the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     up_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,12 +158,13 @@ impl Line {
                 let key = signer(who).map(|id| id.to_string());
                 Self { key, ..Self::new("login").by(who).from(peer_addr) }
             }
-            Event::Refused { who, peer_addr, session, refused } => {
+            Event::Refused { who, peer_addr, session, refused, cause } => {
                 let mut line = Self::new("refused").from(peer_addr);
                 line.source = Some(peer_addr.ip());
                 line.session = session.map(short);
                 line.code = serde_json::to_value(refused.code).ok();
                 line.reason = Some(refused.reason.clone());
+                line.cause = cause.map(str::to_owned);
                 match who {
                     Some(who) => line.by(who),
                     None => line,
@@ -246,6 +250,7 @@ mod tests {
             peer_addr: peer(),
             session: Some(session),
             refused: &refused,
+            cause: Some("why"),
         });
         audit.note(&Event::Opened { who: &who, peer_addr: peer(), session, agent: "home", target: &target });
         audit.note(&Event::Closed {
@@ -268,6 +273,7 @@ mod tests {
             assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
         }
         assert_eq!((&lines[1]["code"], &lines[1]["session"]), (&"policy".into(), &"abababababababab".into()));
+        assert_eq!(lines[1]["cause"], "why");
         assert_eq!(lines[2]["target"], "tcp://db:5432");
         let close = &lines[3];
         assert_eq!(

@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
-    door::{Door, Event, FOR_EVER, LinkRequest, Principal},
+    door::{Door, Event, FOR_EVER, LinkRequest, Principal, Rejected},
     usage::Usage,
 };
 use narrowlink_proto::{
@@ -101,8 +101,33 @@ impl Rules {
         // Nobody else's principals come here.
         let Some(Credentials { iat, key, .. }) = who.grant.downcast_ref() else { return Err(Why::Internal) };
         let bearer = Bearer { jti: &who.token_id, uid: who.uid, name: &who.name, iat: *iat };
-        let holds = self.keys.knows(*key) && !self.revocations.revoke(bearer);
-        if holds { Ok(()) } else { Err(Why::Revoked) }
+        match (self.keys.knows(*key), self.revocations.revoke(bearer)) {
+            (true, false) => Ok(()),
+            (false, false) => Err(Why::SecretRetired),
+            (_, true) => Err(Why::Revoked),
+        }
+    }
+
+    /// Why a token is refused, for the operator: a signature says no by itself which of its reasons it has.
+    fn cause(&self, channel: Channel, token: &str, now_s: u64, why: &TokenError) -> String {
+        if !matches!(why, TokenError::Signature) {
+            return why.to_string();
+        }
+        let kinds = [
+            (Kind::Client, "a client's"),
+            (Kind::Agent, "an agent's"),
+            (Kind::AgentPublish, "a publisher's"),
+        ];
+        let other = kinds.into_iter().find_map(|(kind, whose)| {
+            let (claims, _) = self.keys.verify_and_name(token, kind, now_s).ok()?;
+            Some(format!(
+                "the token {} is {whose}, which may not open a {channel:?}",
+                claims.jti.escape_debug()
+            ))
+        });
+        other.unwrap_or_else(|| {
+            "the token is signed with a secret that this gateway does not have, or was altered".to_owned()
+        })
     }
 
     /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
@@ -151,10 +176,10 @@ impl Door for Warden {
         rules.services.get(&service)?.tls.clone()
     }
 
-    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
+    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected> {
         let since_1970 = clock::since_1970();
         let rules = self.rules.load();
-        match rules.verify(channel, token, since_1970.as_secs()) {
+        let cause = match rules.verify(channel, token, since_1970.as_secs()) {
             Ok((claims, key)) => {
                 let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
@@ -166,14 +191,15 @@ impl Door for Warden {
                     };
                     return Ok(Arc::new(Principal { usage, ..principal }));
                 }
-                tracing::debug!(?channel, jti = principal.token_id, "a token was refused: it is revoked");
+                format!("the token {} is revoked", principal.token_id.escape_debug())
             }
-            Err(why) => tracing::debug!(?channel, "a token was refused: {why}"),
-        }
-        Err(Refused::new(
+            Err(why) => rules.cause(channel, token, since_1970.as_secs(), &why),
+        };
+        let refused = Refused::new(
             RefusalCode::Unauthenticated,
             "the token was not accepted: it may be expired, of another kind, or of another gateway",
-        ))
+        );
+        Err(Rejected { refused, cause: Some(cause) })
     }
 
     fn standing(&self, who: &Principal) -> Result<(), Why> {
@@ -376,9 +402,32 @@ mod tests {
             "a".repeat(20_000),
         ];
         let words: Vec<_> =
-            tokens.iter().map(|token| warden.login(Channel::Stream, token).err().unwrap()).collect();
+            tokens.iter().map(|token| warden.login(Channel::Stream, token).err().unwrap().refused).collect();
         assert!(words.iter().all(|refused| refused.code == RefusalCode::Unauthenticated));
         assert!(words.iter().all(|refused| *refused == words[0]));
+    }
+
+    #[test]
+    fn the_operator_hears_why_a_login_was_refused() {
+        let (warden, _inbox) = warden();
+        let expired = Claims { exp: 1_000_000_000, ..claims(Kind::Client) };
+        let good = token(&claims(Kind::Client));
+        let table = [
+            (token(&expired), "the token expired at 1000000000"),
+            (
+                Keys::new(&[8; 32]).sign(&claims(Kind::Client)).unwrap(),
+                "a secret that this gateway does not have",
+            ),
+            (format!("{}A{}", &good[..good.len() - 2], &good[good.len() - 1..]), "or was altered"),
+            (token(&claims(Kind::Agent)), "the token t1 is an agent's, which may not open a Stream"),
+            ("x".to_owned(), "not a token"),
+        ];
+        for (token, cause) in table {
+            let rejected = warden.login(Channel::Stream, &token).err().unwrap();
+            let said = rejected.cause.unwrap();
+            assert!(said.contains(cause), "{said}");
+            assert!(!rejected.refused.reason.contains(cause));
+        }
     }
 
     #[test]
@@ -390,8 +439,8 @@ mod tests {
         let services = warden.rules.load().services.clone();
         warden.replace(Rules::new(&secrets[..1], services, Revocations::default()).unwrap());
         assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_err());
-        // Who came in with it goes, too.
-        assert_eq!(warden.standing(&who), Err(Why::Revoked));
+        // Who came in with it goes, too, and is not told that somebody revoked it.
+        assert_eq!(warden.standing(&who), Err(Why::SecretRetired));
         assert!(Rules::new(&[], BTreeMap::new(), Revocations::default()).is_none());
     }
 
@@ -412,7 +461,7 @@ mod tests {
         warden.replace(Rules::new(&secrets, services, revocations).unwrap());
         assert_eq!(warden.standing(&who), Err(Why::Revoked));
         assert_eq!(warden.standing(&stays), Ok(()));
-        let words = |token| warden.login(Channel::Stream, token).err();
+        let words = |token| warden.login(Channel::Stream, token).err().map(|rejected| rejected.refused);
         assert_eq!(words(&good), words(&bad));
         assert!(words(&other).is_none());
     }

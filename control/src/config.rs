@@ -242,7 +242,7 @@ workers: 2
     fn what_is_optional_is_taken() {
         let dir = site();
         let text = "name: a\nsecret: !File secret\nold_secrets: [\"base64:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"]\n\
-                    services:\n  - !Ws { domains: [a], listen_addr: 127.0.0.1:0 }\ndrain_s: 5\npin: false\n\
+                    services:\n  - !Ws { domains: [], listen_addr: 127.0.0.1:0 }\ndrain_s: 5\npin: false\n\
                     limits: { dial_timeout_s: 2.5, head_timeout_s: 3, client_links_max: 7 }\n";
         let config = load(&dir, text).unwrap();
         assert_eq!(config.secrets.len(), 2);

@@ -144,16 +144,18 @@ impl Registry {
     ) -> Result<Arc<AgentEntry>, Goodbye> {
         let instance = prove(request)?;
         let key = AgentKey { uid: request.principal.uid, name: request.principal.name.clone() };
+        let mut older = Vec::new();
         if let Some(holder) = self.holders.get_mut(&key) {
             if holder.is_up() && (instance.is_none() || instance != holder.instance) {
                 return Err(holder.turn_away(request));
             }
             if holder.is_up() {
                 let reason = "the same installation has connected anew; this link is replaced";
-                acts.push(Act::Dismiss(holder.entry.orders.clone(), goodbye(GoodbyeCode::Replaced, reason)));
+                let orders = holder.entry.orders.clone();
+                older.push(Act::Dismiss(orders, goodbye(GoodbyeCode::Replaced, reason)));
             }
-            holder.entry.set_link_down();
-            acts.push(Act::Forget(holder.link));
+            // Its link, when it ends, says that it is down: nobody finds this entry any more then.
+            older.push(Act::Forget(holder.link));
         }
         let entry = Arc::new(AgentEntry::new(
             request.principal.clone(),
@@ -165,7 +167,9 @@ impl Registry {
         ));
         self.agents.insert(key.clone(), entry.clone());
         self.holders.insert(key, Holder { link, instance, entry: entry.clone(), strangers: Vec::new() });
+        // First: a session that waits at the older link looks for the newer one as soon as that goes.
         acts.push(Act::Publish(self.agents.clone()));
+        acts.extend(older);
         Ok(entry)
     }
 

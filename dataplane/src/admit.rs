@@ -21,7 +21,7 @@ use crate::{
     claims::{Claim, ClaimError},
     conn::Conn,
     directory::AgentEntry,
-    door::Principal,
+    door::{Principal, Rejected},
     handover::Local,
     lane::{self, Lane},
     timer::timeout_at,
@@ -35,9 +35,11 @@ const REASON_CHARS_MAX: usize = 300;
 const NAME_CHARS_MAX: usize = 64;
 
 /// Who holds this token.
-pub(crate) fn login(local: &Local, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused> {
+pub(crate) fn login(local: &Local, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected> {
     if local.stopping.get() {
-        return Err(Refused::new(RefusalCode::Draining, "this gateway shuts down; try again in a moment"));
+        return Err(
+            Refused::new(RefusalCode::Draining, "this gateway shuts down; try again in a moment").into()
+        );
     }
     local.shared.door.login(channel, token)
 }
@@ -190,8 +192,17 @@ async fn find_and_dial(
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
     };
     let message = Message::Dial(dial);
+    let mut entry = entry;
     loop {
-        let lane = lane::take(local, &entry, deadline).await?;
+        let lane = match lane::take(local, &entry, deadline).await {
+            Ok(lane) => lane,
+            Err(refused) => {
+                // The agent has connected anew while this one waited: then its new link has lanes.
+                let newer = local.shared.directory.find(&key).filter(|newer| newer.link != entry.link);
+                entry = newer.ok_or(refused)?;
+                continue;
+            }
+        };
         if let Err(refused) = still_stands(local, who) {
             lane::park(local, lane);
             return Err(refused);
@@ -241,9 +252,12 @@ impl Dialling<'_> {
 }
 
 async fn heard(lane: &Conn, asked: SessionId, agent: &str, deadline: Instant) -> Result<Opened, Unopened> {
-    let Ok(answer) = timeout_at(deadline, lane.recv(Speaker::Agent, Channel::Lane)).await else {
-        return Err(Unopened::ByUs(silent(agent)));
-    };
+    let mut answer = timeout_at(deadline, lane.recv(Speaker::Agent, Channel::Lane)).await;
+    if matches!(answer, Ok(Ok(Message::Retire))) {
+        // It crossed the Dial: the agent serves it all the same. One such word may come, not two.
+        answer = timeout_at(deadline, lane.recv(Speaker::Agent, Channel::Lane)).await;
+    }
+    let Ok(answer) = answer else { return Err(Unopened::ByUs(silent(agent))) };
     match answer {
         Ok(Message::Dialled { session, e2ee }) if session == asked => Ok(Opened { session, e2ee }),
         Ok(Message::Refused(refused)) => Err(Unopened::ByAgent(from_agent(refused))),

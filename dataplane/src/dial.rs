@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use self::{family::Family, race::Race};
 use crate::{
+    descriptors,
     socket::Socket,
     timer::{sleep_until, timeout},
 };
@@ -119,7 +120,7 @@ impl Unconnected {
 fn vagueness(error: &io::Error) -> u8 {
     use io::ErrorKind as Kind;
     match error.kind() {
-        _ if is_out_of_descriptors(error) => 0,
+        _ if descriptors::ran_out(error) => 0,
         Kind::ConnectionRefused => 1,
         Kind::ConnectionReset | Kind::PermissionDenied => 2,
         Kind::HostUnreachable => 3,
@@ -128,11 +129,6 @@ fn vagueness(error: &io::Error) -> u8 {
         Kind::NetworkUnreachable | Kind::AddrNotAvailable => 6,
         _ => 5,
     }
-}
-
-/// Whether this process, or the system, can have no further descriptor (EMFILE and ENFILE have no kind of their own).
-pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 impl fmt::Display for Unconnected {

@@ -91,6 +91,22 @@ pub enum LinkOrder {
     Goodbye(Goodbye),
 }
 
+/// A login that was refused.
+#[derive(Debug)]
+pub struct Rejected {
+    /// What the peer is told: the same words for every cause.
+    pub refused: Refused,
+    /// The cause, for the operator alone. It holds nothing of the token but what the gateway's own keys vouch for.
+    pub cause: Option<String>,
+}
+
+impl From<Refused> for Rejected {
+    /// A refusal that is its own cause.
+    fn from(refused: Refused) -> Self {
+        Self { refused, cause: None }
+    }
+}
+
 /// Something that an operator wants to be able to look up later.
 pub enum Event<'a> {
     /// Somebody's token was taken: a link, or a client's stream.
@@ -110,6 +126,8 @@ pub enum Event<'a> {
         session: Option<SessionId>,
         /// What they were told.
         refused: &'a Refused,
+        /// Why a login was refused; they are not told.
+        cause: Option<&'a str>,
     },
     /// A session has opened.
     Opened {
@@ -155,7 +173,7 @@ pub trait Door: Send + Sync + 'static {
     ///
     /// # Errors
     /// The peer's; the same words for every cause.
-    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Refused>;
+    fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected>;
 
     /// Whether `who` may have this session; the Dial that its agent is to get.
     ///

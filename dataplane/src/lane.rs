@@ -1,7 +1,8 @@
 //! Role: the lanes parked at this worker, and the sessions that wait for one.
 //! Invariants: a lane is in exactly one place: parked, on its way, or in a session · only a quiet
 //! connection is parked · a session waits in order and with a deadline · a lane found dead before
-//! its Dial was written is replaced without anybody noticing.
+//! its Dial was written is replaced without anybody noticing · an agent's lane is closed here first, so
+//! no Dial is written to one that its agent has closed.
 //! See: ARCHITECTURE.md "Lanes".
 
 use std::{
@@ -19,6 +20,7 @@ use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,
+    upgrade::Framing,
 };
 
 use crate::{
@@ -235,8 +237,14 @@ async fn hold(local: &Local, lane: &Lane) {
             }
         }
     };
-    // An agent has nothing to say on a parked lane: a message ends it as surely as an error.
-    let broke = async { drop(lane.conn.attend().await) };
+    // All that an agent has to say on a parked lane is that it retires it: whatever comes ends the lane. It
+    // is out of the table before anything is answered, so nobody picks a lane whose agent was let go.
+    let broke = async {
+        match lane.conn.framing() {
+            Framing::Framed => drop(lane.conn.attend().await),
+            Framing::Raw => drop(lane.conn.wire().readable().await),
+        }
+    };
     let dismissed = async {
         lane.seat.dismissed().await;
     };

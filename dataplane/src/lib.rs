@@ -25,6 +25,7 @@ pub mod claims;
 pub mod conn;
 pub mod deframe;
 pub mod demand;
+pub mod descriptors;
 pub mod dial;
 pub mod directory;
 pub mod door;

@@ -9,16 +9,20 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::{AsFd, BorrowedFd},
     rc::Rc,
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant as StdInstant},
 };
 
 use async_channel::Sender;
 use futures_lite::future;
-use monoio::time::Instant;
-use rustix::net::SocketFlags;
+use rustix::{
+    net::SocketFlags,
+    process::{Resource, getrlimit},
+};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use crate::{
+    descriptors,
     handover::Local,
     serve::{self, Service},
     socket::Socket,
@@ -33,8 +37,12 @@ const BATCH: usize = 32;
 /// How long a port of a process that has just ended is waited for, and how often it is tried.
 const VACATE_TIMEOUT: Duration = Duration::from_secs(1);
 const VACATE_TICK: Duration = Duration::from_millis(5);
-/// How long accepting rests when descriptors or memory have run out.
-const REST: Duration = Duration::from_millis(100);
+/// How long accepting rests when descriptors or memory have run out: at first, as others may just be ending, ..
+const REST_MIN: Duration = Duration::from_millis(5);
+/// .. and, doubled each time, at the most. A try costs some system calls.
+const REST_MAX: Duration = Duration::from_millis(100);
+/// How often that is said.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// Binds `addr` once per worker; with port 0 the first gets a port and the others join it.
 ///
@@ -62,18 +70,53 @@ fn bind_one(addr: SocketAddr) -> io::Result<StdListener> {
 /// The kernel takes a dead process's rings apart some milliseconds after it has ended, and its
 /// ports stay taken until then: so that a restart does not fail, this waits up to a second.
 ///
+/// `[::]` takes IPv4 connections as well, unless another socket has `0.0.0.0` with this port: then it
+/// takes IPv6 alone, so that the two work together.
+///
 /// # Errors
 /// The system's.
 pub fn bind_alone(addr: SocketAddr) -> io::Result<StdListener> {
-    let deadline = std::time::Instant::now() + VACATE_TIMEOUT;
+    let deadline = StdInstant::now() + VACATE_TIMEOUT;
     loop {
-        match StdListener::bind(addr) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && std::time::Instant::now() < deadline => {
+        match bind_exclusive(addr, false) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && StdInstant::now() < deadline => {
                 std::thread::sleep(VACATE_TICK);
+            }
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && takes_both_families(addr) => {
+                return bind_exclusive(addr, true);
             }
             bound => return bound,
         }
     }
+}
+
+/// `only_v6`: an IPv6 socket leaves the port's IPv4 half to another one.
+fn bind_exclusive(addr: SocketAddr, only_v6: bool) -> io::Result<StdListener> {
+    let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // As std's listener has it: connections of an earlier process that linger don't keep the port.
+    socket.set_reuse_address(true)?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether a socket at `addr` takes IPv4 connections, too: `[::]` does, and only when `0.0.0.0` has the port
+/// already is it content with IPv6.
+fn takes_both_families(addr: SocketAddr) -> bool {
+    addr.is_ipv6() && addr.ip().is_unspecified()
+}
+
+/// Whether `addr` is taken because `[::]` has its port, and takes IPv4 connections as well.
+pub fn is_taken_by_both_families(addr: SocketAddr) -> bool {
+    if !(addr.is_ipv4() && addr.ip().is_unspecified()) {
+        return false;
+    }
+    let v6 = SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), addr.port());
+    // Without IPv4's half the IPv6 port alone decides: it is in use only if a socket has it.
+    matches!(bind_exclusive(v6, true), Err(e) if e.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// A listening socket in this thread's runtime.
@@ -107,12 +150,26 @@ impl Listener {
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
     pub async fn accept(&self) -> io::Result<Socket> {
+        Ok(self.accept_if(&mut || Ok(())).await?.0)
+    }
+
+    /// The next connection, and what `room` gave for it; where that fails, none is taken. Dropping the future
+    /// loses none.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory: rest, and call again.
+    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Socket, R)> {
         loop {
+            let taken = room()?;
             match accept_now(self.socket.as_fd()) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.ready.readable(false).await?,
+                Ok(socket) => return Ok((socket, taken)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    drop(taken);
+                    self.ready.readable(false).await?;
+                }
                 // The peer was quicker to leave than we to accept.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-                other => return other,
+                Err(e) => return Err(e),
             }
         }
     }
@@ -124,12 +181,21 @@ fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Socket> {
 
 /// Accepts for ever, handing each connection to `take`; rests when descriptors run out.
 pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
-    let mut said_at: Option<Instant> = None;
-    let mut taken = 0;
+    accept_all_with(listener, || Ok(()), |socket, ()| take(socket)).await;
+}
+
+/// As [`accept_all`], as long as `room` gives each connection what it needs besides its own descriptor.
+pub async fn accept_all_with<R>(
+    listener: &Listener,
+    mut room: impl FnMut() -> io::Result<R>,
+    mut take: impl FnMut(Socket, R),
+) {
+    let (mut taken, mut rest) = (0, REST_MIN);
     loop {
-        match listener.accept().await {
-            Ok(socket) => {
-                take(socket);
+        match listener.accept_if(&mut room).await {
+            Ok((socket, room)) => {
+                take(socket, room);
+                rest = REST_MIN;
                 taken += 1;
                 if taken % BATCH == 0 {
                     // A turn of the ring (see the relay's pump), until there is one more to take.
@@ -137,13 +203,30 @@ pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
                 }
             }
             Err(e) => {
-                if said_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-                    tracing::warn!("no connection can be accepted: {e}; trying again");
-                    said_at = Some(Instant::now());
-                }
-                sleep(REST).await;
+                say_once_a_second(&e);
+                sleep(rest).await;
+                rest = (rest * 2).min(REST_MAX);
             }
         }
+    }
+}
+
+/// Over all listeners of the process: they run out together.
+fn say_once_a_second(e: &io::Error) {
+    static SAID_AT: Mutex<Option<StdInstant>> = Mutex::new(None);
+    let mut said_at = SAID_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
+        return;
+    }
+    *said_at = Some(StdInstant::now());
+    if descriptors::ran_out(e) {
+        let max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        tracing::warn!(
+            "no connection can be accepted: the {max} descriptors of this process are in use; those that come \
+             wait until others end (`ulimit -n`, or systemd's LimitNOFILE, allows more)"
+        );
+    } else {
+        tracing::warn!("no connection can be accepted: {e}; trying again");
     }
 }
 

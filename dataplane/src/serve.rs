@@ -19,7 +19,7 @@ use crate::{
     admit::{self, Asked},
     budget::HANDSHAKE,
     conn::{Conn, Role},
-    door::{Event, Principal},
+    door::{Event, Principal, Rejected},
     handover::Local,
     lane::{self, Lane},
     link,
@@ -193,9 +193,17 @@ struct Arrived {
 
 impl Arrived {
     async fn refuse(&self, wire: Wire, who: Option<&Principal>, refused: Refused) -> io::Result<()> {
-        tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
-        let (session, refused) = (refused.session, &refused);
-        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused };
+        self.reject(wire, who, refused.into()).await
+    }
+
+    async fn reject(&self, wire: Wire, who: Option<&Principal>, rejected: Rejected) -> io::Result<()> {
+        let Rejected { refused, cause } = &rejected;
+        let cause = cause.as_deref();
+        tracing::info!(
+            peer = %self.peer_addr, code = ?refused.code, "refused: {}", cause.unwrap_or(&refused.reason)
+        );
+        let session = refused.session;
+        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused, cause };
         self.local.shared.door.note(&event);
         if refused.code == RefusalCode::Unauthenticated {
             sleep_until(self.since + LOGIN_REFUSED_AFTER).await;
@@ -218,7 +226,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
     }
     let who = match admit::login(&arrived.local, protocol.channel, &token) {
         Ok(who) => who,
-        Err(refused) => return arrived.refuse(wire, None, refused).await,
+        Err(rejected) => return arrived.reject(wire, None, rejected).await,
     };
     drop(token);
     if protocol.channel != Channel::Lane {

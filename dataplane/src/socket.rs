@@ -285,6 +285,16 @@ impl Socket {
 }
 
 impl Socket {
+    /// Whether the peer has left without having said anything that waits here: it was reset, or its end is
+    /// the first thing to read. Reads nothing.
+    pub fn has_left(&self) -> bool {
+        if self.is_reset() {
+            return true;
+        }
+        let peeked = rustix::net::recv(self.fd(), &mut [0; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        matches!(peeked, Ok((0, _)))
+    }
+
     /// What the kernel knows about the connection.
     pub(crate) fn tcp_info(&self) -> Option<libc::tcp_info> {
         tcp_info(self.fd())
@@ -343,7 +353,7 @@ mod tests {
             peer.shutdown(Shutdown::Write).unwrap();
             drop(peer);
             socket.readable().await.unwrap();
-            assert!(!socket.is_reset());
+            assert!(!socket.is_reset() && !socket.has_left());
             let mut buf = [0; 64];
             socket.try_read(&mut buf).unwrap()
         });
@@ -355,8 +365,10 @@ mod tests {
         let (peer, ours) = pair();
         run_alone(false, |_| async move {
             let socket = Socket::adopt(ours).unwrap();
+            assert!(!socket.has_left());
             peer.shutdown(Shutdown::Write).unwrap();
             socket.readable().await.unwrap();
+            assert!(socket.has_left(), "an end and nothing before it");
             assert_eq!(socket.try_read(&mut [0; 1]).unwrap(), 0);
             assert!(!socket.is_reset());
             SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();

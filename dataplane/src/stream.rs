@@ -130,7 +130,8 @@ impl Visit {
     async fn refuse(&self, conn: Box<Conn>, refused: Refused) -> Option<Box<Conn>> {
         tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
         let (who, session) = (Some(&*self.who), refused.session);
-        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused: &refused };
+        let event =
+            Event::Refused { who, peer_addr: self.peer_addr, session, refused: &refused, cause: None };
         self.local.shared.door.note(&event);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {

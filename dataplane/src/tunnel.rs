@@ -24,6 +24,7 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 
 use crate::{
     conn::{Conn, ConnError, Role},
+    descriptors,
     dial::{Unconnected, connect_first, patience_for},
     resolve::{Asker, ResolveError, resolve},
     socket::Socket,
@@ -211,6 +212,8 @@ impl Gateway {
 
     async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
         let asker = Asker::Gateway(self.host.as_str().into());
+        // A program that is out of descriptors still reaches its gateway.
+        let _room = descriptors::lend();
         let addrs = resolve(asker, &self.host, self.port, patience).await?;
         let socket = connect_first(&self.host, &addrs, patience_for(addrs.len()).min(patience))
             .await

@@ -220,7 +220,8 @@ impl Usage {
             }
             account.dials.take(now, 1, DIALS_BURST).map_err(|wait| {
                 let ms = wait.as_millis().max(1);
-                account.limited(format_args!("opens sessions faster than it may; try again in {ms} ms"))
+                let what = format_args!("opens sessions faster than it may; try again in {ms} ms");
+                account.limited(what).retry_after(wait)
             })?;
         }
         Ok(())
@@ -336,6 +337,14 @@ mod tests {
             .filter(|n| bucket.take(16 * SECOND + n * 10_000_000, 1, DIALS_BURST).is_ok())
             .count();
         assert_eq!(taken, 100 + 999);
+    }
+
+    #[test]
+    fn who_opens_too_fast_is_told_when_to_come_again() {
+        let (usage, _) = usage(r#"{"dials_per_s":2}"#, "{}");
+        let refused = (0..100).find_map(|_| usage.dial().err()).unwrap();
+        assert_eq!(refused.code, RefusalCode::Limited);
+        assert!((1..=500).contains(&refused.retry_after_ms.unwrap()), "{refused:?}");
     }
 
     #[test]

@@ -338,6 +338,12 @@ impl Wire {
         self.socket().peer_vanished(patience)
     }
 
+    /// Whether the peer of a plain connection has left, and nothing that it said waits here (see
+    /// [`Socket::has_left`]).
+    pub fn has_left(&self) -> bool {
+        self.is_reset() || (!self.has_early() && self.socket().has_left())
+    }
+
     /// Whether a reset has arrived that no call has reported yet (see [`Socket::is_reset`]).
     pub fn is_reset(&self) -> bool {
         self.socket().is_reset()

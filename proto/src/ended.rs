@@ -1,7 +1,7 @@
 //! Role: why something was refused or ended; the same value in answer, log, metric and test.
 //! Invariants: a code is for programs and never changes meaning; a reason is for people.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -83,12 +83,22 @@ pub struct Refused {
     /// For people: what, where, and what to do next.
     #[serde(deserialize_with = "printable::deserialize")]
     pub reason: String,
+    /// After so many milliseconds the same request may succeed; absent where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u32>,
 }
 
 impl Refused {
     /// A refusal without a session.
     pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
-        Self { session: None, code, reason: reason.into() }
+        Self { session: None, code, reason: reason.into(), retry_after_ms: None }
+    }
+
+    /// The same refusal, saying when to try again. A wait below a millisecond counts as one.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
+        self
     }
 
     /// The same refusal, naming the session it answers.
@@ -129,6 +139,8 @@ pub enum Why {
     Expired,
     /// The session was revoked.
     Revoked,
+    /// The secret that signed the token is in use no more at the gateway.
+    SecretRetired,
     /// What the token, or its user, may use is used up.
     UsedUp,
     /// This process shuts down.
@@ -161,6 +173,7 @@ impl fmt::Display for Ended {
             Why::Vanished => "vanished",
             Why::Expired => "expired",
             Why::Revoked => "was revoked",
+            Why::SecretRetired => "found that the secret that signed the token is in use no more",
             Why::UsedUp => "found nothing left of what this token, or its user, may use this month",
             Why::Shutdown => "shut down",
             Why::Internal => "failed",
@@ -181,7 +194,10 @@ mod tests {
         let text = serde_json::to_string(&refused).unwrap();
         assert_eq!(serde_json::from_str::<Refused>(&text).unwrap(), refused);
         let newer: Refused = serde_json::from_str(r#"{"code":"too_loud","reason":"hush"}"#).unwrap();
-        assert_eq!(newer.code, RefusalCode::Other);
+        assert_eq!((newer.code, newer.retry_after_ms), (RefusalCode::Other, None));
+        let limited = Refused::new(RefusalCode::Limited, "later").retry_after(Duration::from_micros(1));
+        assert_eq!(serde_json::to_value(&limited).unwrap()["retry_after_ms"], 1);
+        assert!(!text.contains("retry_after_ms"), "{text}");
     }
 
     #[test]

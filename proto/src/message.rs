@@ -177,6 +177,9 @@ pub enum Message {
     Refused(Refused),
     /// Gateway to agent's lane.
     Dial(Dial),
+    /// Agent's lane to gateway: this parked lane is not needed any more. The gateway hands it out no more and
+    /// closes it; a Dial that crosses this word is served, and the word is void then.
+    Retire,
     /// Agent's lane to gateway: the target answered.
     Dialled {
         /// The session asked for.
@@ -292,7 +295,7 @@ impl Message {
             Self::Opened { .. } => matches!((speaker, channel), (Gateway, Stream)),
             Self::Refused(_) => matches!((speaker, channel), (Gateway, Stream) | (Agent, Lane)),
             Self::Dial(_) => matches!((speaker, channel), (Gateway, Lane)),
-            Self::Dialled { .. } => matches!((speaker, channel), (Agent, Lane)),
+            Self::Retire | Self::Dialled { .. } => matches!((speaker, channel), (Agent, Lane)),
             Self::Fin { .. } => {
                 matches!((speaker, channel), (Gateway, Lane | Stream) | (Agent, Lane) | (Client, Stream))
             }
@@ -314,6 +317,7 @@ impl Message {
             Self::Opened { .. } => "opened",
             Self::Refused(_) => "refused",
             Self::Dial(_) => "dial",
+            Self::Retire => "retire",
             Self::Dialled { .. } => "dialled",
             Self::Fin { .. } => "fin",
             Self::Ready { .. } => "ready",
@@ -322,7 +326,7 @@ impl Message {
 
     /// A refusal of `session`.
     pub fn refused(session: SessionId, code: RefusalCode, reason: impl Into<String>) -> Self {
-        Self::Refused(Refused { session: Some(session), code, reason: reason.into() })
+        Self::Refused(Refused::new(code, reason).of(session))
     }
 }
 
@@ -360,6 +364,7 @@ mod tests {
                 rules: None,
                 e2ee: None,
             }),
+            Message::Retire,
             Message::Dialled { session, e2ee: None },
             Message::Fin { session, bytes: 7 },
             Message::Ready { session },
@@ -426,7 +431,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn bent_bytes_never_panic(
-            which in 0usize..14, at in 0usize..400, byte: u8
+            which in 0usize..15, at in 0usize..400, byte: u8
         ) {
             let mut text = every()[which].encode();
             let at = at % text.len();

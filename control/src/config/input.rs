@@ -288,7 +288,9 @@ impl ServiceInput {
     fn into_service(self, allow_readable: bool, base: &Path) -> Result<Service, Complaint> {
         match self {
             Self::Ws(input) => {
-                Ok(Service { domains: domains(input.domains)?, listen_addr: input.listen_addr.0, tls: None })
+                // No name is checked there, so an empty list is one that means any name.
+                let domains = input.domains.into_iter().map(|Domain(destination)| destination).collect();
+                Ok(Service { domains, listen_addr: input.listen_addr.0, tls: None })
             }
             Self::Wss(input) => {
                 let domains = domains(input.domains)?;

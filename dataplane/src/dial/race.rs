@@ -85,7 +85,7 @@ impl Race {
     pub(super) fn failed(&mut self, addr: SocketAddr, error: io::Error, now: Duration) {
         self.under_way.retain(|(one, _)| *one != addr);
         self.next_at = now;
-        if super::is_out_of_descriptors(&error) {
+        if crate::descriptors::ran_out(&error) {
             // Another address would fare no better.
             self.untried.clear();
         }

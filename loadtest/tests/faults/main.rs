@@ -14,6 +14,7 @@ mod logs;
 mod pair;
 mod recovery;
 mod reload;
+mod short;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

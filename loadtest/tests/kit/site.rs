@@ -115,10 +115,15 @@ impl Site {
 
     /// Starts the gateway and waits until it is ready; from then on its addresses stay.
     pub(crate) fn start_gateway(&mut self) -> Running {
+        self.start_gateway_by(|command| command)
+    }
+
+    /// The same, by what `dress` makes of its command.
+    pub(crate) fn start_gateway_by(&mut self, dress: impl FnOnce(Command) -> Command) -> Running {
         let ready_file = self.fresh_path("gateway.ready");
         let mut command = self.command("narrowlink-gateway");
         command.arg("-c").arg(self.path("gateway.yaml")).arg("--ready-file").arg(&ready_file);
-        let mut gateway = self.run("gateway", command, None);
+        let mut gateway = self.run("gateway", dress(command), None);
         let ready: serde_json::Value = gateway.wait_for("the gateway's ready file", PATIENCE, || {
             let text = fs::read(&ready_file).ok()?;
             Some(serde_json::from_slice(&text).expect("a ready file is whole as soon as it is there"))
@@ -140,10 +145,16 @@ impl Site {
 
     /// Starts the agent without waiting for anything.
     pub(crate) fn spawn_agent(&self, transport: Transport) -> (Running, PathBuf) {
+        let (command, ready_file) = self.ready_agent_command(transport);
+        (self.run("agent", command, None), ready_file)
+    }
+
+    /// What starts the agent, and the file that it writes when the gateway has welcomed it.
+    pub(crate) fn ready_agent_command(&self, transport: Transport) -> (Command, PathBuf) {
         let ready_file = self.fresh_path("agent.ready");
         let mut command = self.agent_command(transport);
         command.arg("--ready-file").arg(&ready_file);
-        (self.run("agent", command, None), ready_file)
+        (command, ready_file)
     }
 
     /// `narrowlink-agent -c FILE`.

@@ -13,7 +13,12 @@ use narrowlink_proto::{
     token::{Claims, Kind},
 };
 
-use crate::{alone, count, kit::PATIENCE, visitor::connect};
+use crate::{
+    alone, count,
+    kit::PATIENCE,
+    start_echo,
+    visitor::{ask, connect},
+};
 
 const FOR_EVER: u64 = 4_000_000_000;
 const ROUNDS_MAX: usize = 6;
@@ -139,6 +144,40 @@ fn as_many_sessions_as_allowed_and_another_when_one_has_ended() {
         assert!(Instant::now() < deadline, "the place of a session that has ended is not free");
     }
     few.stop();
+}
+
+#[test]
+fn a_forward_waits_as_long_as_it_is_told_and_resets_nobody() {
+    let _alone = alone();
+    let transport = Transport { tls: true, raw: false };
+    let lab = Lab::start(1).unwrap();
+    let _agent = lab.agent("home", transport).unwrap();
+    // A burst of 1,500 and then 150 a second.
+    let (rate, users, each) = (150, 32, 62);
+    let limited = token(&lab, "limited", &format!(r#"{{"dials_per_s":{rate}}}"#));
+    let limited = lab.forward_as(&limited, "home", start_echo(), transport).unwrap();
+    let addr = limited.local_addr;
+    let start = Instant::now();
+    let longest = thread::scope(|scope| {
+        let users: Vec<_> = (0..users)
+            .map(|_| {
+                scope.spawn(move || {
+                    let asked = (0..each).map(|_| {
+                        let start = Instant::now();
+                        ask(&mut connect(addr)).expect("no connection is reset");
+                        start.elapsed()
+                    });
+                    asked.max().unwrap()
+                })
+            })
+            .collect();
+        users.into_iter().map(|user| user.join().unwrap()).max().unwrap()
+    });
+    let (asked, took) = (users * each, start.elapsed());
+    println!("{asked} sessions in {took:?}; the longest wait was {longest:?}");
+    let least = Duration::from_secs_f64(f64::from(asked - 10 * rate) / f64::from(rate)) * 9 / 10;
+    assert!(took > least, "the limit did not hold");
+    limited.stop();
 }
 
 #[test]

@@ -1,0 +1,168 @@
+//! Role: each program with fewer descriptors than it is asked for: those who wait are served as soon as others end.
+//! Invariants: nobody is cut off from the gateway · one line a second says it · no test depends on how many
+//! descriptors a program needs for itself.
+//! See: `dataplane::descriptors`.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    alone,
+    kit::{
+        PATIENCE, net,
+        process::{Lines, Running, run},
+        site::{AGENT, Holder, Site, Transport},
+        wait_for,
+    },
+};
+
+/// Relief comes at once; what is beyond is a busy machine's.
+const RECOVERY: Duration = Duration::from_secs(3);
+
+/// The same command with so many descriptors at the most.
+fn limited(command: &Command, descriptors: usize) -> Command {
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""));
+    limited.arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        limited.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("the listener's queue has room");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket can be set so");
+    stream
+}
+
+fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"there?")?;
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"there?");
+    Ok(())
+}
+
+/// Asks until it is answered; how long that took.
+fn served_within(addr: SocketAddr) -> Duration {
+    let since = Instant::now();
+    wait_for("a connection that is served", PATIENCE, || ask(&mut connect(addr)).ok());
+    since.elapsed()
+}
+
+/// No more lines than seconds, and one for each beginning.
+fn assert_quiet(program: &Running, words: &str, since: Instant) {
+    let said = program.said_times(words);
+    let allowed = usize::try_from(since.elapsed().as_secs()).unwrap_or(usize::MAX) + 2;
+    assert!(said <= allowed, "{said} lines of {words:?} in {:?}", since.elapsed());
+}
+
+fn start_forward(
+    site: &Site,
+    transport: Transport,
+    target: SocketAddr,
+    descriptors: usize,
+) -> (Running, SocketAddr) {
+    let (lines, said) = Lines::channel();
+    let mut command = site.client(transport, Holder::Free);
+    let local = SocketAddr::new(net::private_ip(), 0);
+    command.args(["forward", "-n", AGENT, "-l", &local.to_string(), &target.to_string()]);
+    let mut forward = Running::start("forward", site.dir(), limited(&command, descriptors), Some(lines));
+    let line = forward.wait_for("the forward's local address", PATIENCE, || said.try_recv().ok());
+    (forward, line.parse().expect("its first line is its address"))
+}
+
+fn a_forward_of_thirty_descriptors_serves_a_hundred_connections_one_after_the_other(transport: Transport) {
+    let _alone = alone();
+    let mut site = Site::new();
+    let _gateway = site.start_gateway();
+    let _agent = site.start_agent(transport);
+    let (mut forward, local) = start_forward(&site, transport, net::start_echo(), 30);
+    served_within(local);
+    let since = Instant::now();
+    // All are there before the first has gone.
+    let mut waiting: Vec<_> = (0..100).map(|_| connect(local)).collect();
+    let asking: Vec<_> =
+        waiting.drain(..).map(|mut one| thread::spawn(move || ask(&mut one).is_ok())).collect();
+    let served = asking.into_iter().map(|one| one.join().expect("no panic"));
+    let served = served.filter(|served| *served).count();
+    println!("{transport:?}: {served} of 100 in {:?}", since.elapsed());
+    assert_eq!(served, 100);
+    // A hundred that say nothing and leave: the next one doesn't wait for their sake.
+    let silent: Vec<_> = (0..100).map(|_| connect(local)).collect();
+    thread::sleep(Duration::from_millis(300));
+    drop(silent);
+    let recovered = served_within(local);
+    println!("{transport:?}: served again after {recovered:?}");
+    assert!(recovered < RECOVERY, "{recovered:?}");
+    assert_quiet(&forward, "can be accepted", since);
+    forward.assert_running();
+}
+
+fn an_agent_of_forty_descriptors_serves_as_soon_as_sessions_end(transport: Transport) {
+    let _alone = alone();
+    let mut site = Site::new();
+    let _gateway = site.start_gateway();
+    let (command, ready_file) = site.ready_agent_command(transport);
+    let mut agent = Running::start("agent", site.dir(), limited(&command, 40), None);
+    agent.wait_for("the agent's ready file", PATIENCE, || ready_file.exists().then_some(()));
+    let forward = site.start_forward(transport, net::start_echo());
+    let since = Instant::now();
+    let mut held: Vec<_> = (0..60).map(|_| connect(forward.local)).collect();
+    for one in &mut held {
+        one.write_all(b"there?").expect("the forward listens");
+    }
+    assert!(held[0].read_exact(&mut [0; 6]).is_ok(), "those that fit are served");
+    wait_for("the agent to be short", PATIENCE, || {
+        (agent.said_times("out of descriptors") > 0).then_some(())
+    });
+    thread::sleep(Duration::from_millis(1500));
+    drop(held);
+    let recovered = served_within(forward.local);
+    println!("{transport:?}: an agent serves again after {recovered:?}");
+    assert!(recovered < RECOVERY, "{recovered:?}");
+    assert_quiet(&agent, "out of descriptors", since);
+    agent.assert_running();
+}
+
+fn a_gateway_out_of_descriptors_serves_as_soon_as_connections_end(transport: Transport) {
+    let _alone = alone();
+    let mut site = Site::new();
+    let mut gateway = site.start_gateway_by(|command| limited(&command, 90));
+    let _agent = site.start_agent(transport);
+    let since = Instant::now();
+    let held: Vec<_> = (0..100).map(|_| connect(site.gateway_addr(transport))).collect();
+    wait_for("the gateway to be short", PATIENCE, || {
+        (gateway.said_times("can be accepted") > 0).then_some(())
+    });
+    drop(held);
+    let relief = Instant::now();
+    wait_for("a login", PATIENCE, || {
+        let mut list = site.client(transport, Holder::Free);
+        list.arg("list");
+        run(list, b"", PATIENCE).status.success().then_some(())
+    });
+    let recovered = relief.elapsed();
+    println!("{transport:?}: a gateway serves again after {recovered:?}");
+    assert!(recovered < RECOVERY, "{recovered:?}");
+    assert_quiet(&gateway, "can be accepted", since);
+    gateway.assert_running();
+}
+
+over_ws_and_wss!(
+    a_forward_of_thirty_descriptors_serves_a_hundred_connections_one_after_the_other,
+    an_agent_of_forty_descriptors_serves_as_soon_as_sessions_end,
+    a_gateway_out_of_descriptors_serves_as_soon_as_connections_end,
+);
