@@ -17,7 +17,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
-    conn::CLOSE_RESET,
+    linger::reset_session,
     listen::{Listener, accept_all, bind_alone},
     relay::{End, Traffic, relay},
     tunnel::TunnelError,
@@ -147,7 +147,7 @@ impl Forwarder {
                     return self.warm.give_back(*session);
                 }
                 Attempt::Ended(session, Err(ended)) => {
-                    return session.conn.close(CLOSE_RESET, &ended.to_string());
+                    return Box::pin(reset_session(session.conn, local, ended)).await;
                 }
                 Attempt::Over => return,
                 Attempt::Failed(e) if self.may_pass(&e) && Instant::now() < deadline => {

@@ -27,6 +27,7 @@ pub mod directory;
 pub mod door;
 pub mod handover;
 pub mod lane;
+pub mod linger;
 pub mod link;
 pub mod listen;
 pub mod pipe;

@@ -293,6 +293,11 @@ impl Wire {
         self.socket().is_reset()
     }
 
+    /// What was sent and not delivered (see [`Socket::undelivered`]).
+    pub fn undelivered(&self) -> Option<usize> {
+        self.socket().undelivered()
+    }
+
     /// Takes the connection apart for its way to another thread.
     ///
     /// # Errors
