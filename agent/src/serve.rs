@@ -9,9 +9,10 @@ use std::{io, net::SocketAddr, time::Duration};
 use futures_lite::future;
 use monoio::time::{Instant, timeout};
 use narrowlink_dataplane::{
-    conn::{CLOSE_RESET, Conn, ConnError},
+    conn::{Conn, ConnError},
     descriptors::{self, Place},
     dial::{Unconnected, connect_first},
+    linger::reset_session,
     relay::{End, Traffic, gone, relay},
     resolve::{Asker, ResolveError, resolve},
     socket::Socket,
@@ -107,8 +108,7 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
             None
         }
         (Err(ended), _) => {
-            // The target is reset as it is dropped, and the lane with it, or with a word before.
-            conn.close(CLOSE_RESET, &ended.to_string());
+            Box::pin(reset_session(conn, target, ended)).await;
             None
         }
     }

@@ -9,7 +9,8 @@ use std::io;
 use futures_lite::future;
 use monoio::time::timeout;
 use narrowlink_dataplane::{
-    conn::{CLOSE_RESET, Conn, ConnError},
+    conn::{Conn, ConnError},
+    linger::{PATIENCE, reset_conn},
     relay::{End, Gate, Traffic, relay_behind},
     tunnel::TunnelError,
     wire::Wire,
@@ -103,7 +104,7 @@ pub(crate) async fn carry(
         Err(Ended { by: Side::Target, .. }) if gate.was_used() => Outcome::Lost(broke()),
         Err(Ended { by: Side::Target, .. }) => Outcome::Unanswered(broke()),
         _ => {
-            conn.close(CLOSE_RESET, "nobody waits for this session any more");
+            Box::pin(reset_conn(conn, "nobody waits for this session any more", PATIENCE)).await;
             Outcome::Left
         }
     }

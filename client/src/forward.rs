@@ -19,8 +19,8 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::{Instant, sleep, timeout, timeout_at};
 use narrowlink_dataplane::{
-    conn::CLOSE_RESET,
     descriptors::{self, Place},
+    linger::reset_session,
     listen::{self, Listener, accept_all_with, bind_alone},
     relay::{End, Traffic, relay},
     tunnel::TunnelError,
@@ -206,7 +206,7 @@ impl Forwarder {
                     return self.warm.give_back(*session);
                 }
                 Attempt::Ended(session, Err(ended)) => {
-                    return session.conn.close(CLOSE_RESET, &ended.to_string());
+                    return Box::pin(reset_session(session.conn, arrival.local, ended)).await;
                 }
                 Attempt::Over => return,
                 Attempt::Failed(e) => e,

@@ -4,6 +4,7 @@
 //! end; nothing but the target's bytes on standard output.
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, IsTerminal as _, Read as _, Write as _},
     net::Shutdown,
@@ -12,14 +13,18 @@ use std::{
         unix::net::UnixStream,
     },
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread::JoinHandle,
 };
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
+use monoio::time::sleep;
 use narrowlink_dataplane::{
-    conn::CLOSE_RESET,
+    linger::{PATIENCE, reset_conn},
     relay::{End, Traffic, relay},
     socket::Socket,
     wire::Wire,
@@ -51,14 +56,21 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
     };
     let ended = future::or(async { Err(carriers.broke().await) }, moving).await;
     // What the target sent is in the hands of the carrier: it still has to be written.
-    match ended.and_then(|()| carriers.finish()) {
-        // And what we sent has to arrive: only then has it gone well.
-        Ok(()) => session.finish().await.map_err(Failure::reset),
+    let failure = match ended {
+        Ok(()) => match carriers.finish() {
+            // And what we sent has to arrive: only then has it gone well.
+            Ok(()) => return session.finish().await.map_err(Failure::reset),
+            Err(failure) => failure,
+        },
         Err(failure) => {
-            session.conn.close(CLOSE_RESET, &failure.message);
-            Err(failure)
+            carriers.cut.store(true, Ordering::Relaxed);
+            drop(local);
+            carriers.write_rest().await;
+            failure
         }
-    }
+    };
+    Box::pin(reset_conn(session.conn, &failure.message, PATIENCE)).await;
+    Err(failure)
 }
 
 /// The threads between the session and standard input and output, which may be anything: files, pipes
@@ -67,6 +79,12 @@ struct Carriers {
     output: JoinHandle<io::Result<()>>,
     /// What broke; this side's sender keeps the channel open when both threads are done.
     broken: (Sender<Failure>, Receiver<Failure>),
+    /// Closed when all output is written, or none can be.
+    written: Receiver<Infallible>,
+    /// How much output is written.
+    written_bytes: Arc<AtomicU64>,
+    /// The session has broken: what comes last is no end.
+    cut: Arc<AtomicBool>,
 }
 
 impl Carriers {
@@ -80,9 +98,14 @@ impl Carriers {
             }
         })?;
         let tell = broken.clone();
+        let (writing, written) = async_channel::bounded(1);
+        let (written_bytes, cut) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (count, is_cut) = (written_bytes.clone(), cut.clone());
         let output = std::thread::Builder::new().name("stdout".to_owned()).spawn(move || {
-            let written = carry_output(&pair, io::stdout().as_fd());
+            let _writing: Sender<Infallible> = writing;
+            let written = carry_output(&pair, io::stdout().as_fd(), &count);
             match &written {
+                Ok(()) if is_cut.load(Ordering::Relaxed) => {}
                 Ok(()) => {
                     finish_output(io::stdout().as_fd());
                     if io::stdin().is_terminal() {
@@ -94,7 +117,7 @@ impl Carriers {
             }
             written
         })?;
-        Ok(Self { output, broken: (broken, breaks) })
+        Ok(Self { output, broken: (broken, breaks), written, written_bytes, cut })
     }
 
     /// Waits until one of the two breaks.
@@ -104,6 +127,24 @@ impl Carriers {
             // We hold a sender.
             Err(_) => future::pending().await,
         }
+    }
+
+    /// Waits until what the target said before the session broke is written, for as long as somebody reads it.
+    async fn write_rest(&self) {
+        let written = async {
+            let _ = self.written.recv().await;
+        };
+        let stalled = async {
+            let mut before = None;
+            loop {
+                let now = self.written_bytes.load(Ordering::Relaxed);
+                if before.replace(now) == Some(now) {
+                    return;
+                }
+                sleep(PATIENCE).await;
+            }
+        };
+        future::or(written, stalled).await;
     }
 
     /// Waits until the whole answer has been written.
@@ -139,7 +180,7 @@ fn carry_input(input: BorrowedFd<'_>, mut pair: &UnixStream) -> io::Result<()> {
 }
 
 /// Until the end of what the session brings. A session that is cut off is no end.
-fn carry_output(mut pair: &UnixStream, output: BorrowedFd<'_>) -> io::Result<()> {
+fn carry_output(mut pair: &UnixStream, output: BorrowedFd<'_>, count: &AtomicU64) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let n = pair.read(&mut chunk)?;
@@ -149,7 +190,10 @@ fn carry_output(mut pair: &UnixStream, output: BorrowedFd<'_>) -> io::Result<()>
         let mut rest = &chunk[..n];
         while !rest.is_empty() {
             match rustix::io::write(output, rest) {
-                Ok(written) => rest = &rest[written..],
+                Ok(written) => {
+                    rest = &rest[written..];
+                    count.fetch_add(written as u64, Ordering::Relaxed);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => wait_for(output, PollFlags::OUT)?,
                 Err(e) => return Err(e.into()),
@@ -208,7 +252,7 @@ mod tests {
         thread::spawn(move || theirs.write_all(&sent));
         let carrier = thread::spawn(move || {
             let writer: PipeWriter = writer;
-            carry_output(&ours, writer.as_fd())
+            carry_output(&ours, writer.as_fd(), &AtomicU64::default())
         });
         let mut got = Vec::new();
         reader.read_to_end(&mut got).unwrap();
@@ -222,7 +266,7 @@ mod tests {
         drop(reader);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"answer").unwrap();
-        let failed = carry_output(&ours, writer.as_fd()).unwrap_err();
+        let failed = carry_output(&ours, writer.as_fd(), &AtomicU64::default()).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::BrokenPipe);
         let failure = broke("standard output could not be written", &failed);
         assert_eq!(failure.exit, Exit::Reset);

@@ -147,6 +147,8 @@ pub struct Conn {
     /// A frame is half written: nothing may come between. Left set when its writer is dropped half-way:
     /// the connection can't be used again then.
     mid_frame: Cell<bool>,
+    /// A Close has been said: nothing is sent behind it.
+    closing: Cell<bool>,
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
     pinged_at: Cell<Instant>,
@@ -193,6 +195,7 @@ impl Conn {
             deframer: RefCell::new(Deframer::new(expect)),
             control: RefCell::default(),
             mid_frame: Cell::new(false),
+            closing: Cell::new(false),
             mask_state: Cell::new(mask_seed | 1),
             heard_at: Cell::new(now),
             pinged_at: Cell::new(now),
@@ -311,9 +314,10 @@ impl Conn {
     /// something comes, which it leaves for whoever reads next: nothing is noticed from then on.
     ///
     /// # Errors
-    /// The connection broke.
+    /// The connection can't go on; if it is the peer's fault, it has been told.
     pub async fn attend(&self) -> Result<Ahead, ConnError> {
-        let Next::Message(mut text) = self.recv_text().await? else { return Ok(Ahead::Data) };
+        let next = self.recv_text().await.inspect_err(|e| self.tell(e))?;
+        let Next::Message(mut text) = next else { return Ok(Ahead::Data) };
         // Put back as a bare frame of the peer's; what came behind it was put back already.
         let mut head = [0; HEADER_BYTES_MAX];
         let mask = (self.role == Role::Gateway).then_some([0; 4]);
@@ -336,7 +340,7 @@ impl Conn {
         speaker: Speaker,
         channel: Channel,
     ) -> Result<Option<Message>, ConnError> {
-        let ahead = self.attend().await.inspect_err(|e| self.tell(e))?;
+        let ahead = self.attend().await?;
         if ahead == Ahead::Message {
             match self.recv(speaker, channel).await? {
                 Message::Fin { session, .. } if session == last => {}
@@ -419,13 +423,19 @@ impl Conn {
         }
         match event {
             Some(Event::Close(said)) => {
+                // Answered with its own code, as RFC 6455 §5.5.1 has it, unless we were first.
+                let answer = said.as_ref().map(|(code, _)| frame::close_payload(*code, ""));
+                self.queue_close(&answer.unwrap_or_default());
                 let (code, why) = said.unwrap_or((1005, String::new()));
                 Err(ConnError::Closed { code, why })
             }
             Some(Event::Ping(payload)) => {
                 self.idle_frames.count()?;
-                self.answer_ping(&payload)?;
-                Ok(Some(Event::Ping(payload)))
+                match self.answer_ping(&payload) {
+                    // A peer that hears nothing any more may still have said something.
+                    Ok(()) | Err(ConnError::Io(_)) => Ok(Some(Event::Ping(payload))),
+                    Err(e) => Err(e),
+                }
             }
             Some(idle @ (Event::Pong(_) | Event::Empty)) => {
                 self.idle_frames.count()?;
@@ -480,6 +490,9 @@ impl Conn {
     /// # Errors
     /// The connection's end.
     pub(crate) fn begin_frame(&self) -> io::Result<bool> {
+        if self.closing.get() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         self.try_flush_control()?;
         let ready = self.control.borrow().is_empty();
         if ready {
@@ -557,11 +570,26 @@ impl Conn {
         self.queue_control(Opcode::Pong, payload)
     }
 
-    /// Says why this connection ends; best effort.
+    /// Says why this connection ends, unless that was said before, or the peer did; best effort.
     pub fn say_close(&self, code: u16, why: &str) {
-        if self.framing == Framing::Framed {
-            let _ = self.queue_control(Opcode::Close, &frame::close_payload(code, why));
+        self.queue_close(&frame::close_payload(code, why));
+    }
+
+    fn queue_close(&self, payload: &[u8]) {
+        if self.framing == Framing::Framed && !self.closing.get() {
+            let _ = self.queue_control(Opcode::Close, payload);
+            self.closing.set(true);
         }
+    }
+
+    /// Whether a frame is half written.
+    pub(crate) fn is_mid_frame(&self) -> bool {
+        self.mid_frame.get()
+    }
+
+    /// Whether no word of ours waits for the socket, nor the rest of a frame.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.control.borrow().is_empty() && !self.mid_frame.get()
     }
 
     /// Tells the peer what it did wrong, if it did.
@@ -580,12 +608,15 @@ impl Conn {
 
     /// Closes after something was said (or could not be).
     pub fn hang_up(self) {
-        if self.framing == Framing::Framed && self.control.borrow().is_empty() && !self.mid_frame.get() {
+        if self.framing == Framing::Framed && self.has_said_all() {
             self.wire.close_gently();
         }
     }
 
     fn queue_control(&self, opcode: Opcode, payload: &[u8]) -> Result<(), ConnError> {
+        if self.closing.get() {
+            return Ok(self.try_flush_control()?);
+        }
         {
             let mut control = self.control.borrow_mut();
             if control.len() > CONTROL_BYTES_MAX {

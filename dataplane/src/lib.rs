@@ -32,6 +32,7 @@ pub mod door;
 pub mod handover;
 pub mod journal;
 pub mod lane;
+pub mod linger;
 pub mod link;
 pub mod listen;
 pub mod log;

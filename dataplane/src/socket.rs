@@ -33,6 +33,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 2;
 
+/// The kernel's name for a connection that is over (`tcp_states.h`).
+const TCP_CLOSE: u8 = 7;
+
 /// A connected stream socket (TCP, or a local socket pair) of this thread's runtime.
 #[derive(Debug)]
 pub struct Socket {
@@ -274,6 +277,19 @@ impl Socket {
         rustix::io::ioctl_fionread(self.fd()).is_ok_and(|bytes| bytes > 0)
     }
 
+    /// How much of what was sent the peer's host has not taken yet, the end of our direction counted as one.
+    /// `None` when it will take nothing any more: the connection is dead, and what the kernel still holds of
+    /// it goes nowhere.
+    pub fn undelivered(&self) -> Option<usize> {
+        if self.tcp_info().is_some_and(|info| info.tcpi_state == TCP_CLOSE) {
+            return None;
+        }
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the kernel writes one `c_int` to where it stands.
+        let asked = unsafe { libc::ioctl(self.fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        if asked == 0 { usize::try_from(bytes).ok() } else { None }
+    }
+
     /// Whether a reset has arrived that no call has reported yet. (Both directions having ended is
     /// none: the kernel counts such a socket as closed while its last bytes still wait to be read.)
     pub fn is_reset(&self) -> bool {
@@ -358,6 +374,85 @@ mod tests {
             socket.try_read(&mut buf).unwrap()
         });
         assert_eq!(read.unwrap(), 14);
+    }
+
+    /// What Linux does, and `relay` counts on: what came before a reset can be read behind it. But the reset
+    /// itself is told once, to a write too, and from then on a read says 0, as if the peer had ended cleanly.
+    #[test]
+    fn a_reset_is_told_behind_what_came_before_it_and_only_once() {
+        let reset_behind_data = || {
+            let (mut peer, ours) = pair();
+            let socket = Socket::adopt(ours).unwrap();
+            assert_eq!(socket.try_write(&[IoSlice::new(b"unread")]).unwrap(), 6);
+            peer.write_all(&[1; 60_000]).unwrap();
+            // With bytes unread, a close is a reset.
+            drop(peer);
+            while socket.undelivered().is_some() {
+                std::thread::yield_now();
+            }
+            socket
+        };
+        let read_all = |socket: &Socket| {
+            let (mut buf, mut bytes) = (vec![0; 100_000], 0);
+            loop {
+                match socket.try_read(&mut buf) {
+                    Ok(n) if n > 0 => bytes += n,
+                    end => return (bytes, end.map_err(|e| e.kind())),
+                }
+            }
+        };
+        run_alone(false, |_| async move {
+            let socket = reset_behind_data();
+            assert_eq!(read_all(&socket), (60_000, Err(io::ErrorKind::ConnectionReset)));
+            assert_eq!(read_all(&socket), (0, Ok(0)));
+
+            let socket = reset_behind_data();
+            let write = || socket.try_write(&[IoSlice::new(b"!")]).map_err(|e| e.kind());
+            assert_eq!(write(), Err(io::ErrorKind::ConnectionReset));
+            assert_eq!(write(), Err(io::ErrorKind::BrokenPipe));
+            assert_eq!(read_all(&socket), (60_000, Ok(0)), "no end, although it looks like one");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_reset_behind_an_end_is_told_to_a_write_as_a_broken_pipe() {
+        let (mut peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            peer.write_all(b"all").unwrap();
+            peer.shutdown(Shutdown::Write).unwrap();
+            SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(peer);
+            while socket.undelivered().is_some() {
+                std::thread::yield_now();
+            }
+            let written = socket.try_write(&[IoSlice::new(b"!")]);
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            let mut buf = [0; 9];
+            assert_eq!(socket.try_read(&mut buf).unwrap(), 3);
+            assert_eq!(socket.try_read(&mut buf).unwrap(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_a_peer_has_not_taken_is_counted() {
+        let (mut peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            let chunk = [7; 65_536];
+            let mut sent = 0;
+            while let Ok(n) = socket.try_write(&[IoSlice::new(&chunk)]) {
+                sent += n;
+            }
+            assert!(socket.undelivered().unwrap() > 0);
+            peer.read_exact(&mut vec![0; sent]).unwrap();
+            while socket.undelivered() != Some(0) {
+                std::thread::yield_now();
+            }
+        })
+        .unwrap();
     }
 
     #[test]

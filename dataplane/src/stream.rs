@@ -31,6 +31,7 @@ use crate::{
     door::{Event, Principal},
     handover::Local,
     lane::{self, Lane},
+    linger,
     relay::{Gate, Traffic, gone, relay_behind, settled},
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
@@ -279,14 +280,20 @@ impl Visit {
         used: bool,
     ) -> Option<Box<Conn>> {
         let Session { lane, asked, slot } = *standing;
-        drop(slot);
         let ended = match ended {
-            Ok(()) => self.retire(lane, asked.session).await,
+            Ok(()) => {
+                drop(slot);
+                self.retire(lane, asked.session).await
+            }
             Err(Unopened::Ended(ended)) => {
-                lane.conn.close(CLOSE_RESET, &ended.to_string());
-                Err(ended)
+                // It counts as a session until both sides have what they were sent.
+                let (words, patience) = (ended.to_string(), linger::patience(ended));
+                let lane = linger::reset_conn(*lane.conn, &words, patience);
+                future::zip(lane, linger::reset_conn(*stream, &words, patience)).await;
+                return None;
             }
             Err(unopened) => {
+                drop(slot);
                 self.seat.becomes(Kind::Stream);
                 return self.unopened(stream, lane, unopened, asked.session, used).await;
             }
@@ -363,7 +370,7 @@ impl Visit {
                 None
             }
             (Err(ended), _) => {
-                stream.close(CLOSE_RESET, &ended.to_string());
+                linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
                 None
             }
         }
@@ -387,11 +394,11 @@ impl Visit {
             // Nobody knows what the target got: the client must not think that it was nothing.
             Unopened::Lost(why) => {
                 tracing::info!(peer = %self.peer_addr, "session reset: {why}");
-                stream.close(CLOSE_RESET, &why);
+                linger::reset_conn(*stream, &why, linger::PATIENCE).await;
                 return None;
             }
             Unopened::Ended(ended) => {
-                stream.close(CLOSE_RESET, &ended.to_string());
+                linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
                 return None;
             }
             Unopened::ByAgent(refused) => {

@@ -354,6 +354,11 @@ impl Wire {
         self.more_to_come() || self.socket().has_unread()
     }
 
+    /// What was sent and not delivered (see [`Socket::undelivered`]).
+    pub fn undelivered(&self) -> Option<usize> {
+        self.socket().undelivered()
+    }
+
     /// Takes the connection apart for its way to another thread.
     ///
     /// # Errors

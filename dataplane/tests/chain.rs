@@ -7,7 +7,7 @@
 mod transfer;
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     rc::Rc,
     sync::Arc,
@@ -17,7 +17,7 @@ use std::{
 use futures_lite::future;
 use narrowlink_dataplane::{
     conn::{Conn, Role},
-    dial,
+    dial, linger,
     listen::{Listener, accept_all},
     relay::{End, Traffic, relay},
     socket::Socket,
@@ -99,24 +99,34 @@ async fn session(
     let target = Wire::from(dial::connect(target, Duration::from_secs(5)).await.unwrap());
     let local = Wire::from(local);
     spawn(async move {
-        let ended = relay(End::Bare(&local), client.end(id), &Traffic::default()).await;
-        if ended.is_ok() {
-            local.close_gently();
-            client.into_wire().close_gently();
+        match relay(End::Bare(&local), client.end(id), &Traffic::default()).await {
+            Ok(()) => {
+                local.close_gently();
+                client.into_wire().close_gently();
+            }
+            Err(ended) => linger::reset_session(client, local, ended).await,
         }
     });
     spawn(async move {
-        let ended = relay(stream.end(id), lane.end(id), &Traffic::default()).await;
-        if ended.is_ok() {
-            stream.into_wire().close_gently();
-            lane.into_wire().close_gently();
+        match relay(stream.end(id), lane.end(id), &Traffic::default()).await {
+            Ok(()) => {
+                stream.into_wire().close_gently();
+                lane.into_wire().close_gently();
+            }
+            Err(ended) => {
+                let (words, patience) = (ended.to_string(), linger::patience(ended));
+                let lane = linger::reset_conn(lane, &words, patience);
+                future::zip(linger::reset_conn(stream, &words, patience), lane).await;
+            }
         }
     });
     spawn(async move {
-        let ended = relay(agent.end(id), End::Bare(&target), &Traffic::default()).await;
-        if ended.is_ok() {
-            target.close_gently();
-            agent.into_wire().close_gently();
+        match relay(agent.end(id), End::Bare(&target), &Traffic::default()).await {
+            Ok(()) => {
+                target.close_gently();
+                agent.into_wire().close_gently();
+            }
+            Err(ended) => linger::reset_session(agent, target, ended).await,
         }
     });
 }
@@ -230,4 +240,157 @@ fn a_reader_that_pauses_gets_everything_through_frames() {
 #[test]
 fn a_reader_that_pauses_gets_everything_through_raw_tls() {
     a_reader_that_pauses_gets_everything(Kind { tls: true, stream: Framing::Raw, lane: Framing::Raw });
+}
+
+/// What one end of a connection got, and how that ended.
+fn read_to_the_end(stream: &mut TcpStream) -> (usize, io::Result<()>) {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut got = Vec::new();
+    let ended = stream.read_to_end(&mut got).map(drop);
+    let mut right = vec![0; got.len()];
+    transfer::fill(7, 0, &mut right);
+    assert!(got == right, "wrong bytes among {}", got.len());
+    (got.len(), ended)
+}
+
+fn answer(bytes: usize) -> Vec<u8> {
+    let mut answer = vec![0; bytes];
+    transfer::fill(7, 0, &mut answer);
+    answer
+}
+
+/// A server that has its say and closes with bytes unread: a reset, behind the answer.
+fn a_target_that_resets_is_heard_out(epoll: bool, rounds: usize) {
+    const ANSWER: usize = 60_000;
+    for kind in kinds() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = start(epoll, kind, target.local_addr().unwrap());
+        for round in 0..rounds {
+            let mut stream = TcpStream::connect(entry).unwrap();
+            stream.write_all(b"0123456789").unwrap();
+            let (mut far, _) = target.accept().unwrap();
+            far.read_exact(&mut [0; 8]).unwrap();
+            wait_until_readable(&far);
+            far.write_all(&answer(ANSWER)).unwrap();
+            wait_until_delivered(&far);
+            drop(far);
+            let (got, ended) = read_to_the_end(&mut stream);
+            assert_eq!(got, ANSWER, "{kind:?} epoll {epoll} round {round}: {ended:?}");
+            let ended = ended.map_err(|e| e.kind());
+            assert_eq!(ended, Err(io::ErrorKind::ConnectionReset), "{kind:?} round {round}: cut, but clean");
+        }
+    }
+}
+
+fn wait_until_readable(stream: &TcpStream) {
+    stream.peek(&mut [0; 1]).unwrap();
+}
+
+#[test]
+fn what_a_target_sent_before_its_reset_arrives_and_then_the_reset() {
+    a_target_that_resets_is_heard_out(false, 7);
+    a_target_that_resets_is_heard_out(true, 3);
+}
+
+/// A server that has heard enough in the middle of an upload: it answers and closes.
+fn an_early_answer_arrives(epoll: bool, rounds: usize) {
+    const ANSWER: usize = 60_000;
+    for kind in kinds() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = start(epoll, kind, target.local_addr().unwrap());
+        for round in 0..rounds {
+            let mut stream = TcpStream::connect(entry).unwrap();
+            let mut upload = stream.try_clone().unwrap();
+            // It ends only because nobody takes it any more.
+            let uploading = std::thread::spawn(move || while upload.write_all(&[1; 65_536]).is_ok() {});
+            let (mut far, _) = target.accept().unwrap();
+            far.read_exact(&mut [0; 8]).unwrap();
+            far.write_all(&answer(ANSWER)).unwrap();
+            if round % 2 == 1 {
+                // Its end first; then the reset comes from what is still uploaded.
+                far.shutdown(Shutdown::Write).unwrap();
+            }
+            wait_until_delivered(&far);
+            drop(far);
+            let (got, ended) = read_to_the_end(&mut stream);
+            assert_eq!(got, ANSWER, "{kind:?} epoll {epoll} round {round}: {ended:?}");
+            drop(stream);
+            uploading.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_answer_in_the_middle_of_an_upload_arrives_whole() {
+    an_early_answer_arrives(false, 6);
+    an_early_answer_arrives(true, 2);
+}
+
+#[test]
+fn what_a_client_sent_before_its_reset_arrives_and_then_the_reset() {
+    for kind in kinds() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = start(false, kind, target.local_addr().unwrap());
+        for bytes in [1, 60_000, 400_000] {
+            let mut stream = TcpStream::connect(entry).unwrap();
+            let (mut far, _) = target.accept().unwrap();
+            far.write_all(b"never read").unwrap();
+            wait_until_readable(&stream);
+            stream.write_all(&answer(bytes)).unwrap();
+            let reading = std::thread::spawn(move || read_to_the_end(&mut far));
+            wait_until_delivered(&stream);
+            drop(stream);
+            let (got, ended) = reading.join().unwrap();
+            let ended = ended.map_err(|e| e.kind());
+            assert_eq!((got, ended), (bytes, Err(io::ErrorKind::ConnectionReset)), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_reader_gets_all_that_came_before_a_reset() {
+    const BYTES: usize = 12 << 20;
+    for kind in kinds() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = start(false, kind, target.local_addr().unwrap());
+        let mut stream = TcpStream::connect(entry).unwrap();
+        stream.write_all(b"go").unwrap();
+        let (mut far, _) = target.accept().unwrap();
+        wait_until_readable(&far);
+        let sending = std::thread::spawn(move || {
+            far.write_all(&answer(BYTES)).unwrap();
+            wait_until_delivered(&far);
+        });
+        let (mut got, mut buf, mut ended) = (0, vec![0; 1 << 20], None);
+        while ended.is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+            match stream.read(&mut buf) {
+                Ok(n) if n > 0 => got += n,
+                end => ended = Some(end.map_err(|e| e.kind())),
+            }
+        }
+        assert_eq!((got, ended), (BYTES, Some(Err(io::ErrorKind::ConnectionReset))), "{kind:?}");
+        sending.join().unwrap();
+    }
+}
+
+/// Waits until the peer's kernel has everything: a reset throws away what our own still holds.
+fn wait_until_delivered(stream: &TcpStream) {
+    let (ours, theirs) = (stream.local_addr().unwrap().port(), stream.peer_addr().unwrap().port());
+    let (ours, theirs) = (format!(":{ours:04X}"), format!(":{theirs:04X}"));
+    loop {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let unsent = table.lines().find_map(|line| {
+            // Number, local address, remote address, state, queues to send and to read.
+            let mut words = line.split_whitespace().skip(1);
+            let (local, remote) = (words.next()?, words.next()?);
+            let queues = words.nth(1)?;
+            (local.ends_with(&ours) && remote.ends_with(&theirs))
+                .then(|| queues.split(':').next() != Some("00000000"))
+        });
+        match unsent {
+            Some(true) => std::thread::sleep(Duration::from_millis(1)),
+            _ => return,
+        }
+    }
 }

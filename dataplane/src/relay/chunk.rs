@@ -62,6 +62,8 @@ pub(super) enum Found {
     More,
     /// A text message.
     Text(Vec<u8>),
+    /// What the source must not send, or its Close.
+    Fault(ConnError),
 }
 
 impl Chunk {
@@ -90,11 +92,8 @@ impl Chunk {
         self.payload_bytes
     }
 
-    /// Lists what goes out next.
-    ///
-    /// # Errors
-    /// The source's fault.
-    pub(super) fn sort(&mut self, source: &End<'_>, sink: &End<'_>) -> Result<Found, ConnError> {
+    /// Lists what goes out next, and says what stands behind it.
+    pub(super) fn sort(&mut self, source: &End<'_>, sink: &End<'_>) -> Found {
         self.buffer.marks.clear();
         (self.next, self.payload_bytes) = (0, 0);
         let mut frames = Frames::to(sink);
@@ -104,11 +103,11 @@ impl Chunk {
                 self.sorted = self.filled;
                 Found::End
             }
-            End::Framed(conn, _) => self.find(conn, &mut frames)?,
+            End::Framed(conn, _) => self.find(conn, &mut frames).unwrap_or_else(Found::Fault),
         };
         frames.finish(&mut self.buffer);
         self.payload_bytes = frames.payload_bytes;
-        Ok(found)
+        found
     }
 
     fn find(&mut self, conn: &Conn, frames: &mut Frames<'_>) -> Result<Found, ConnError> {

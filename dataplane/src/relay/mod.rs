@@ -2,7 +2,7 @@
 //! Invariants: knows no token, name or policy · half-close goes through in each direction by
 //! itself · a direction ends cleanly only when its source said so in the way its framing has
 //! (FIN, close_notify, a `Fin` message with the right count); anything else is a reset of both
-//! ends · before the answer nothing goes down, and no more up than the gate lets pass · no buffer is
+//! ends · what a side said before it broke goes on first · before the answer nothing goes down, and no more up than the gate lets pass · no buffer is
 //! held while nothing flows · dropping the relay loses no byte that counts.
 //! See: ARCHITECTURE.md "Life of a byte".
 
@@ -14,7 +14,7 @@ mod pump;
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -28,13 +28,17 @@ use narrowlink_proto::{
 };
 
 pub use self::gate::Gate;
-use self::pump::Pump;
+use self::pump::{Joint, Pump};
 use crate::{
     conn::{Ahead, Conn, ConnError, Role},
+    linger::{PATIENCE, Stall},
     timer::sleep,
     usage::Usage,
     wire::Wire,
 };
+
+/// Listens to a side that has finished; boxed, so that a session holds it only then.
+type Attending<'a> = Pin<Box<dyn Future<Output = Result<(), Ended>> + 'a>>;
 
 /// A framed connection silent for so long is pinged: CDNs cut at 60 s.
 const PING_AFTER: Duration = Duration::from_secs(25);
@@ -42,6 +46,8 @@ const PING_AFTER: Duration = Duration::from_secs(25);
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// A peer that owes an answer for so long is gone.
 const VANISHED_AFTER: Duration = Duration::from_secs(8);
+/// How often it is looked whether the rest of a broken session moves on.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A peer that has nothing to read but a ping, and does not answer it for so long, hangs.
 const HUNG_AFTER: Duration = Duration::from_secs(10);
@@ -80,8 +86,8 @@ pub struct Traffic {
 /// Moves bytes between the two ends until both directions have ended.
 ///
 /// # Errors
-/// Who broke it, and how: then neither connection can be used again, and both are to be dropped
-/// (which resets them).
+/// Who broke it, and how: then neither connection can be used again, and both are to be reset (see
+/// [`crate::linger`]: what they were sent before still has to arrive).
 pub async fn relay(client: End<'_>, target: End<'_>, traffic: &Traffic) -> Result<(), Ended> {
     relay_behind(client, target, traffic, &Gate::opened(), async { Ok(()) }).await
 }
@@ -99,33 +105,85 @@ pub async fn relay_behind<E: From<Ended>>(
     answer: impl Future<Output = Result<(), E>>,
 ) -> Result<(), E> {
     // What a session holds while it stands is counted in bytes: everything below borrows.
-    let (client, target) = (&client, &target);
-    let moving = async {
-        let moved = &traffic.up_bytes;
-        let meter = traffic.meter.as_ref();
-        let up = Pump { source: client, sink: target, source_side: Side::Client, moved, gate, meter };
-        let mut up = pin!(move_up(&up));
-        let mut down = pin!(async {
-            answer.await?;
-            let (gate, moved) = (&Gate::opened(), &traffic.down_bytes);
-            let down = Pump { source: target, sink: client, source_side: Side::Target, moved, gate, meter };
-            Ok(down.run().await?)
-        });
-        let (first, ended) = poll_fn(|cx| match up.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready((Side::Client, ended.map_err(E::from))),
-            Poll::Pending => down.as_mut().poll(cx).map(|ended| (Side::Target, ended)),
+    let (client, target, joint, opened) = (&client, &target, Joint::default(), Gate::opened());
+    let pump = |source, sink, source_side, moved, gate| {
+        let (meter, at_rest) = (traffic.meter.as_ref(), Cell::new(true));
+        Pump { source, sink, source_side, moved, gate, meter, joint: &joint, at_rest }
+    };
+    let up = pump(client, target, Side::Client, &traffic.up_bytes, gate);
+    let down = pump(target, client, Side::Target, &traffic.down_bytes, &opened);
+    let mut moving_up = pin!(move_up(&up));
+    let mut moving_down = pin!(async {
+        answer.await?;
+        Ok::<(), E>(down.run().await?)
+    });
+    let mut watching = pin!(watch(&up, &down));
+    let mut half_closed: Option<(Side, Attending<'_>)> = None;
+    let (over, broken) = loop {
+        let (over, ended) = poll_fn(|cx| {
+            let finished = half_closed.as_ref().map(|(side, _)| *side);
+            if finished != Some(Side::Client)
+                && let Poll::Ready(ended) = moving_up.as_mut().poll(cx)
+            {
+                return Poll::Ready((Side::Client, ended.map_err(E::from)));
+            }
+            if finished != Some(Side::Target)
+                && let Poll::Ready(ended) = moving_down.as_mut().poll(cx)
+            {
+                return Poll::Ready((Side::Target, ended));
+            }
+            if let Some((side, gone)) = &mut half_closed
+                && let Poll::Ready(ended) = gone.as_mut().poll(cx)
+            {
+                return Poll::Ready((*side, ended.map_err(E::from)));
+            }
+            watching.as_mut().poll(cx).map(|ended| (Side::Here, Err(joint.break_off(ended).into())))
         })
         .await;
-        ended?;
-        // Half-closed: whoever has finished may still vanish, or want its pings answered.
-        if first == Side::Client {
-            let gone = Box::pin(attend(client, Side::Client));
-            future::or(down, async { Ok(gone.await?) }).await
-        } else {
-            Ok(future::or(up, Box::pin(attend(target, Side::Target))).await?)
+        match (ended, &half_closed) {
+            (Ok(()), Some(_)) => return Ok(()),
+            // Whoever has finished may still vanish, or want its pings answered.
+            (Ok(()), None) => {
+                let end = if over == Side::Client { client } else { target };
+                half_closed = Some((over, Box::pin(attend(end, over))));
+            }
+            (Err(broken), finished) => {
+                break ([Some(over), finished.as_ref().map(|(side, _)| *side)], broken);
+            }
         }
     };
-    future::or(moving, async { Ok(watch(client, target).await?) }).await
+    // What the broken side said before is still to be passed on, if that is not just what has ended.
+    match joint.fault() {
+        Some(fault) if over.contains(&Some(fault.by)) || !gate.is_open() => {}
+        Some(Ended { by: Side::Client, .. }) => Box::pin(hear_out(moving_up, &up)).await,
+        Some(Ended { by: Side::Target, .. }) => Box::pin(hear_out(moving_down, &down)).await,
+        _ => {}
+    }
+    Err(broken)
+}
+
+/// Lets one direction of a broken session come to its end: until its source has nothing more, or nothing moves
+/// any more.
+async fn hear_out(moving: impl Future, pump: &Pump<'_>) {
+    let rest = async {
+        if pump.at_rest.get() {
+            // It may wait for ever; another one begins by reading.
+            let _ = pump.run().await;
+        } else {
+            drop(moving.await);
+        }
+    };
+    let stalled = async {
+        let mut stall = Stall::new(PATIENCE);
+        loop {
+            let waiting = pump.sink.wire().undelivered().unwrap_or_default() as u64;
+            if stall.goes_on(pump.moved.get().wrapping_add(waiting << 32)) {
+                return;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    future::or(rest, stalled).await;
 }
 
 async fn move_up(pump: &Pump<'_>) -> Result<(), Ended> {
@@ -171,11 +229,16 @@ async fn attend(end: &End<'_>, by: Side) -> Result<(), Ended> {
 }
 
 /// Returns when a peer is gone: never, while both are there.
-async fn watch(client: &End<'_>, target: &End<'_>) -> Result<(), Ended> {
+async fn watch(up: &Pump<'_>, down: &Pump<'_>) -> Ended {
     loop {
         sleep(WATCH_EVERY).await;
-        look_at(client, Side::Client)?;
-        look_at(target, Side::Target)?;
+        for pump in [up, down] {
+            // What is in hand goes on first: a direction that is not at rest finds the reset by itself.
+            let reset_counts = pump.at_rest.get();
+            if let Err(ended) = look_at(pump.source, pump.source_side, reset_counts) {
+                return ended;
+            }
+        }
     }
 }
 
@@ -183,19 +246,19 @@ async fn watch(client: &End<'_>, target: &End<'_>) -> Result<(), Ended> {
 pub async fn gone(conn: &Conn, by: Side) -> Ended {
     loop {
         sleep(WATCH_EVERY).await;
-        if let Err(ended) = look_at(&End::Bare(conn.wire()), by) {
+        if let Err(ended) = look_at(&End::Bare(conn.wire()), by, true) {
             return ended;
         }
     }
 }
 
 /// Whether the peer of one end is still there; pings it when it has been silent.
-fn look_at(end: &End<'_>, by: Side) -> Result<(), Ended> {
+fn look_at(end: &End<'_>, by: Side, reset_counts: bool) -> Result<(), Ended> {
     if end.wire().peer_vanished(VANISHED_AFTER) {
         return Err(Ended { by, why: Why::Vanished });
     }
     // A reset that follows a FIN is no event for a direction that is not read any more.
-    if end.wire().is_reset() {
+    if reset_counts && end.wire().is_reset() {
         return Err(Ended { by, why: Why::Reset });
     }
     let End::Framed(conn, _) = end else { return Ok(()) };
@@ -228,7 +291,7 @@ pub async fn settled(conn: &Conn, session: SessionId, speaker: Speaker, by: Side
     let watching = async {
         loop {
             sleep(WATCH_EVERY).await;
-            look_at(&End::Framed(conn, session), by)?;
+            look_at(&End::Framed(conn, session), by, true)?;
         }
     };
     future::or(word, watching).await

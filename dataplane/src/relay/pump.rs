@@ -2,10 +2,11 @@
 //! Invariants: what was read is with the kernel before more is read, so a stalled sink stops its source
 //! and nothing grows · the wait for more holds neither buffer nor pipe · payload is never copied between
 //! the read and the write, and bulk between two plain sockets is never in this process at all · bulk
-//! moves in turns.
+//! moves in turns · what was read in front of a fault has gone on before the fault counts · after a fault
+//! of the session, only an end that was surely said before it is passed on.
 //! See: ARCHITECTURE.md "Relay".
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, io, time::Duration};
 
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
@@ -22,14 +23,39 @@ use crate::{
     budget::CALL,
     conn::ConnError,
     pipe::{PIPE_BYTES, Pipe},
-    timer::sleep,
+    timer::{sleep, timeout},
     usage::{Room, Usage},
+    wire::Wire,
 };
 
 /// A read below this is little.
 const LITTLE_BELOW: usize = 4 * 1024;
 /// So often little in a row says: no bulk any more. Once is what was left of the bulk's last.
 const LITTLE_TIMES: u32 = 4;
+/// How long a broken session's side is waited for that may have said more: all that its kernel has is there
+/// at once.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
+/// What the two directions of a session know of each other.
+#[derive(Default)]
+pub(super) struct Joint {
+    /// The first fault: the session will be reset.
+    fault: Cell<Option<Ended>>,
+    /// The side that broke had ended its direction before.
+    ended_before: Cell<bool>,
+}
+
+impl Joint {
+    pub(super) fn fault(&self) -> Option<Ended> {
+        self.fault.get()
+    }
+
+    /// The session is broken, if it was not yet.
+    pub(super) fn break_off(&self, ended: Ended) -> Ended {
+        self.fault.set(self.fault.get().or(Some(ended)));
+        ended
+    }
+}
 
 /// One direction.
 pub(super) struct Pump<'a> {
@@ -40,6 +66,9 @@ pub(super) struct Pump<'a> {
     pub(super) gate: &'a Gate,
     /// Where its bytes are counted and limited, if they are.
     pub(super) meter: Option<&'a Usage>,
+    pub(super) joint: &'a Joint,
+    /// Nothing is in hand: what runs may be dropped, and run anew.
+    pub(super) at_rest: Cell<bool>,
 }
 
 /// What came of an attempt to move something.
@@ -78,6 +107,7 @@ impl Pump<'_> {
             if bulk {
                 self.source.wire().turn().await;
             }
+            self.at_rest.set(false);
             let mut step = Step::Buffer;
             if bulk && splice == Splice::Yes && room >= PIPE_BYTES && self.is_spliceable() {
                 step = self.through_pipe(&mut splice).await?;
@@ -85,6 +115,7 @@ impl Pump<'_> {
             if let Step::Buffer = step {
                 step = self.through_buffer(bulk, room).await?;
             }
+            self.at_rest.set(true);
             let more = match step {
                 Step::Moved { bytes, more } => {
                     little = if bytes < LITTLE_BELOW { little + 1 } else { 0 };
@@ -113,10 +144,17 @@ impl Pump<'_> {
                 Step::Ended => return self.finish().await,
             };
             waited = !more;
-            if waited {
+            if waited && let Some(fault) = self.joint.fault() {
+                self.source_says_more().await.ok_or(fault)?;
+            } else if waited {
                 batching.readable().await.map_err(|e| self.source_broke(&e.into()))?;
             }
         }
+    }
+
+    /// Waits for what a source may still say whose session is broken; `None` when nothing comes.
+    async fn source_says_more(&self) -> Option<()> {
+        Box::pin(timeout(LAST_WAIT, self.source.wire().readable())).await.ok()?.ok()
     }
 
     /// Waits until there is room again; says how much.
@@ -178,7 +216,7 @@ impl Pump<'_> {
             conn.heard();
         }
         loop {
-            let found = chunk.sort(self.source, self.sink).map_err(|e| self.blame(&e))?;
+            let found = chunk.sort(self.source, self.sink);
             while !chunk.push(self.sink).map_err(|e| self.sink_broke(e))? {
                 self.sink_takes_more().await?;
             }
@@ -189,6 +227,7 @@ impl Pump<'_> {
                 // Many short frames: each list of them has cost a call.
                 Found::More => wire.breathe().await,
                 Found::Text(text) => return self.heard(&text),
+                Found::Fault(e) => return Err(self.blame(&e)),
             }
         }
     }
@@ -199,12 +238,18 @@ impl Pump<'_> {
 
     fn source_ended(&self) -> Result<Step, Ended> {
         match self.source {
-            End::Bare(_) => {
+            End::Bare(wire) if self.is_end(wire) => {
                 self.gate.passed(&[]);
                 Ok(Step::Ended)
             }
-            End::Framed(..) => Err(Ended { by: self.source_side, why: Why::Truncated }),
+            End::Bare(_) => Err(self.joint.break_off(Ended { by: self.source_side, why: Why::Reset })),
+            End::Framed(..) => Err(self.joint.break_off(Ended { by: self.source_side, why: Why::Truncated })),
         }
+    }
+
+    /// Whether what reads as an end is one. A reset is told once: where a write heard of it, a read says 0.
+    fn is_end(&self, source: &Wire) -> bool {
+        self.joint.fault().is_none() || source.is_tls() || self.joint.ended_before.get()
     }
 
     /// Fin is the only message within a session, whoever says it.
@@ -229,12 +274,16 @@ impl Pump<'_> {
     }
 
     fn source_broke(&self, error: &ConnError) -> Ended {
-        Ended { by: self.source_side, why: error.why() }
+        self.joint.break_off(Ended { by: self.source_side, why: error.why() })
     }
 
     fn sink_broke(&self, error: io::Error) -> Ended {
         let by = if self.source_side == Side::Client { Side::Target } else { Side::Client };
-        Ended { by, why: ConnError::from(error).why() }
+        if self.joint.fault().is_none() && error.kind() == io::ErrorKind::BrokenPipe {
+            // The kernel's word for a reset of what had ended before, and for a peer that hears nothing.
+            self.joint.ended_before.set(true);
+        }
+        self.joint.break_off(Ended { by, why: ConnError::from(error).why() })
     }
 
     fn add_moved(&self, bytes: usize) {

@@ -88,6 +88,12 @@ fn check(channels: &[Channel], tls: bool) {
 }
 
 #[test]
+fn a_stream_or_lane_ends_with_the_code_of_what_was_wrong() {
+    check(&[Channel::Stream, Channel::Lane], false);
+    check(&[Channel::Stream, Channel::Lane], true);
+}
+
+#[test]
 fn a_link_ends_with_the_code_of_what_was_wrong() {
     check(&[Channel::Link], false);
     check(&[Channel::Link], true);
