@@ -379,20 +379,25 @@ pub(crate) fn serve(
         let LinkGrant { link, agent, .. } = grant;
         socket.agent = agent;
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
-        let ended = converse(&local, &mut socket, &principal, &seat, &taken).await;
-        if let Some(agent) = &socket.agent {
-            agent.set_link_down();
-            if let LinkError::Silent(_) = ended {
-                // A process that hangs, while its kernel goes on answering for it.
-                Box::pin(local.shared.tell_all_soon(|| Note::Lost(agent.clone()))).await;
-            } else {
-                local.shared.tell_all_now(|| Note::LinkDown(link));
-            }
-        }
-        local.shared.door.release_link(link);
+        let ended = Box::new(converse(&local, &mut socket, &principal, &seat, &taken).await);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
-        Box::pin(socket.end(ended)).await;
+        Box::pin(take_down(&local, socket, link, ended)).await;
     }
+}
+
+/// Says everywhere that a link is down, and to its peer why.
+async fn take_down(local: &Local, socket: Box<LinkSocket>, link: LinkId, ended: Box<LinkError>) {
+    if let Some(agent) = &socket.agent {
+        agent.set_link_down();
+        if let LinkError::Silent(_) = *ended {
+            // A process that hangs, while its kernel goes on answering for it.
+            local.shared.tell_all_soon(|| Note::Lost(agent.clone())).await;
+        } else {
+            local.shared.tell_all_now(|| Note::LinkDown(link));
+        }
+    }
+    local.shared.door.release_link(link);
+    socket.end(*ended).await;
 }
 
 /// Hello, Present, Welcome.

@@ -392,9 +392,10 @@ mod tests {
             }
             socket
         };
-        let read_all = |socket: &Socket| {
+        let read_all = async |socket: &Socket| {
             let (mut buf, mut bytes) = (vec![0; 100_000], 0);
             loop {
+                socket.breathe().await;
                 match socket.try_read(&mut buf) {
                     Ok(n) if n > 0 => bytes += n,
                     end => return (bytes, end.map_err(|e| e.kind())),
@@ -403,14 +404,14 @@ mod tests {
         };
         run_alone(false, |_| async move {
             let socket = reset_behind_data();
-            assert_eq!(read_all(&socket), (60_000, Err(io::ErrorKind::ConnectionReset)));
-            assert_eq!(read_all(&socket), (0, Ok(0)));
+            assert_eq!(read_all(&socket).await, (60_000, Err(io::ErrorKind::ConnectionReset)));
+            assert_eq!(read_all(&socket).await, (0, Ok(0)));
 
             let socket = reset_behind_data();
             let write = || socket.try_write(&[IoSlice::new(b"!")]).map_err(|e| e.kind());
             assert_eq!(write(), Err(io::ErrorKind::ConnectionReset));
             assert_eq!(write(), Err(io::ErrorKind::BrokenPipe));
-            assert_eq!(read_all(&socket), (60_000, Ok(0)), "no end, although it looks like one");
+            assert_eq!(read_all(&socket).await, (60_000, Ok(0)), "no end, although it looks like one");
         })
         .unwrap();
     }
