@@ -17,7 +17,7 @@ use crate::{
         PATIENCE, net, number_from_env,
         process::Running,
         site::{Site, Transport, Tunnel},
-        timing::{assert_once_within, percentile, sample_until},
+        timing::{assert_once_within, percentile, sample_until, slowness},
     },
 };
 
@@ -66,10 +66,10 @@ fn outage() -> Duration {
 
 /// Goes through so many outages, and up to as many again on a machine that does something else.
 fn check(what: &str, outage: impl FnMut() -> Duration) {
-    let outages = usize::try_from(number_from_env("NARROWLINK_OUTAGES", 2)).expect("a small number");
+    let outages = usize::try_from(number_from_env("NARROWLINK_OUTAGES", 3)).expect("a small number");
     let what = format!("{what}: served again");
-    let soon = |times: &mut [Duration]| percentile(times, 50) <= AS_A_RULE;
-    let times = sample_until(&what, outages..=outages * 2 + 1, outage, soon);
+    let soon = |times: &mut [Duration]| percentile(times, 50) <= AS_A_RULE * slowness();
+    let times = sample_until(&what, outages..=outages * 2, outage, soon);
     let worst = times.into_iter().max().unwrap_or_default();
     assert_once_within(&format!("{what} at the worst"), WORST_MAX, worst);
 }

@@ -108,7 +108,9 @@ fn bandwidth_holds(transport: Transport) {
         let lasted = slow_ones.iter().map(|one| one.lasted).max().unwrap_or_default();
         let allowed = f64::from(BYTES_PER_S) * lasted.as_secs_f64() + f64::from(BURST_BYTES);
         assert!((bytes as f64) < allowed, "{bytes} bytes in {lasted:?}, allowed {allowed}");
-        slow_rate > 9.5e6 && beside > alone * 0.5
+        // All that is allowed comes, where the machine could carry ten times as much; and nobody else pays for it.
+        let least = if alone > f64::from(BYTES_PER_S) * 10.0 { 0.95 } else { 0.5 };
+        slow_rate > f64::from(BYTES_PER_S) * least && beside + slow_rate > alone * 0.5
     });
     assert!(held, "in none of {ROUNDS_MAX} rounds");
     slow.stop();
