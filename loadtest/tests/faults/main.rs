@@ -12,6 +12,7 @@ mod kills;
 mod pair;
 mod recovery;
 mod reload;
+mod strangers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -33,6 +33,7 @@ pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod site;
 pub(crate) mod spell;
+pub(crate) mod tls_end;
 
 use std::time::{Duration, Instant};
 
