@@ -163,6 +163,11 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
              gateway has a CA of its own, name its file with ca_file"
                 .to_owned()
         }
+        Fault::BadSignature => {
+            "its certificate names an authority that is known here but was not signed by it: that \
+             authority was made anew, or another one has its name; bring ca_file up to date"
+                .to_owned()
+        }
         Fault::ExpiredContext { time, not_after } => format!(
             "its certificate expired on {}, and {}; renew it at the gateway, or set the clock if that is wrong",
             show(not_after.as_secs()),
@@ -288,6 +293,7 @@ mod tests {
         };
         let odd = Fault::Other(rustls::OtherError(Arc::new(io::Error::other("odd"))));
         for (fault, asked, own_ca, words) in [
+            (Fault::BadSignature, "gw.test", true, &["bring ca_file up to date"][..]),
             (Fault::UnknownIssuer, "gw.test", false, &["a CA of its own, name its file with ca_file"][..]),
             (Fault::UnknownIssuer, "gw.test", true, &["not from the authority in ca_file"]),
             (

@@ -100,8 +100,14 @@ impl Scene {
         ];
         let mut text = text.replace(&site.dir().display().to_string(), "DIR");
         let strangers = self.strangers.addrs().map(|addr| (addr, "STRANGER"));
-        for (addr, name) in addrs.into_iter().chain(strangers) {
+        let mut places: Vec<_> = addrs.into_iter().chain(strangers).collect();
+        // 127.1.1.10 begins with 127.1.1.1, and a port with another.
+        places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.to_string().len()));
+        for (addr, name) in &places {
             text = text.replace(&addr.to_string(), &format!("{name}:PORT"));
+        }
+        places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.ip().to_string().len()));
+        for (addr, name) in &places {
             text = text.replace(&addr.ip().to_string(), name);
         }
         for words in ["Name or service not known", "Temporary failure in name resolution"] {

@@ -146,6 +146,10 @@ pub enum Answer {
 pub fn parse_response(buf: &[u8], key: &[u8; 16], protocol: Protocol) -> Result<Answer, HeadError> {
     let mut start = 0;
     loop {
+        // Before its end: what is no HTTP may never end, as a server that waits for us to speak its own language.
+        if !buf[start..].iter().zip(b"HTTP/").all(|(got, due)| got == due) {
+            return Err(HeadError::Malformed("not an answer of HTTP/1"));
+        }
         let Some(head_bytes) = head::end(buf, start)? else { return Ok(Answer::NeedMore) };
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -339,7 +343,8 @@ mod tests {
         let Ok(Answer::Refused { from, .. }) = check(text.as_bytes()) else { panic!("{text}") };
         let said = (from.server.as_deref(), from.location.as_deref());
         assert_eq!(said, (Some("portal/1"), Some("http://a/")));
-        for bad in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "220 smtp\r\n\r\n", "\0"] {
+        for bad in ["SSH-2.0-OpenSSH\r\n", "HTCPCP/1.0 ", "HTTP/1.1 20 OK\r\n\r\n", "220 smtp\r\n\r\n", "\0"]
+        {
             assert!(check(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
