@@ -148,8 +148,8 @@ fn digest_of(head: &[u8]) -> Option<HeadDigest> {
 }
 
 fn is_ours(name: &str) -> bool {
-    let ours = |own: &&str| own.eq_ignore_ascii_case(name);
-    OURS.iter().any(|own| ours(&own)) || name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("NL-"))
+    OURS.iter().any(|own| own.eq_ignore_ascii_case(name))
+        || name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("NL-"))
 }
 
 #[cfg(test)]
