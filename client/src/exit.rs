@@ -178,7 +178,11 @@ mod tests {
             (goodbye(GoodbyeCode::Unauthenticated), 77),
             (goodbye(GoodbyeCode::Draining), 69),
             (LinkError::Closed.into(), 69),
-            (TunnelError::NotAGateway { gateway: "gw:1".to_owned(), status: 200 }.into(), 69),
+            (
+                TunnelError::NotAGateway { gateway: "gw:1".to_owned(), status: 200, why: String::new() }
+                    .into(),
+                69,
+            ),
             (
                 ConfigError::from(
                     narrowlink_dataplane::process::find_config("no-such.yaml", |_| None).unwrap_err(),

@@ -26,7 +26,7 @@ use narrowlink_proto::{
     limits::Limits,
     message::Channel,
     token::{Claims, Keys, Kind, PublishProtocol, Published, Services},
-    upgrade::{Framing, LaneProof, Protocol, Request, encode_request},
+    upgrade::{Framing, LaneProof, Protocol, Request, Sight, Way, encode_request},
 };
 use peer::Peer;
 
@@ -62,6 +62,7 @@ fn ask_for(protocol: Protocol, token: &str, lane: Option<LaneProof>) -> Vec<u8> 
         lane,
         host: "gw.example".to_owned(),
         origin: None,
+        way: Way::seen(Sight::default()),
     })
 }
 

@@ -224,11 +224,11 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// An address, and after how many milliseconds it answers what; `None` is never.
+    type Runner = (&'static str, Option<(u64, Result<(), i32>)>);
+
     /// Runs a race whose addresses answer after so many milliseconds, or never.
-    fn race(
-        answers: &'static [(&str, Option<(u64, Result<(), i32>)>)],
-        patience: Duration,
-    ) -> (String, Duration) {
+    fn race(answers: &'static [Runner], patience: Duration) -> (String, Duration) {
         run_alone(false, |_| async move {
             let addrs: Vec<_> = answers.iter().map(|(text, _)| addr(text)).collect();
             let began = Instant::now();
@@ -250,12 +250,11 @@ mod tests {
 
     #[test]
     fn a_silent_address_costs_250_ms_and_one_that_fails_nothing() {
-        const SILENT: &[(&str, Option<(u64, Result<(), i32>)>)] =
-            &[("[fd00::1]:1", None), ("10.0.0.1:1", Some((1, Ok(()))))];
+        const SILENT: &[Runner] = &[("[fd00::1]:1", None), ("10.0.0.1:1", Some((1, Ok(()))))];
         let (won, took) = race(SILENT, LONG);
         assert_eq!(won, "10.0.0.1:1");
         assert!(took >= race::NEXT_AFTER && took < LONG / 4, "{took:?}");
-        const FAILS: &[(&str, Option<(u64, Result<(), i32>)>)] =
+        const FAILS: &[Runner] =
             &[("[fd00::1]:1", Some((1, Err(libc::ENETUNREACH)))), ("10.0.0.1:1", Some((1, Ok(()))))];
         let (won, took) = race(FAILS, LONG);
         assert_eq!(won, "10.0.0.1:1");
@@ -265,14 +264,13 @@ mod tests {
 
     #[test]
     fn the_slower_first_address_still_wins_over_a_second_that_never_answers() {
-        const SLOW: &[(&str, Option<(u64, Result<(), i32>)>)] =
-            &[("10.0.0.1:1", Some((600, Ok(())))), ("10.0.0.2:1", None)];
+        const SLOW: &[Runner] = &[("10.0.0.1:1", Some((600, Ok(())))), ("10.0.0.2:1", None)];
         assert_eq!(race(SLOW, LONG).0, "10.0.0.1:1");
     }
 
     #[test]
     fn when_all_fail_each_is_named_with_its_reason() {
-        const DEAD: &[(&str, Option<(u64, Result<(), i32>)>)] = &[
+        const DEAD: &[Runner] = &[
             ("[fd00::1]:1", None),
             ("10.0.0.1:1", Some((1, Err(libc::ECONNREFUSED)))),
             ("10.0.0.2:1", Some((1, Err(libc::EHOSTUNREACH)))),

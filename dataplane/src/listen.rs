@@ -60,9 +60,24 @@ fn bind_one(addr: SocketAddr) -> io::Result<StdListener> {
     let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.bind(&addr.into())?;
+    socket.bind(&addr.into()).map_err(|e| explain(addr, e))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// What can be done about a port that may not be bound.
+fn explain(addr: SocketAddr, error: io::Error) -> io::Error {
+    const LOW_BELOW: u16 = 1024;
+    if error.kind() != io::ErrorKind::PermissionDenied || addr.port() >= LOW_BELOW {
+        return error;
+    }
+    let words = format!(
+        "{error}: ports below {LOW_BELOW} are for root; give the program the right with `setcap \
+         cap_net_bind_service=+ep FILE` or AmbientCapabilities=CAP_NET_BIND_SERVICE in its unit, or everybody with \
+         `sysctl net.ipv4.ip_unprivileged_port_start={}`",
+        addr.port()
+    );
+    io::Error::new(error.kind(), words)
 }
 
 /// Binds an address that no other socket shares.
@@ -83,9 +98,9 @@ pub fn bind_alone(addr: SocketAddr) -> io::Result<StdListener> {
                 std::thread::sleep(VACATE_TICK);
             }
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && takes_both_families(addr) => {
-                return bind_exclusive(addr, true);
+                return bind_exclusive(addr, true).map_err(|e| explain(addr, e));
             }
-            bound => return bound,
+            bound => return bound.map_err(|e| explain(addr, e)),
         }
     }
 }
@@ -270,5 +285,26 @@ impl Listening {
     /// Stops listening for a service.
     pub(crate) fn end(&self, service: usize) {
         self.ends.borrow_mut().remove(&service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_low_port_that_may_not_be_bound_says_how_it_may() {
+        let said = |port: u16, code| {
+            let error =
+                explain(SocketAddr::new([127, 0, 0, 1].into(), port), io::Error::from_raw_os_error(code));
+            (error.kind(), error.to_string())
+        };
+        let (kind, low) = said(443, libc::EACCES);
+        assert_eq!(kind, io::ErrorKind::PermissionDenied);
+        for words in ["setcap", "CAP_NET_BIND_SERVICE", "ip_unprivileged_port_start=443"] {
+            assert!(low.contains(words), "{low}");
+        }
+        assert!(!said(8443, libc::EACCES).1.contains("setcap"));
+        assert!(!said(443, libc::EADDRINUSE).1.contains("setcap"));
     }
 }

@@ -12,7 +12,7 @@ use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     message::{Channel, Open},
     sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
-    upgrade::{self, Framing, Head, Opened, Request},
+    upgrade::{self, Framing, Head, Opened, Request, Sight},
 };
 
 use crate::{
@@ -74,6 +74,7 @@ async fn arrive(
     let limits = Arc::clone(&local.shared.limits());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
+    let mut tls = None;
     let wire = match sniffed {
         Sniffed::Tls(hello) if service.tls => {
             let name = hello.server_name.as_deref();
@@ -84,28 +85,30 @@ async fn arrive(
             socket.turn().await;
             socket.spend(HANDSHAKE);
             // Boxed: what a handshake takes is given back when it is done.
-            let handshake = Box::pin(TlsSocket::accept(socket, config, &early));
-            timeout(limits.tls_handshake_timeout, handshake)
-                .await
-                .map_err(|_| late("the TLS handshake"))??
-                .into()
+            let handshake = Box::pin(TlsSocket::accept_bound(socket, config, &early));
+            let shaken = timeout(limits.tls_handshake_timeout, handshake).await;
+            let (socket, binding) = shaken.map_err(|_| late("the TLS handshake"))??;
+            tls = Some(binding);
+            socket.into()
         }
         Sniffed::Http if !service.tls => {
             let wire = Wire::from(socket);
             wire.unread(&early);
             wire
         }
-        Sniffed::Http => {
+        // TLS where plain HTTP is served, or the reverse: as any web server answers, and a peer of ours knows what to
+        // say to its user then.
+        _ => {
             let wire = Wire::from(socket);
             return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await;
         }
-        _ => return Err(io::Error::other("TLS where plain HTTP is served")),
     };
     let head =
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
         Ok(Some(request)) => {
-            let arrived = Arrived { local: local.clone(), peer_addr, seat, since: Instant::now() };
+            let seen = Sight { tls, peer_addr: Some(peer_addr) };
+            let arrived = Arrived { local: local.clone(), peer_addr, seat, since: Instant::now(), seen };
             Box::pin(enter(arrived, wire, request)).await
         }
         Ok(None) => Ok(()),
@@ -189,6 +192,8 @@ struct Arrived {
     seat: Seat,
     /// When all of its request was there.
     since: Instant,
+    /// What this end sees of the connection.
+    seen: Sight,
 }
 
 impl Arrived {
@@ -219,7 +224,7 @@ impl Arrived {
 
 /// A request for a tunnel: who is it, and for which role?
 async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Result<()> {
-    let Request { protocol, token, key, open, lane, origin, .. } = *request;
+    let Request { protocol, token, key, open, lane, origin, way, .. } = *request;
     if origin.is_some() {
         let refused = Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here");
         return arrived.refuse(wire, None, refused).await;
@@ -234,7 +239,13 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         arrived.local.shared.door.note(&event);
         arrived.seat.belongs_to(&who);
     }
-    let accept = |opened| upgrade::encode_accept(&key, protocol, opened);
+    let raw = protocol.framing == Framing::Raw;
+    if raw && let Err(between) = way.is_direct(&arrived.seen) {
+        let refused = Refused { session: open.map(|open| open.session), ..Refused::from(between) };
+        return arrived.refuse(wire, Some(&who), refused).await;
+    }
+    let seen = raw.then_some(arrived.seen.clone());
+    let accept = |opened| upgrade::encode_accept(&key, protocol, opened, seen.as_ref());
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
         (Channel::Link, None, None) if protocol.framing == Framing::Framed => {

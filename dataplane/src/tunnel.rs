@@ -1,6 +1,9 @@
 //! Role: an agent's or client's way to its gateway: connect, TLS, upgrade.
 //! Invariants: the gateway's name is always verified over TLS, there is no insecure default · the
-//! token travels in the Authorization header alone · names are looked up anew at each try.
+//! token travels in the Authorization header alone · names are looked up anew at each try · plain bytes follow an
+//! upgrade only where nothing stands between.
+
+mod error;
 
 use std::{
     io,
@@ -10,11 +13,11 @@ use std::{
 };
 
 use narrowlink_proto::{
-    ended::Refused,
     endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
+    id::ChannelBinding,
     message::Open,
     target::Destination,
-    upgrade::{self, Answer, LaneProof, Opened, Request},
+    upgrade::{self, Answer, Framing, LaneProof, Opened, Request, Sight, Way},
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -22,12 +25,12 @@ use rustls::{
 };
 use rustls_platform_verifier::ConfigVerifierExt as _;
 
+pub use self::error::TunnelError;
 use crate::{
-    conn::{Conn, ConnError, Role},
+    conn::{Conn, Role},
     descriptors,
-    dial::{Unconnected, connect_first, patience_for},
-    resolve::{Asker, ResolveError, resolve},
-    socket::Socket,
+    dial::{connect_first, patience_for},
+    resolve::{Asker, resolve},
     timer::timeout,
     tls::TlsSocket,
     wire::Wire,
@@ -43,9 +46,17 @@ pub struct Gateway {
     port: u16,
     /// For the Host header.
     host_header: String,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<Tls>,
     token: SecretText,
     framing: FramingChoice,
+}
+
+/// How a gateway is verified.
+struct Tls {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    /// By an authority that the configuration names.
+    own_ca: bool,
 }
 
 /// Why an endpoint of the configuration can't be used.
@@ -99,70 +110,6 @@ pub enum Ask {
     Lane(LaneProof),
 }
 
-/// Why there is no tunnel connection.
-#[derive(Debug, thiserror::Error)]
-pub enum TunnelError {
-    /// The gateway's name has no address.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// Nobody answers there.
-    #[error("the gateway {gateway} can't be reached: {source}")]
-    Connect {
-        /// Host and port.
-        gateway: String,
-        /// Why.
-        source: Unconnected,
-    },
-    /// TLS failed.
-    #[error("TLS with the gateway {gateway} failed: {source}")]
-    Tls {
-        /// Host and port.
-        gateway: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The gateway said no.
-    #[error("{0}")]
-    Refused(Refused),
-    /// Something else answered.
-    #[error(
-        "{gateway} answered with HTTP status {status}, not as a Narrowlink gateway: check host, port and protocol"
-    )]
-    NotAGateway {
-        /// Host and port.
-        gateway: String,
-        /// What it answered.
-        status: u16,
-    },
-    /// The connection broke before the upgrade was answered.
-    #[error("the gateway {gateway} ended the connection before it answered: {source}")]
-    Broke {
-        /// Host and port.
-        gateway: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// What answered broke the protocol.
-    #[error("{gateway} gave an answer that is no HTTP upgrade: {problem}")]
-    Protocol {
-        /// Host and port.
-        gateway: String,
-        /// What was wrong.
-        problem: String,
-    },
-    /// Nothing came in time.
-    #[error("the gateway {gateway} did not answer within {} s", patience.as_secs())]
-    TimedOut {
-        /// Host and port.
-        gateway: String,
-        /// How long we waited.
-        patience: Duration,
-    },
-    /// The connection broke later, in its first messages.
-    #[error(transparent)]
-    Conn(#[from] ConnError),
-}
-
 impl Gateway {
     /// Reads what an endpoint names; relative paths are relative to `base`.
     ///
@@ -181,7 +128,8 @@ impl Gateway {
             endpoint::Protocol::Ws => None,
             endpoint::Protocol::Wss => {
                 let config = tls_config(endpoint.ca_file.as_ref().map(|file| base.join(file)).as_deref())?;
-                Some((Arc::new(config), tls_name(&server, endpoint)?))
+                let (config, name) = (Arc::new(config), tls_name(&server, endpoint)?);
+                Some(Tls { config, name, own_ca: endpoint.ca_file.is_some() })
             }
         };
         let bare = match &server {
@@ -210,7 +158,8 @@ impl Gateway {
         self.framing
     }
 
-    async fn connect(&self, patience: Duration) -> Result<Wire, TunnelError> {
+    /// Connects; what the connection has in common with its other end alone, if it is TLS.
+    async fn connect(&self, patience: Duration) -> Result<(Wire, Option<ChannelBinding>), TunnelError> {
         let asker = Asker::Gateway(self.host.as_str().into());
         // A program that is out of descriptors still reaches its gateway.
         let _room = descriptors::lend();
@@ -218,20 +167,18 @@ impl Gateway {
         let socket = connect_first(&self.host, &addrs, patience_for(addrs.len()).min(patience))
             .await
             .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })?;
-        match &self.tls {
-            None => Ok(socket.into()),
-            Some((config, name)) => self.secure(socket, config, name).await,
-        }
+        let Some(Tls { config, name, own_ca }) = &self.tls else { return Ok((socket.into(), None)) };
+        let shaken = TlsSocket::connect_bound(socket, config.clone(), name.clone()).await;
+        let (socket, binding) = shaken.map_err(|e| {
+            let why = error::tls_words(&e, &error::Expected { name, own_ca: *own_ca });
+            TunnelError::Tls { gateway: self.described.clone(), why }
+        })?;
+        Ok((socket.into(), Some(binding)))
     }
 
-    async fn secure(
-        &self,
-        socket: Socket,
-        config: &Arc<ClientConfig>,
-        name: &ServerName<'static>,
-    ) -> Result<Wire, TunnelError> {
-        let tls = TlsSocket::connect(socket, config.clone(), name.clone()).await;
-        Ok(tls.map_err(|source| TunnelError::Tls { gateway: self.described.clone(), source })?.into())
+    fn broke(&self, source: io::Error) -> TunnelError {
+        let hint = error::end_hint(self.tls.is_some());
+        TunnelError::Broke { gateway: self.described.clone(), source, hint }
     }
 }
 
@@ -313,8 +260,8 @@ async fn attempt(
     ask: Ask,
     patience: Duration,
 ) -> Result<(Conn, Option<Opened>), TunnelError> {
-    let wire = gateway.connect(patience).await?;
-    let broke = |source| TunnelError::Broke { gateway: gateway.described.clone(), source };
+    let (wire, tls) = gateway.connect(patience).await?;
+    let broke = |source| gateway.broke(source);
     let seed = getrandom::u64().map_err(|e| broke(io::Error::other(e)))?;
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|e| broke(io::Error::other(e)))?;
@@ -323,6 +270,8 @@ async fn attempt(
         Ask::Open(open) => (Some(open), None),
         Ask::Lane(proof) => (None, Some(proof)),
     };
+    let here = Sight { tls, peer_addr: None };
+    let raw = protocol.framing == Framing::Raw;
     let request = Request {
         protocol,
         token: gateway.token.expose().to_owned(),
@@ -331,10 +280,26 @@ async fn attempt(
         lane,
         host: gateway.host_header.clone(),
         origin: None,
+        way: if raw { Way::seen(here.clone()) } else { Way::default() },
     };
     wire.write_all(&upgrade::encode_request(&request)).await.map_err(broke)?;
-    let opened = read_answer(gateway, &wire, &key, protocol).await?;
+    let (opened, way) = read_answer(gateway, &wire, &key, protocol).await?;
+    if raw {
+        say_the_address(&wire, &way);
+        let not_direct = |between| TunnelError::NotDirect { gateway: gateway.described.clone(), between };
+        way.is_direct(&here).map_err(not_direct)?;
+    }
     Ok((Conn::new(wire, protocol.framing, Role::Peer, seed), opened))
+}
+
+/// NAT changes an address and breaks nothing, so that it is another says little.
+fn say_the_address(wire: &Wire, way: &Way) {
+    let theirs = way.seen.as_ref().and_then(|seen| seen.peer_addr);
+    if let (Some(theirs), Ok(ours)) = (theirs, wire.local_addr())
+        && theirs != ours
+    {
+        tracing::debug!(%ours, %theirs, "the gateway sees another address than ours: NAT, or a proxy between");
+    }
 }
 
 /// Appends what is there to `got`, waiting for it; `Ok(0)` is the end. The buffer lies on the stack: who
@@ -360,26 +325,30 @@ async fn read_answer(
     wire: &Wire,
     key: &[u8; 16],
     protocol: upgrade::Protocol,
-) -> Result<Option<Opened>, TunnelError> {
+) -> Result<(Option<Opened>, Way), TunnelError> {
     let name = || gateway.described.clone();
+    let tls = gateway.tls.is_some();
     let mut got = Vec::new();
     loop {
         let read = match read_onto(wire, &mut got).await {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             read => read,
         };
-        read.map_err(|source| TunnelError::Broke { gateway: name(), source })?;
-        let answer = upgrade::parse_response(&got, key, protocol)
-            .map_err(|e| TunnelError::Protocol { gateway: name(), problem: e.to_string() })?;
+        read.map_err(|source| gateway.broke(source))?;
+        let answer = upgrade::parse_response(&got, key, protocol).map_err(|e| TunnelError::Protocol {
+            gateway: name(),
+            problem: error::garbage_words(&got, e, tls),
+        })?;
         match answer {
             Answer::NeedMore => {}
-            Answer::Accepted { opened, head_bytes } => {
+            Answer::Accepted { opened, way, head_bytes } => {
                 wire.unread(&got[head_bytes..]);
-                return Ok(opened);
+                return Ok((opened, way));
             }
             Answer::Refused { refused: Some(refused), .. } => return Err(TunnelError::Refused(refused)),
-            Answer::Refused { status, refused: None, .. } => {
-                return Err(TunnelError::NotAGateway { gateway: name(), status });
+            Answer::Refused { status, refused: None, from, .. } => {
+                let why = error::status_words(status, &from, tls);
+                return Err(TunnelError::NotAGateway { gateway: name(), status, why });
             }
         }
     }

@@ -84,6 +84,14 @@ impl Wire {
         self.socket().peer_addr()
     }
 
+    /// Our address.
+    ///
+    /// # Errors
+    /// The system's, or this is no TCP socket.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket().local_addr()
+    }
+
     /// Puts bytes back: the next read returns them first.
     pub fn unread(&self, bytes: &[u8]) {
         if !bytes.is_empty() {

@@ -101,6 +101,26 @@ id256! {
     /// What the gateway asks a link's peer to sign.
     Nonce
 }
+id256! {
+    /// What both ends of one TLS connection can make of its keys, and nobody else.
+    ChannelBinding
+}
+id256! {
+    /// A digest of a request's or an answer's head, as it was sent.
+    HeadDigest
+}
+
+impl ChannelBinding {
+    /// Of the key, and the initial vector, that the client's records are sealed with first. It tells nothing about
+    /// them.
+    pub fn new(key: &[u8], iv: &[u8]) -> Self {
+        #[expect(clippy::expect_used, reason = "HMAC takes any key length")]
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes any key length");
+        mac.update(b"narrowlink channel binding 1");
+        mac.update(iv);
+        Self(mac.finalize().into_bytes().into())
+    }
+}
 
 /// The secret that a gateway gives a link in its Welcome; lanes prove themselves with it.
 #[derive(Clone, Serialize, Deserialize)]

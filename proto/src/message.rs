@@ -11,7 +11,7 @@ use crate::{
     ended::{RefusalCode, Refused},
     id::{LinkId, LinkSecret, Nonce, SessionId},
     policy::AddressRules,
-    printable,
+    printable::{self, printable},
     target::Target,
 };
 
@@ -20,6 +20,9 @@ pub const VERSION: u32 = 1;
 
 /// A message's bytes at the most; a longer one ends the connection.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Of a message that can't be read so much is repeated.
+const WORDS_CHARS_MAX: usize = 200;
 
 /// Payload that a client may send behind its Open, before the answer, on a framed stream.
 pub const EARLY_DATA_BYTES_MAX: usize = 64 * 1024;
@@ -243,7 +246,7 @@ pub enum MessageError {
         bytes: usize,
     },
     /// Not one of ours.
-    #[error("not a message of this protocol: {0}")]
+    #[error("not a message of this protocol: {}", printable(&.0.to_string(), WORDS_CHARS_MAX))]
     Malformed(#[from] serde_json::Error),
     /// One of ours, said by the wrong side or in the wrong place.
     #[error("a {speaker:?} may not say {name} on a {channel:?}")]
@@ -413,10 +416,12 @@ mod tests {
         let text = br#"{"type":"need_lane","count":1,"later":true}"#;
         assert!(Message::decode(text, Speaker::Gateway, Channel::Link).is_ok());
         let text = br#"{"type":"call_back"}"#;
-        assert!(matches!(
-            Message::decode(text, Speaker::Agent, Channel::Link),
-            Err(MessageError::Malformed(_))
-        ));
+        let malformed = Message::decode(text, Speaker::Agent, Channel::Link).unwrap_err();
+        assert!(matches!(malformed, MessageError::Malformed(_)));
+        // What can't be read is repeated, and shown to people.
+        let text = format!("{{\"type\":\"\u{202e}{}\"}}", "x".repeat(9_999));
+        let said = Message::decode(text.as_bytes(), Speaker::Gateway, Channel::Link).unwrap_err().to_string();
+        assert!(said.len() < 300 && !said.contains('\u{202e}'), "{said}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod head;
 mod oracle;
 mod ordinary;
 mod request;
+mod way;
 
 use std::fmt;
 
@@ -20,9 +21,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha1::{Digest, Sha1};
 
 pub use self::{
-    answer::{Answer, encode_accept, encode_page, encode_refusal, parse_response},
+    answer::{Answer, Stranger, encode_accept, encode_page, encode_refusal, parse_response},
     ordinary::{Ordinary, host_name},
     request::{Head, Request, encode_request, parse_request},
+    way::{Between, Sight, Way},
 };
 use crate::{
     ended::{RefusalCode, Refused},

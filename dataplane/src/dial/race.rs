@@ -161,8 +161,8 @@ mod tests {
     fn the_next_begins_after_250_ms_or_at_once_when_one_has_failed() {
         let all = addrs(&["fd00::1", "10.0.0.1", "fd00::2"]);
         let mut race = Race::new(all.clone(), 8000 * MS);
-        assert_eq!((race.start(0 * MS), race.start(0 * MS)), (Some(all[0]), None));
-        assert_eq!(race.wakes_at(0 * MS), Some(NEXT_AFTER));
+        assert_eq!((race.start(Duration::ZERO), race.start(Duration::ZERO)), (Some(all[0]), None));
+        assert_eq!(race.wakes_at(Duration::ZERO), Some(NEXT_AFTER));
         assert_eq!(race.start(249 * MS), None);
         assert_eq!(race.start(250 * MS), Some(all[1]));
         race.failed(all[1], refused(), 260 * MS);
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn out_of_descriptors_no_other_address_is_tried() {
         let mut race = Race::new(addrs(&["10.0.0.1", "10.0.0.2"]), 8000 * MS);
-        let first = race.start(0 * MS).unwrap();
+        let first = race.start(Duration::ZERO).unwrap();
         race.failed(first, io::Error::from_raw_os_error(libc::EMFILE), MS);
         assert_eq!((race.start(MS), race.wakes_at(MS)), (None, None));
     }

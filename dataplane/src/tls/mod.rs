@@ -23,6 +23,7 @@ use std::{
     sync::Arc,
 };
 
+use narrowlink_proto::id::ChannelBinding;
 use rustls::{AlertDescription, ClientConfig, ServerConfig, pki_types::ServerName};
 
 pub use fault::TlsError;
@@ -201,9 +202,22 @@ impl TlsSocket {
     /// The peer's (bad records, no common version, a certificate that does not hold) or the
     /// connection's end. The alert has been sent then, if the socket took it.
     pub async fn accept(socket: Socket, config: Arc<ServerConfig>, early: &[u8]) -> io::Result<Self> {
+        Ok(Self::accept_bound(socket, config, early).await?.0)
+    }
+
+    /// As [`TlsSocket::accept`]; also what the client at the other end has, and nobody between.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn accept_bound(
+        socket: Socket,
+        config: Arc<ServerConfig>,
+        early: &[u8],
+    ) -> io::Result<(Self, ChannelBinding)> {
         let shake = ServerShake::server(config, early).map_err(io::Error::other)?;
         let established = shake.over(&socket).await?;
-        Self::establish(socket, established)
+        let binding = Secret::try_from(&established.secrets.rx.1)?.binding();
+        Ok((Self::establish(socket, established)?, binding))
     }
 
     /// Makes the handshake as a client of the server `name`. The settings must allow the extraction
@@ -216,10 +230,23 @@ impl TlsSocket {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> io::Result<Self> {
+        Ok(Self::connect_bound(socket, config, name).await?.0)
+    }
+
+    /// As [`TlsSocket::connect`]; also what the server at the other end has, and nobody between.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_bound(
+        socket: Socket,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<(Self, ChannelBinding)> {
         let shake =
             ClientShake::client(config, name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let established = shake.over(&socket).await?;
-        Self::establish(socket, established)
+        let binding = Secret::try_from(&established.secrets.tx.1)?.binding();
+        Ok((Self::establish(socket, established)?, binding))
     }
 
     /// From here on the library is asked for new keys and for tickets only.

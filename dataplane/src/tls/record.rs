@@ -6,6 +6,7 @@
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
+use narrowlink_proto::id::ChannelBinding;
 use rustls::{ConnectionTrafficSecrets, ContentType, crypto::cipher::AeadKey};
 
 use super::{fault::TlsError, kernel::Info};
@@ -73,6 +74,11 @@ impl<'a> Secret<'a> {
     /// The initial vector.
     pub(super) fn iv(&self) -> [u8; NONCE_LEN] {
         self.iv
+    }
+
+    /// What shows to who has the same secret that it is the same.
+    pub(super) fn binding(&self) -> ChannelBinding {
+        ChannelBinding::new(self.key, &self.iv)
     }
 }
 

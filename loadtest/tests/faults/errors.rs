@@ -15,10 +15,13 @@ use std::{
 
 use socket2::SockRef;
 
-use crate::kit::{
-    PATIENCE, net,
-    process::run,
-    site::{AGENT, Holder, Site, Transport, Tunnel},
+use crate::{
+    kit::{
+        PATIENCE, net,
+        process::run,
+        site::{AGENT, Holder, Site, Transport, Tunnel},
+    },
+    strangers::Strangers,
 };
 
 const HEAD: &str = "\
@@ -65,12 +68,16 @@ struct Scene {
     occupied: TcpListener,
     /// Accepts, says a word, and resets.
     rude: SocketAddr,
+    /// In a gateway's place.
+    strangers: Strangers,
 }
 
 impl Scene {
     fn set() -> Self {
+        let tunnel = Tunnel::start(Transport::Wss);
         Self {
-            tunnel: Tunnel::start(Transport::Wss),
+            strangers: Strangers::start(&tunnel.site),
+            tunnel,
             closed: net::free_addr(),
             occupied: net::listen().0,
             rude: start_rude_target(),
@@ -92,12 +99,23 @@ impl Scene {
             (self.rude, "TARGET"),
         ];
         let mut text = text.replace(&site.dir().display().to_string(), "DIR");
-        for (addr, name) in addrs {
+        let strangers = self.strangers.addrs().map(|addr| (addr, "STRANGER"));
+        let mut places: Vec<_> = addrs.into_iter().chain(strangers).collect();
+        // 127.1.1.10 begins with 127.1.1.1, and a port with another.
+        places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.to_string().len()));
+        for (addr, name) in &places {
             text = text.replace(&addr.to_string(), &format!("{name}:PORT"));
+        }
+        places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.ip().to_string().len()));
+        for (addr, name) in &places {
             text = text.replace(&addr.ip().to_string(), name);
         }
         for words in ["Name or service not known", "Temporary failure in name resolution"] {
             text = text.replace(words, "the resolver's words");
+        }
+        const CLOCK: &str = "this machine's clock says ";
+        if let Some(at) = text.find(CLOCK).map(|at| at + CLOCK.len()) {
+            text.replace_range(at..at + "2027-01-31 10:00:00 UTC".len(), "NOW");
         }
         text
     }
@@ -163,6 +181,18 @@ fn occupied_forward(site: &Site, occupied: SocketAddr, target: &str) -> Command 
     let mut command = site.client(Transport::Wss, Holder::Free);
     command.args(["forward", "-n", AGENT, "-l", &occupied.to_string(), target]);
     command
+}
+
+/// Everything that can be wrong between a client and its gateway.
+fn connection_cases(scene: &Scene) -> Vec<Case> {
+    let (site, strangers) = (&scene.tunnel.site, &scene.strangers);
+    let cases = strangers.cases(site).into_iter();
+    let mut cases: Vec<_> =
+        cases.map(|(situation, command)| Case { situation, command, exit_code: 69 }).collect();
+    let mut command = strangers.raw_through_a_proxy(site);
+    command.args(["connect", "-n", AGENT, &scene.rude.to_string()]);
+    cases.push(Case { situation: "framing: raw through a proxy that ends TLS", command, exit_code: 69 });
+    cases
 }
 
 /// Everything that can be wrong about a configuration.
@@ -240,7 +270,8 @@ fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
     let scene = Scene::set();
     let mut seen = HEAD.to_owned();
     let mut wrong = String::new();
-    for case in session_cases(&scene).into_iter().chain(config_cases(&scene)) {
+    let cases = session_cases(&scene).into_iter().chain(connection_cases(&scene));
+    for case in cases.chain(config_cases(&scene)) {
         let Case { situation, command, exit_code } = case;
         let program = program(&command);
         let finished = run(command, b"hello", PATIENCE);

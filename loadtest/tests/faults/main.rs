@@ -15,6 +15,7 @@ mod pair;
 mod recovery;
 mod reload;
 mod short;
+mod strangers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,6 +1,6 @@
 //! Role: a name server whose answers change from question to question.
 //! Invariants: nothing it says may be kept (TTL 0) · each question is counted · a name that it doesn't know does
-//! not exist.
+//! not exist; one that is silent is asked, counted, and not answered.
 //! See: RFC 1035 section 4.1.
 
 use std::{
@@ -20,6 +20,7 @@ const NO_SUCH_NAME: u8 = 3;
 struct Entry {
     /// To the first question and those after it; the last one goes on.
     answers: Vec<Vec<IpAddr>>,
+    silent: bool,
     asked: Asked,
 }
 
@@ -56,7 +57,13 @@ impl NameServer {
     /// From now on, `name` has these addresses at the first question, those at the second, and so on. A question
     /// for A and one for AAAA are one look-up.
     pub(crate) fn set(&self, name: &str, answers: Vec<Vec<IpAddr>>) {
-        self.lock().insert(name.to_owned(), Entry { answers, asked: Asked::default() });
+        self.lock().insert(name.to_owned(), Entry { answers, ..Entry::default() });
+    }
+
+    /// From now on, nobody who asks for `name` hears anything.
+    pub(crate) fn silence(&self, name: &str) {
+        self.lock()
+            .insert(name.to_owned(), Entry { answers: vec![Vec::new()], silent: true, ..Entry::default() });
     }
 
     /// How often a name was asked for since it was set.
@@ -72,6 +79,9 @@ impl NameServer {
         let (name, kind, end) = read_question(question)?;
         let mut entries = self.lock();
         let addrs = entries.get_mut(&name).map(|entry| entry.next(kind));
+        if entries.get(&name).is_some_and(|entry| entry.silent) {
+            return None;
+        }
         let rcode = if addrs.is_some() { 0 } else { NO_SUCH_NAME };
         let addrs = addrs.unwrap_or_default();
         let mut out = question[..end].to_vec();

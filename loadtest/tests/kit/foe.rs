@@ -86,7 +86,8 @@ impl Foe {
         let protocol = Protocol { channel, framing: Framing::Framed };
         let key = [7; 16];
         let (host, token) = ("localhost".to_owned(), token.to_owned());
-        let request = Request { protocol, token, key, open: None, lane, host, origin: None };
+        let way = upgrade::Way::default();
+        let request = Request { protocol, token, key, open: None, lane, host, origin: None, way };
         this.say(&upgrade::encode_request(&request))?;
         loop {
             let answer = upgrade::parse_response(&this.heard, &key, protocol).map_err(io::Error::other)?;

@@ -114,7 +114,7 @@ async fn serve(listener: TcpListener, asked: Receiver<Question>) {
 async fn meet(socket: Socket, park: Sender<Conn>) -> Result<(), ConnError> {
     let wire = Wire::from(socket);
     let Request { protocol, key, .. } = read_request(&wire).await?;
-    wire.write_all(&encode_accept(&key, protocol, None)).await?;
+    wire.write_all(&encode_accept(&key, protocol, None, None)).await?;
     let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
     match protocol.channel {
         Channel::Link => hold(&conn).await,

@@ -36,6 +36,7 @@ pub(crate) mod process;
 pub(crate) mod site;
 pub(crate) mod spell;
 pub(crate) mod timing;
+pub(crate) mod tls_end;
 
 use std::time::{Duration, Instant};
 

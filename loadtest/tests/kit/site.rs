@@ -179,6 +179,19 @@ impl Site {
     /// Starts an agent of another name at a gateway that speaks `ws` there, with `more` in its configuration, and
     /// waits until it is welcome.
     pub(crate) fn start_agent_at(&self, gateway: SocketAddr, name: &str, token: &str, more: &str) -> Running {
+        // A name server of the test's own answers, and is asked once.
+        self.start_agent_by(&gateway.to_string(), name, token, more, "timeout:4 attempts:1")
+    }
+
+    /// The same, at a gateway that may have a name; `resolver`: how the system looks names up (resolv.conf(5), RES_OPTIONS).
+    pub(crate) fn start_agent_by(
+        &self,
+        gateway: &str,
+        name: &str,
+        token: &str,
+        more: &str,
+        resolver: &str,
+    ) -> Running {
         let ready_file = self.fresh_path(&format!("{name}.ready"));
         self.write_secret(&format!("{name}.token"), token);
         let state_dir = self.path(&format!("{name}-state"));
@@ -188,8 +201,7 @@ impl Site {
         let config = self.write_secret(&format!("{name}.yaml"), &text);
         let mut command = self.command("narrowlink-agent");
         command.arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
-        // A name server of the test's own answers, and is asked once.
-        command.env("RES_OPTIONS", "timeout:4 attempts:1");
+        command.env("RES_OPTIONS", resolver);
         let mut agent = Running::start(name, self.dir(), command, None);
         agent.wait_for("the agent's ready file", PATIENCE, || ready_file.exists().then_some(()));
         agent
@@ -270,10 +282,13 @@ limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
     }
 
     fn endpoint_config(&self, name: &str, transport: Transport, token_file: &str) -> PathBuf {
-        self.write_secret(name, &self.endpoints(self.gateway_addr(transport), transport, token_file))
+        self.write_secret(
+            name,
+            &self.endpoints(&self.gateway_addr(transport).to_string(), transport, token_file),
+        )
     }
 
-    fn endpoints(&self, gateway: SocketAddr, transport: Transport, token_file: &str) -> String {
+    fn endpoints(&self, gateway: &str, transport: Transport, token_file: &str) -> String {
         let (token_file, ca_file) = (self.path(token_file), self.path("ca.pem"));
         format!(
             "endpoints:

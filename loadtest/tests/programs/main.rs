@@ -8,9 +8,11 @@
 mod kit;
 
 mod audit;
+mod between;
 mod curl;
 mod hostile;
 mod iperf;
+mod names;
 mod openssh;
 mod postgres;
 mod rebinding;

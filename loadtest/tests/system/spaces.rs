@@ -23,7 +23,7 @@ use narrowlink_proto::{
     message::{Channel, Open},
     target::Target,
     token::{Claims, Kind},
-    upgrade::{Framing, LaneProof, Protocol, Request, encode_request},
+    upgrade::{Framing, LaneProof, Protocol, Request, Way, encode_request},
 };
 
 use crate::{alone, count, kit::PATIENCE, start_echo, visitor::connect};
@@ -240,6 +240,7 @@ fn request(channel: Channel, token: &str, open: Option<Open>, lane: Option<LaneP
         lane,
         host: "localhost".to_owned(),
         origin: None,
+        way: Way::default(),
     })
 }
 

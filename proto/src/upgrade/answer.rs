@@ -6,6 +6,7 @@ use super::{
     HEADERS_MAX, HeadError, NL_OPENED, NL_REFUSED, Opened, Protocol, accept_of, encode_json,
     head::{self, Headers, push},
     parse_json,
+    way::{self, Sight, Way},
 };
 use crate::ended::{RefusalCode, Refused};
 
@@ -13,7 +14,13 @@ use crate::ended::{RefusalCode, Refused};
 const REASON_BYTES_MAX: usize = 1024;
 
 /// The 101 that accepts an upgrade.
-pub fn encode_accept(key: &[u8; 16], protocol: Protocol, opened: Option<&Opened>) -> Vec<u8> {
+/// `seen`: what the gateway sees of the connection, for who wants to know whether anything stands between.
+pub fn encode_accept(
+    key: &[u8; 16],
+    protocol: Protocol,
+    opened: Option<&Opened>,
+    seen: Option<&Sight>,
+) -> Vec<u8> {
     let mut out = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
     push(&mut out, "Connection", "Upgrade");
     push(&mut out, "Upgrade", "websocket");
@@ -21,6 +28,9 @@ pub fn encode_accept(key: &[u8; 16], protocol: Protocol, opened: Option<&Opened>
     push(&mut out, "Sec-WebSocket-Protocol", protocol.name());
     if let Some(opened) = opened {
         push(&mut out, NL_OPENED, &encode_json(opened));
+    }
+    if let Some(seen) = seen {
+        way::push_sight(&mut out, seen);
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -93,6 +103,15 @@ const fn phrase(status: u16) -> &'static str {
     }
 }
 
+/// What an answer says of its sender, as it came: for people, once it is made printable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stranger {
+    /// The header `Server`.
+    pub server: Option<String>,
+    /// The header `Location`.
+    pub location: Option<String>,
+}
+
 /// What came back for an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -102,6 +121,8 @@ pub enum Answer {
     Accepted {
         /// The answer to the Open that travelled along.
         opened: Option<Opened>,
+        /// What the gateway sees of the connection, and whether its answer came as it was sent.
+        way: Way,
         /// Where the head ends: from there on our protocol speaks.
         head_bytes: usize,
     },
@@ -111,6 +132,8 @@ pub enum Answer {
         status: u16,
         /// The gateway's own words; `None` when something else answered.
         refused: Option<Refused>,
+        /// What it says of itself otherwise.
+        from: Stranger,
         /// Where the head ends and the body begins.
         head_bytes: usize,
     },
@@ -123,6 +146,10 @@ pub enum Answer {
 pub fn parse_response(buf: &[u8], key: &[u8; 16], protocol: Protocol) -> Result<Answer, HeadError> {
     let mut start = 0;
     loop {
+        // Before its end: what is no HTTP may never end, as a server that waits for us to speak its own language.
+        if !buf[start..].iter().zip(b"HTTP/").all(|(got, due)| got == due) {
+            return Err(HeadError::Malformed("not an answer of HTTP/1"));
+        }
         let Some(head_bytes) = head::end(buf, start)? else { return Ok(Answer::NeedMore) };
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -138,14 +165,18 @@ pub fn parse_response(buf: &[u8], key: &[u8; 16], protocol: Protocol) -> Result<
         match status {
             101 if version == 1 => {
                 let opened = parse_accept(&headers, key, protocol)?;
-                return Ok(Answer::Accepted { opened, head_bytes });
+                let way = Way::of(&buf[start..head_bytes], &headers, start > 0);
+                return Ok(Answer::Accepted { opened, way, head_bytes });
             }
             101 => return Err(HeadError::Malformed("an upgrade of HTTP/1.0")),
             // Proxies may send hints first; they say nothing about the answer.
             100..200 => start = head_bytes,
             status => {
                 let refused = headers.single(NL_REFUSED).ok().flatten().and_then(parse_json);
-                return Ok(Answer::Refused { status, refused, head_bytes });
+                let text =
+                    |name| headers.first(name).map(|value| String::from_utf8_lossy(value).into_owned());
+                let from = Stranger { server: text("Server"), location: text("Location") };
+                return Ok(Answer::Refused { status, refused, from, head_bytes });
             }
         }
     }
@@ -202,10 +233,11 @@ mod tests {
     #[test]
     fn an_accepted_upgrade_reads_back_and_leaves_what_follows() {
         for opened in [None, Some(opened())] {
-            let mut bytes = encode_accept(&KEY, PROTOCOL, opened.as_ref());
+            let seen = Sight { peer_addr: Some("192.0.2.1:5".parse().unwrap()), ..Sight::default() };
+            let mut bytes = encode_accept(&KEY, PROTOCOL, opened.as_ref(), Some(&seen));
             let head_bytes = bytes.len();
             bytes.extend_from_slice(b"\0\0\0\x02{}");
-            assert_eq!(check(&bytes), Ok(Answer::Accepted { opened, head_bytes }));
+            assert_eq!(check(&bytes), Ok(Answer::Accepted { opened, way: Way::seen(seen), head_bytes }));
         }
     }
 
@@ -214,7 +246,7 @@ mod tests {
         for code in [RefusalCode::Unauthenticated, RefusalCode::Policy, RefusalCode::AgentTimeout] {
             let refused = Refused::new(code, "caf\u{e9}: \"no\"").of(SessionId::from_bytes([1; 32]));
             let bytes = encode_refusal(&refused);
-            let Ok(Answer::Refused { status, refused: back, head_bytes }) = check(&bytes) else {
+            let Ok(Answer::Refused { status, refused: back, head_bytes, .. }) = check(&bytes) else {
                 panic!("{}", bytes.escape_ascii())
             };
             assert_eq!((status, back.as_ref()), (code.http_status(), Some(&refused)));
@@ -258,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_101_to_something_else_than_what_was_asked_is_refused() {
-        let accept = String::from_utf8(encode_accept(&KEY, PROTOCOL, Some(&opened()))).unwrap();
+        let accept = String::from_utf8(encode_accept(&KEY, PROTOCOL, Some(&opened()), None)).unwrap();
         for (what, with) in [
             ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "s3pPLMBiTxaQ9kYGzzhZRbK+xOp="),
             ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", ""),
@@ -283,9 +315,10 @@ mod tests {
     #[test]
     fn hints_before_the_answer_are_passed_over_but_not_for_ever() {
         let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
-        let accept = encode_accept(&KEY, PROTOCOL, None);
+        let accept = encode_accept(&KEY, PROTOCOL, None, None);
         let bytes = [&hint[..], hint, &accept].concat();
-        assert_eq!(check(&bytes), Ok(Answer::Accepted { opened: None, head_bytes: bytes.len() }));
+        let Ok(Answer::Accepted { opened: None, head_bytes, .. }) = check(&bytes) else { panic!() };
+        assert_eq!(head_bytes, bytes.len());
         let mut endless = hint.repeat(HEAD_BYTES_MAX / hint.len() + 1);
         endless.extend_from_slice(&accept);
         assert_eq!(parse_response(&endless, &KEY, PROTOCOL), Err(HeadError::TooLong));
@@ -305,7 +338,13 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "220 smtp\r\n\r\n", "\0"] {
+        let text =
+            "HTTP/1.1 302 Found\r\nserver: portal/1\r\nLocation: http://a/\r\nLocation: http://b/\r\n\r\n";
+        let Ok(Answer::Refused { from, .. }) = check(text.as_bytes()) else { panic!("{text}") };
+        let said = (from.server.as_deref(), from.location.as_deref());
+        assert_eq!(said, (Some("portal/1"), Some("http://a/")));
+        for bad in ["SSH-2.0-OpenSSH\r\n", "HTCPCP/1.0 ", "HTTP/1.1 20 OK\r\n\r\n", "220 smtp\r\n\r\n", "\0"]
+        {
             assert!(check(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
@@ -315,7 +354,7 @@ mod tests {
         fn no_reason_ends_a_line_or_grows_the_head(reason: String, lines in 0usize..4000, clip in 0usize..3) {
             let reason = format!("{}{reason}{}", "x".repeat(clip), "\r\nX-Evil: \u{20ac}\r\n\r\n".repeat(lines));
             let bytes = encode_refusal(&Refused::new(RefusalCode::TargetRefused, &*reason));
-            let Ok(Answer::Refused { status: 502, refused: Some(refused), head_bytes }) =
+            let Ok(Answer::Refused { status: 502, refused: Some(refused), head_bytes, .. }) =
                 parse_response(&bytes, &KEY, PROTOCOL)
             else {
                 panic!("{}", bytes.escape_ascii())
@@ -330,7 +369,7 @@ mod tests {
             accepted: bool, bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut head = if accepted {
-                encode_accept(&KEY, PROTOCOL, Some(&opened()))
+                encode_accept(&KEY, PROTOCOL, Some(&opened()), None)
             } else {
                 encode_refusal(&Refused::new(RefusalCode::Policy, "no"))
             };

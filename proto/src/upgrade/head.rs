@@ -78,6 +78,11 @@ impl<'a> Headers<'a> {
         self.list(name).any(|element| element.eq_ignore_ascii_case(word))
     }
 
+    /// The first value of that name, whatever it holds.
+    pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
+        self.all(name).next()
+    }
+
     /// Whether there is such a header.
     pub(super) fn has(&self, name: &str) -> bool {
         self.all(name).next().is_some()

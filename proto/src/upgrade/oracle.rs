@@ -56,7 +56,7 @@ fn their_client() -> WebSocket<Wire> {
     assert_eq!((request.protocol, &*request.token, &*request.host), (PROTOCOL, "aaa.bbb.ccc", "gw.example"));
     assert_eq!(head_bytes, wire.from_them.len());
     wire.from_them.clear();
-    wire.to_them = encode_accept(&request.key, request.protocol, None);
+    wire.to_them = encode_accept(&request.key, request.protocol, None, None);
     waiting.handshake().unwrap().0
 }
 
@@ -69,6 +69,7 @@ fn their_server() -> WebSocket<Wire> {
         lane: None,
         host: "gw.example".into(),
         origin: None,
+        way: Way::default(),
     };
     let wire = Wire { to_them: encode_request(&request), from_them: Vec::new() };
     #[expect(clippy::result_large_err, reason = "the oracle's own type")]
@@ -84,7 +85,7 @@ fn their_server() -> WebSocket<Wire> {
     let mut socket = tungstenite::accept_hdr(wire, agree).unwrap();
     let answer = std::mem::take(&mut socket.get_mut().from_them);
     let head_bytes = answer.len();
-    let accepted = Answer::Accepted { opened: None, head_bytes };
+    let accepted = Answer::Accepted { opened: None, way: Way::default(), head_bytes };
     assert_eq!(parse_response(&answer, &request.key, PROTOCOL), Ok(accepted), "{}", answer.escape_ascii());
     socket
 }

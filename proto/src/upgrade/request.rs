@@ -11,6 +11,7 @@ use super::{
     head::{self, Headers, push},
     ordinary::{Ordinary, parse_body, parse_host, parse_target},
     parse_json,
+    way::{self, Way},
 };
 use crate::message::{Channel, Open};
 
@@ -31,6 +32,8 @@ pub struct Request {
     pub host: String,
     /// Set by browsers: the site whose script opened the connection.
     pub origin: Option<String>,
+    /// What its sender sees of the connection, and whether it came as it was sent.
+    pub way: Way,
 }
 
 /// The token stays out of logs.
@@ -42,6 +45,7 @@ impl fmt::Debug for Request {
             .field("lane", &self.lane)
             .field("host", &self.host)
             .field("origin", &self.origin)
+            .field("way", &self.way)
             .finish_non_exhaustive()
     }
 }
@@ -92,7 +96,8 @@ pub fn parse_request(buf: &[u8]) -> Result<Head, HeadError> {
         && headers.lists("Upgrade", "websocket")
         && let Some(protocol) = headers.list("Sec-WebSocket-Protocol").find_map(Protocol::parse)
     {
-        let request = Box::new(parse_upgrade(&headers, protocol, token, host, has_body)?);
+        let mut request = Box::new(parse_upgrade(&headers, protocol, token, host, has_body)?);
+        request.way = Way::of(&buf[..head_bytes], &headers, false);
         return Ok(Head::Upgrade { request, head_bytes });
     }
     Ok(Head::Other(Ordinary {
@@ -135,7 +140,8 @@ fn parse_upgrade(
         return Err(HeadError::Protocol("an NL-Lane is for lanes, and every lane has one"));
     }
     let origin = headers.single("Origin")?.map(str::to_owned);
-    Ok(Request { protocol, token: token.to_owned(), key, open, lane, host: host.to_owned(), origin })
+    let (token, host) = (token.to_owned(), host.to_owned());
+    Ok(Request { protocol, token, key, open, lane, host, origin, way: Way::default() })
 }
 
 fn parse_open(text: &str) -> Result<Open, HeadError> {
@@ -173,6 +179,9 @@ pub fn encode_request(request: &Request) -> Vec<u8> {
     if let Some(lane) = &request.lane {
         push(&mut out, NL_LANE, &lane.encode());
     }
+    if let Some(seen) = &request.way.seen {
+        way::push_sight(&mut out, seen);
+    }
     out.extend_from_slice(b"\r\n");
     out
 }
@@ -197,7 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::{Framing, fits_in_head},
+        super::{Framing, Sight, fits_in_head},
         fixture::check,
         *,
     };
@@ -226,6 +235,7 @@ mod tests {
             lane: (channel == Channel::Lane).then_some(proof),
             host: "gw.example:8443".into(),
             origin: None,
+            way: Way::seen(Sight::default()),
         }
     }
 
@@ -267,7 +277,9 @@ mod tests {
                 "\r\nContent-Length: 0\r\nX-Forwarded-For: 192.0.2.1\r\nX: b\u{fc}cher\r\n\r\n",
             );
         let Ok(Head::Upgrade { request: parsed, .. }) = check(head.as_bytes()) else { panic!("{head}") };
-        assert_eq!(*parsed, request(Channel::Link));
+        assert!(parsed.way.altered.is_some());
+        let sent = request(Channel::Link);
+        assert_eq!(*parsed, Request { way: parsed.way.clone(), ..sent });
     }
 
     #[test]
@@ -350,7 +362,7 @@ mod tests {
         let mut request = request(Channel::Link);
         request.token = "a\r\nX-Admin: yes".into();
         let head = encode_request(&request);
-        assert_eq!(head.windows(2).filter(|pair| pair == b"\r\n").count(), 10);
+        assert_eq!(head.windows(2).filter(|pair| pair == b"\r\n").count(), 11);
         let Ok(Head::Upgrade { request: parsed, .. }) = parse_request(&head) else {
             panic!("it is an upgrade")
         };
