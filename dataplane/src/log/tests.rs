@@ -104,3 +104,38 @@ fn what_the_log_says_about_itself_passes_each_filter_and_no_limit() {
         assert_eq!(lines.len(), 50, "{usual}");
     }
 }
+
+/// Set in the process that is to be looked at.
+const INSIDE: &str = "NARROWLINK_TEST_LOG";
+
+/// A program with a log: a thread of it panics, it says a last word, and it ends with 7.
+fn be_a_program() -> ! {
+    start(Settings { filter: "info", with_target: false });
+    let panicked = thread::Builder::new().name("worker-0".to_owned()).spawn(|| panic!("a bug in the test"));
+    assert!(panicked.unwrap().join().is_err());
+    say("last words");
+    exit(7)
+}
+
+#[test]
+fn a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code() {
+    if std::env::var_os(INSIDE).is_some() {
+        be_a_program();
+    }
+    let run = |stderr: std::process::Stdio| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let test =
+            "log::tests::a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code";
+        command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").env_remove("RUST_LOG");
+        command.stderr(stderr).env("RUST_BACKTRACE", "0").output().unwrap()
+    };
+    let heard = run(std::process::Stdio::piped());
+    let said = String::from_utf8_lossy(&heard.stderr);
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(heard.status.code(), Some(7), "{said}");
+    assert!(lines[0].contains("ERROR thread worker-0 panicked at dataplane/src/log/tests.rs:"), "{said}");
+    assert!(lines[0].ends_with(": a bug in the test"), "{said}");
+    assert_eq!(lines[1..], ["last words"]);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(run(full.into()).status.code(), Some(7));
+}
