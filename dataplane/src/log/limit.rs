@@ -31,8 +31,8 @@ struct Pace {
 /// What warns of something says it as well once a second. What people ask for with -v may be more.
 const fn pace(level: Level) -> Pace {
     let (every_ms, burst, burst_without_source, in_all) = match level {
-        Level::ERROR | Level::WARN => (1000, 5, 50, 100),
-        Level::INFO => (100, 20, 50, 200),
+        Level::ERROR | Level::WARN => (1000, 5, 100, 100),
+        Level::INFO => (100, 20, 100, 200),
         _ => (10, 200, 500, 2000),
     };
     Pace { every: Duration::from_millis(every_ms), burst, burst_without_source, in_all }
