@@ -22,20 +22,20 @@ struct Pace {
     every: Duration,
     /// .. and so many of them at once after a pause.
     burst: u32,
-    /// As `burst`, of lines about nobody: often each is about another thing, as at a start.
-    burst_without_source: u32,
+    /// As `burst`, of lines about nobody that say the same: the operator brings these about, no peer.
+    burst_of_words: u32,
     /// Of all sources in one second.
     in_all: u32,
 }
 
 /// What warns of something says it as well once a second. What people ask for with -v may be more.
 const fn pace(level: Level) -> Pace {
-    let (every_ms, burst, burst_without_source, in_all) = match level {
-        Level::ERROR | Level::WARN => (1000, 5, 100, 100),
+    let (every_ms, burst, burst_of_words, in_all) = match level {
+        Level::ERROR | Level::WARN => (1000, 5, 10, 100),
         Level::INFO => (100, 20, 100, 200),
         _ => (10, 200, 500, 2000),
     };
-    Pace { every: Duration::from_millis(every_ms), burst, burst_without_source, in_all }
+    Pace { every: Duration::from_millis(every_ms), burst, burst_of_words, in_all }
 }
 
 /// What becomes of a line.
@@ -110,8 +110,8 @@ impl Limit {
             Entry::Vacant(_) if full => return kind.others.count(),
             Entry::Vacant(none) => none.insert(Spent { until: now, left_out: LeftOut::default() }),
         };
-        let Pace { every, burst, burst_without_source, .. } = kind.pace;
-        let burst = if source == Source::None { burst_without_source } else { burst };
+        let Pace { every, burst, burst_of_words, .. } = kind.pace;
+        let burst = if matches!(source, Source::Words(_)) { burst_of_words } else { burst };
         if full || spent.until.saturating_duration_since(now) > every * (burst - 1) {
             return spent.left_out.count();
         }

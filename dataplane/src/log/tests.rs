@@ -94,6 +94,24 @@ fn a_site_of_many_ipv6_addresses_is_one_source_and_names_are_sources_too() {
 }
 
 #[test]
+fn lines_about_nobody_are_told_apart_by_their_words() {
+    let lines = logging("info", |gate| {
+        for n in 0..1000 {
+            tracing::warn!("certificate {} ends soon", n % 20);
+        }
+        gate.omissions(Instant::now()).iter().for_each(Omission::say);
+    });
+    for n in 0..20 {
+        let certificate = format!("certificate {n} ends soon");
+        let said = lines.iter().filter(|line| line.ends_with(&certificate)).count();
+        // All of one kind are 100 a second; each certificate is named all the same.
+        assert!((5..=11).contains(&said), "{n}: {said}");
+    }
+    let more: Vec<_> = lines.iter().filter(|line| line.contains("more like this")).collect();
+    assert!(more[0].contains("more like this: certificate"), "{more:?}");
+}
+
+#[test]
 fn what_the_log_says_about_itself_passes_each_filter_and_no_limit() {
     for usual in ["error", "warn,narrowlink=info", "off"] {
         let lines = logging(usual, |_| {
