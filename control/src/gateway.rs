@@ -17,6 +17,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -46,8 +47,8 @@ use crate::{
 
 /// How long links may take to say goodbye before accepting stops, which is to happen within 50 ms.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(30);
-/// How long the last lines of the audit log may take to be written.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a gateway that ends waits for its disk: for the last lines of the audit log and what was counted.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a stop looks whether the workers have ended.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -235,10 +236,22 @@ impl Gateway {
         self.shared.tell_all(|| Note::Stop);
     }
 
-    /// Writes what was counted and noted, where there is a place for it; to be called before the process ends.
+    /// Writes what was counted and noted, where there is a place for it; to be called before the process ends. A disk
+    /// that stalls keeps it for so long and no longer.
     pub fn save(&self) {
-        self.accounts.save();
-        self.audit.flush(AUDIT_PATIENCE);
+        let (saved, done) = mpsc::channel::<()>();
+        let accounts = self.accounts.clone();
+        let saving = std::thread::Builder::new().name("save".to_owned()).spawn(move || {
+            accounts.save();
+            drop(saved);
+        });
+        if saving.is_err() {
+            self.accounts.save();
+        }
+        let deadline = Instant::now() + DISK_PATIENCE;
+        self.audit.flush(DISK_PATIENCE);
+        // Nothing is ever sent: the end of the channel is the news.
+        let _ = done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     /// Whether every session has ended after [`begin_stop`](Self::begin_stop).

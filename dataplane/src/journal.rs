@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_lines_waits_for_no_disk_that_stalls() {
+    fn leaving_a_line_waits_for_no_disk_that_stalls() {
         let (journal, disk, begins) = journal();
         let stalled = disk.stalled.lock().unwrap();
         journal.leave("0".to_owned(), 1);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_written_when_the_last_who_could_leave_lines_has_gone() {
+    fn lines_that_were_left_are_written_when_the_last_copy_of_their_journal_is_gone() {
         let (journal, disk, begins) = journal();
         journal.clone().leave("a".to_owned(), 1);
         journal.leave("b".to_owned(), 1);

@@ -83,7 +83,7 @@ impl<F: AsFd> Appender<F> {
         loop {
             match write(file, bytes) {
                 Err(Errno::INTR) => {}
-                // Whoever shares it with us has set it so.
+                // Another process that shares it has set it so.
                 Err(Errno::AGAIN) => wait(file)?,
                 written => return Ok(written?),
             }

@@ -1,9 +1,13 @@
-//! Role: whom a line of the log is about: the value of its event's field `peer`, else `gateway`, else `name`.
-//! Invariants: nothing is allocated, and no other field is formatted: this is looked at for lines that are left out, too.
+//! Role: whom a line of the log is about: the value of its event's field `peer`, else `gateway`, else `name`; a line
+//! about nobody is told from others by its words.
+//! Invariants: nothing is allocated, and of a line about a source nothing else is formatted: this is looked at for
+//! lines that are left out, too · peers can't choose words that count as another's: their hash is keyed.
 
 use std::{
     fmt::{self, Debug, Write as _},
+    hash::{BuildHasher as _, DefaultHasher, Hasher as _, RandomState},
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::LazyLock,
 };
 
 use tracing::{
@@ -16,11 +20,13 @@ const NAME_BYTES: usize = 62;
 /// What is kept of the words of a line.
 const WORDS_MAX: usize = 160;
 
+static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 /// Whom a line is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Source {
-    /// Nobody in particular.
-    None,
+    /// Nobody in particular: the hash of its words.
+    Words(u64),
     /// An IPv4 address, or the /64 of an IPv6 address: a site has one of these to choose from.
     Ip(IpAddr),
     /// An agent, a gateway.
@@ -63,7 +69,7 @@ impl Source {
         event.record(&mut found);
         let text = found.name.as_str();
         match found.rank {
-            0 => Self::None,
+            0 => Self::of_words(event),
             PEER => text
                 .parse::<SocketAddr>()
                 .map(|addr| addr.ip())
@@ -71,6 +77,12 @@ impl Source {
                 .map_or(Self::Name(found.name), Self::site),
             _ => Self::Name(found.name),
         }
+    }
+
+    fn of_words(event: &Event<'_>) -> Self {
+        let mut hashed = Hashed(KEY.build_hasher());
+        event.record(&mut hashed);
+        Self::Words(hashed.0.finish())
     }
 
     fn site(ip: IpAddr) -> Self {
@@ -84,7 +96,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => Ok(()),
+            Self::Words(_) => Ok(()),
             Self::Ip(ip @ IpAddr::V4(_)) => write!(f, " from {ip}"),
             Self::Ip(ip @ IpAddr::V6(_)) => write!(f, " from {ip}/64"),
             Self::Name(name) => write!(f, " from {}", name.as_str()),
@@ -93,6 +105,8 @@ impl fmt::Display for Source {
 }
 
 const PEER: u8 = 3;
+/// The field that holds an event's words.
+const MESSAGE: &str = "message";
 
 /// How well a field says whom a line is about.
 fn rank(field: &Field) -> u8 {
@@ -124,6 +138,25 @@ impl Visit for Found {
     }
 }
 
+/// Hashes the words as they are formatted.
+struct Hashed(DefaultHasher);
+
+impl fmt::Write for Hashed {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
+    }
+}
+
+impl Visit for Hashed {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == MESSAGE {
+            // A hash takes whatever comes.
+            let _ = write!(self, "{value:?}");
+        }
+    }
+}
+
 /// The words of an event, or their beginning.
 pub(super) fn words(event: &Event<'_>) -> String {
     let mut words = Words(String::new());
@@ -138,7 +171,7 @@ struct Words(String);
 
 impl Visit for Words {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
+        if field.name() == MESSAGE {
             self.0 = format!("{value:?}");
         }
     }

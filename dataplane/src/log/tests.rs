@@ -94,6 +94,24 @@ fn a_site_of_many_ipv6_addresses_is_one_source_and_names_are_sources_too() {
 }
 
 #[test]
+fn lines_about_nobody_are_told_apart_by_their_words() {
+    let lines = logging("info", |gate| {
+        for n in 0..1000 {
+            tracing::warn!("certificate {} ends soon", n % 20);
+        }
+        gate.omissions(Instant::now()).iter().for_each(Omission::say);
+    });
+    for n in 0..20 {
+        let certificate = format!("certificate {n} ends soon");
+        let said = lines.iter().filter(|line| line.ends_with(&certificate)).count();
+        // All of one kind are 100 a second; each certificate is named all the same.
+        assert!((5..=11).contains(&said), "{n}: {said}");
+    }
+    let more: Vec<_> = lines.iter().filter(|line| line.contains("more like this")).collect();
+    assert!(more[0].contains("more like this: certificate"), "{more:?}");
+}
+
+#[test]
 fn what_the_log_says_about_itself_passes_each_filter_and_no_limit() {
     for usual in ["error", "warn,narrowlink=info", "off"] {
         let lines = logging(usual, |_| {
@@ -103,4 +121,39 @@ fn what_the_log_says_about_itself_passes_each_filter_and_no_limit() {
         });
         assert_eq!(lines.len(), 50, "{usual}");
     }
+}
+
+/// Set in the process that is to be looked at.
+const INSIDE: &str = "NARROWLINK_TEST_LOG";
+
+/// A program with a log: a thread of it panics, it says a last word, and it ends with 7.
+fn be_a_program() -> ! {
+    start(Settings { filter: "info", with_target: false });
+    let panicked = thread::Builder::new().name("worker-0".to_owned()).spawn(|| panic!("a bug in the test"));
+    assert!(panicked.unwrap().join().is_err());
+    say("last words");
+    exit(7)
+}
+
+#[test]
+fn a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code() {
+    if std::env::var_os(INSIDE).is_some() {
+        be_a_program();
+    }
+    let run = |stderr: std::process::Stdio| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let test =
+            "log::tests::a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code";
+        command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").env_remove("RUST_LOG");
+        command.stderr(stderr).env("RUST_BACKTRACE", "0").output().unwrap()
+    };
+    let heard = run(std::process::Stdio::piped());
+    let said = String::from_utf8_lossy(&heard.stderr);
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(heard.status.code(), Some(7), "{said}");
+    assert!(lines[0].contains("ERROR thread worker-0 panicked at dataplane/src/log/tests.rs:"), "{said}");
+    assert!(lines[0].ends_with(": a bug in the test"), "{said}");
+    assert_eq!(lines[1..], ["last words"]);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(run(full.into()).status.code(), Some(7));
 }

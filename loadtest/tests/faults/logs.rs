@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::Signal,
+};
 
 use crate::kit::{
     PATIENCE,
@@ -214,6 +217,33 @@ fn an_audit_log_that_reaches_the_limit_of_files_in_mid_line_goes_on_in_a_new_one
     let lines = audit(&path);
     assert!(count(&lines, "open") > 0, "{lines:?}");
     println!("{told} lines up to the limit, {} lost", lost(&lines));
+}
+
+/// A pipe that is full, and whose only reader reads nothing as long as this stands.
+fn stalled_pipe(path: &Path) -> File {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe can be made");
+    let mut pipe = File::options().read(true).write(true).open(path).expect("the pipe is ours");
+    rustix::io::ioctl_fionbio(&pipe, true).expect("a pipe can be set so");
+    while pipe.write(&[b'\n'; PAGE]).is_ok() {}
+    pipe
+}
+
+#[test]
+fn an_audit_log_that_nobody_reads_keeps_nobody_waiting() {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = dir.path().join("audit.pipe");
+    let _pipe = stalled_pipe(&path);
+    let mut site = site_with_audit(&path);
+    let mut gateway = site.start_gateway();
+    let _agent = site.start_agent(Transport::Wss);
+    let forward = site.start_forward(Transport::Wss, net::start_echo());
+    echo(forward.local);
+    gateway.signal(Signal::HUP);
+    wait_for("the reload", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > 0).then_some(()));
+    echo(forward.local);
+    // 2 s for what waits for the pipe.
+    let ended = gateway.end(Signal::TERM, END);
+    assert_eq!(ended.code(), Some(0), "{ended}");
 }
 
 /// Fills the file system of `filler`.
