@@ -8,6 +8,7 @@
 mod kit;
 
 mod errors;
+mod forward;
 mod kills;
 mod pair;
 mod recovery;

@@ -94,6 +94,11 @@ impl Running {
         kill_process(pid, signal).expect("our own child takes signals");
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How many lines of what it said contain `words`.
     pub(crate) fn said_times(&self, words: &str) -> usize {
         let text = fs::read(&self.log).unwrap_or_default();
