@@ -233,7 +233,7 @@ fn anonymous_kib(pid: u32) -> u64 {
 fn what_stalled_readers_have_taken_is_given_back_when_they_have_left() {
     let _alone = alone();
     narrowlink_dataplane::process::prepare();
-    let tunnel = Tunnel::start(Transport::Ws);
+    let tunnel = Tunnel::start(Transport::Wss);
     let forward = tunnel.forward(start_endless_source());
     let used = || anonymous_kib(forward.running.id());
     let mut one = TcpStream::connect(forward.local).expect("it listens");
@@ -251,13 +251,14 @@ fn what_stalled_readers_have_taken_is_given_back_when_they_have_left() {
     for mut stream in &stalled {
         stream.read_exact(&mut [0; 1024]).expect("a session");
     }
-    // Full is what grows no more.
-    let mut most = used();
+    // Full is what has not grown for a while.
+    let (mut most, mut same) = (used(), 0);
     wait_for("all of them to stall", PATIENCE, || {
-        thread::sleep(Duration::from_millis(300));
-        let before = most;
-        most = most.max(used());
-        (most <= before + 256).then_some(())
+        thread::sleep(Duration::from_millis(250));
+        let now = used();
+        same = if now > most { 0 } else { same + 1 };
+        most = most.max(now);
+        (same >= 6).then_some(())
     });
     drop(stalled);
     let bound = before + 16 * 1024;
