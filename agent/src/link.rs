@@ -62,7 +62,7 @@ enum Stood {
     Stopped,
     Lost(LinkError),
     /// Another link, by a newer token, has taken its place.
-    Renewed(Rc<Gateway>, PeerLink),
+    Renewed(Rc<Gateway>, Box<PeerLink>),
 }
 
 /// Holds a link to one gateway until the agent stops.
@@ -95,7 +95,7 @@ pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: 
                     Stood::Stopped => return,
                     Stood::Lost(error) => error,
                     Stood::Renewed(newer, link) => {
-                        (gateway, renewed) = (newer, Some(link));
+                        (gateway, renewed) = (newer, Some(*link));
                         continue;
                     }
                 }
@@ -144,7 +144,7 @@ async fn stand(
     // Before the conversation: the gateway ends this link as soon as the newer one stands.
     let renewed = async {
         let (newer, link) = renew(shared, endpoint, gateway).await;
-        Stood::Renewed(newer, link)
+        Stood::Renewed(newer, Box::new(link))
     };
     let conversed = async { Stood::Lost(converse(&mut link, &lanes).await) };
     let ended = future::or(future::or(stopped, renewed), future::or(conversed, kept)).await;

@@ -111,7 +111,10 @@ impl Arrival {
     /// Returns when the local program has left. An end without a word before it may be a program's that only
     /// listens: it counts as having left when others wait for its descriptors.
     async fn left(&self) {
-        while !self.local.is_reset() && !(self.local.has_left() && descriptors::are_short()) {
+        loop {
+            if self.local.is_reset() || (self.local.has_left() && descriptors::are_short()) {
+                return;
+            }
             sleep(LOOK_EVERY).await;
         }
     }

@@ -192,7 +192,10 @@ impl State {
 
     /// Whoever is away and has counted nothing this month comes back as if new.
     fn forget(&mut self) {
-        let needed = |account: &Arc<Account>| Arc::strong_count(account) > 1 || account.month_bytes() > 0;
+        // What was taken at once is paid for first: else a token would begin anew with each connection.
+        let needed = |account: &Arc<Account>| {
+            Arc::strong_count(account) > 1 || account.month_bytes() > 0 || account.is_ahead()
+        };
         self.tokens.retain(|_, token| needed(&token.account));
         self.users.retain(|_, account| needed(account));
     }

@@ -1,12 +1,18 @@
 //! Role: the buffers that bytes pass through, pooled per worker.
 //! Invariants: a buffer is held only while bytes flow · the pool is bounded: when it is used up,
-//! reading waits · a buffer goes back to the pool it came from, whatever ends its user.
+//! reading waits · a buffer goes back to the pool it came from, whatever ends its user · a bulk buffer that
+//! nobody needs any more is the system's again at once: an allocator would keep it back (95 MB after 800 readers
+//! that had stalled).
+#![expect(unsafe_code, reason = "bulk buffers are the kernel's own pages")]
 
 use std::{
+    alloc::{Layout, handle_alloc_error},
     cell::RefCell,
     collections::VecDeque,
     future::poll_fn,
     ops::{Deref, DerefMut, Range},
+    ptr::{self, NonNull},
+    slice,
     task::{Poll, Waker},
 };
 
@@ -28,12 +34,72 @@ const IDLE_MAX: usize = 32;
 
 /// A buffer on loan from this worker's pool.
 pub struct Buffer {
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     /// For its user's notes about what is where; pooled with it, so that it keeps its room.
     pub marks: Vec<Range<usize>>,
 }
 
-type Stock = (Box<[u8]>, Vec<Range<usize>>);
+/// A buffer's memory: from the allocator, or, from [`BULK_BYTES`] on, straight from the kernel.
+struct Bytes {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory as a box does, and both the allocator and the kernel take it back on any thread.
+unsafe impl Send for Bytes {}
+
+impl Bytes {
+    /// Zeroed.
+    fn new(len: usize) -> Self {
+        if len < BULK_BYTES {
+            let small = Box::leak(vec![0; len].into_boxed_slice());
+            return Self { at: NonNull::from_mut(small).cast(), len };
+        }
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new pages at a place of the kernel's choice; nothing that is there is touched.
+        let at = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        match NonNull::new(at.cast::<u8>()) {
+            Some(place) if at != libc::MAP_FAILED => Self { at: place, len },
+            // As the allocator has it, which would have asked for the same pages.
+            _ => handle_alloc_error(Layout::new::<[u8; BULK_BYTES]>()),
+        }
+    }
+
+    /// None at all.
+    const fn none() -> Self {
+        Self { at: NonNull::dangling(), len: 0 }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `new` made `len` bytes at `at`, zeroed, which are this value's alone until it is dropped.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; and `self` is borrowed for as long.
+        unsafe { slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if self.len < BULK_BYTES {
+            // SAFETY: `new` leaked this box, or there are no bytes, and then it is the empty one.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.len)) });
+        } else {
+            // SAFETY: `new` mapped these pages, and nothing borrows them any more.
+            let unmapped = unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+            debug_assert_eq!(unmapped, 0, "what was mapped can be unmapped");
+        }
+    }
+}
+
+type Stock = (Bytes, Vec<Range<usize>>);
 
 #[derive(Default)]
 struct Class {
@@ -48,8 +114,7 @@ impl Class {
 
     fn take_beyond(&mut self, bytes: usize) -> Buffer {
         self.lent += 1;
-        let (bytes, marks) =
-            self.idle.pop().unwrap_or_else(|| (vec![0; bytes].into_boxed_slice(), Vec::new()));
+        let (bytes, marks) = self.idle.pop().unwrap_or_else(|| (Bytes::new(bytes), Vec::new()));
         Buffer { bytes, marks }
     }
 
@@ -111,7 +176,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let stock = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.marks));
+        let stock = (std::mem::replace(&mut self.bytes, Bytes::none()), std::mem::take(&mut self.marks));
         // A buffer that outlives its thread's pool (at thread exit) is simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
@@ -154,6 +219,24 @@ mod tests {
         assert_eq!(block_on(waiting).len(), SMALL_BYTES);
         bulk.pop();
         assert_eq!(block_on(Buffer::take(true)).len(), BULK_BYTES);
+    }
+
+    #[test]
+    fn bulk_beyond_what_is_kept_is_the_system_s_again() {
+        let mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+            let line = maps.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+        };
+        let mut all: Vec<_> = (0..BULK_MAX).map(|_| Buffer::take_now(true)).collect();
+        all.iter_mut().for_each(|buffer| buffer.fill(1));
+        assert!(all.iter().all(|buffer| buffer[BULK_BYTES - 1] == 1));
+        let full = mapped();
+        drop(all);
+        let kept = (BULK_MAX - IDLE_MAX) * BULK_BYTES / 1024;
+        // Other tests of this process come and go with some of their own.
+        assert!(mapped() + kept * 3 / 4 < full, "{full} KiB with all, {} after", mapped());
+        assert_eq!(POOL.with_borrow(|pool| pool.bulk.idle.len()), IDLE_MAX);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Poll, Waker},
+    time::Duration,
 };
 
 use async_channel::Sender;
@@ -34,6 +35,8 @@ use crate::{
 
 /// Sessions that may wait for lanes of one agent on one worker.
 const WAITING_MAX: usize = 1024;
+/// When those beyond may ask again: by then some that wait have their lanes.
+const WAITING_RETRY: Duration = Duration::from_millis(200);
 
 /// An agent's stream without a session.
 pub struct Lane {
@@ -320,7 +323,7 @@ impl<'a> Waiting<'a> {
         let group = lanes.groups.entry(entry.link).or_default();
         if group.waiting.len() >= WAITING_MAX {
             let reason = format!("too many sessions wait for the agent {}", entry.key.name);
-            return Err(Refused::new(RefusalCode::Limited, reason));
+            return Err(Refused::new(RefusalCode::Limited, reason).retry_after(WAITING_RETRY));
         }
         group.waiting.push_back(give);
         entry.add_waiting(local.index);

@@ -290,6 +290,8 @@ impl Listening {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+
     use super::*;
 
     #[test]
@@ -306,5 +308,27 @@ mod tests {
         }
         assert!(!said(8443, libc::EACCES).1.contains("setcap"));
         assert!(!said(443, libc::EADDRINUSE).1.contains("setcap"));
+    }
+
+    #[test]
+    fn all_addresses_of_ipv6_are_content_with_ipv6_where_ipv4_is_taken() {
+        let v4 = bind_alone((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let addr = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+        let Ok(v6) = bind_alone(addr) else {
+            // A machine without IPv6 has nothing to share.
+            return assert!(bind_alone((Ipv6Addr::UNSPECIFIED, 0).into()).is_err());
+        };
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        v4.set_nonblocking(true).unwrap();
+        v6.set_nonblocking(true).unwrap();
+        assert!(v4.accept().is_ok() && v6.accept().is_err(), "each has its own family");
+        assert!(!is_taken_by_both_families(addr));
+        drop((v4, v6));
+        let both = bind_alone((Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
+        let port = both.local_addr().unwrap().port();
+        assert!(is_taken_by_both_families((Ipv4Addr::UNSPECIFIED, port).into()));
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert!(both.accept().is_ok());
     }
 }

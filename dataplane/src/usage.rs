@@ -154,6 +154,12 @@ impl Account {
         self.month_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// Whether more was taken than is paid for by now: to forget that would be a gift.
+    pub fn is_ahead(&self) -> bool {
+        let now = now_ns();
+        [&self.dials, &self.bytes].iter().any(|bucket| bucket.paid_at_ns.load(Ordering::Relaxed) > now)
+    }
+
     fn limited(&self, what: impl std::fmt::Display) -> Refused {
         Refused::new(RefusalCode::Limited, format!("{} {what}", self.whose))
     }
@@ -341,10 +347,11 @@ mod tests {
 
     #[test]
     fn who_opens_too_fast_is_told_when_to_come_again() {
-        let (usage, _) = usage(r#"{"dials_per_s":2}"#, "{}");
+        let (usage, [account, user]) = usage(r#"{"dials_per_s":2}"#, "{}");
         let refused = (0..100).find_map(|_| usage.dial().err()).unwrap();
         assert_eq!(refused.code, RefusalCode::Limited);
         assert!((1..=500).contains(&refused.retry_after_ms.unwrap()), "{refused:?}");
+        assert!(account.is_ahead() && !user.is_ahead());
     }
 
     #[test]

@@ -63,7 +63,18 @@ fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr
     if alone && addr.port() != 0 {
         // The workers' sockets share their address, and would share it with a second gateway of the same
         // user as well, each getting some of the connections. A socket that does not share finds out.
-        drop(listen::bind_alone(addr)?);
+        drop(listen::bind_alone(addr).map_err(|e| explain(addr, e))?);
     }
     listen::bind(addr, workers)
+}
+
+/// Says who has the port where that is not what the operator would look for.
+fn explain(addr: SocketAddr, e: io::Error) -> io::Error {
+    if e.kind() == io::ErrorKind::AddrInUse && listen::is_taken_by_both_families(addr) {
+        let port = addr.port();
+        let words =
+            format!("[::]:{port} is listened on, and takes IPv4 connections as well: name {addr} before it");
+        return io::Error::new(e.kind(), words);
+    }
+    e
 }

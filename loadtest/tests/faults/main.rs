@@ -8,6 +8,7 @@
 mod kit;
 
 mod errors;
+mod forward;
 mod hung;
 mod kills;
 mod logs;

@@ -191,6 +191,11 @@ impl Running {
         status
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How many lines of what it said contain `words`.
     pub(crate) fn said_times(&self, words: &str) -> usize {
         let text = fs::read(&self.log).unwrap_or_default();
