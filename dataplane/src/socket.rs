@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "borrows the descriptor that monoio owns")]
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -20,25 +21,36 @@ use rustix::{
 };
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::timer::sleep;
+
 /// First keepalive probe after this much silence; with the two below a vanished peer of an idle
 /// connection is noticed after 5 + 2 × 2 = 9 s, within the 10 s we promise.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 2;
 
+/// So often in a row a socket may be readable without bringing anything: a read may come too early, or too late.
+const FRUITLESS_MAX: u8 = 8;
+/// How long it is left alone then.
+const FRUITLESS_PAUSE: Duration = Duration::from_millis(50);
+
 /// The kernel's name for a connection that is over (`tcp_states.h`).
-const TCP_CLOSE: u8 = 7;
+pub(crate) const TCP_CLOSE: u8 = 7;
 
 /// A connected stream socket (TCP, or a local socket pair) of this thread's runtime.
 #[derive(Debug)]
 pub struct Socket {
     /// monoio's type serves any pollable descriptor here: of it we use only the readiness calls.
     stream: TcpStream,
+    /// How often in a row it was said to be readable, and nothing came of it.
+    fruitless: Cell<u8>,
+    /// The last read filled its room.
+    full: Cell<bool>,
 }
 
 impl Socket {
     /// Takes a connected socket into this thread's runtime and sets what every socket of ours has:
-    /// no Nagle delay, reset on close, keepalive, never blocking.
+    /// no Nagle delay, reset on close, keepalive, urgent bytes in their place, never blocking.
     ///
     /// # Errors
     /// The system's, when the descriptor can't be registered. The options are best effort: a
@@ -47,6 +59,8 @@ impl Socket {
         let sock = SockRef::from(&fd);
         let _ = sock.set_linger(Some(Duration::ZERO));
         let _ = sock.set_tcp_nodelay(true);
+        // A byte that was sent as urgent is one of the stream like any other: none is lost, and none waits.
+        let _ = sock.set_out_of_band_inline(true);
         // recv and send are told each time; splice asks the descriptor.
         sock.set_nonblocking(true)?;
         let _ = sock.set_tcp_keepalive(
@@ -55,7 +69,7 @@ impl Socket {
                 .with_interval(KEEPALIVE_INTERVAL)
                 .with_retries(KEEPALIVE_PROBES),
         );
-        Ok(Self { stream: TcpStream::from_std(fd.into())? })
+        Ok(Self { stream: TcpStream::from_std(fd.into())?, fruitless: Cell::new(0), full: Cell::new(false) })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -63,12 +77,35 @@ impl Socket {
         unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
     }
 
-    /// Waits until a read would not block (data, end or error).
+    /// Waits until a read would not block (data, end or error). Where that was said some times in a row and no
+    /// read brought anything, it is said once in [`FRUITLESS_PAUSE`] only: whatever the reason, no loop spins.
     ///
     /// # Errors
     /// The runtime's.
     pub async fn readable(&self) -> io::Result<()> {
-        self.stream.readable(false).await
+        if self.fruitless.get() >= FRUITLESS_MAX {
+            Box::pin(self.pause()).await;
+        }
+        self.stream.readable(false).await?;
+        self.fruitless.set(self.fruitless.get().saturating_add(1));
+        Ok(())
+    }
+
+    async fn pause(&self) {
+        if self.fruitless.get() == FRUITLESS_MAX {
+            tracing::warn!(
+                peer = ?self.peer_addr().ok(),
+                "a socket is readable, but no read brings anything: it is looked at less often from now on"
+            );
+        }
+        sleep(FRUITLESS_PAUSE).await;
+    }
+
+    /// Something has come.
+    pub(crate) fn has_brought(&self, bytes: usize) {
+        if bytes > 0 {
+            self.fruitless.set(0);
+        }
     }
 
     /// How many bytes must have come for [`Socket::readable`]; the end, an error and a full receive buffer
@@ -103,10 +140,22 @@ impl Socket {
         loop {
             match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
                 Err(rustix::io::Errno::INTR) => {}
-                Ok((n, _)) => return Ok(n),
-                Err(e) => return Err(e.into()),
+                Ok((n, _)) => {
+                    self.has_brought(n);
+                    self.full.set(n == buf.len());
+                    return Ok(n);
+                }
+                Err(e) => {
+                    self.full.set(false);
+                    return Err(e.into());
+                }
             }
         }
+    }
+
+    /// Whether the last read filled its room: there may be more.
+    pub fn came_full(&self) -> bool {
+        self.full.get()
     }
 
     /// Writes what the kernel takes, from several pieces in one call.
@@ -326,6 +375,50 @@ mod tests {
             let mut buf = [0; 9];
             assert_eq!(socket.try_read(&mut buf).unwrap(), 3);
             assert_eq!(socket.try_read(&mut buf).unwrap(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_urgent_byte_is_read_in_its_place() {
+        let (peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            for (bytes, flags) in
+                [(b"ab", SendFlags::empty()), (b"cd", SendFlags::OOB), (b"ef", SendFlags::empty())]
+            {
+                rustix::net::send(&peer, bytes, flags).unwrap();
+            }
+            let mut got = Vec::new();
+            while got.len() < 6 {
+                socket.readable().await.unwrap();
+                let mut buf = [0; 9];
+                if let Ok(n) = socket.try_read(&mut buf) {
+                    got.extend_from_slice(&buf[..n]);
+                }
+            }
+            assert_eq!(got, b"abcdef");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_readable_for_nothing_is_looked_at_less_often() {
+        let (mut peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            peer.write_all(b"!").unwrap();
+            let begun = std::time::Instant::now();
+            // As a loop that finds no way to read what is there.
+            for _ in 0..FRUITLESS_MAX + 3 {
+                socket.readable().await.unwrap();
+            }
+            assert!(begun.elapsed() >= FRUITLESS_PAUSE * 3);
+            socket.try_read(&mut [0; 1]).unwrap();
+            peer.write_all(b"!").unwrap();
+            let begun = std::time::Instant::now();
+            socket.readable().await.unwrap();
+            assert!(begun.elapsed() < FRUITLESS_PAUSE, "it has brought something");
         })
         .unwrap();
     }

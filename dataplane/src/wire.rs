@@ -3,7 +3,7 @@
 //! is there: [`Wire::readable`] says yes at once then.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -20,8 +20,6 @@ use crate::{
 pub struct Wire {
     io: Io,
     early: RefCell<Vec<u8>>,
-    /// The last read of a plain socket filled its room: the socket may hold more.
-    full: Cell<bool>,
 }
 
 enum Io {
@@ -50,7 +48,7 @@ impl From<TlsSocket> for Wire {
 
 impl From<Io> for Wire {
     fn from(io: Io) -> Self {
-        Self { io, early: RefCell::default(), full: Cell::new(false) }
+        Self { io, early: RefCell::default() }
     }
 }
 
@@ -111,11 +109,7 @@ impl Wire {
             return Ok(filled);
         }
         match &self.io {
-            Io::Plain(socket) => {
-                let read = socket.try_read(buf);
-                self.full.set(matches!(read, Ok(n) if n == buf.len()));
-                read
-            }
+            Io::Plain(socket) => socket.try_read(buf),
             Io::Tls(tls) => tls.try_read(buf),
         }
     }
@@ -125,7 +119,7 @@ impl Wire {
     pub fn more_to_come(&self) -> bool {
         self.has_early()
             || match &self.io {
-                Io::Plain(_) => self.full.get(),
+                Io::Plain(socket) => socket.came_full(),
                 Io::Tls(tls) => tls.more_to_come(),
             }
     }
