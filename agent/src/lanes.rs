@@ -213,7 +213,7 @@ impl Lanes {
         // Nothing was asked of it, so nothing can be lost.
         match conn.framing() {
             Framing::Framed => conn.close(1000, "this lane is not needed any more"),
-            Framing::Raw => conn.into_wire().close_gently(),
+            Framing::Raw => conn.close_gently(),
         }
     }
 

@@ -98,7 +98,7 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
         }
         (Ok(()), Framing::Raw) => {
             target.close_gently();
-            conn.into_wire().close_gently();
+            conn.close_gently();
             None
         }
         (Err(ended), _) => {
@@ -118,7 +118,7 @@ async fn refuse(conn: Conn, refused: Refused) -> Option<Conn> {
             Some(conn)
         }
         Framing::Raw => {
-            conn.into_wire().close_gently();
+            conn.close_gently();
             None
         }
     }

@@ -32,6 +32,7 @@ pub mod link;
 pub mod listen;
 pub mod pipe;
 pub mod process;
+pub mod quiet;
 pub mod relay;
 pub mod resolve;
 pub mod serve;
