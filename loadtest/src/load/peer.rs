@@ -14,7 +14,7 @@ use narrowlink_dataplane::wire::Wire;
 pub use self::{
     forwarder::Forwarder,
     frames::{Frames, Got, whole_frames},
-    tunnel::{Tunnel, join_many},
+    tunnel::{Tunnel, bare, join_many},
 };
 use super::plan::{Plan, Way};
 

@@ -17,3 +17,4 @@ mod rebinding;
 mod redis;
 mod seed;
 mod stdio;
+mod urgent;
