@@ -240,7 +240,7 @@ impl Lanes {
         // The gateway has closed it, or does not answer: nothing can be lost.
         match conn.framing() {
             Framing::Framed => conn.close(1000, "this lane is not needed any more"),
-            Framing::Raw => conn.into_wire().close_gently(),
+            Framing::Raw => conn.close_gently(),
         }
     }
 

@@ -104,7 +104,7 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
         }
         (Ok(()), Framing::Raw) => {
             target.close_gently();
-            conn.into_wire().close_gently();
+            conn.close_gently();
             None
         }
         (Err(ended), _) => {
@@ -124,7 +124,7 @@ async fn refuse(conn: Conn, refused: Refused) -> Option<Conn> {
             Some(conn)
         }
         Framing::Raw => {
-            conn.into_wire().close_gently();
+            conn.close_gently();
             None
         }
     }

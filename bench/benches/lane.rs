@@ -26,7 +26,7 @@ use narrowlink_dataplane::{
     conn::{Conn, Role},
     directory::{AgentEntry, Directory},
     handover::{Local, Shared},
-    lane::{Lane, park, take},
+    lane::{IdleLane, Lane, park, take},
     socket::Socket,
     table::{self, Seat},
     worker::{Main, Options, Workers, spawn},
@@ -124,6 +124,10 @@ fn entry(shared: &Shared) -> Arc<AgentEntry> {
     Arc::new(AgentEntry::new(principal, link, secret, "192.0.2.1:1".parse().unwrap(), orders, WORKERS))
 }
 
+fn idle(lane: Lane) -> IdleLane {
+    lane.idle().ok().unwrap()
+}
+
 async fn work(
     local: &Rc<Local>,
     entry: &Arc<AgentEntry>,
@@ -140,18 +144,18 @@ async fn work(
                 let conn = Conn::new(wire, Framing::Framed, Role::Gateway, 0);
                 park(
                     local,
-                    Lane {
+                    idle(Lane {
                         conn: Box::new(conn),
                         entry: entry.clone(),
                         seat: Seat::for_lane(local, &entry.principal),
-                    },
+                    }),
                 );
             }
             Order::Take(rounds) => {
                 for _ in 0..rounds {
                     let (lane, one) = take_timed(local, entry).await;
                     took += one;
-                    park(local, lane);
+                    park(local, idle(lane));
                     // A turn of the ring: a lane that is parked waits in it for its agent's bytes.
                     turn.writable().await.unwrap();
                 }
@@ -159,7 +163,7 @@ async fn work(
             Order::Ping => {
                 let (lane, _) = take_timed(local, entry).await;
                 lane.conn.ping().unwrap();
-                park(local, lane);
+                park(local, idle(lane));
             }
         }
         turn.writable().await.unwrap();

@@ -209,7 +209,7 @@ impl Opener {
 pub(crate) fn close(conn: Conn) {
     match conn.framing() {
         Framing::Framed => conn.close(CLOSE_NORMAL, ""),
-        Framing::Raw => conn.into_wire().close_gently(),
+        Framing::Raw => conn.close_gently(),
     }
 }
 

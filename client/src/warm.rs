@@ -122,7 +122,7 @@ impl Warm {
     pub(crate) fn give_back(self: &Rc<Self>, session: Session) {
         let Session { conn, id, route } = session;
         if conn.framing() == Framing::Raw {
-            return conn.into_wire().close_gently();
+            return conn.close_gently();
         }
         let this = self.clone();
         spawn(async move {

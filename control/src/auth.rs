@@ -32,7 +32,7 @@ use crate::{
     accounts::Accounts,
     audit::Audit,
     clerk::Counter,
-    clock,
+    clock::{self, Clock},
     config::Service,
     revocations::{Bearer, Revocations},
 };
@@ -47,6 +47,7 @@ pub struct Warden {
     counter: Counter,
     accounts: Arc<Accounts>,
     audit: Audit,
+    clock: Clock,
 }
 
 /// What answers are taken from; replaced as a whole.
@@ -64,6 +65,8 @@ struct Credentials {
     iat: Option<u64>,
     /// What it was signed with.
     key: KeyId,
+    /// When it holds no more, in seconds since 1970.
+    ends_s: u64,
 }
 
 impl Rules {
@@ -95,11 +98,16 @@ impl Rules {
         Err(refused)
     }
 
-    /// Whether somebody who was let in with a token may stay: nobody has revoked it, and the secret that signed
-    /// it is still believed.
-    fn standing(&self, who: &Principal) -> Result<(), Why> {
+    /// Whether somebody who was let in with a token may stay: nobody has revoked it, the secret that signed it is
+    /// still believed, and it has not expired by the wall clock, which may have been set since.
+    fn standing(&self, who: &Principal, since_1970: Duration) -> Result<(), Why> {
         // Nobody else's principals come here.
-        let Some(Credentials { iat, key, .. }) = who.grant.downcast_ref() else { return Err(Why::Internal) };
+        let Some(Credentials { iat, key, ends_s, .. }) = who.grant.downcast_ref() else {
+            return Err(Why::Internal);
+        };
+        if since_1970.as_secs() >= *ends_s {
+            return Err(Why::Expired);
+        }
         let bearer = Bearer { jti: &who.token_id, uid: who.uid, name: &who.name, iat: *iat };
         match (self.keys.knows(*key), self.revocations.revoke(bearer)) {
             (true, false) => Ok(()),
@@ -153,7 +161,14 @@ impl Warden {
         accounts: Arc<Accounts>,
         audit: Audit,
     ) -> Self {
-        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts, audit }
+        let clock = clock::since_1970;
+        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts, audit, clock }
+    }
+
+    /// The same by another clock.
+    #[must_use]
+    pub fn by(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// From now on these rules hold.
@@ -177,13 +192,13 @@ impl Door for Warden {
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected> {
-        let since_1970 = clock::since_1970();
+        let since_1970 = (self.clock)();
         let rules = self.rules.load();
         let cause = match rules.verify(channel, token, since_1970.as_secs()) {
             Ok((claims, key)) => {
                 let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
-                if rules.standing(&principal).is_ok() {
+                if rules.standing(&principal, since_1970).is_ok() {
                     let usage = match principal.speaker {
                         Speaker::Client => self.accounts.usage(principal.uid, &principal.token_id, said),
                         // What an agent carries is its clients'.
@@ -203,7 +218,7 @@ impl Door for Warden {
     }
 
     fn standing(&self, who: &Principal) -> Result<(), Why> {
-        self.rules.load().standing(who)
+        self.rules.load().standing(who, (self.clock)())
     }
 
     fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused> {
@@ -284,7 +299,8 @@ fn granted(who: &Principal) -> Result<&Grant, Refused> {
 }
 
 fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> Principal {
-    let left = Duration::from_secs(claims.exp.saturating_add(LEEWAY_S)).saturating_sub(since_1970);
+    let ends_s = claims.exp.saturating_add(LEEWAY_S);
+    let left = Duration::from_secs(ends_s).saturating_sub(since_1970);
     Principal {
         speaker: if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent },
         uid: claims.uid,
@@ -292,7 +308,7 @@ fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> 
         token_id: claims.jti,
         expires_at: now + left.min(FOR_EVER),
         usage: Usage::default(),
-        grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key }),
+        grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key, ends_s }),
     }
 }
 

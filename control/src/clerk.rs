@@ -22,7 +22,7 @@ use narrowlink_proto::{
 
 use crate::{
     accounts::Accounts,
-    clock,
+    clock::{Clock, Leaps},
     registry::{Act, Registry},
 };
 
@@ -109,9 +109,11 @@ impl Inbox {
         registry: Registry,
         shared: Arc<Shared>,
         accounts: Arc<Accounts>,
+        clock: Clock,
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let clerk = Clerk { registry, shared, accounts, drained: None };
+        let leaps = Leaps::new(clock(), Instant::now());
+        let clerk = Clerk { registry, shared, accounts, clock, leaps, drained: None };
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || runtime.block_on(clerk.work(self.commands)))
@@ -122,6 +124,8 @@ struct Clerk {
     registry: Registry,
     shared: Arc<Shared>,
     accounts: Arc<Accounts>,
+    clock: Clock,
+    leaps: Leaps,
     /// Who waits for the last link to end.
     drained: Option<mpsc::Sender<()>>,
 }
@@ -139,7 +143,14 @@ impl Clerk {
             let now = Instant::now();
             if now >= sweep_at {
                 self.registry.release_silent(now);
-                self.accounts.sweep(clock::seconds_since_1970());
+                let wall = (self.clock)();
+                self.accounts.sweep(wall.as_secs());
+                if self.leaps.handle_tick(wall, now) {
+                    tracing::info!(
+                        "the clock was set, or this machine slept: every token's end is looked at again"
+                    );
+                    self.shared.tell_all(|| Note::Judge);
+                }
                 sweep_at = now + SWEEP_EVERY;
             }
             let acts = self.registry.handle_timeout(now);
@@ -206,6 +217,7 @@ fn draw() -> Result<(LinkId, LinkSecret), getrandom::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::since_1970;
     use crate::{
         accounts::Allowances,
         audit::Audit,
@@ -260,7 +272,8 @@ mod tests {
     fn a_link_is_granted_and_ends_when_the_gateway_drains() {
         let (counter, inbox) = counter();
         let shared = shared(&counter);
-        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts()).unwrap();
+        let control =
+            inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts(), since_1970).unwrap();
         let asked = ask(&counter, "home");
         let grant = asked.answer.recv_blocking().unwrap().map_err(|goodbye| goodbye.reason).unwrap();
         let key = AgentKey { uid: Uid::nil(), name: "home".to_owned() };
@@ -286,7 +299,8 @@ mod tests {
     fn a_link_that_ends_without_a_word_is_found() {
         let (counter, inbox) = counter();
         let shared = shared(&counter);
-        let control = inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts()).unwrap();
+        let control =
+            inbox.serve(Registry::new(1, Limits::default()), shared.clone(), accounts(), since_1970).unwrap();
         let Asked { orders, answer } = ask(&counter, "home");
         let entry = answer.recv_blocking().unwrap().map_err(|goodbye| goodbye.reason).unwrap().agent.unwrap();
         drop(orders);

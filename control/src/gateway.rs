@@ -40,7 +40,7 @@ use crate::{
     audit::Audit,
     auth::{Rules, Warden},
     clerk::{self, Counter},
-    clock,
+    clock::{self, Clock},
     config::Config,
     registry::Registry,
 };
@@ -115,6 +115,14 @@ type Seats = Vec<Mutex<Vec<(Service, TcpListener)>>>;
 /// # Errors
 /// See [`StartError`].
 pub fn start(config: Config) -> Result<Gateway, StartError> {
+    start_by(config, clock::since_1970)
+}
+
+/// As [`start`], by another clock: tokens hold as long as it says.
+///
+/// # Errors
+/// As there.
+pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
     if config.services.is_empty() {
         return Err(StartError::Incomplete("no service to serve"));
     }
@@ -144,16 +152,16 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
     let directory = Arc::new(Directory::default());
     let rules = rules(&config, &open.services)?;
     let limits = config.limits.clone();
-    let accounts =
-        Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clock::seconds_since_1970()));
-    let warden =
-        Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()));
+    let accounts = Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clock().as_secs()));
+    let warden = Arc::new(
+        Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()).by(clock),
+    );
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
     let ended = Arc::new(AtomicUsize::new(0));
     let options = Options { count, pin: config.pin, require_io_uring: config.require_io_uring };
     let workers = Workers::start("worker", &options, &worker_main(seats, shared.clone(), ended.clone()))?;
     let control =
-        inbox.serve(Registry::new(count, limits), shared.clone(), accounts.clone()).map_err(|e| {
+        inbox.serve(Registry::new(count, limits), shared.clone(), accounts.clone(), clock).map_err(|e| {
             shared.tell_all(|| Note::Stop);
             StartError::Control(e)
         })?;

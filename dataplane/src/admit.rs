@@ -162,8 +162,10 @@ pub(crate) async fn open(
 pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, session: SessionId) -> Refused {
     let refused = match unopened {
         Unopened::ByAgent(refused) => {
-            if lane.conn.framing() == Framing::Framed && lane.conn.is_quiet() {
-                lane::park(local, lane);
+            if lane.conn.framing() == Framing::Framed
+                && let Ok(idle) = lane.idle()
+            {
+                lane::park(local, idle);
             }
             refused
         }
@@ -204,7 +206,9 @@ async fn find_and_dial(
             }
         };
         if let Err(refused) = still_stands(local, who) {
-            lane::park(local, lane);
+            if let Ok(idle) = lane.idle() {
+                lane::park(local, idle);
+            }
             return Err(refused);
         }
         match timeout_at(deadline, lane.conn.send(&message)).await {

@@ -25,7 +25,7 @@ use crate::{
     deframe::{Deframer, Event},
     relay::End,
     timer::timeout,
-    wire::Wire,
+    wire::{Wire, WireParts},
 };
 
 /// The WebSocket close code of a session that was reset.
@@ -136,6 +136,16 @@ impl ConnError {
     }
 }
 
+/// A connection on its way to another thread: its bytes, what of a frame was read, what was not sent yet.
+pub(crate) struct ConnParts {
+    wire: WireParts,
+    framing: Framing,
+    role: Role,
+    deframer: Box<Deframer>,
+    control: Vec<u8>,
+    mask_state: u64,
+}
+
 /// A tunnel connection.
 pub struct Conn {
     wire: Wire,
@@ -219,11 +229,6 @@ impl Conn {
         &self.wire
     }
 
-    /// Gives the bytes below back; for a connection that stands at a message boundary.
-    pub fn into_wire(self) -> Wire {
-        self.wire
-    }
-
     /// This connection as one end of a session.
     pub fn end(&self, session: SessionId) -> End<'_> {
         match self.framing {
@@ -249,9 +254,40 @@ impl Conn {
             && self.pinged_at.get().elapsed() >= patience
     }
 
-    /// Whether the connection stands where a new message may begin, in both directions.
+    /// Whether the connection stands where a new message may begin, in both directions (see [`crate::quiet`]).
     pub fn is_quiet(&self) -> bool {
-        self.deframer.borrow().at_boundary() && !self.mid_frame.get() && self.control.borrow().is_empty()
+        self.deframer.borrow().is_between_messages() && !self.mid_frame.get() && !self.closing.get()
+    }
+
+    /// Closes without a word, and without a reset (see [`Wire::close_gently`]).
+    pub fn close_gently(self) {
+        self.wire.close_gently();
+    }
+
+    /// The bytes below, if nothing read or unsent is anywhere else.
+    pub(crate) fn into_bare(self) -> Option<Wire> {
+        let bare = self.deframer.borrow().at_boundary() && self.control.borrow().is_empty();
+        bare.then_some(self.wire)
+    }
+
+    /// Everything that this connection is, for another thread. Nothing may be half written.
+    pub(crate) fn into_parts(self) -> io::Result<ConnParts> {
+        Ok(ConnParts {
+            wire: self.wire.into_parts()?,
+            framing: self.framing,
+            role: self.role,
+            deframer: Box::new(self.deframer.into_inner()),
+            control: self.control.into_inner(),
+            mask_state: self.mask_state.get(),
+        })
+    }
+
+    /// Puts a connection together that came from another thread.
+    pub(crate) fn from_parts(parts: ConnParts) -> io::Result<Self> {
+        let conn = Self::new(Wire::from_parts(parts.wire)?, parts.framing, parts.role, parts.mask_state);
+        conn.deframer.replace(*parts.deframer);
+        conn.control.replace(parts.control);
+        Ok(conn)
     }
 
     /// Waits for the next message of `speaker` on `channel`. Dropping the future loses nothing on

@@ -204,9 +204,15 @@ impl Deframer {
         Ok(true)
     }
 
-    /// Whether the stream stands at a frame boundary.
+    /// Whether nothing at all is under way.
     pub fn at_boundary(&self) -> bool {
-        self.frame.is_none() && self.heads.at_boundary()
+        self.frame.is_none() && self.heads.at_boundary() && self.is_between_messages()
+    }
+
+    /// Whether no message is under way, data or text. A control frame may be, or the head of what comes next.
+    pub fn is_between_messages(&self) -> bool {
+        !self.fragments.within_message()
+            && self.frame.as_ref().is_none_or(|frame| frame.kind == Kind::Control)
     }
 }
 

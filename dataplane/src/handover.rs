@@ -1,5 +1,5 @@
 //! Role: what workers say to each other, and the state each has: the one file that crosses threads.
-//! Invariants: a connection crosses only while quiet, as descriptor + TLS state + early bytes ·
+//! Invariants: a connection crosses only while quiet, as descriptor + TLS state + what was read and not sent ·
 //! mailboxes are bounded; a full one costs a hand-over, never a connection's bytes.
 
 use std::{
@@ -12,19 +12,18 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use async_channel::{Receiver, Sender};
-use narrowlink_proto::{ended::Why, id::LinkId, limits::Limits, upgrade::Framing};
+use narrowlink_proto::{ended::Why, id::LinkId, limits::Limits};
 
 use crate::{
     claims::Claims,
-    conn::{Conn, Role},
     directory::{AgentEntry, Directory},
     door::{Door, Principal},
-    lane::{self, Lane, Lanes},
+    lane::{self, IdleLane, Lanes},
     listen::Listening,
+    quiet::{Quiet, QuietParts},
     serve::Service,
     table::{Kind, Seat, Table},
     timer::{sleep, timeout},
-    wire::{Wire, WireParts},
     worker::spawn,
 };
 
@@ -64,8 +63,7 @@ pub enum Note {
 
 /// A parked lane on its way between two workers.
 pub struct LaneParts {
-    wire: WireParts,
-    framing: Framing,
+    conn: QuietParts,
     entry: Arc<AgentEntry>,
 }
 
@@ -237,7 +235,7 @@ impl Local {
         }
     }
 
-    fn give_away(self: &Rc<Self>, lane: Lane, reply: &Sender<LaneParts>) {
+    fn give_away(self: &Rc<Self>, lane: IdleLane, reply: &Sender<LaneParts>) {
         match LaneParts::disassemble(lane) {
             Ok(parts) => {
                 if let Err(unsent) = reply.try_send(parts) {
@@ -253,7 +251,7 @@ impl Local {
     }
 
     /// Hands a quiet lane to another worker; gives it back when that one's mailbox is full.
-    pub(crate) fn hand_over(self: &Rc<Self>, lane: Lane, worker: usize) -> Option<Lane> {
+    pub(crate) fn hand_over(self: &Rc<Self>, lane: IdleLane, worker: usize) -> Option<IdleLane> {
         match LaneParts::disassemble(lane) {
             Ok(parts) => {
                 let Err(unsent) = self.shared.mailboxes[worker].0.try_send(Note::Lane(parts)) else {
@@ -272,7 +270,7 @@ impl Local {
     }
 
     /// Asks another worker for a parked lane.
-    pub(crate) async fn ask_for_lane(self: &Rc<Self>, worker: usize, link: LinkId) -> Option<Lane> {
+    pub(crate) async fn ask_for_lane(self: &Rc<Self>, worker: usize, link: LinkId) -> Option<IdleLane> {
         let (reply, given) = async_channel::bounded(1);
         self.shared.mailboxes[worker].0.try_send(Note::WantLane { link, reply }).ok()?;
         let parts = timeout(ANSWER_TIMEOUT, given.recv()).await;
@@ -286,16 +284,13 @@ impl Local {
 }
 
 impl LaneParts {
-    fn disassemble(lane: Lane) -> std::io::Result<Self> {
-        let framing = lane.conn.framing();
-        Ok(Self { wire: lane.conn.into_wire().into_parts()?, framing, entry: lane.entry })
+    fn disassemble(lane: IdleLane) -> std::io::Result<Self> {
+        Ok(Self { conn: lane.conn.into_parts()?, entry: lane.entry })
     }
 
-    fn assemble(self, local: &Rc<Local>) -> std::io::Result<Lane> {
-        let wire = Wire::from_parts(self.wire)?;
-        // A gateway's frames bear no mask: no seed is needed.
-        let conn = Box::new(Conn::new(wire, self.framing, Role::Gateway, 0));
+    fn assemble(self, local: &Rc<Local>) -> std::io::Result<IdleLane> {
+        let conn = Quiet::from_parts(self.conn)?;
         let seat = Seat::for_lane(local, &self.entry.principal);
-        Ok(Lane { conn, entry: self.entry, seat })
+        Ok(IdleLane { conn, entry: self.entry, seat })
     }
 }

@@ -21,6 +21,7 @@ use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,
+    message::{Channel, Message, Speaker},
     upgrade::Framing,
 };
 
@@ -28,6 +29,7 @@ use crate::{
     conn::Conn,
     directory::AgentEntry,
     handover::Local,
+    quiet::Quiet,
     table::Seat,
     timer::{sleep_until, timeout_at},
     worker::spawn,
@@ -48,6 +50,37 @@ pub struct Lane {
     pub seat: Seat,
 }
 
+/// A lane on which nothing is under way: it can be parked, and go to another worker.
+pub struct IdleLane {
+    /// The connection.
+    pub conn: Quiet,
+    /// Whose.
+    pub entry: Arc<AgentEntry>,
+    /// Its place at the worker where it is.
+    pub seat: Seat,
+}
+
+impl Lane {
+    /// The lane as an idle one, if it is.
+    ///
+    /// # Errors
+    /// As [`Quiet::of`].
+    pub fn idle(self) -> Result<IdleLane, Self> {
+        let Self { conn, entry, seat } = self;
+        match Quiet::of(conn) {
+            Ok(conn) => Ok(IdleLane { conn, entry, seat }),
+            Err(conn) => Err(Self { conn, entry, seat }),
+        }
+    }
+}
+
+impl IdleLane {
+    /// The lane, for a session.
+    pub fn wake(self) -> Lane {
+        Lane { conn: self.conn.wake(), entry: self.entry, seat: self.seat }
+    }
+}
+
 /// The lanes of one worker, by the link that brought them.
 #[derive(Default)]
 pub struct Lanes {
@@ -59,7 +92,7 @@ pub struct Lanes {
 struct Group {
     /// The newest last: it is the one most surely alive.
     idle: Vec<Parked>,
-    waiting: VecDeque<Sender<Lane>>,
+    waiting: VecDeque<Sender<IdleLane>>,
 }
 
 struct Parked {
@@ -74,14 +107,14 @@ struct Parked {
 /// hold as much as the lane.)
 #[derive(Default)]
 struct Call {
-    reply: Cell<Option<Sender<Lane>>>,
+    reply: Cell<Option<Sender<IdleLane>>>,
     let_go: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
 impl Call {
     /// Where the lane goes; `None` when it is not needed any more.
-    async fn heard(&self) -> Option<Sender<Lane>> {
+    async fn heard(&self) -> Option<Sender<IdleLane>> {
         poll_fn(|cx| {
             let reply = self.reply.take();
             if reply.is_some() || self.let_go.get() {
@@ -97,7 +130,7 @@ impl Call {
 impl Parked {
     /// Asks for the lane. What is asked for lives with the task that holds the lane: if that ends
     /// instead, the reply's channel closes.
-    fn ask(self, reply: Sender<Lane>) {
+    fn ask(self, reply: Sender<IdleLane>) {
         self.call.reply.set(Some(reply));
     }
 }
@@ -146,7 +179,7 @@ impl Lanes {
 
 /// Where a lane that has just arrived is needed most: a worker where sessions wait, or the one
 /// that has fewest.
-pub(crate) fn place(local: &Rc<Local>, lane: Lane) {
+pub(crate) fn place(local: &Rc<Local>, lane: IdleLane) {
     let waits_here = local.lanes.borrow().groups.get(&lane.entry.link).is_some_and(|g| !g.waiting.is_empty());
     let elsewhere = if waits_here {
         None
@@ -164,9 +197,9 @@ pub(crate) fn place(local: &Rc<Local>, lane: Lane) {
 }
 
 /// Gives the lane to whoever waits, else parks it here.
-pub fn park(local: &Rc<Local>, mut lane: Lane) {
+pub fn park(local: &Rc<Local>, mut lane: IdleLane) {
     if local.stopping.get() {
-        return lane.conn.close(1001, "the gateway shuts down");
+        return lane.conn.wake().close(1001, "the gateway shuts down");
     }
     let link = lane.entry.link;
     loop {
@@ -190,21 +223,25 @@ pub fn park(local: &Rc<Local>, mut lane: Lane) {
     };
     look_for_waiting(local, &lane.entry);
     let local = local.clone();
+    // What comes meanwhile is heard: whether it is idle then is to be seen.
+    let lane = lane.wake();
     spawn(async move {
-        let broke = async {
-            hold(&local, &lane).await;
-            None
-        };
-        match future::or(call.heard(), broke).await {
-            Some(reply) => {
-                if let Err(unsent) = reply.try_send(lane) {
-                    park(&local, unsent.into_inner());
+        let called = async { Ok(call.heard().await) };
+        let broke = async { Err(hold(&local, &lane).await) };
+        match future::or(called, broke).await {
+            Ok(Some(reply)) => match lane.idle() {
+                Ok(lane) => {
+                    if let Err(unsent) = reply.try_send(lane) {
+                        park(&local, unsent.into_inner());
+                    }
                 }
-            }
+                Err(lane) => lane.conn.close(1002, "half a message on a lane without a session"),
+            },
             // Broken, or forgotten: a parked lane holds nothing that counts.
-            None => {
+            Ok(None) => lane.conn.close(1001, "this lane is not needed any more"),
+            Err((code, why)) => {
                 local.lanes.borrow_mut().remove(link, number);
-                lane.conn.close(1001, "this lane is not needed any more");
+                lane.conn.close(code, why);
             }
         }
     });
@@ -224,19 +261,20 @@ fn look_for_waiting(local: &Rc<Local>, entry: &AgentEntry) {
     });
 }
 
-/// Returns when a parked lane can't be used any more; pings it meanwhile.
-async fn hold(local: &Local, lane: &Lane) {
+/// For an agent that lets a lane go.
+const RETIRED: &str = "this lane is not needed any more";
+
+/// Returns when a parked lane can't be used any more, with the close code and the words; pings it meanwhile.
+async fn hold(local: &Local, lane: &Lane) -> (u16, &'static str) {
     let interval = local.shared.limits().quiet_ping_interval;
     let pings = async {
         loop {
             let due = lane.conn.heard_at() + interval;
             sleep_until(due.max(Instant::now() + interval / 5)).await;
-            if lane.conn.heard_at().elapsed() >= interval && lane.conn.ping().is_err() {
-                return;
-            }
+            let silent = lane.conn.heard_at().elapsed();
             // Two pings without an answer: nobody is there.
-            if lane.conn.heard_at().elapsed() >= interval * 2 {
-                return;
+            if silent >= interval * 2 || (silent >= interval && lane.conn.ping().is_err()) {
+                return (1001, "no answer to a ping");
             }
         }
     };
@@ -244,18 +282,27 @@ async fn hold(local: &Local, lane: &Lane) {
     // is out of the table before anything is answered, so nobody picks a lane whose agent was let go.
     let broke = async {
         match lane.conn.framing() {
-            Framing::Framed => drop(lane.conn.attend().await),
-            Framing::Raw => drop(lane.conn.wire().readable().await),
+            Framing::Framed => {}
+            Framing::Raw => {
+                drop(lane.conn.wire().readable().await);
+                return (1001, RETIRED);
+            }
+        }
+        match lane.conn.recv(Speaker::Agent, Channel::Lane).await {
+            Ok(Message::Retire) => (1001, RETIRED),
+            // A fault of the agent's has been said already.
+            Ok(_) | Err(_) => (1002, "nothing but its retirement is due on a lane without a session"),
         }
     };
     let dismissed = async {
         lane.seat.dismissed().await;
+        (1008, "the token does not hold any more")
     };
-    future::or(future::or(broke, dismissed), pings).await;
+    future::or(future::or(broke, dismissed), pings).await
 }
 
 /// A lane parked here, if there is one that lives.
-pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<Lane> {
+pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<IdleLane> {
     loop {
         let parked = local.lanes.borrow_mut().pop(link)?;
         let (reply, given) = async_channel::bounded(1);
@@ -271,6 +318,14 @@ pub(crate) async fn take_parked(local: &Rc<Local>, link: LinkId) -> Option<Lane>
 /// # Errors
 /// The refusal for the client: the agent is away, or gave none in time.
 pub async fn take(local: &Rc<Local>, entry: &Arc<AgentEntry>, deadline: Instant) -> Result<Lane, Refused> {
+    take_idle(local, entry, deadline).await.map(IdleLane::wake)
+}
+
+async fn take_idle(
+    local: &Rc<Local>,
+    entry: &Arc<AgentEntry>,
+    deadline: Instant,
+) -> Result<IdleLane, Refused> {
     if let Some(lane) = take_from_anywhere(local, entry).await {
         return Ok(lane);
     }
@@ -302,7 +357,7 @@ pub(crate) fn away(entry: &AgentEntry) -> Refused {
     )
 }
 
-async fn take_from_anywhere(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> Option<Lane> {
+async fn take_from_anywhere(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> Option<IdleLane> {
     if let Some(lane) = take_parked(local, entry.link).await {
         return Some(lane);
     }
@@ -313,7 +368,7 @@ async fn take_from_anywhere(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> Optio
 struct Waiting<'a> {
     local: &'a Rc<Local>,
     entry: &'a AgentEntry,
-    given: async_channel::Receiver<Lane>,
+    given: async_channel::Receiver<IdleLane>,
 }
 
 impl<'a> Waiting<'a> {

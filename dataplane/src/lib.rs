@@ -38,6 +38,7 @@ pub mod listen;
 pub mod log;
 pub mod pipe;
 pub mod process;
+pub mod quiet;
 pub mod ready_file;
 pub mod relay;
 pub mod resolve;

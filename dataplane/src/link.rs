@@ -37,6 +37,7 @@ use crate::{
     directory::AgentEntry,
     door::{LinkGrant, LinkOrder, LinkRequest, Principal},
     handover::{Local, Note},
+    quiet::Quiet,
     table::Seat,
     timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
@@ -523,7 +524,9 @@ pub async fn join(
 ) -> Result<PeerLink, LinkError> {
     let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
     let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, patience).await?;
-    let mut socket = LinkSocket::new(conn.into_wire(), Role::Client, Speaker::Gateway, &Limits::default());
+    let wire = Quiet::of(Box::new(conn)).ok().and_then(Quiet::into_wire);
+    let wire = wire.ok_or(LinkError::Unexpected("a frame before it was asked"))?;
+    let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
     let welcome = async {
         let Message::Hello { version, nonce, .. } = expect(&mut socket).await? else {
             return Err(LinkError::Unexpected("something else where Hello was due"));

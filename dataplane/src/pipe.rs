@@ -101,6 +101,7 @@ impl Pipe {
     /// kernel does not splice from this; else the connection's end.
     pub fn fill(&mut self, source: &Socket, max: usize) -> io::Result<usize> {
         let n = retried(source, &self.ends()?.write, max)?;
+        source.has_brought(n);
         self.held += n;
         Ok(n)
     }

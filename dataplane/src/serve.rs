@@ -261,7 +261,10 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
                 // All lanes of an agent share one: this login's is given back.
                 arrived.seat.belongs_to(&entry.principal);
                 wire.write_all(&accept(None)).await?;
-                lane::place(&arrived.local, Lane { conn: conn(wire), entry, seat: arrived.seat });
+                let lane = Lane { conn: conn(wire), entry, seat: arrived.seat };
+                if let Ok(idle) = lane.idle() {
+                    lane::place(&arrived.local, idle);
+                }
                 Ok(())
             }
             Err(refused) => arrived.refuse(wire, Some(&who), refused).await,

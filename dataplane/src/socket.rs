@@ -25,7 +25,10 @@ use rustix::{
 };
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::budget::{self, Account, Turn};
+use crate::{
+    budget::{self, Account, Turn},
+    timer::sleep,
+};
 
 /// First keepalive probe after this much silence; with the two below a vanished peer of an idle
 /// connection is noticed after 5 + 2 × 2 = 9 s, within the 10 s we promise.
@@ -33,8 +36,13 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 2;
 
+/// So often in a row a socket may be readable without bringing anything: a read may come too early, or too late.
+const FRUITLESS_MAX: u8 = 8;
+/// How long it is left alone then.
+const FRUITLESS_PAUSE: Duration = Duration::from_millis(50);
+
 /// The kernel's name for a connection that is over (`tcp_states.h`).
-const TCP_CLOSE: u8 = 7;
+pub(crate) const TCP_CLOSE: u8 = 7;
 
 /// A connected stream socket (TCP, or a local socket pair) of this thread's runtime.
 #[derive(Debug)]
@@ -42,6 +50,8 @@ pub struct Socket {
     /// monoio's type serves any pollable descriptor here: of it we use only the readiness calls.
     stream: TcpStream,
     account: Account,
+    /// How often in a row it was said to be readable, and nothing came of it.
+    fruitless: Cell<u8>,
     /// The last read filled its room: there may be more.
     full: Cell<bool>,
 }
@@ -76,7 +86,7 @@ impl<F: Future<Output = io::Result<()>>> Future for Wait<'_, F> {
 
 impl Socket {
     /// Takes a connected socket into this thread's runtime and sets what every socket of ours has:
-    /// no Nagle delay, reset on close, keepalive, never blocking.
+    /// no Nagle delay, reset on close, keepalive, urgent bytes in their place, never blocking.
     ///
     /// # Errors
     /// The system's, when the descriptor can't be registered. The options are best effort: a
@@ -85,6 +95,8 @@ impl Socket {
         let sock = SockRef::from(&fd);
         let _ = sock.set_linger(Some(Duration::ZERO));
         let _ = sock.set_tcp_nodelay(true);
+        // A byte that was sent as urgent is one of the stream like any other: none is lost, and none waits.
+        let _ = sock.set_out_of_band_inline(true);
         // recv and send are told each time; splice asks the descriptor.
         sock.set_nonblocking(true)?;
         let _ = sock.set_tcp_keepalive(
@@ -93,7 +105,8 @@ impl Socket {
                 .with_interval(KEEPALIVE_INTERVAL)
                 .with_retries(KEEPALIVE_PROBES),
         );
-        Ok(Self { stream: TcpStream::from_std(fd.into())?, account: Account::new(), full: Cell::new(false) })
+        let stream = TcpStream::from_std(fd.into())?;
+        Ok(Self { stream, account: Account::new(), fruitless: Cell::new(0), full: Cell::new(false) })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -102,7 +115,9 @@ impl Socket {
     }
 
     /// Waits until a read may bring something (data, end or error): for the kernel, or for this connection's
-    /// turn where it has used its share of the present one. A read may still say `WouldBlock` then.
+    /// turn where it has used its share of the present one. A read may still say `WouldBlock` then. Where the
+    /// kernel said so some times in a row and no read brought anything, it is asked once in
+    /// [`FRUITLESS_PAUSE`] only: whatever the reason, no loop spins.
     ///
     /// # Errors
     /// The runtime's.
@@ -111,7 +126,29 @@ impl Socket {
             self.breathe().await;
             return Ok(());
         }
-        self.wait(self.stream.readable(false)).await
+        if self.fruitless.get() >= FRUITLESS_MAX {
+            Box::pin(self.pause()).await;
+        }
+        self.wait(self.stream.readable(false)).await?;
+        self.fruitless.set(self.fruitless.get().saturating_add(1));
+        Ok(())
+    }
+
+    async fn pause(&self) {
+        if self.fruitless.get() == FRUITLESS_MAX {
+            tracing::warn!(
+                peer = ?self.peer_addr().ok(),
+                "a socket is readable, but no read brings anything: it is looked at less often from now on"
+            );
+        }
+        sleep(FRUITLESS_PAUSE).await;
+    }
+
+    /// Something has come.
+    pub(crate) fn has_brought(&self, bytes: usize) {
+        if bytes > 0 {
+            self.fruitless.set(0);
+        }
     }
 
     /// Waits for the kernel.
@@ -137,11 +174,6 @@ impl Socket {
     /// Counts work that what was read here has caused (see [`budget`]).
     pub(crate) fn spend(&self, work: usize) {
         self.account.spend(work);
-    }
-
-    /// Whether the last read filled its room, so that there may be more without any event.
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.get()
     }
 
     /// Whether this connection must take a turn before it reads more.
@@ -188,6 +220,7 @@ impl Socket {
                 Err(rustix::io::Errno::INTR) => {}
                 Ok((n, _)) => {
                     self.account.spend(budget::CALL + n);
+                    self.has_brought(n);
                     self.full.set(n == buf.len());
                     return Ok(n);
                 }
@@ -197,6 +230,11 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Whether the last read filled its room: there may be more.
+    pub fn came_full(&self) -> bool {
+        self.full.get()
     }
 
     /// Writes what the kernel takes, from several pieces in one call.
@@ -433,6 +471,50 @@ mod tests {
             let mut buf = [0; 9];
             assert_eq!(socket.try_read(&mut buf).unwrap(), 3);
             assert_eq!(socket.try_read(&mut buf).unwrap(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_urgent_byte_is_read_in_its_place() {
+        let (peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            for (bytes, flags) in
+                [(b"ab", SendFlags::empty()), (b"cd", SendFlags::OOB), (b"ef", SendFlags::empty())]
+            {
+                rustix::net::send(&peer, bytes, flags).unwrap();
+            }
+            let mut got = Vec::new();
+            while got.len() < 6 {
+                socket.readable().await.unwrap();
+                let mut buf = [0; 9];
+                if let Ok(n) = socket.try_read(&mut buf) {
+                    got.extend_from_slice(&buf[..n]);
+                }
+            }
+            assert_eq!(got, b"abcdef");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_readable_for_nothing_is_looked_at_less_often() {
+        let (mut peer, ours) = pair();
+        run_alone(false, |_| async move {
+            let socket = Socket::adopt(ours).unwrap();
+            peer.write_all(b"!").unwrap();
+            let begun = std::time::Instant::now();
+            // As a loop that finds no way to read what is there.
+            for _ in 0..FRUITLESS_MAX + 3 {
+                socket.readable().await.unwrap();
+            }
+            assert!(begun.elapsed() >= FRUITLESS_PAUSE * 3);
+            socket.try_read(&mut [0; 1]).unwrap();
+            peer.write_all(b"!").unwrap();
+            let begun = std::time::Instant::now();
+            socket.readable().await.unwrap();
+            assert!(begun.elapsed() < FRUITLESS_PAUSE, "it has brought something");
         })
         .unwrap();
     }

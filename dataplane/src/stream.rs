@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant as StdInstant},
 };
 
 use futures_lite::future;
@@ -75,8 +75,9 @@ pub(crate) fn serve(
             let step = match first.take() {
                 Some(session) => visit.serve_session(conn, session, None),
                 None => {
-                    let Some(open) = Box::pin(visit.next_open(&conn, last)).await else {
-                        return conn.close(1001, "nothing more is served on this stream");
+                    let open = match Box::pin(visit.next_open(&conn, last)).await {
+                        Ok(open) => open,
+                        Err((code, why)) => return conn.close(code, why),
                     };
                     last = Some(open.session);
                     match Box::pin(visit.dial(&conn, open)).await {
@@ -141,22 +142,33 @@ impl Visit {
             conn.wire().spend(DECISION);
             return Some(conn);
         }
-        conn.into_wire().close_gently();
+        conn.close_gently();
         None
     }
 
-    /// The next Open on a stream that serves no session; `None` when it ends, or the gateway stops.
-    async fn next_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Box<Open>> {
+    /// The next Open on a stream that serves no session; else the close code and the words that it ends with.
+    async fn next_open(
+        &self,
+        conn: &Conn,
+        last: Option<SessionId>,
+    ) -> Result<Box<Open>, (u16, &'static str)> {
         let stopped = async {
             self.local.stopped().await;
-            None
+            Err((1001, "the gateway shuts down"))
         };
         let dismissed = async {
             self.seat.dismissed().await;
-            None
+            Err((1008, "the token does not hold any more"))
+        };
+        let open = async {
+            let open = self.hear_open(conn, last).await.map(Box::new);
+            open.ok_or_else(|| match StdInstant::now() >= self.who.expires_at {
+                true => (1008, "the token has expired"),
+                false => (1001, "nothing more is served on this stream"),
+            })
         };
         // Who must go is not heard.
-        future::or(future::or(stopped, dismissed), self.hear_open(conn, last)).await.map(Box::new)
+        future::or(future::or(stopped, dismissed), open).await
     }
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
@@ -342,13 +354,16 @@ impl Visit {
     /// delivered and its target closed.
     async fn retire(&self, lane: Lane, session: SessionId) -> Result<(), Ended> {
         if lane.conn.framing() == Framing::Raw {
-            lane.conn.into_wire().close_gently();
+            lane.conn.close_gently();
             return Ok(());
         }
         let over = async { Err(self.over(&lane).await) };
         let settled = future::or(settled(&lane.conn, session, Speaker::Agent, Side::Target), over).await;
         match settled {
-            Ok(()) => lane::park(&self.local, lane),
+            Ok(()) => match lane.idle() {
+                Ok(idle) => lane::park(&self.local, idle),
+                Err(lane) => lane.conn.close(1002, "half a message behind a session"),
+            },
             Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
         }
         settled
@@ -366,7 +381,7 @@ impl Visit {
                 stream.send(&Message::Ready { session }).await.is_ok().then_some(stream)
             }
             (Ok(()), Framing::Raw) => {
-                stream.into_wire().close_gently();
+                stream.close_gently();
                 None
             }
             (Err(ended), _) => {

@@ -137,7 +137,7 @@ impl Wire {
     pub fn more_to_come(&self) -> bool {
         self.has_early()
             || match &self.io {
-                Io::Plain(socket) => socket.is_full(),
+                Io::Plain(socket) => socket.came_full(),
                 Io::Tls(tls) => tls.more_to_come(),
             }
     }

@@ -405,7 +405,8 @@ impl Bell {
             rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
             heard.await?;
         }
-        rustix::io::read(&self.event, &mut [0; 8])?;
+        let read = rustix::io::read(&self.event, &mut [0; 8])?;
+        self.event.has_brought(read);
         Ok(())
     }
 }

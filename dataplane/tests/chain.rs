@@ -102,7 +102,7 @@ async fn session(
         match relay(End::Bare(&local), client.end(id), &Traffic::default()).await {
             Ok(()) => {
                 local.close_gently();
-                client.into_wire().close_gently();
+                client.close_gently();
             }
             Err(ended) => linger::reset_session(client, local, ended).await,
         }
@@ -110,8 +110,8 @@ async fn session(
     spawn(async move {
         match relay(stream.end(id), lane.end(id), &Traffic::default()).await {
             Ok(()) => {
-                stream.into_wire().close_gently();
-                lane.into_wire().close_gently();
+                stream.close_gently();
+                lane.close_gently();
             }
             Err(ended) => {
                 let (words, patience) = (ended.to_string(), linger::patience(ended));
@@ -124,7 +124,7 @@ async fn session(
         match relay(agent.end(id), End::Bare(&target), &Traffic::default()).await {
             Ok(()) => {
                 target.close_gently();
-                agent.into_wire().close_gently();
+                agent.close_gently();
             }
             Err(ended) => linger::reset_session(agent, target, ended).await,
         }

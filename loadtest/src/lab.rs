@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, anyhow};
 use narrowlink_agent::Agent;
 use narrowlink_client::{Forward, Plan, start_forward};
 use narrowlink_control::{
+    clock::{self, Clock},
     config::Config as GatewayConfig,
     gateway::{self, Gateway},
 };
@@ -39,12 +40,20 @@ impl Lab {
     /// # Errors
     /// The system's.
     pub fn start(workers: usize) -> Result<Self> {
+        Self::start_by(workers, clock::since_1970)
+    }
+
+    /// As [`Lab::start`], with a gateway that goes by another clock.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_by(workers: usize, clock: Clock) -> Result<Self> {
         narrowlink_dataplane::tls::install_crypto();
         let dir = tempfile::Builder::new().prefix("narrowlink-").tempdir()?;
         let site = Site::create(dir.path())?;
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         let config = GatewayConfig::load(&site.gateway_yaml(any, any, workers)?)?;
-        let gateway = gateway::start(config)?;
+        let gateway = gateway::start_by(config, clock)?;
         // For programs started by hand: the ports that this gateway got.
         site.gateway_yaml(gateway.addresses()[0], gateway.addresses()[1], workers)?;
         Ok(Self { site, uid: Uid::from_u128(7), gateway, workers, _dir: dir })

@@ -112,65 +112,74 @@ pub async fn relay_behind<E: From<Ended>>(
     };
     let up = pump(client, target, Side::Client, &traffic.up_bytes, gate);
     let down = pump(target, client, Side::Target, &traffic.down_bytes, &opened);
-    let mut moving_up = pin!(move_up(&up));
-    let mut moving_down = pin!(async {
+    // Each is there until it is over: one that nobody asks any more must not keep its place in a queue.
+    let mut moving_up = pin!(Some(move_up(&up)));
+    let mut moving_down = pin!(Some(async {
         answer.await?;
         Ok::<(), E>(down.run().await?)
-    });
+    }));
     let mut watching = pin!(watch(&up, &down));
-    let mut half_closed: Option<(Side, Attending<'_>)> = None;
-    let (over, broken) = loop {
+    let mut attending: Option<Attending<'_>> = None;
+    let broken = loop {
         let (over, ended) = poll_fn(|cx| {
-            let finished = half_closed.as_ref().map(|(side, _)| *side);
-            if finished != Some(Side::Client)
-                && let Poll::Ready(ended) = moving_up.as_mut().poll(cx)
+            if let Some(up) = moving_up.as_mut().as_pin_mut()
+                && let Poll::Ready(ended) = up.poll(cx)
             {
+                moving_up.set(None);
                 return Poll::Ready((Side::Client, ended.map_err(E::from)));
             }
-            if finished != Some(Side::Target)
-                && let Poll::Ready(ended) = moving_down.as_mut().poll(cx)
+            if let Some(down) = moving_down.as_mut().as_pin_mut()
+                && let Poll::Ready(ended) = down.poll(cx)
             {
+                moving_down.set(None);
                 return Poll::Ready((Side::Target, ended));
             }
-            if let Some((side, gone)) = &mut half_closed
+            if let Some(gone) = &mut attending
                 && let Poll::Ready(ended) = gone.as_mut().poll(cx)
             {
-                return Poll::Ready((*side, ended.map_err(E::from)));
+                return Poll::Ready((Side::Here, ended.map_err(E::from)));
             }
             watching.as_mut().poll(cx).map(|ended| (Side::Here, Err(joint.break_off(ended).into())))
         })
         .await;
-        match (ended, &half_closed) {
-            (Ok(()), Some(_)) => return Ok(()),
+        match ended {
+            Ok(()) if attending.is_some() => return Ok(()),
             // Whoever has finished may still vanish, or want its pings answered.
-            (Ok(()), None) => {
+            Ok(()) => {
                 let end = if over == Side::Client { client } else { target };
-                half_closed = Some((over, Box::pin(attend(end, over))));
+                attending = Some(Box::pin(attend(end, over)));
             }
-            (Err(broken), finished) => {
-                break ([Some(over), finished.as_ref().map(|(side, _)| *side)], broken);
-            }
+            Err(broken) => break broken,
         }
     };
     // What the broken side said before is still to be passed on, if that is not just what has ended.
     match joint.fault() {
-        Some(fault) if over.contains(&Some(fault.by)) || !gate.is_open() => {}
-        Some(Ended { by: Side::Client, .. }) => Box::pin(hear_out(moving_up, &up)).await,
-        Some(Ended { by: Side::Target, .. }) => Box::pin(hear_out(moving_down, &down)).await,
+        Some(Ended { by: Side::Client, .. }) if gate.is_open() => {
+            moving_down.set(None);
+            Box::pin(hear_out(moving_up, &up)).await;
+        }
+        Some(Ended { by: Side::Target, .. }) if gate.is_open() => {
+            moving_up.set(None);
+            Box::pin(hear_out(moving_down, &down)).await;
+        }
         _ => {}
     }
     Err(broken)
 }
 
-/// Lets one direction of a broken session come to its end: until its source has nothing more, or nothing moves
-/// any more.
-async fn hear_out(moving: impl Future, pump: &Pump<'_>) {
+/// Lets one direction of a broken session come to its end, if it has not: until its source has nothing more, or
+/// nothing moves any more.
+async fn hear_out(mut moving: Pin<&mut Option<impl Future>>, pump: &Pump<'_>) {
+    if moving.is_none() {
+        return;
+    }
     let rest = async {
         if pump.at_rest.get() {
             // It may wait for ever; another one begins by reading.
+            moving.set(None);
             let _ = pump.run().await;
-        } else {
-            drop(moving.await);
+        } else if let Some(moving) = moving.as_pin_mut() {
+            moving.await;
         }
     };
     let stalled = async {

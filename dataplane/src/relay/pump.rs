@@ -187,7 +187,8 @@ impl Pump<'_> {
             Ok(Some(bytes)) => bytes,
             // An end, or a word of TLS's.
             Ok(None) => return Ok(Step::Buffer),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
+            // Nothing is there, or an urgent byte, which stops splice(2) for ever and no read.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Buffer),
             Err(e) if cannot_splice(&e) => {
                 *splice = Splice::Never;
                 return Ok(Step::Buffer);

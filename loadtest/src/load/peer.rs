@@ -15,7 +15,7 @@ use narrowlink_proto::message::Channel;
 pub use self::{
     forwarder::Forwarder,
     frames::{Frames, Got, whole_frames},
-    tunnel::{Tunnel, join_many},
+    tunnel::{Tunnel, bare, join_many},
 };
 use super::plan::{Direction, Plan, Way};
 

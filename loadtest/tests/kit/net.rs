@@ -80,3 +80,20 @@ impl Greeter {
         self.accepted.fetch_sub(1, Ordering::SeqCst) - 1
     }
 }
+
+/// Waits until the peer's kernel has everything: a reset throws away what our own still holds.
+pub(crate) fn wait_until_delivered(stream: &TcpStream) {
+    let port = |addr: SocketAddr| format!(":{:04X}", addr.port());
+    let ours = port(stream.local_addr().expect("it has an address"));
+    let Ok(theirs) = stream.peer_addr().map(port) else { return };
+    wait_for("everything to be delivered", super::PATIENCE, || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel says what its sockets hold");
+        let unsent = table.lines().any(|line| {
+            // Number, local address, remote address, state, queues to send and to read.
+            let words: Vec<_> = line.split_whitespace().skip(1).take(4).collect();
+            let [local, remote, _, queues] = words[..] else { return false };
+            local.ends_with(&ours) && remote.ends_with(&theirs) && !queues.starts_with("00000000:")
+        });
+        (!unsent).then_some(())
+    });
+}

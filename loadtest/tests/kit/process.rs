@@ -196,6 +196,17 @@ impl Running {
         self.child.id()
     }
 
+    /// How much CPU it has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // Behind the name, which may hold anything: state is the first, utime the 12th, stime the 13th.
+        let behind = stat.rsplit_once(')').expect("a name stands in brackets").1;
+        let ticks = behind.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        // Linux tells everybody of ticks of 10 ms (USER_HZ).
+        Duration::from_millis(ticks * 10)
+    }
+
     /// How many lines of what it said contain `words`.
     pub(crate) fn said_times(&self, words: &str) -> usize {
         let text = fs::read(&self.log).unwrap_or_default();

@@ -66,6 +66,7 @@ pub(crate) struct Site {
     wss_addr: SocketAddr,
     /// Hears what its programs say.
     pub(crate) ear: Ear,
+    raw: bool,
 }
 
 impl Site {
@@ -82,7 +83,8 @@ impl Site {
 
     fn with_addrs(ws_addr: SocketAddr, wss_addr: SocketAddr) -> Self {
         let dir = TempDir::with_prefix("narrowlink-test-").expect("a temporary directory can be made");
-        let site = Self { secret: random_secret(), dir, ws_addr, wss_addr, ear: Ear::Log };
+        let (secret, ear) = (random_secret(), Ear::Log);
+        let site = Self { secret, dir, ws_addr, wss_addr, ear, raw: false };
         site.write_certificates();
         site.write_gateway_config();
         let [agent, free, barred, expired] = site.generate_tokens(&site.secret);
@@ -298,10 +300,12 @@ limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
     protocol: {}
     token_file: {}
     ca_file: {}
+    framing: {}
 ",
             transport.tag(),
             token_file.display(),
-            ca_file.display()
+            ca_file.display(),
+            if self.raw { "raw" } else { "auto" }
         )
     }
 
@@ -386,7 +390,15 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Starts both.
     pub(crate) fn start(transport: Transport) -> Self {
-        let mut site = Site::new();
+        Self::start_at(Site::new(), transport)
+    }
+
+    /// The same, for payload without frames.
+    pub(crate) fn start_raw(transport: Transport) -> Self {
+        Self::start_at(Site { raw: true, ..Site::new() }, transport)
+    }
+
+    fn start_at(mut site: Site, transport: Transport) -> Self {
         let gateway = site.start_gateway();
         let agent = site.start_agent(transport);
         Self { agent, gateway, transport, site }

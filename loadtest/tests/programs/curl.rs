@@ -20,6 +20,8 @@ use crate::kit::{
 const DOWNLOAD_BYTES: u64 = 256 * 1024 * 1024;
 const UPLOAD_BYTES: u64 = 64 * 1024 * 1024;
 const SEED: u64 = 0xc0_1d;
+/// Uploads that are refused while they last.
+const UPLOADS: usize = 15;
 
 /// Serves `GET /<bytes>` with that many bytes of the seed, and answers `POST` with the body's SHA-256,
 /// as long as the test process lives.
@@ -134,7 +136,59 @@ fn curl_keeps_its_connection(transport: Transport) {
     check_keep_alive(forward.local);
 }
 
-over_ws_and_wss!(curl_downloads_unchanged, curl_uploads_unchanged, curl_keeps_its_connection);
+/// Has heard enough of an upload once its head is there: says so and closes.
+fn start_refuser() -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || refuse(&stream));
+        }
+    });
+    addr
+}
+
+fn refuse(stream: &TcpStream) -> io::Result<()> {
+    read_request(&mut BufReader::new(stream))?;
+    let refusal = "no more than that\n".repeat(100);
+    let head = format!("Connection: close\r\nContent-Length: {}", refusal.len());
+    write!(&mut &*stream, "HTTP/1.1 413 Content Too Large\r\n{head}\r\n\r\n{refusal}")?;
+    net::wait_until_delivered(stream);
+    Ok(())
+}
+
+/// How many of so many uploads are told why they are refused.
+fn refusals(addr: SocketAddr, uploads: usize) -> usize {
+    let dir = TempDir::with_prefix("narrowlink-curl-").expect("a temporary directory can be made");
+    data::write_file(&dir.path().join("sent"), 8 * 1024 * 1024, SEED);
+    let told = |_: &usize| {
+        let mut command = curl();
+        command.args(["--no-fail", "--header", "Expect:", "--output", "/dev/null"]);
+        command.args(["--write-out", "%{http_code} %{size_download}", "-T"]);
+        command.arg(dir.path().join("sent")).arg(format!("http://{addr}/"));
+        // Whatever it makes of the reset that comes behind.
+        let finished = run(command, b"", Duration::from_secs(60));
+        let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+        if said != "413 1800" {
+            println!("{said:?}: {}", finished.stderr);
+        }
+        said == "413 1800"
+    };
+    (0..uploads).filter(told).count()
+}
+
+fn curl_is_told_why_its_upload_is_refused(transport: Transport) {
+    for tunnel in [Tunnel::start(transport), Tunnel::start_raw(transport)] {
+        let forward = tunnel.forward(start_refuser());
+        assert_eq!(refusals(forward.local, UPLOADS), UPLOADS);
+    }
+}
+
+over_ws_and_wss!(
+    curl_downloads_unchanged,
+    curl_uploads_unchanged,
+    curl_keeps_its_connection,
+    curl_is_told_why_its_upload_is_refused,
+);
 
 /// What fails here is the machine's curl or our server, not the tunnel.
 #[test]
@@ -143,4 +197,5 @@ fn curl_itself_works_without_a_tunnel() {
     check_download(addr);
     check_upload(addr);
     check_keep_alive(addr);
+    assert_eq!(refusals(start_refuser(), UPLOADS), UPLOADS);
 }

@@ -19,3 +19,4 @@ mod rebinding;
 mod redis;
 mod seed;
 mod stdio;
+mod urgent;

@@ -70,4 +70,37 @@ fn list_shows_the_agent(transport: Transport) {
     assert!(rows.next().is_some_and(|row| row.starts_with(AGENT)), "{table}");
 }
 
+const LAST_WORDS: usize = 60_000;
+
+/// Reads eight bytes, says something, and closes with the rest unread: a reset.
+fn start_resetter() -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read_exact(&mut [0; 8]).and_then(|()| stream.peek(&mut [0; 1]).map(drop));
+            let _ = stream.write_all(&answer()[..LAST_WORDS]);
+            net::wait_until_delivered(&stream);
+        }
+    });
+    addr
+}
+
+fn what_comes_before_a_reset_is_written_and_the_end_is_no_good_one(transport: Transport) {
+    const TIMES: usize = 10;
+    let mut whole = 0;
+    for tunnel in [Tunnel::start(transport), Tunnel::start_raw(transport)] {
+        let target = start_resetter().to_string();
+        for _ in 0..TIMES {
+            let mut command = tunnel.site.client(transport, Holder::Free);
+            command.args(["connect", "-n", AGENT, &target]);
+            let finished = run(command, b"0123456789", PATIENCE);
+            assert!(!finished.status.success(), "a cut that looks like an end");
+            whole += usize::from(finished.stdout == answer()[..LAST_WORDS]);
+        }
+    }
+    assert_eq!(whole, 2 * TIMES);
+}
+
+over_ws_and_wss!(what_comes_before_a_reset_is_written_and_the_end_is_no_good_one);
+
 over_ws_and_wss!(a_pipe_into_connect_gets_the_whole_answer, list_shows_the_agent);

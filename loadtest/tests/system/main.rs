@@ -8,9 +8,11 @@ mod delay;
 mod kit;
 
 mod busy;
+mod cut_frames;
 mod early;
 mod expiry;
 mod far;
+mod heard_out;
 mod integrity;
 mod isolation;
 mod lanes;

@@ -227,6 +227,7 @@ impl Kernel {
             // No word about how it ended; or a record of another type, or one that is wrong.
             Ok(0) => Ok(None),
             Ok(bytes) => {
+                socket.has_brought(bytes);
                 self.more = true;
                 if let Err(e) = post.on_data(bytes) {
                     // What went before it does not matter any more.

@@ -69,7 +69,7 @@ impl System for Socket {
     fn taken_bytes(&self) -> io::Result<u64> {
         let info = self.tcp_info().ok_or_else(io::Error::last_os_error)?;
         // TCP_CLOSE: nothing goes anywhere any more.
-        if info.tcpi_state == 7 {
+        if info.tcpi_state == crate::socket::TCP_CLOSE {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         // What is acknowledged in between counts in neither: the sum is never too large.
@@ -77,7 +77,7 @@ impl System for Socket {
     }
 
     fn receive(&self, buf: &mut [u8]) -> io::Result<Received> {
-        receive(self.as_fd(), buf)
+        receive(self.as_fd(), buf).inspect(|received| self.has_brought(received.bytes))
     }
 
     fn send(&self, kind: ContentType, pieces: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -10,7 +10,9 @@ use narrowlink_client::config::Config as ClientConfig;
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     link::{self, PeerLink},
+    quiet::Quiet,
     tunnel::{self, Ask, Gateway, TunnelError},
+    wire::Wire,
     worker::spawn,
 };
 use narrowlink_proto::{
@@ -72,8 +74,8 @@ impl Tunnel {
         let mut ends = Ends::default();
         for n in 0..count {
             let stream = self.stream(true).await.with_context(|| format!("session {n}"))?;
-            ends.near.push(end(stream, Channel::Stream));
-            ends.far.push(end(standing.recv().await??, Channel::Lane));
+            ends.near.push(end(stream, Channel::Stream)?);
+            ends.far.push(end(standing.recv().await??, Channel::Lane)?);
         }
         Ok(ends)
     }
@@ -158,8 +160,17 @@ async fn answer(lane: Conn) -> Result<Conn> {
     Ok(lane)
 }
 
-fn end(conn: Conn, channel: Channel) -> End {
-    End { framed: conn.framing() == Framing::Framed, wire: conn.into_wire(), channel }
+fn end(conn: Conn, channel: Channel) -> Result<End> {
+    Ok(End { framed: conn.framing() == Framing::Framed, wire: bare(conn)?, channel })
+}
+
+/// The bytes below a connection on which nothing is under way.
+///
+/// # Errors
+/// The gateway has begun to say something already.
+pub fn bare(conn: Conn) -> Result<Wire> {
+    let wire = Quiet::of(Box::new(conn)).ok().and_then(Quiet::into_wire);
+    wire.context("the gateway has said something already")
 }
 
 fn framing(gateway: &Gateway) -> Framing {

@@ -16,7 +16,7 @@ use super::keep_going;
 use crate::load::{
     gauge::Gauge,
     hand::fail,
-    peer::{Forwarder, Frames, Got, Tunnel},
+    peer::{Forwarder, Frames, Got, Tunnel, bare},
 };
 
 /// Streams and lanes that stand.
@@ -30,9 +30,9 @@ pub(super) async fn warm(tunnel: Tunnel, count: usize) -> Result<Warm> {
     ensure!(tunnel.framing() == Framing::Framed, "only framed connections serve one session after the other");
     let mut warm = Warm { tunnel: Rc::new(tunnel), streams: Vec::new(), lanes: Vec::new() };
     for _ in 0..count {
-        let lane = warm.tunnel.lane().await?.into_wire();
+        let lane = bare(warm.tunnel.lane().await?)?;
         warm.lanes.push(Frames::new(lane, Channel::Lane));
-        let stream = warm.tunnel.stream(false).await?.into_wire();
+        let stream = bare(warm.tunnel.stream(false).await?)?;
         warm.streams.push(Frames::new(stream, Channel::Stream));
     }
     Ok(warm)
