@@ -20,8 +20,10 @@ use narrowlink_dataplane::{
     worker::spawn,
 };
 use narrowlink_proto::{
+    ended::RefusalCode,
     endpoint::FramingChoice,
     id::{LaneId, LinkId, LinkSecret, SessionId},
+    limits::QUIET_PING_INTERVAL,
     message::{Channel, Dial, Message, Speaker},
     upgrade::{Framing, LaneProof, Protocol},
 };
@@ -35,7 +37,7 @@ use crate::{
 /// For a lane's connection, TLS and upgrade.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lane silent for so long is pinged ..
-const PING_AFTER: Duration = Duration::from_secs(25);
+const PING_AFTER: Duration = QUIET_PING_INTERVAL;
 /// .. and is dead when nothing has come for so long after that.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,11 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_MAX: u32 = 64;
 /// Lanes that are being opened at the same time at the most.
 const OPENING_MAX: u32 = 8;
+
+/// A gateway that gives us no more lanes is asked again after this at least: only the end of a session makes room.
+const LIMITED_PAUSE: Duration = Duration::from_secs(5);
+/// The same trouble with lanes is said once in so long, whatever worked meanwhile.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The lanes of one link.
 pub(crate) struct Lanes {
@@ -67,7 +74,28 @@ pub(crate) struct Lanes {
 struct Failures {
     backoff: Backoff,
     retry_at: Option<Instant>,
-    said: Option<String>,
+    said: Option<(Instant, String)>,
+}
+
+impl Failures {
+    /// One lane was opened.
+    fn clear(&mut self) {
+        self.backoff.reset();
+        self.retry_at = None;
+    }
+
+    /// One was not; whether that is to be said.
+    fn note(&mut self, error: &TunnelError, now: Instant, random: u64) -> bool {
+        let pause = self.backoff.next(random);
+        let limited = matches!(error, TunnelError::Refused(refused) if refused.code == RefusalCode::Limited);
+        self.retry_at = Some(now + if limited { pause.max(LIMITED_PAUSE) } else { pause });
+        let reason = error.to_string();
+        if self.said.as_ref().is_some_and(|(at, said)| *said == reason && now < *at + SAY_EVERY) {
+            return false;
+        }
+        self.said = Some((now, reason));
+        true
+    }
 }
 
 impl Lanes {
@@ -151,7 +179,7 @@ impl Lanes {
             drop(opening);
             match opened {
                 Ok(conn) => {
-                    lanes.failures.take();
+                    lanes.failures.borrow_mut().clear();
                     lanes.live(conn).await;
                 }
                 Err(e) => lanes.failed(&e),
@@ -180,14 +208,10 @@ impl Lanes {
         if self.closed.get() {
             return;
         }
-        let mut failures = self.failures.borrow_mut();
         // Without randomness the full pause: no jitter, but no spinning either.
-        let pause = failures.backoff.next(getrandom::u64().unwrap_or(u64::MAX));
-        failures.retry_at = Some(Instant::now() + pause);
-        let reason = error.to_string();
-        if failures.said.as_ref() != Some(&reason) {
-            tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
-            failures.said = Some(reason);
+        let random = getrandom::u64().unwrap_or(u64::MAX);
+        if self.failures.borrow_mut().note(error, Instant::now(), random) {
+            tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {error}");
         }
     }
 
@@ -317,5 +341,32 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_proto::ended::Refused;
+
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_gives_no_more_lanes_is_asked_seldom_and_complained_of_once() {
+        let full = TunnelError::Refused(Refused::new(RefusalCode::Limited, "this token has 2 lanes already"));
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        let said: Vec<_> = (0..100)
+            .map(|n| {
+                let now = start + LIMITED_PAUSE * n;
+                let said = failures.note(&full, now, 0);
+                assert!(failures.retry_at >= Some(now + LIMITED_PAUSE));
+                // Sessions end meanwhile, and their lanes come back.
+                failures.clear();
+                said
+            })
+            .collect();
+        assert_eq!(said.iter().filter(|said| **said).count(), 100 * 5 / 60 + 1);
+        let gone = TunnelError::Refused(Refused::new(RefusalCode::Draining, "x"));
+        assert!(failures.note(&gone, start, 0) && failures.retry_at == Some(start));
     }
 }

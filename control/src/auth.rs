@@ -159,11 +159,8 @@ impl Door for Warden {
                 let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
                 if rules.standing(&principal).is_ok() {
-                    let usage = match principal.speaker {
-                        Speaker::Client => self.accounts.usage(principal.uid, &principal.token_id, said),
-                        // What an agent carries is its clients'.
-                        Speaker::Agent | Speaker::Gateway => Usage::default(),
-                    };
+                    // An agent's counts its links and lanes; what it carries is its clients'.
+                    let usage = self.accounts.usage(principal.uid, &principal.token_id, said);
                     return Ok(Arc::new(Principal { usage, ..principal }));
                 }
                 tracing::debug!(?channel, jti = principal.token_id, "a token was refused: it is revoked");

@@ -139,6 +139,7 @@ impl Clerk {
             let now = Instant::now();
             if now >= sweep_at {
                 self.registry.release_silent(now);
+                self.shared.sweep(now);
                 self.accounts.sweep(clock::seconds_since_1970());
                 sweep_at = now + SWEEP_EVERY;
             }

@@ -103,7 +103,7 @@ fn a_silent_connection_is_gone_at_its_deadline() {
 
 #[test]
 fn strangers_are_bounded_and_a_place_that_is_left_is_free_again() {
-    let (_gateway, addr) = start(Limits { strangers_max: 4, ..Limits::default() });
+    let (_gateway, addr) = start(Limits { strangers_per_source_max: 4, ..Limits::default() });
     let mut silent: Vec<_> = (0..4).map(|_| connect(addr)).collect();
     // The kernel has them; the worker takes them in this order, so the fifth is one too many.
     assert!(ended_after(connect(addr)) < Duration::from_secs(2));

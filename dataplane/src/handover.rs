@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -17,13 +17,16 @@ use narrowlink_proto::{id::LinkId, limits::Limits, upgrade::Framing};
 use crate::{
     claims::Claims,
     conn::{Conn, Role},
+    descriptors::Descriptors,
     directory::{AgentEntry, Directory},
     door::Door,
     lane::{self, Lane, Lanes},
     listen::Listening,
     serve::Service,
+    sources::Sources,
     table::{Kind, Seat, Table},
     timer::{sleep, timeout},
+    usage::Slot,
     wire::{Wire, WireParts},
     worker::spawn,
 };
@@ -65,6 +68,7 @@ pub struct LaneParts {
     wire: WireParts,
     framing: Framing,
     entry: Arc<AgentEntry>,
+    slot: Slot,
 }
 
 /// What all workers share.
@@ -75,6 +79,8 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Ids that were used.
     pub claims: Claims,
+    /// Where strangers come from.
+    pub sources: Sources,
     limits: ArcSwap<Limits>,
     mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
 }
@@ -100,7 +106,9 @@ impl Shared {
     pub fn new(door: Arc<dyn Door>, directory: Arc<Directory>, limits: Limits, workers: usize) -> Self {
         let mailboxes = (0..workers).map(|_| async_channel::bounded(MAILBOX)).collect();
         let limits = ArcSwap::from_pointee(limits);
-        Self { door, directory, claims: Claims::default(), limits, mailboxes }
+        let strangers_max = Descriptors::of_this_process().strangers_max();
+        let sources = Sources::new(strangers_max, Instant::now());
+        Self { door, directory, claims: Claims::default(), sources, limits, mailboxes }
     }
 
     /// Deadlines and bounds, as they are now.
@@ -116,6 +124,12 @@ impl Shared {
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.mailboxes.len()
+    }
+
+    /// Forgets ids and sources that count no more. To be called once a second, on no worker.
+    pub fn sweep(&self, now: Instant) {
+        self.claims.sweep(now);
+        self.sources.sweep(now);
     }
 
     /// Tells every worker; waits for room. Not to be called on a worker.
@@ -270,7 +284,7 @@ impl Local {
 impl LaneParts {
     fn disassemble(lane: Lane) -> std::io::Result<Self> {
         let framing = lane.conn.framing();
-        Ok(Self { wire: lane.conn.into_wire().into_parts()?, framing, entry: lane.entry })
+        Ok(Self { wire: lane.conn.into_wire().into_parts()?, framing, entry: lane.entry, slot: lane.slot })
     }
 
     fn assemble(self, local: &Rc<Local>) -> std::io::Result<Lane> {
@@ -278,6 +292,6 @@ impl LaneParts {
         // A gateway's frames bear no mask: no seed is needed.
         let conn = Box::new(Conn::new(wire, self.framing, Role::Gateway, 0));
         let seat = Seat::for_lane(local, &self.entry.principal);
-        Ok(Lane { conn, entry: self.entry, seat })
+        Ok(Lane { conn, entry: self.entry, seat, slot: self.slot })
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     handover::Local,
     table::Seat,
     timer::{sleep_until, timeout_at},
+    usage::Slot,
     worker::spawn,
 };
 
@@ -41,6 +42,8 @@ pub struct Lane {
     pub entry: Arc<AgentEntry>,
     /// Its place at the worker where it is.
     pub seat: Seat,
+    /// Its place among its agent's lanes.
+    pub slot: Slot,
 }
 
 /// The lanes of one worker, by the link that brought them.
@@ -277,6 +280,13 @@ pub async fn take(local: &Rc<Local>, entry: &Arc<AgentEntry>, deadline: Instant)
     match timeout_at(deadline, waiting.given.recv()).await {
         Ok(Ok(lane)) => Ok(lane),
         Ok(Err(_)) => Err(away(entry)),
+        Err(_) if entry.principal.usage.has_all_lanes(&local.shared.limits()) => Err(Refused::new(
+            RefusalCode::Limited,
+            format!(
+                "the agent {} has as many sessions as it may, and none has ended in time",
+                entry.key.name
+            ),
+        )),
         Err(_) => Err(Refused::new(
             RefusalCode::AgentTimeout,
             format!("the agent {} is connected but offered no connection in time", entry.key.name),

@@ -170,7 +170,7 @@ impl Listening {
         let (local, service) = (local.clone(), Rc::new(service));
         spawn(async move {
             let accepting = accept_all(&listener, |socket| {
-                spawn(serve::serve(local.clone(), service.clone(), socket));
+                serve::take(&local, &service, socket);
             });
             let ended = async {
                 // Nothing is ever sent: the end of the channel is the news.
@@ -179,7 +179,7 @@ impl Listening {
             future::or(future::or(local.stopped(), ended), accepting).await;
             // What the kernel has accepted for us already would be reset.
             while let Ok(socket) = accept_now(listener.socket.as_fd()) {
-                spawn(serve::serve(local.clone(), service.clone(), socket));
+                serve::take(&local, &service, socket);
             }
         });
     }
