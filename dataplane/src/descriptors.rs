@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Resource, getrlimit};
 
-/// The parts of sixteen. What is left is for listeners, rings, pipes, logs and files.
+/// For listeners, rings, logs and files: a gateway with two workers and two services has 20 of its own.
+const OWN: u64 = 48;
+/// The parts of sixteen of the others. What is left is for pipes.
 const CONNECTIONS_PART: u64 = 13;
 const LANES_PART: u64 = 8;
 const STRANGERS_PART: u64 = 2;
@@ -78,6 +80,7 @@ impl Descriptors {
 
     /// Those of a process that may open so many.
     pub fn of(allowed: u64) -> Self {
+        let allowed = allowed.saturating_sub(OWN);
         let part = |part| {
             u64::try_from(u128::from(allowed) * u128::from(part) / u128::from(PARTS)).unwrap_or(u64::MAX)
         };
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn lanes_get_half_and_a_user_never_all() {
-        let all = Descriptors::of(1_600);
+        let all = Descriptors::of(1_600 + OWN);
         assert_eq!(all.strangers_max(), 200);
         let users: [Held; 3] = Default::default();
         let lanes = take_all(&all, true, &users[0]);
@@ -148,6 +151,6 @@ mod tests {
             assert!(all.strangers_max() >= 1);
             assert_eq!(all.take(true, &user), Ok(()), "{allowed}");
         }
-        assert_eq!(Descriptors::of(u64::MAX).connections.max, u32::MAX);
+        assert_eq!(Descriptors::of(u64::MAX).connections.max, u32::MAX, "as good as none");
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     serve::{self, Service},
     socket::Socket,
     timer::sleep,
-    worker::spawn,
+    worker::{self, spawn},
 };
 
 /// Connections the kernel may hold for us before we accept them.
@@ -124,14 +124,24 @@ fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Socket> {
 
 /// Accepts for ever, handing each connection to `take`; rests when descriptors run out.
 pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
+    accept_in_turns(listener, |socket| {
+        take(socket);
+        false
+    })
+    .await;
+}
+
+/// As [`accept_all`]; when `take` says so, others have a turn before the next connection is taken.
+async fn accept_in_turns(listener: &Listener, mut take: impl FnMut(Socket) -> bool) {
     let mut said_at: Option<Instant> = None;
     let mut taken = 0;
     loop {
         match listener.accept().await {
             Ok(socket) => {
-                take(socket);
                 taken += 1;
-                if taken % BATCH == 0 {
+                if take(socket) {
+                    worker::turn().await;
+                } else if taken % BATCH == 0 {
                     // A turn of the ring (see the relay's pump), until there is one more to take.
                     let _ = listener.ready.readable(false).await;
                 }
@@ -169,9 +179,7 @@ impl Listening {
         self.ends.borrow_mut().insert(service.index, end);
         let (local, service) = (local.clone(), Rc::new(service));
         spawn(async move {
-            let accepting = accept_all(&listener, |socket| {
-                serve::take(&local, &service, socket);
-            });
+            let accepting = accept_in_turns(&listener, |socket| serve::take(&local, &service, socket));
             let ended = async {
                 // Nothing is ever sent: the end of the channel is the news.
                 let _ = ended.recv().await;

@@ -58,12 +58,19 @@ pub struct Service {
     pub tls: bool,
 }
 
-/// Takes a connection that has just arrived, or cuts it off: its source may be too loud.
-pub(crate) fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) {
-    let Ok(peer_addr) = socket.peer_addr() else { return };
+/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. Whether an older one is to
+/// leave for it before the next one is taken.
+pub(crate) fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) -> bool {
+    let Ok(peer_addr) = socket.peer_addr() else { return false };
     match Stranger::arrive(local, peer_addr) {
-        Ok(stranger) => spawn(serve(local.clone(), service.clone(), socket, stranger)),
-        Err(why) => tracing::debug!(peer = %peer_addr, "cut off: {why}"),
+        Ok((stranger, instead)) => {
+            spawn(serve(local.clone(), service.clone(), socket, stranger));
+            instead
+        }
+        Err(why) => {
+            tracing::debug!(peer = %peer_addr, "cut off: {why}");
+            false
+        }
     }
 }
 
@@ -82,18 +89,22 @@ struct Place {
 }
 
 impl Stranger {
-    fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<Self, Unheard> {
+    /// The second value says whether an older stranger was told to leave for it.
+    fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<(Self, bool), Unheard> {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
-        let of = match sources.arrive(source, &limits, now, false) {
+        let (of, instead) = match sources.arrive(source, &limits, now, false) {
             // Who has been silent for longest makes room for somebody new.
-            Err(Unheard::All) if local.table.borrow_mut().dismiss_oldest_stranger() => {
-                sources.arrive(source, &limits, now, true)?
+            Err(Unheard::All)
+                if sources.may_replace(&limits) && local.table.borrow_mut().dismiss_oldest_stranger() =>
+            {
+                (sources.arrive(source, &limits, now, true)?, true)
             }
-            other => other?,
+            other => (other?, false),
         };
         let place = Place { local: local.clone(), of };
-        Ok(Self { local: local.clone(), peer_addr, seat: Seat::for_stranger(local), place })
+        let seat = Seat::for_stranger(local);
+        Ok((Self { local: local.clone(), peer_addr, seat, place }, instead))
     }
 }
 
@@ -273,7 +284,12 @@ impl Arrived {
     }
 
     async fn refuse(&self, wire: Wire, who: Option<&Principal>, refused: Refused) -> io::Result<()> {
-        refuse(self.local(), wire, (who, self.stranger.peer_addr), refused, self.since).await
+        let answered = refuse(self.local(), wire, (who, self.stranger.peer_addr), refused, self.since);
+        let dismissed = async {
+            self.stranger.seat.dismissed().await;
+            Ok(())
+        };
+        future::or(dismissed, answered).await
     }
 
     /// It is somebody now: its source has a place more.

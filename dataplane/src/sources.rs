@@ -33,6 +33,8 @@ const FACTOR: u64 = 10;
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 /// Failed logins are rated by the minute.
 const MINUTE: Duration = Duration::from_secs(60);
+/// Strangers that are to leave for newer ones and have not yet, at the most: an eighth of all.
+const SURPLUS_PART: usize = 8;
 /// What makes room takes an eighth of a shard with it: each entry is looked at a few times, not at every arrival.
 const ROOM_PART: usize = 8;
 
@@ -144,6 +146,12 @@ impl Sources {
         #[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
         let index = self.keys.hash_one(source) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody new may come before the older stranger that is to leave for it has done so.
+    pub fn may_replace(&self, limits: &Limits) -> bool {
+        let max = limits.strangers_max.min(self.strangers_max);
+        self.strangers() <= max + max / SURPLUS_PART
     }
 
     /// A connection has come. `instead` says whether an older stranger left for it.
@@ -346,6 +354,10 @@ mod tests {
         assert_eq!(sources.arrive(last, &limits, now, false).err(), Some(Unheard::All));
         assert!(sources.arrive(last, &limits, now, true).is_ok(), "an older one has left for it");
         assert_eq!(sources.arrive(A, &limits, now, true).err(), Some(Unheard::Source));
+        let surplus = (10..99).take_while(|n| {
+            sources.may_replace(&limits) && sources.arrive(Source::V4(*n), &limits, now, true).is_ok()
+        });
+        assert_eq!(surplus.count(), 2, "older ones have to leave first");
     }
 
     #[test]

@@ -514,7 +514,7 @@ mod tests {
 
     #[test]
     fn one_users_connections_leave_some_for_others() {
-        let all = descriptors(160);
+        let all = descriptors(208);
         let user = |_| {
             let account = |whose| Arc::new(Account::new(whose, &Allowance::default()));
             Usage::new(account("this token"), account("this user"), all.clone())

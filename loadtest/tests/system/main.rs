@@ -11,6 +11,7 @@ mod busy;
 mod early;
 mod expiry;
 mod far;
+mod floods;
 mod integrity;
 mod isolation;
 mod limits;
