@@ -23,8 +23,10 @@ use narrowlink_dataplane::{
     worker::spawn,
 };
 use narrowlink_proto::{
+    ended::RefusalCode,
     endpoint::FramingChoice,
     id::{LaneId, LinkId, LinkSecret, SessionId},
+    limits::QUIET_PING_INTERVAL,
     message::{Channel, Dial, Message, Speaker},
     upgrade::{Framing, LaneProof, Protocol},
 };
@@ -38,7 +40,7 @@ use crate::{
 /// For a lane's connection, TLS and upgrade.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lane silent for so long is pinged ..
-const PING_AFTER: Duration = Duration::from_secs(25);
+const PING_AFTER: Duration = QUIET_PING_INTERVAL;
 /// .. and is dead when nothing has come for so long after that.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,11 @@ const SAY_EVERY: Duration = Duration::from_secs(1);
 const READY_MAX: u32 = 64;
 /// Lanes that are being opened at the same time at the most.
 const OPENING_MAX: u32 = 8;
+
+/// A gateway that gives us no more lanes is asked again after this at least: only the end of a session makes room.
+const LIMITED_PAUSE: Duration = Duration::from_secs(5);
+/// The same trouble with lanes is said once in so long, whatever worked meanwhile.
+const SAY_AGAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// The lanes of one link.
 pub(crate) struct Lanes {
@@ -82,15 +89,47 @@ pub(crate) struct Lanes {
 struct Failures {
     backoff: Backoff,
     retry_at: Option<Instant>,
-    /// What was said of this outage; none has been since a lane was opened.
-    said: Option<String>,
-    said_at: Option<Instant>,
+    /// What was said of this, and when: the same is said again only after a while.
+    said: Option<(Instant, String)>,
 }
 
 /// A lane and a descriptor for its next target, if there was one to be had.
 struct Opened {
     conn: Conn,
     place: Option<Place>,
+}
+
+impl Failures {
+    /// A lane was opened.
+    fn clear(&mut self) {
+        self.backoff.reset();
+        self.retry_at = None;
+    }
+
+    /// One was not; what is to be said of it.
+    fn note(&mut self, error: &TunnelError, now: Instant, random: u64) -> Option<String> {
+        let pause = self.backoff.next(random);
+        let limited = matches!(error, TunnelError::Refused(refused) if refused.code == RefusalCode::Limited);
+        let short = is_short(error);
+        self.retry_at = Some(match (limited, short) {
+            (true, _) => now + pause.max(LIMITED_PAUSE),
+            (_, true) => now + pause.min(SHORT_PAUSE_MAX),
+            _ => now + pause,
+        });
+        let reason = if short {
+            "this process is out of descriptors; sessions that end free some".to_owned()
+        } else {
+            error.to_string()
+        };
+        if let Some((at, said)) = &self.said {
+            let again = if *said == reason { SAY_AGAIN_EVERY } else { SAY_EVERY };
+            if now < *at + again {
+                return None;
+            }
+        }
+        self.said = Some((now, reason.clone()));
+        Some(reason)
+    }
 }
 
 impl Lanes {
@@ -176,7 +215,7 @@ impl Lanes {
             drop(opening);
             match opened {
                 Ok(opened) => {
-                    lanes.failures.borrow_mut().over();
+                    lanes.failures.borrow_mut().clear();
                     lanes.live(opened).await;
                 }
                 Err(e) => lanes.failed(&e),
@@ -208,12 +247,11 @@ impl Lanes {
         if self.closed.get() {
             return;
         }
-        let mut failures = self.failures.borrow_mut();
         // Without randomness the full pause: no jitter, but no spinning either.
-        let pause = failures.backoff.next(getrandom::u64().unwrap_or(u64::MAX));
-        let pause = if is_short(error) { pause.min(SHORT_PAUSE_MAX) } else { pause };
-        failures.retry_at = Some(Instant::now() + pause);
-        failures.say(self.gateway.describe(), error);
+        let random = getrandom::u64().unwrap_or(u64::MAX);
+        if let Some(reason) = self.failures.borrow_mut().note(error, Instant::now(), random) {
+            tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
+        }
     }
 
     /// A lane's life: dials, one after the other.
@@ -276,27 +314,6 @@ impl Lanes {
             }
         };
         let _ = timeout(patience, told).await;
-    }
-}
-
-impl Failures {
-    /// A lane was opened.
-    fn over(&mut self) {
-        *self = Self { said_at: self.said_at, ..Self::default() };
-    }
-
-    fn say(&mut self, gateway: &str, error: &TunnelError) {
-        let reason = if is_short(error) {
-            "this process is out of descriptors; sessions that end free some".to_owned()
-        } else {
-            error.to_string()
-        };
-        let just_now = self.said_at.is_some_and(|at| at.elapsed() < SAY_EVERY);
-        if just_now || self.said.as_ref() == Some(&reason) {
-            return;
-        }
-        tracing::warn!(gateway, "no lane could be opened: {reason}");
-        (self.said, self.said_at) = (Some(reason), Some(Instant::now()));
     }
 }
 
@@ -386,5 +403,33 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_proto::ended::Refused;
+
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_gives_no_more_lanes_is_asked_seldom_and_complained_of_once() {
+        let full = TunnelError::Refused(Refused::new(RefusalCode::Limited, "this token has 2 lanes already"));
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        let said: Vec<_> = (0..100)
+            .map(|n| {
+                let now = start + LIMITED_PAUSE * n;
+                let said = failures.note(&full, now, 0);
+                assert!(failures.retry_at >= Some(now + LIMITED_PAUSE));
+                // Sessions end meanwhile, and their lanes come back.
+                failures.clear();
+                said.is_some()
+            })
+            .collect();
+        assert_eq!(said.iter().filter(|said| **said).count(), 100 * 5 / 60 + 1);
+        let gone = TunnelError::Refused(Refused::new(RefusalCode::Draining, "x"));
+        assert!(Failures::default().note(&gone, start, 0).is_some());
+        assert!(failures.note(&gone, start + LIMITED_PAUSE * 100, 0).is_some());
     }
 }

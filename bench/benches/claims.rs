@@ -7,7 +7,7 @@ mod kit;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use narrowlink_dataplane::claims::{ClaimError, Claims, OwnId};
+use narrowlink_dataplane::claims::{ClaimError, Claims, OwnId, Use};
 use narrowlink_proto::id::Uid;
 
 /// Between two opens: in the 60 s for which an id is remembered that makes 600,000 of them.
@@ -19,7 +19,7 @@ fn id(n: u64) -> OwnId {
     let mut id = [0; 32];
     id[0] = n as u8;
     id[24..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    (Uid::nil(), id)
+    (Uid::nil(), Use::Session, id)
 }
 
 struct Opens {

@@ -148,6 +148,7 @@ async fn work(
                         conn: Box::new(conn),
                         entry: entry.clone(),
                         seat: Seat::for_lane(local, &entry.principal),
+                        slot: entry.principal.usage.lane(&Limits::default()).unwrap(),
                     }),
                 );
             }

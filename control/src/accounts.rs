@@ -13,7 +13,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use narrowlink_dataplane::usage::{Account, Usage};
+use narrowlink_dataplane::{
+    shares::Descriptors,
+    usage::{Account, Usage},
+};
 use narrowlink_proto::{id::Uid, token::Allowance, when};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +40,7 @@ pub struct Allowances {
 pub struct Accounts {
     state: Mutex<State>,
     dir: Option<PathBuf>,
+    descriptors: Arc<Descriptors>,
 }
 
 #[derive(Default)]
@@ -89,7 +93,7 @@ impl Accounts {
             }
         }
         let state = State { allowances, counted, written, ..State::default() };
-        Self { state: Mutex::new(state), dir }
+        Self { state: Mutex::new(state), dir, descriptors: Arc::new(Descriptors::of_this_process()) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -101,7 +105,7 @@ impl Accounts {
         let mut state = self.state();
         let token = state.token(uid, token_id, said);
         let user = state.user(uid);
-        Usage::new(token, user)
+        Usage::new(token, user, self.descriptors.clone())
     }
 
     /// From now on these hold, for who is here too.

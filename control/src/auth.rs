@@ -199,11 +199,8 @@ impl Door for Warden {
                 let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
                 if rules.standing(&principal, since_1970).is_ok() {
-                    let usage = match principal.speaker {
-                        Speaker::Client => self.accounts.usage(principal.uid, &principal.token_id, said),
-                        // What an agent carries is its clients'.
-                        Speaker::Agent | Speaker::Gateway => Usage::default(),
-                    };
+                    // An agent's counts its links and lanes; what it carries is its clients'.
+                    let usage = self.accounts.usage(principal.uid, &principal.token_id, said);
                     return Ok(Arc::new(Principal { usage, ..principal }));
                 }
                 format!("the token {} is revoked", principal.token_id.escape_debug())

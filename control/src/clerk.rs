@@ -144,6 +144,7 @@ impl Clerk {
             if now >= sweep_at {
                 self.registry.release_silent(now);
                 let wall = (self.clock)();
+                self.shared.sweep(now);
                 self.accounts.sweep(wall.as_secs());
                 if self.leaps.handle_tick(wall, now) {
                     tracing::info!(

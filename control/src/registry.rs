@@ -20,7 +20,7 @@ use narrowlink_dataplane::{
     door::{LinkGrant, LinkOrder, LinkRequest},
 };
 use narrowlink_proto::{
-    id::{AgentKey, LinkId, LinkSecret, Uid, instance_statement},
+    id::{AgentKey, LinkId, LinkSecret, instance_statement},
     limits::Limits,
     message::{Goodbye, GoodbyeCode, Speaker},
 };
@@ -50,7 +50,6 @@ pub struct Registry {
     agents: Agents,
     holders: HashMap<AgentKey, Holder>,
     links: HashMap<LinkId, Link>,
-    links_per_token: HashMap<(Uid, String), usize>,
     /// Agents whose link is away, by the moment they are given up.
     orphans: VecDeque<(Instant, AgentKey, LinkId)>,
     draining: bool,
@@ -67,14 +66,8 @@ struct Holder {
 }
 
 struct Link {
-    token: (Uid, String),
     agent: Option<AgentKey>,
     orders: Sender<LinkOrder>,
-}
-
-/// Whose link it is to be: ids of tokens are unique within a space.
-fn token_of(request: &LinkRequest) -> (Uid, String) {
-    (request.principal.uid, request.principal.token_id.clone())
 }
 
 impl Registry {
@@ -86,7 +79,6 @@ impl Registry {
             agents: Agents::new(),
             holders: HashMap::new(),
             links: HashMap::new(),
-            links_per_token: HashMap::new(),
             orphans: VecDeque::new(),
             draining: false,
         }
@@ -110,28 +102,13 @@ impl Registry {
         if self.draining {
             return Err(goodbye(GoodbyeCode::Draining, "this gateway shuts down; come back in a moment"));
         }
-        self.check_count(request)?;
         let agent = match request.principal.speaker {
             Speaker::Agent => Some(self.take_name(request, link, secret.clone(), acts)?),
             Speaker::Client | Speaker::Gateway => None,
         };
-        let token = token_of(request);
-        *self.links_per_token.entry(token.clone()).or_default() += 1;
         let key = agent.as_ref().map(|entry| entry.key.clone());
-        self.links.insert(link, Link { token, agent: key, orders: request.orders.clone() });
+        self.links.insert(link, Link { agent: key, orders: request.orders.clone() });
         Ok(LinkGrant { link, secret, agent })
-    }
-
-    fn check_count(&self, request: &LinkRequest) -> Result<(), Goodbye> {
-        let max = match request.principal.speaker {
-            Speaker::Agent => self.limits.agent_links_max,
-            Speaker::Client | Speaker::Gateway => self.limits.client_links_max,
-        };
-        if self.links_per_token.get(&token_of(request)).is_some_and(|count| *count >= max) {
-            let reason = format!("this token has {max} links already; close one, or use another token");
-            return Err(goodbye(GoodbyeCode::Limited, reason));
-        }
-        Ok(())
     }
 
     /// Makes `link` the holder of its agent's name, or says why not.
@@ -175,13 +152,7 @@ impl Registry {
 
     /// A link is gone. Its agent stays for a while: parked lanes still serve, and it may come back.
     pub fn release(&mut self, now: Instant, link: LinkId) {
-        let Some(Link { token, agent, .. }) = self.links.remove(&link) else { return };
-        if let Some(count) = self.links_per_token.get_mut(&token) {
-            *count -= 1;
-            if *count == 0 {
-                self.links_per_token.remove(&token);
-            }
-        }
+        let Some(Link { agent, .. }) = self.links.remove(&link) else { return };
         let Some(key) = agent else { return };
         let Some(holder) = self.holders.get(&key).filter(|holder| holder.link == link) else { return };
         holder.entry.set_link_down();

@@ -107,7 +107,7 @@ fn strangers_are_bounded_and_a_place_that_is_left_is_free_again() {
     // The silent ones are not gone by themselves before the end.
     let timeout = PATIENCE * 2;
     let limits = Limits { client_hello_timeout: timeout, head_timeout: timeout, ..Limits::default() };
-    let (_gateway, addr) = start(Limits { strangers_max: 4, ..limits });
+    let (_gateway, addr) = start(Limits { strangers_per_source_max: 4, ..limits });
     let mut silent: Vec<_> = (0..4).map(|_| connect(addr)).collect();
     // The kernel has them; the worker takes them in this order, so the fifth is one too many.
     ended_after(connect(addr));

@@ -18,7 +18,7 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    claims::{Claim, ClaimError},
+    claims::{Claim, ClaimError, Use},
     conn::Conn,
     directory::AgentEntry,
     door::{Principal, Rejected},
@@ -44,18 +44,25 @@ pub(crate) fn login(local: &Local, channel: Channel, token: &str) -> Result<Arc<
     local.shared.door.login(channel, token)
 }
 
-/// The agent whose lane this is, if its proof holds.
-pub(crate) fn lane(local: &Local, who: &Principal, proof: &LaneProof) -> Result<Arc<AgentEntry>, Refused> {
+/// The agent whose lane this is, if its proof holds, and the lane's place among that agent's.
+pub(crate) fn lane(
+    local: &Local,
+    who: &Principal,
+    proof: &LaneProof,
+) -> Result<(Arc<AgentEntry>, Slot), Refused> {
     let no = || Refused::new(RefusalCode::Unauthenticated, "this lane belongs to no link that stands");
     let key = AgentKey { uid: who.uid, name: who.name.clone() };
     let entry = local.shared.directory.find(&key).ok_or_else(no)?;
     if entry.link != proof.link || !entry.secret.permits_lane(&proof.link, &proof.lane, &proof.proof) {
         return Err(no());
     }
-    let claim =
-        local.shared.claims.claim((who.uid, *proof.lane.as_bytes()), &who.token_id, StdInstant::now());
-    let answered = claim.map_err(|_| no())?.answer();
-    answered.then_some(entry).ok_or_else(no)
+    let slot = who.usage.lane(&local.shared.limits())?;
+    let id = (who.uid, Use::Lane, *proof.lane.as_bytes());
+    let claim = local.shared.claims.claim(id, &who.token_id, StdInstant::now()).map_err(|e| match e {
+        ClaimError::Used => no(),
+        ClaimError::Full => Refused::new(RefusalCode::Limited, "too many lanes were opened just now"),
+    })?;
+    if claim.answer() { Ok((entry, slot)) } else { Err(no()) }
 }
 
 /// An agent that has been asked to dial; dropped, it never answers.
@@ -116,8 +123,8 @@ pub(crate) async fn dial<'a>(
         who.usage.dial()?;
         let dial = local.shared.door.permit(who, open, peer_addr)?;
         let slot = who.usage.session()?;
-        let claim =
-            local.shared.claims.claim((who.uid, *session.as_bytes()), &who.token_id, StdInstant::now());
+        let id = (who.uid, Use::Session, *session.as_bytes());
+        let claim = local.shared.claims.claim(id, &who.token_id, StdInstant::now());
         let claim = claim.map_err(|e| match e {
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),

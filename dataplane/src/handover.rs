@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -22,8 +22,11 @@ use crate::{
     listen::Listening,
     quiet::{Quiet, QuietParts},
     serve::Service,
+    shares::Descriptors,
+    sources::Sources,
     table::{Kind, Seat, Table},
     timer::{sleep, timeout},
+    usage::Slot,
     worker::spawn,
 };
 
@@ -65,6 +68,7 @@ pub enum Note {
 pub struct LaneParts {
     conn: QuietParts,
     entry: Arc<AgentEntry>,
+    slot: Slot,
 }
 
 /// What all workers share.
@@ -75,6 +79,8 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Ids that were used.
     pub claims: Claims,
+    /// Where strangers come from.
+    pub sources: Sources,
     limits: ArcSwap<Limits>,
     mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
 }
@@ -100,7 +106,9 @@ impl Shared {
     pub fn new(door: Arc<dyn Door>, directory: Arc<Directory>, limits: Limits, workers: usize) -> Self {
         let mailboxes = (0..workers).map(|_| async_channel::bounded(MAILBOX)).collect();
         let limits = ArcSwap::from_pointee(limits);
-        Self { door, directory, claims: Claims::default(), limits, mailboxes }
+        let strangers_max = Descriptors::of_this_process().strangers_max();
+        let sources = Sources::new(strangers_max, Instant::now());
+        Self { door, directory, claims: Claims::default(), sources, limits, mailboxes }
     }
 
     /// Deadlines and bounds, as they are now.
@@ -116,6 +124,12 @@ impl Shared {
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.mailboxes.len()
+    }
+
+    /// Forgets ids and sources that count no more. To be called once a second, on no worker.
+    pub fn sweep(&self, now: Instant) {
+        self.claims.sweep(now);
+        self.sources.sweep(now);
     }
 
     /// Tells every worker; waits for room. Not to be called on a worker.
@@ -285,12 +299,12 @@ impl Local {
 
 impl LaneParts {
     fn disassemble(lane: IdleLane) -> std::io::Result<Self> {
-        Ok(Self { conn: lane.conn.into_parts()?, entry: lane.entry })
+        Ok(Self { conn: lane.conn.into_parts()?, entry: lane.entry, slot: lane.slot })
     }
 
     fn assemble(self, local: &Rc<Local>) -> std::io::Result<IdleLane> {
         let conn = Quiet::from_parts(self.conn)?;
         let seat = Seat::for_lane(local, &self.entry.principal);
-        Ok(IdleLane { conn, entry: self.entry, seat })
+        Ok(IdleLane { conn, entry: self.entry, seat, slot: self.slot })
     }
 }

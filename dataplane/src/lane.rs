@@ -32,6 +32,7 @@ use crate::{
     quiet::Quiet,
     table::Seat,
     timer::{sleep_until, timeout_at},
+    usage::Slot,
     worker::spawn,
 };
 
@@ -48,6 +49,8 @@ pub struct Lane {
     pub entry: Arc<AgentEntry>,
     /// Its place at the worker where it is.
     pub seat: Seat,
+    /// Its place among its agent's lanes.
+    pub slot: Slot,
 }
 
 /// A lane on which nothing is under way: it can be parked, and go to another worker.
@@ -58,6 +61,8 @@ pub struct IdleLane {
     pub entry: Arc<AgentEntry>,
     /// Its place at the worker where it is.
     pub seat: Seat,
+    /// Its place among its agent's lanes.
+    pub slot: Slot,
 }
 
 impl Lane {
@@ -66,10 +71,10 @@ impl Lane {
     /// # Errors
     /// As [`Quiet::of`].
     pub fn idle(self) -> Result<IdleLane, Self> {
-        let Self { conn, entry, seat } = self;
+        let Self { conn, entry, seat, slot } = self;
         match Quiet::of(conn) {
-            Ok(conn) => Ok(IdleLane { conn, entry, seat }),
-            Err(conn) => Err(Self { conn, entry, seat }),
+            Ok(conn) => Ok(IdleLane { conn, entry, seat, slot }),
+            Err(conn) => Err(Self { conn, entry, seat, slot }),
         }
     }
 }
@@ -77,7 +82,7 @@ impl Lane {
 impl IdleLane {
     /// The lane, for a session.
     pub fn wake(self) -> Lane {
-        Lane { conn: self.conn.wake(), entry: self.entry, seat: self.seat }
+        Lane { conn: self.conn.wake(), entry: self.entry, seat: self.seat, slot: self.slot }
     }
 }
 
@@ -343,6 +348,13 @@ async fn take_idle(
     match timeout_at(deadline, waiting.given.recv()).await {
         Ok(Ok(lane)) => Ok(lane),
         Ok(Err(_)) => Err(away(entry)),
+        Err(_) if entry.principal.usage.has_all_lanes(&local.shared.limits()) => Err(Refused::new(
+            RefusalCode::Limited,
+            format!(
+                "the agent {} has as many sessions as it may, and none has ended in time",
+                entry.key.name
+            ),
+        )),
         Err(_) => Err(Refused::new(
             RefusalCode::AgentTimeout,
             format!("the agent {} is connected but offered no connection in time", entry.key.name),

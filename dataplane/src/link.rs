@@ -41,6 +41,7 @@ use crate::{
     table::Seat,
     timer::{sleep_until, timeout},
     tunnel::{self, Ask, Gateway, TunnelError},
+    usage::Slot,
     wire::Wire,
 };
 
@@ -361,10 +362,11 @@ pub(crate) fn serve(
     wire: Wire,
     principal: Arc<Principal>,
     peer_addr: SocketAddr,
-    seat: Seat,
+    (seat, slot): (Seat, Slot),
 ) -> impl Future<Output = ()> {
     let mut socket = Box::new(LinkSocket::new(wire, Role::Server, principal.speaker, &local.shared.limits()));
     async move {
+        let _slot = slot;
         let (orders, taken) = async_channel::bounded(ORDERS_MAX);
         // Boxed, so that a link that stands holds nothing of it.
         let set_up = Box::pin(introduce(&local, &mut socket, &principal, peer_addr, orders));

@@ -27,7 +27,7 @@ use crate::{
     serve::{self, Service},
     socket::Socket,
     timer::sleep,
-    worker::spawn,
+    worker::{self, spawn},
 };
 
 /// Connections the kernel may hold for us before we accept them.
@@ -202,18 +202,32 @@ pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
 /// As [`accept_all`], as long as `room` gives each connection what it needs besides its own descriptor.
 pub async fn accept_all_with<R>(
     listener: &Listener,
-    mut room: impl FnMut() -> io::Result<R>,
+    room: impl FnMut() -> io::Result<R>,
     mut take: impl FnMut(Socket, R),
+) {
+    let take = |socket, room| {
+        take(socket, room);
+        false
+    };
+    accept_in_turns(listener, room, take).await;
+}
+
+/// As [`accept_all_with`]; when `take` says so, others have a turn before the next connection is taken.
+async fn accept_in_turns<R>(
+    listener: &Listener,
+    mut room: impl FnMut() -> io::Result<R>,
+    mut take: impl FnMut(Socket, R) -> bool,
 ) {
     let (mut taken, mut rest) = (0, REST_MIN);
     loop {
         match listener.accept_if(&mut room).await {
             Ok((socket, room)) => {
-                take(socket, room);
                 rest = REST_MIN;
                 taken += 1;
-                if taken % BATCH == 0 {
-                    // A turn of the ring (see the relay's pump), until there is one more to take.
+                if take(socket, room) {
+                    worker::turn().await;
+                } else if taken % BATCH == 0 {
+                    // A turn of the ring (see `budget`), until there is one more to take.
                     let _ = listener.ready.readable(false).await;
                 }
             }
@@ -267,9 +281,8 @@ impl Listening {
         self.ends.borrow_mut().insert(service.index, end);
         let (local, service) = (local.clone(), Rc::new(service));
         spawn(async move {
-            let accepting = accept_all(&listener, |socket| {
-                spawn(serve::serve(local.clone(), service.clone(), socket));
-            });
+            let accepting =
+                accept_in_turns(&listener, || Ok(()), |socket, ()| serve::take(&local, &service, socket));
             let ended = async {
                 // Nothing is ever sent: the end of the channel is the news.
                 let _ = ended.recv().await;
@@ -277,7 +290,7 @@ impl Listening {
             future::or(future::or(local.stopped(), ended), accepting).await;
             // What the kernel has accepted for us already would be reset.
             while let Ok(socket) = accept_now(listener.socket.as_fd()) {
-                spawn(serve::serve(local.clone(), service.clone(), socket));
+                serve::take(&local, &service, socket);
             }
         });
     }

@@ -1,18 +1,26 @@
 //! Role: one arriving connection at the gateway, from its first byte to its role: sniff, TLS, head,
 //! admit.
-//! Invariants: every step has a deadline · nothing is said to a stranger that an ordinary web
+//! Invariants: every step has a deadline · a stranger has a place, bounded and rated by where it comes from, until it
+//! is somebody or gone · nothing is said to a stranger that an ordinary web
 //! server would not say · a role is a task of its own: nothing of the arrival outlives it.
 //! See: ARCHITECTURE.md "Life of a byte".
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
 
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
+    id::ChannelBinding,
     message::{Channel, Open},
     sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
-    upgrade::{self, Framing, Head, Opened, Request, Sight},
+    upgrade::{self, Framing, Head, Opened, Protocol, Request, Sight},
 };
 
 use crate::{
@@ -24,6 +32,7 @@ use crate::{
     lane::{self, Lane},
     link,
     socket::Socket,
+    sources::{self, Source, Unheard},
     stream::{self, Session, Visit},
     table::{Kind, Seat},
     timer::{sleep_until, timeout},
@@ -53,24 +62,113 @@ pub struct Service {
     pub tls: bool,
 }
 
+/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. Whether an older one is to
+/// leave for it before the next one is taken.
+pub(crate) fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) -> bool {
+    let Ok(peer_addr) = socket.peer_addr() else { return false };
+    match Stranger::arrive(local, peer_addr) {
+        Ok((stranger, instead)) => {
+            spawn(serve(local.clone(), service.clone(), socket, stranger));
+            instead
+        }
+        Err(why) => {
+            tracing::debug!(peer = %peer_addr, "cut off: {why}");
+            false
+        }
+    }
+}
+
+/// A connection that has shown no token yet.
+struct Stranger {
+    local: Rc<Local>,
+    peer_addr: SocketAddr,
+    seat: Seat,
+    place: Place,
+}
+
+/// A stranger's place among those of its source, until dropped.
+struct Place {
+    local: Rc<Local>,
+    of: sources::Place,
+}
+
+impl Stranger {
+    /// The second value says whether an older stranger was told to leave for it.
+    fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<(Self, bool), Unheard> {
+        let (sources, limits) = (&local.shared.sources, local.shared.limits());
+        let (source, now) = (Source::from(peer_addr), StdInstant::now());
+        let (of, instead) = match sources.arrive(source, &limits, now, false) {
+            // Who has been silent for longest makes room for somebody new.
+            Err(Unheard::All)
+                if sources.may_replace(&limits) && local.table.borrow_mut().dismiss_oldest_stranger() =>
+            {
+                (sources.arrive(source, &limits, now, true)?, true)
+            }
+            other => (other?, false),
+        };
+        let place = Place { local: local.clone(), of };
+        let seat = Seat::for_stranger(local);
+        Ok((Self { local: local.clone(), peer_addr, seat, place }, instead))
+    }
+}
+
+impl Place {
+    /// Its token holds, and it has not come too often.
+    fn verified(&mut self) {
+        self.local.shared.sources.verified(&mut self.of, StdInstant::now());
+    }
+
+    /// Its token does not.
+    fn failed(&self, peer_addr: SocketAddr) {
+        let (sources, limits) = (&self.local.shared.sources, self.local.shared.limits());
+        // Said once; each further penalty is longer.
+        if sources.failed(&self.of, &limits, StdInstant::now()) == Some(limits.login_penalty_min) {
+            tracing::warn!(
+                peer = %peer_addr,
+                "more than {} failed logins in a minute: from there fewer connections are heard for a while",
+                limits.failed_logins_per_min
+            );
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.local.shared.sources.leave(&self.of, StdInstant::now());
+    }
+}
+
 /// Sees one connection to its role, or to its end.
-pub async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket) {
-    let Ok(peer_addr) = socket.peer_addr() else { return };
-    let Some(seat) = Seat::for_stranger(&local) else {
-        return tracing::debug!(peer = %peer_addr, "too many connections that nobody knows: this one is cut off");
+async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket, stranger: Stranger) {
+    let peer_addr = stranger.peer_addr;
+    let dismissed = async {
+        stranger.seat.dismissed().await;
+        Err(io::Error::other("its place was needed for another"))
     };
-    if let Err(e) = arrive(&local, &service, socket, peer_addr, seat).await {
+    let served = match future::or(dismissed, hear(&local, &service, socket)).await {
+        Ok(Some(Asking { wire, request, tls })) => {
+            let seen = Sight { tls, peer_addr: Some(peer_addr) };
+            let arrived = Arrived { stranger, since: Instant::now(), seen };
+            Box::pin(enter(arrived, wire, request)).await
+        }
+        Ok(None) => Ok(()),
+        Err(e) => Err(e),
+    };
+    if let Err(e) = served {
         tracing::debug!(peer = %peer_addr, "connection ended: {e}");
     }
 }
 
-async fn arrive(
-    local: &Rc<Local>,
-    service: &Service,
-    socket: Socket,
-    peer_addr: SocketAddr,
-    seat: Seat,
-) -> io::Result<()> {
+/// A connection that asks for a tunnel.
+struct Asking {
+    wire: Wire,
+    request: Box<Request>,
+    /// What its TLS has in common with its other end alone.
+    tls: Option<ChannelBinding>,
+}
+
+/// What an arriving connection asks for; everything but a tunnel has its answer already.
+async fn hear(local: &Rc<Local>, service: &Service, socket: Socket) -> io::Result<Option<Asking>> {
     let limits = Arc::clone(&local.shared.limits());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
@@ -100,20 +198,15 @@ async fn arrive(
         // say to its user then.
         _ => {
             let wire = Wire::from(socket);
-            return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await;
+            return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
         }
     };
     let head =
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
-        Ok(Some(request)) => {
-            let seen = Sight { tls, peer_addr: Some(peer_addr) };
-            let arrived = Arrived { local: local.clone(), peer_addr, seat, since: Instant::now(), seen };
-            Box::pin(enter(arrived, wire, request)).await
-        }
-        Ok(None) => Ok(()),
+        Ok(request) => Ok(request.map(|request| Asking { wire, request, tls })),
         Err(Unusable::Broken(e)) => Err(e),
-        Err(Unusable::Answer(answer)) => answer_and_close(wire, &answer).await,
+        Err(Unusable::Answer(answer)) => answer_and_close(wire, &answer).await.map(|()| None),
     }
 }
 
@@ -187,9 +280,7 @@ async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
 
 /// A connection that has said what it wants.
 struct Arrived {
-    local: Rc<Local>,
-    peer_addr: SocketAddr,
-    seat: Seat,
+    stranger: Stranger,
     /// When all of its request was there.
     since: Instant,
     /// What this end sees of the connection.
@@ -197,28 +288,62 @@ struct Arrived {
 }
 
 impl Arrived {
+    fn local(&self) -> &Rc<Local> {
+        &self.stranger.local
+    }
+
     async fn refuse(&self, wire: Wire, who: Option<&Principal>, refused: Refused) -> io::Result<()> {
         self.reject(wire, who, refused.into()).await
     }
 
     async fn reject(&self, wire: Wire, who: Option<&Principal>, rejected: Rejected) -> io::Result<()> {
-        let Rejected { refused, cause } = &rejected;
-        let cause = cause.as_deref();
-        tracing::info!(
-            peer = %self.peer_addr, code = ?refused.code, "refused: {}", cause.unwrap_or(&refused.reason)
-        );
-        let session = refused.session;
-        let event = Event::Refused { who, peer_addr: self.peer_addr, session, refused, cause };
-        self.local.shared.door.note(&event);
-        if refused.code == RefusalCode::Unauthenticated {
-            sleep_until(self.since + LOGIN_REFUSED_AFTER).await;
-        }
-        answer_and_close(wire, &upgrade::encode_refusal(refused)).await
+        let answered = reject(self.local(), wire, (who, self.stranger.peer_addr), rejected, self.since);
+        let dismissed = async {
+            self.stranger.seat.dismissed().await;
+            Ok(())
+        };
+        future::or(dismissed, answered).await
     }
 
-    fn visit(self, who: Arc<Principal>, slot: Slot) -> Visit {
-        let Self { local, peer_addr, seat, .. } = self;
-        Visit { local, who, peer_addr, seat, _slot: slot }
+    /// It is somebody now: its source has a place more.
+    fn becomes(mut self, kind: Kind) -> (Rc<Local>, SocketAddr, Seat) {
+        self.stranger.place.verified();
+        let Stranger { local, peer_addr, seat, .. } = self.stranger;
+        seat.becomes(kind);
+        (local, peer_addr, seat)
+    }
+}
+
+/// Answers a request, which came at `since`, with a refusal; its cause is the operator's alone.
+async fn reject(
+    local: &Local,
+    wire: Wire,
+    (who, peer_addr): (Option<&Principal>, SocketAddr),
+    rejected: Rejected,
+    since: Instant,
+) -> io::Result<()> {
+    let Rejected { refused, cause } = &rejected;
+    let cause = cause.as_deref();
+    tracing::info!(peer = %peer_addr, code = ?refused.code, "refused: {}", cause.unwrap_or(&refused.reason));
+    let event = Event::Refused { who, peer_addr, session: refused.session, refused, cause };
+    local.shared.door.note(&event);
+    if refused.code == RefusalCode::Unauthenticated {
+        sleep_until(since + LOGIN_REFUSED_AFTER).await;
+    }
+    answer_and_close(wire, &upgrade::encode_refusal(refused)).await
+}
+
+/// What accepts a request.
+struct Accept {
+    key: [u8; 16],
+    protocol: Protocol,
+    /// Said where the peer compares it.
+    seen: Option<Sight>,
+}
+
+impl Accept {
+    fn encode(&self, opened: Option<&Opened>) -> Vec<u8> {
+        upgrade::encode_accept(&self.key, self.protocol, opened, self.seen.as_ref())
     }
 }
 
@@ -229,15 +354,20 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         let refused = Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here");
         return arrived.refuse(wire, None, refused).await;
     }
-    let who = match admit::login(&arrived.local, protocol.channel, &token) {
+    let who = match admit::login(arrived.local(), protocol.channel, &token) {
         Ok(who) => who,
-        Err(rejected) => return arrived.reject(wire, None, rejected).await,
+        Err(rejected) => {
+            if rejected.refused.code == RefusalCode::Unauthenticated {
+                arrived.stranger.place.failed(arrived.stranger.peer_addr);
+            }
+            return arrived.reject(wire, None, rejected).await;
+        }
     };
     drop(token);
     if protocol.channel != Channel::Lane {
-        let event = Event::LoggedIn { who: &who, peer_addr: arrived.peer_addr };
-        arrived.local.shared.door.note(&event);
-        arrived.seat.belongs_to(&who);
+        let event = Event::LoggedIn { who: &who, peer_addr: arrived.stranger.peer_addr };
+        arrived.local().shared.door.note(&event);
+        arrived.stranger.seat.belongs_to(&who);
     }
     let raw = protocol.framing == Framing::Raw;
     if raw && let Err(between) = way.is_direct(&arrived.seen) {
@@ -245,55 +375,44 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         return arrived.refuse(wire, Some(&who), refused).await;
     }
     let seen = raw.then_some(arrived.seen.clone());
-    let accept = |opened| upgrade::encode_accept(&key, protocol, opened, seen.as_ref());
+    let accept = Accept { key, protocol, seen };
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
         (Channel::Link, None, None) if protocol.framing == Framing::Framed => {
-            arrived.seat.becomes(Kind::Link);
-            wire.write_all(&accept(None)).await?;
-            let Arrived { local, peer_addr, seat, .. } = arrived;
-            spawn(link::serve(local, wire, who, peer_addr, seat));
+            let slot = match who.usage.link(who.speaker, &arrived.local().shared.limits()) {
+                Ok(slot) => slot,
+                Err(refused) => return arrived.refuse(wire, Some(&who), refused).await,
+            };
+            let (local, peer_addr, seat) = arrived.becomes(Kind::Link);
+            wire.write_all(&accept.encode(None)).await?;
+            spawn(link::serve(local, wire, who, peer_addr, (seat, slot)));
             Ok(())
         }
-        (Channel::Lane, Some(proof), None) => match admit::lane(&arrived.local, &who, &proof) {
-            Ok(entry) => {
-                arrived.seat.becomes(Kind::Lane);
+        (Channel::Lane, Some(proof), None) => match admit::lane(arrived.local(), &who, &proof) {
+            Ok((entry, slot)) => {
+                let (local, _, seat) = arrived.becomes(Kind::Lane);
                 // All lanes of an agent share one: this login's is given back.
-                arrived.seat.belongs_to(&entry.principal);
-                wire.write_all(&accept(None)).await?;
-                let lane = Lane { conn: conn(wire), entry, seat: arrived.seat };
-                if let Ok(idle) = lane.idle() {
-                    lane::place(&arrived.local, idle);
+                seat.belongs_to(&entry.principal);
+                wire.write_all(&accept.encode(None)).await?;
+                if let Ok(idle) = (Lane { conn: conn(wire), entry, seat, slot }).idle() {
+                    lane::place(&local, idle);
                 }
                 Ok(())
             }
             Err(refused) => arrived.refuse(wire, Some(&who), refused).await,
         },
-        (Channel::Stream, None, None) => {
+        (Channel::Stream, None, open) => {
             let slot = match who.usage.stream() {
                 Ok(slot) => slot,
-                Err(refused) => return arrived.refuse(wire, Some(&who), refused).await,
-            };
-            arrived.seat.becomes(Kind::Stream);
-            wire.write_all(&accept(None)).await?;
-            spawn(stream::serve(arrived.visit(who, slot), conn(wire), None));
-            Ok(())
-        }
-        (Channel::Stream, None, Some(open)) => {
-            arrived.seat.becomes(Kind::Stream);
-            let slot = match who.usage.stream() {
-                Ok(slot) => slot,
-                Err(refused) => return arrived.refuse(wire, Some(&who), refused.of(open.session)).await,
-            };
-            match dialled(&arrived, &wire, &who, &open).await? {
-                Ok(((lane, its_slot), opened)) => {
-                    wire.write_all(&accept(Some(&opened))).await?;
-                    let session = Box::new(Session { lane, asked: Asked::from(open), slot: its_slot });
-                    spawn(stream::serve(arrived.visit(who, slot), conn(wire), Some(session)));
-                    Ok(())
+                Err(refused) => {
+                    let refused = match &open {
+                        Some(open) => refused.of(open.session),
+                        None => refused,
+                    };
+                    return arrived.refuse(wire, Some(&who), refused).await;
                 }
-                Err(refused) => arrived.refuse(wire, Some(&who), refused).await,
-            }
+            };
+            enter_stream(arrived, wire, (who, slot), open, accept).await
         }
         _ => {
             let refused = Refused::new(RefusalCode::Protocol, "this role takes other headers");
@@ -302,19 +421,49 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
     }
 }
 
+/// A client's stream, and the session that its request may ask for.
+async fn enter_stream(
+    arrived: Arrived,
+    wire: Wire,
+    (who, slot): (Arc<Principal>, Slot),
+    open: Option<Open>,
+    accept: Accept,
+) -> io::Result<()> {
+    let since = arrived.since;
+    let (local, peer_addr, seat) = arrived.becomes(Kind::Stream);
+    let session = match open {
+        None => {
+            wire.write_all(&accept.encode(None)).await?;
+            None
+        }
+        Some(open) => match dialled(&local, &wire, (&who, peer_addr), &open).await? {
+            Ok(((lane, its_slot), opened)) => {
+                wire.write_all(&accept.encode(Some(&opened))).await?;
+                Some(Box::new(Session { lane, asked: Asked::from(open), slot: its_slot }))
+            }
+            Err(refused) => {
+                return reject(&local, wire, (Some(&who), peer_addr), refused.into(), since).await;
+            }
+        },
+    };
+    let conn = Box::new(Conn::new(wire, accept.protocol.framing, Role::Gateway, 0));
+    spawn(stream::serve(Visit { local, who, peer_addr, seat, _slot: slot }, conn, session));
+    Ok(())
+}
+
 /// Has the session dialled that a request asks for. A client that leaves, or speaks before it is
 /// answered, ends its request.
 async fn dialled(
-    arrived: &Arrived,
+    local: &Rc<Local>,
     wire: &Wire,
-    who: &Principal,
+    (who, peer_addr): (&Principal, SocketAddr),
     open: &Open,
 ) -> io::Result<Result<((Lane, Slot), Opened), Refused>> {
     let early = async {
         let n = wire.read(&mut [0; 1]).await?;
         Err(io::Error::other(if n == 0 { "the client left" } else { "bytes before the 101" }))
     };
-    let opened = async { Ok(admit::open(&arrived.local, who, open, arrived.peer_addr).await) };
+    let opened = async { Ok(admit::open(local, who, open, peer_addr).await) };
     future::or(early, opened).await
 }
 
@@ -328,7 +477,8 @@ mod tests {
 
     #[test]
     fn an_arrival_holds_little_while_it_waits() {
-        let bytes = future_bytes(|(local, service, socket)| serve(local, service, socket));
+        let bytes =
+            future_bytes(|(local, service, socket, stranger)| serve(local, service, socket, stranger));
         assert!(bytes <= 2048, "{bytes}");
     }
 }

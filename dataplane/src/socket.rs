@@ -274,12 +274,13 @@ impl Socket {
         let _ = SockRef::from(&self.fd()).set_linger(None);
     }
 
-    /// The peer's address.
+    /// The peer's address, in its plain form: a socket of IPv6 that takes IPv4 as well hears of
+    /// `::ffff:192.0.2.1`, which is 192.0.2.1 to everything that limits, lists, writes down or shows it.
     ///
     /// # Errors
     /// The peer is gone already, or this is no TCP socket.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
+        self.stream.peer_addr().map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()))
     }
 
     /// Our address.
@@ -394,6 +395,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (near, listener.accept().unwrap().0.into())
+    }
+
+    #[test]
+    fn a_mapped_address_is_a_plain_one() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let near = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let ours: OwnedFd = listener.accept().unwrap().0.into();
+        let seen = run_alone(false, |_| async { Socket::adopt(ours).unwrap().peer_addr().unwrap() }).unwrap();
+        assert_eq!(seen, near.local_addr().unwrap());
     }
 
     #[test]

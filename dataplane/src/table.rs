@@ -1,9 +1,11 @@
 //! Role: the connections of one worker: what each of them is and whose, so that they can be counted, bounded
 //! and dismissed.
 //! Invariants: a key names one connection for ever: a slot that serves again has another generation ·
-//! an entry lives exactly as long as its [`Seat`] · strangers are bounded, whatever arrives.
+//! an entry lives exactly as long as its [`Seat`].
+//! See: `sources`, which bounds strangers.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -57,6 +59,8 @@ pub struct Table {
     entries: Slab<Entry>,
     counts: [usize; KINDS],
     generations: u32,
+    /// In the order of their arrival; some may be something else by now.
+    strangers: VecDeque<Key>,
 }
 
 impl Table {
@@ -66,7 +70,37 @@ impl Table {
         let generation = self.generations;
         self.counts[kind as usize] += 1;
         let entry = Entry { generation, kind, who: None, dismissed: None, waker: None };
-        Key { slot: self.entries.insert(entry), generation }
+        let key = Key { slot: self.entries.insert(entry), generation };
+        if kind == Kind::Stranger {
+            self.remember_stranger(key);
+        }
+        key
+    }
+
+    fn remember_stranger(&mut self, key: Key) {
+        // Those that are none any more are dropped before they are the most.
+        if self.strangers.len() > 2 * self.counts[Kind::Stranger as usize] {
+            let entries = &self.entries;
+            self.strangers.retain(|key| is_stranger(entries, *key));
+        }
+        self.strangers.push_back(key);
+    }
+
+    /// Dismisses the stranger that has been one for longest; false if there is none.
+    pub(crate) fn dismiss_oldest_stranger(&mut self) -> bool {
+        while let Some(key) = self.strangers.pop_front() {
+            if !is_stranger(&self.entries, key) {
+                continue;
+            }
+            let Some(entry) = self.entry(key) else { continue };
+            // Nobody tells a stranger why.
+            entry.dismissed = Some(Why::Reset);
+            if let Some(waker) = entry.waker.take() {
+                waker.wake();
+            }
+            return true;
+        }
+        false
     }
 
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
@@ -104,6 +138,11 @@ impl Table {
     }
 }
 
+fn is_stranger(entries: &Slab<Entry>, key: Key) -> bool {
+    let entry = entries.get(key.slot).filter(|entry| entry.generation == key.generation);
+    entry.is_some_and(|entry| entry.kind == Kind::Stranger)
+}
+
 /// A connection's place in its worker's table, until dropped.
 pub struct Seat {
     local: Rc<Local>,
@@ -111,15 +150,10 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Seats a connection that has just arrived; `None` when there are too many strangers already.
-    pub(crate) fn for_stranger(local: &Rc<Local>) -> Option<Self> {
-        // The limit is for the whole gateway; the kernel spreads connections evenly over the workers.
-        let max = local.shared.limits().strangers_max.div_ceil(local.shared.workers());
-        let mut table = local.table.borrow_mut();
-        (table.count(Kind::Stranger) < max).then(|| {
-            let key = table.insert(Kind::Stranger);
-            Self { local: local.clone(), key }
-        })
+    /// Seats a connection that has just arrived.
+    pub(crate) fn for_stranger(local: &Rc<Local>) -> Self {
+        let key = local.table.borrow_mut().insert(Kind::Stranger);
+        Self { local: local.clone(), key }
     }
 
     /// Seats a lane that came from another worker. What was decided about its agent while it was on its way
@@ -191,6 +225,28 @@ mod tests {
         table.judge(|who| if who.name == "a" { Err(Why::Expired) } else { Ok(()) });
         let dismissed = keys.map(|key| table.entry(key).unwrap().dismissed);
         assert_eq!(dismissed, [None, Some(Why::Revoked), None, Some(Why::Revoked)]);
+    }
+
+    #[test]
+    fn the_oldest_stranger_goes_first_and_nobody_else() {
+        let mut table = Table::default();
+        let keys: Vec<_> = (0..4).map(|_| table.insert(Kind::Stranger)).collect();
+        table.change(keys[0], Kind::Session);
+        table.remove(keys[1]);
+        assert!(table.dismiss_oldest_stranger());
+        let mut dismissed = |key| table.entry(key).is_some_and(|entry| entry.dismissed.is_some());
+        assert_eq!([0, 2, 3].map(|n| dismissed(keys[n])), [false, true, false]);
+        assert!(table.dismiss_oldest_stranger() && !table.dismiss_oldest_stranger());
+    }
+
+    #[test]
+    fn what_strangers_have_become_is_not_remembered_for_ever() {
+        let mut table = Table::default();
+        for _ in 0..10_000 {
+            let key = table.insert(Kind::Stranger);
+            table.change(key, Kind::Stream);
+        }
+        assert!(table.strangers.len() < 10, "{}", table.strangers.len());
     }
 
     #[test]

@@ -13,15 +13,21 @@ use std::{
 
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
+    limits::Limits,
+    message::Speaker,
     token::Allowance,
 };
 
-/// Dials of so much time may come at once.
+use crate::shares::{Descriptors, Held, Short};
+
+/// Dials, logins and lanes of so much time may come at once.
 const DIALS_BURST: Duration = Duration::from_secs(10);
 /// Bytes of so much time may.
 const BYTES_BURST: Duration = Duration::from_millis(100);
 /// A metered read is allowed this much at least, however slow the rate is.
 const ROOM_MIN: usize = 16 * 1024;
+/// A login is for a session, or for a stream that is kept ready for one.
+const LOGINS_PER_DIAL: u64 = 2;
 /// A limit that isn't there.
 const NONE: u64 = 0;
 
@@ -32,7 +38,13 @@ pub struct Account {
     whose: &'static str,
     sessions: Slots,
     streams: Slots,
+    links: Slots,
+    lanes: Slots,
+    /// Of all these, what needs a descriptor; the user's counts.
+    held: Held,
     dials: Bucket,
+    logins: Bucket,
+    new_lanes: Bucket,
     bytes: Bucket,
     /// Payload of this month.
     month_bytes: AtomicU64,
@@ -48,9 +60,15 @@ struct Slots {
 
 impl Slots {
     fn take(&self) -> Result<(), u64> {
-        let max = self.max.load(Ordering::Relaxed);
+        match self.max.load(Ordering::Relaxed) {
+            NONE => self.take_below(u64::MAX),
+            max => self.take_below(max),
+        }
+    }
+
+    fn take_below(&self, max: u64) -> Result<(), u64> {
         let taken = u64::from(self.taken.fetch_add(1, Ordering::Relaxed));
-        if max == NONE || taken < max {
+        if taken < max {
             return Ok(());
         }
         self.give_back();
@@ -116,6 +134,19 @@ impl Bucket {
     }
 }
 
+fn short_of(short: Short, user: &Account) -> Refused {
+    const ADVICE: &str = "close some, or ask the operator of the gateway to allow it more open files";
+    match short {
+        Short::User => {
+            user.limited(format_args!("has its share of the gateway's connections already; {ADVICE}"))
+        }
+        Short::Everybody => Refused::new(
+            RefusalCode::Limited,
+            format!("this gateway has as many connections as it has room for; {ADVICE}"),
+        ),
+    }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -140,6 +171,7 @@ impl Account {
         set(&self.sessions.max, allowance.sessions.map(|n| n.get().into()));
         set(&self.streams.max, allowance.streams.map(|n| n.get().into()));
         set(&self.dials.per_s, allowance.dials_per_s.map(|n| n.get().into()));
+        set(&self.logins.per_s, allowance.dials_per_s.map(|n| u64::from(n.get()) * LOGINS_PER_DIAL));
         set(&self.bytes.per_s, allowance.bytes_per_s.map(Into::into));
         set(&self.month_bytes_max, allowance.bytes_per_month.map(Into::into));
     }
@@ -164,6 +196,15 @@ impl Account {
         Refused::new(RefusalCode::Limited, format!("{} {what}", self.whose))
     }
 
+    fn slots(&self, what: What) -> &Slots {
+        match what {
+            What::Session => &self.sessions,
+            What::Stream => &self.streams,
+            What::Link => &self.links,
+            What::Lane => &self.lanes,
+        }
+    }
+
     fn is_metered(&self) -> bool {
         self.bytes.per_s.load(Ordering::Relaxed) != NONE
             || self.month_bytes_max.load(Ordering::Relaxed) != NONE
@@ -177,7 +218,13 @@ impl Account {
 
 /// The accounts that somebody's doings go to: the token's and the user's.
 #[derive(Clone, Default)]
-pub struct Usage(Option<Arc<[Arc<Account>; 2]>>);
+pub struct Usage(Option<Arc<Accounts>>);
+
+struct Accounts {
+    /// The token's, the user's.
+    own: [Arc<Account>; 2],
+    descriptors: Arc<Descriptors>,
+}
 
 /// How much may be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,26 +237,67 @@ pub(crate) enum Room {
     UsedUp,
 }
 
+/// What there may be so many of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Session,
+    Stream,
+    Link,
+    Lane,
+}
+
+impl What {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Session => "sessions",
+            Self::Stream => "streams",
+            Self::Link => "links",
+            Self::Lane => "lanes",
+        }
+    }
+
+    /// A session has those of its stream and its lane.
+    const fn needs_descriptor(self) -> bool {
+        !matches!(self, Self::Session)
+    }
+}
+
 /// Something that is there, and counts until it is dropped.
-pub(crate) struct Slot {
+pub struct Slot {
     usage: Usage,
-    slots: fn(&Account) -> &Slots,
+    what: What,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.usage.accounts().for_each(|account| (self.slots)(account).give_back());
+        let Some(Accounts { own, descriptors }) = self.usage.0.as_deref() else { return };
+        own.iter().for_each(|account| account.slots(self.what).give_back());
+        if self.what.needs_descriptor() {
+            descriptors.give_back(self.what == What::Lane, &own[1].held);
+        }
     }
 }
 
 impl Usage {
-    /// What a token's bearer does goes to both.
-    pub fn new(token: Arc<Account>, user: Arc<Account>) -> Self {
-        Self(Some(Arc::new([token, user])))
+    /// What a token's bearer does goes to both; its connections need some of `descriptors`.
+    pub fn new(token: Arc<Account>, user: Arc<Account>, descriptors: Arc<Descriptors>) -> Self {
+        Self(Some(Arc::new(Accounts { own: [token, user], descriptors })))
     }
 
     fn accounts(&self) -> impl Iterator<Item = &Account> {
-        self.0.iter().flat_map(|accounts| accounts.iter()).map(|account| &**account)
+        self.0.iter().flat_map(|accounts| accounts.own.iter()).map(|account| &**account)
+    }
+
+    /// One more login.
+    fn login(&self) -> Result<(), Refused> {
+        let now = now_ns();
+        for account in self.accounts() {
+            account.logins.take(now, 1, DIALS_BURST).map_err(|wait| {
+                let ms = wait.as_millis().max(1);
+                account.limited(format_args!("connects faster than it may; try again in {ms} ms"))
+            })?;
+        }
+        Ok(())
     }
 
     /// One more dial.
@@ -238,27 +326,77 @@ impl Usage {
     /// # Errors
     /// There are as many as there may be.
     pub(crate) fn session(&self) -> Result<Slot, Refused> {
-        self.take(|account| &account.sessions, "sessions")
+        self.take(What::Session, None)
     }
 
     /// One more stream, until the slot is dropped.
     ///
     /// # Errors
-    /// There are as many as there may be.
+    /// There are as many as there may be, or they come too fast.
     pub(crate) fn stream(&self) -> Result<Slot, Refused> {
-        self.take(|account| &account.streams, "streams")
+        self.login()?;
+        self.take(What::Stream, None)
     }
 
-    fn take(&self, slots: fn(&Account) -> &Slots, what: &str) -> Result<Slot, Refused> {
-        for (index, account) in self.accounts().enumerate() {
-            if let Err(max) = slots(account).take() {
-                self.accounts().take(index).for_each(|account| slots(account).give_back());
-                return Err(
-                    account.limited(format_args!("has {max} {what} already; close one, and try again"))
-                );
-            }
+    /// One more link, until the slot is dropped.
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream).
+    pub(crate) fn link(&self, speaker: Speaker, limits: &Limits) -> Result<Slot, Refused> {
+        self.login()?;
+        let max = match speaker {
+            Speaker::Agent => limits.agent_links_max,
+            Speaker::Client | Speaker::Gateway => limits.client_links_max,
+        };
+        self.take(What::Link, Some(max))
+    }
+
+    /// One more lane, until the slot is dropped.
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream).
+    pub fn lane(&self, limits: &Limits) -> Result<Slot, Refused> {
+        let Some(accounts) = &self.0 else { return Ok(Slot { usage: self.clone(), what: What::Lane }) };
+        let token = &accounts.own[0];
+        token.new_lanes.per_s.store(limits.agent_lanes_per_s.get().into(), Ordering::Relaxed);
+        // No number that changes: an agent says the same trouble once.
+        let refused = || token.limited("opens lanes faster than it may; try again in some seconds");
+        token.new_lanes.take(now_ns(), 1, DIALS_BURST).map_err(|_| refused())?;
+        self.take(What::Lane, Some(limits.agent_lanes_max))
+    }
+
+    /// Whether there is no place for another lane of this token.
+    pub(crate) fn has_all_lanes(&self, limits: &Limits) -> bool {
+        let token = self.accounts().next();
+        token.is_some_and(|token| token.lanes.taken.load(Ordering::Relaxed) >= limits.agent_lanes_max)
+    }
+
+    /// `token_max` is the token's limit where its account has none.
+    fn take(&self, what: What, token_max: Option<u32>) -> Result<Slot, Refused> {
+        let Some(Accounts { own: [token, user], descriptors }) = self.0.as_deref() else {
+            return Ok(Slot { usage: Self(None), what });
+        };
+        let full = |account: &Account, max| {
+            account.limited(format_args!("has {max} {} already; close one, and try again", what.words()))
+        };
+        let taken = match token_max {
+            Some(max) => token.slots(what).take_below(max.into()),
+            None => token.slots(what).take(),
+        };
+        taken.map_err(|max| full(token, max))?;
+        if let Err(max) = user.slots(what).take() {
+            token.slots(what).give_back();
+            return Err(full(user, max));
         }
-        Ok(Slot { usage: self.clone(), slots })
+        if what.needs_descriptor()
+            && let Err(short) = descriptors.take(what == What::Lane, &user.held)
+        {
+            for account in [token, user] {
+                account.slots(what).give_back();
+            }
+            return Err(short_of(short, user));
+        }
+        Ok(Slot { usage: self.clone(), what })
     }
 
     /// The same, if its bytes are limited.
@@ -298,16 +436,22 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
+    fn descriptors(allowed: u64) -> Arc<Descriptors> {
+        Arc::new(Descriptors::of(allowed))
+    }
+
     fn usage(token: &str, user: &str) -> (Usage, [Arc<Account>; 2]) {
         let account = |whose, json: &str| Arc::new(Account::new(whose, &serde_json::from_str(json).unwrap()));
         let accounts = [account("this token", token), account("this user", user)];
-        (Usage::new(accounts[0].clone(), accounts[1].clone()), accounts)
+        let usage = Usage::new(accounts[0].clone(), accounts[1].clone(), descriptors(1_600));
+        (usage, accounts)
     }
 
     #[test]
     fn slots_are_counted_for_the_token_and_the_user_and_given_back() {
         let (usage, [token, user]) = usage(r#"{"sessions":3}"#, r#"{"sessions":2}"#);
-        let other = Usage::new(Arc::new(Account::new("this token", &Allowance::default())), user.clone());
+        let other = Arc::new(Account::new("this token", &Allowance::default()));
+        let other = Usage::new(other, user.clone(), descriptors(1_600));
         let (first, second) = (usage.session().ok(), other.session().ok());
         assert!(first.is_some() && second.is_some());
         let refused = usage.session().err().unwrap();
@@ -326,6 +470,73 @@ mod tests {
         drop(first);
         assert!(usage.session().is_ok() && usage.stream().is_ok());
         assert_eq!([&token, &user].map(|a| a.sessions.taken.load(Ordering::Relaxed)), [0, 0]);
+    }
+
+    #[test]
+    fn each_token_has_so_many_links_and_lanes_and_what_ends_makes_room() {
+        let limits = Limits { agent_lanes_max: 5, ..Limits::default() };
+        for (speaker, max) in
+            [(Speaker::Agent, limits.agent_links_max), (Speaker::Client, limits.client_links_max)]
+        {
+            let (usage, _) = usage("{}", "{}");
+            let mut held: Vec<_> = (0..max).map(|_| usage.link(speaker, &limits).ok().unwrap()).collect();
+            let refused = usage.link(speaker, &limits).err().unwrap();
+            assert_eq!(
+                refused.reason,
+                format!("this token has {max} links already; close one, and try again")
+            );
+            held.pop();
+            assert!(usage.link(speaker, &limits).is_ok());
+        }
+        let (usage, [token, user]) = usage("{}", "{}");
+        let held: Vec<_> = (0..5).map(|_| usage.lane(&limits).ok().unwrap()).collect();
+        assert!(usage.has_all_lanes(&limits));
+        assert_eq!(usage.lane(&limits).err().unwrap().code, RefusalCode::Limited);
+        drop(held);
+        assert!(!usage.has_all_lanes(&limits));
+        let taken = [&token, &user].map(|account| account.lanes.taken.load(Ordering::Relaxed));
+        assert_eq!(taken, [0, 0]);
+    }
+
+    #[test]
+    fn lanes_that_come_and_go_are_rated() {
+        let limits = Limits { agent_lanes_per_s: std::num::NonZeroU32::MIN, ..Limits::default() };
+        let (usage, _) = usage("{}", "{}");
+        assert_eq!((0..1_000).filter(|_| usage.lane(&limits).is_ok()).count(), 10);
+        let refused = usage.lane(&limits).err().unwrap();
+        assert!(refused.reason.contains("opens lanes faster than it may"), "{refused}");
+    }
+
+    #[test]
+    fn logins_are_rated_as_dials_are() {
+        let (usage, _) = usage(r#"{"dials_per_s":10}"#, "{}");
+        let heard = (0..1_000).filter(|_| usage.stream().is_ok()).count();
+        assert!((200..210).contains(&heard), "{heard}");
+        let refused = usage.link(Speaker::Client, &Limits::default()).err().unwrap();
+        assert!(
+            refused.reason.starts_with("this token connects faster than it may; try again in "),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn one_users_connections_leave_some_for_others() {
+        let all = descriptors(208);
+        let user = |_| {
+            let account = |whose| Arc::new(Account::new(whose, &Allowance::default()));
+            Usage::new(account("this token"), account("this user"), all.clone())
+        };
+        let [greedy, modest] = [0, 1].map(user);
+        let held: Vec<_> = (0..1_000).map_while(|_| greedy.stream().ok()).collect();
+        assert_eq!(held.len(), 104);
+        let refused = greedy.stream().err().unwrap();
+        assert!(
+            refused.reason.starts_with("this user has its share of the gateway's connections"),
+            "{refused}"
+        );
+        assert!(modest.link(Speaker::Agent, &Limits::default()).is_ok() && modest.stream().is_ok());
+        drop(held);
+        assert!(greedy.stream().is_ok());
     }
 
     #[test]

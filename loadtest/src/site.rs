@@ -92,7 +92,9 @@ impl Site {
             "name: demo\nsecret: \"hex:{}\"\nservices:\n  - !Wss {{ domains: [{DOMAIN}], listen_addr: \"{wss}\", \
              tls_config: !File {{ domains: [{DOMAIN}], cert_path: gateway.pem }} }}\n  \
              - !Ws {{ domains: [{DOMAIN}], listen_addr: \"{ws}\" }}\nworkers: {workers}\n\
-             limits: {{ strangers_max: 100000, client_links_max: 100000, token: {{ sessions: 100000, streams: 100000, \
+             limits: {{ strangers_max: 100000, strangers_per_source_max: 100000, strangers_per_source_per_s: 1000000, \
+             strangers_per_source_burst: 1000000, failed_logins_per_min: 1000000, client_links_max: 100000, \
+             agent_lanes_max: 100000, agent_lanes_per_s: 1000000, token: {{ sessions: 100000, streams: 100000, \
              dials_per_s: 1000000 }} }} # for load\n",
             self.secret_hex
         );

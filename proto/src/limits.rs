@@ -6,6 +6,9 @@ use std::{num::NonZeroU32, time::Duration};
 
 use crate::token::Allowance;
 
+/// A framed connection that was silent for so long is pinged; CDNs cut at 60 s.
+pub const QUIET_PING_INTERVAL: Duration = Duration::from_secs(25);
+
 /// The limits of one gateway, and of agents and clients where they have the same.
 ///
 /// What no config may change stands with the format it belongs to:
@@ -13,7 +16,9 @@ use crate::token::Allowance;
 /// [`CLAIMS_BYTES_MAX`](crate::token::CLAIMS_BYTES_MAX) (4 KiB),
 /// [`ITEMS_MAX`](crate::policy::ITEMS_MAX) (256 policy items),
 /// [`MESSAGE_BYTES_MAX`](crate::message::MESSAGE_BYTES_MAX) (64 KiB) and
-/// [`EARLY_DATA_BYTES_MAX`](crate::message::EARLY_DATA_BYTES_MAX) (64 KiB).
+/// [`EARLY_DATA_BYTES_MAX`](crate::message::EARLY_DATA_BYTES_MAX) (64 KiB),
+/// [`HEAD_BYTES_MAX`](crate::upgrade::HEAD_BYTES_MAX) (16 KiB) and
+/// [`HEADERS_MAX`](crate::upgrade::HEADERS_MAX) (64 headers).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// A ClientHello must be complete this long after the accept.
@@ -22,33 +27,33 @@ pub struct Limits {
     pub tls_handshake_timeout: Duration,
     /// A request head must be complete this long after its connection stands, however slowly it comes.
     pub head_timeout: Duration,
-    /// A request head at the most.
-    pub head_bytes_max: usize,
-    /// Headers in a request head at the most.
-    pub head_headers_max: usize,
 
-    /// Connections that are neither authenticated nor routed to a published host, in all.
+    /// Strangers (connections that are neither authenticated nor routed to a published host), in all.
     pub strangers_max: usize,
-    /// The same, per source: an IPv4 address or an IPv6 /64.
+    /// Strangers per source: an IPv4 address or an IPv6 /64.
     pub strangers_per_source_max: usize,
     /// New strangers per source and second.
-    pub strangers_per_source_per_s: u32,
+    pub strangers_per_source_per_s: NonZeroU32,
     /// New strangers per source at once.
-    pub strangers_per_source_burst: u32,
+    pub strangers_per_source_burst: NonZeroU32,
 
     /// Failed logins per source and minute before the penalty begins.
-    pub failed_logins_per_min: u32,
+    pub failed_logins_per_min: NonZeroU32,
     /// The first penalty; each further one is twice the last.
     pub login_penalty_min: Duration,
     /// The longest penalty.
     pub login_penalty_max: Duration,
-    /// Sources whose failed logins are remembered.
+    /// Sources that are remembered.
     pub login_sources_max: usize,
 
     /// Links per agent token.
-    pub agent_links_max: usize,
+    pub agent_links_max: u32,
     /// Links per client token.
-    pub client_links_max: usize,
+    pub client_links_max: u32,
+    /// Lanes per agent token.
+    pub agent_lanes_max: u32,
+    /// New lanes per agent token and second; those of 10 s may come at once.
+    pub agent_lanes_per_s: NonZeroU32,
     /// What each client's token may use, where it says nothing itself. (Dials of 10 s may come at once: 10,000.
     /// One is 41 µs of a gateway's core, so a token at its rate takes 4 % of one. A browser without keep-alive,
     /// or a build that fetches file by file, opens some hundreds a second, and an office shares one forward.)
@@ -58,38 +63,22 @@ pub struct Limits {
 
     /// A Dial must be answered within this.
     pub dial_timeout: Duration,
-    /// A lane's or session's id must be claimed within this.
-    pub claim_timeout: Duration,
 
     /// A data frame's payload at the most.
     pub data_frame_bytes_max: usize,
     /// WebSocket pings per connection and second.
     pub pings_per_s: u32,
-    /// User-space bytes held for one direction whose reader has stalled.
-    pub stalled_bytes_max: usize,
 
     /// Links are pinged this often.
     pub ping_interval: Duration,
     /// A link is dead when a ping has gone unanswered this long.
     pub pong_timeout: Duration,
-    /// Framed connections that were silent this long are pinged; CDNs cut at 60 s.
+    /// As [`QUIET_PING_INTERVAL`].
     pub quiet_ping_interval: Duration,
     /// Parked lanes outlive their link by this.
     pub orphan_lane_timeout: Duration,
     /// Streams may finish for this long after the gateway was told to stop.
     pub drain_timeout: Duration,
-
-    /// Probes per attempt at a direct path.
-    pub p2p_probes_max: u32,
-    /// A probe at the most.
-    pub p2p_probe_bytes_max: usize,
-    /// Attempts at a direct path per minute.
-    pub p2p_attempts_per_min: u32,
-
-    /// UDP flows per agent.
-    pub udp_flows_per_agent_max: usize,
-    /// A UDP flow without a datagram is forgotten after this.
-    pub udp_idle_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -98,21 +87,21 @@ impl Default for Limits {
             client_hello_timeout: Duration::from_secs(3),
             tls_handshake_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(5),
-            head_bytes_max: 16 * 1024,
-            head_headers_max: 64,
 
             strangers_max: 2_048,
             strangers_per_source_max: 64,
-            strangers_per_source_per_s: 50,
-            strangers_per_source_burst: 200,
+            strangers_per_source_per_s: count(50),
+            strangers_per_source_burst: count(200),
 
-            failed_logins_per_min: 10,
+            failed_logins_per_min: count(10),
             login_penalty_min: Duration::from_secs(1),
             login_penalty_max: Duration::from_secs(600),
             login_sources_max: 65_536,
 
             agent_links_max: 4,
             client_links_max: 64,
+            agent_lanes_max: 1_024,
+            agent_lanes_per_s: count(1_000),
             token: Allowance {
                 sessions: NonZeroU32::new(1_024),
                 streams: NonZeroU32::new(2_048),
@@ -122,24 +111,19 @@ impl Default for Limits {
             user: Allowance::default(),
 
             dial_timeout: Duration::from_secs(10),
-            claim_timeout: Duration::from_secs(10),
 
             data_frame_bytes_max: 128 * 1024,
             pings_per_s: 10,
-            stalled_bytes_max: 256 * 1024,
 
             ping_interval: Duration::from_secs(4),
             pong_timeout: Duration::from_secs(5),
-            quiet_ping_interval: Duration::from_secs(25),
+            quiet_ping_interval: QUIET_PING_INTERVAL,
             orphan_lane_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
-
-            p2p_probes_max: 64,
-            p2p_probe_bytes_max: 64,
-            p2p_attempts_per_min: 5,
-
-            udp_flows_per_agent_max: 4_096,
-            udp_idle_timeout: Duration::from_secs(60),
         }
     }
+}
+
+const fn count(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).expect("no default is 0")
 }

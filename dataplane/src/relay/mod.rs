@@ -24,6 +24,7 @@ use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
     id::SessionId,
+    limits::QUIET_PING_INTERVAL,
     message::{Channel, Message, Speaker},
 };
 
@@ -41,7 +42,7 @@ use crate::{
 type Attending<'a> = Pin<Box<dyn Future<Output = Result<(), Ended>> + 'a>>;
 
 /// A framed connection silent for so long is pinged: CDNs cut at 60 s.
-const PING_AFTER: Duration = Duration::from_secs(25);
+const PING_AFTER: Duration = QUIET_PING_INTERVAL;
 /// How often a session looks whether its peers are still there.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// A peer that owes an answer for so long is gone.

@@ -12,6 +12,7 @@ mod cut_frames;
 mod early;
 mod expiry;
 mod far;
+mod floods;
 mod heard_out;
 mod integrity;
 mod isolation;

@@ -1,0 +1,242 @@
+//! Floods from one source, and of one token, keep nobody else out.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use narrowlink_control::config::Config;
+use narrowlink_dataplane::{
+    link, process,
+    tunnel::{self, Ask, Gateway, TunnelError},
+    worker,
+};
+use narrowlink_loadtest::{lab::Lab, site::Transport};
+use narrowlink_proto::{
+    ended::RefusalCode,
+    id::{LaneId, Uid},
+    limits::Limits,
+    message::Channel,
+    token::Kind,
+    upgrade::{Framing, LaneProof, Protocol},
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    alone, count,
+    kit::{PATIENCE, asker::random, wait_for},
+    start_echo,
+    visitor::{ask, connect},
+};
+
+const WS: Transport = Transport { tls: false, raw: false };
+/// Of the flood; everybody else is 127.0.0.1.
+const LOUD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const SILENT: usize = 2_050;
+/// The victim's tries before, during and after.
+const TRIES: usize = 50;
+
+/// Streams and lanes that are kept ready, more or fewer of them.
+const FEW: usize = 40;
+
+/// A gateway that is not made for load, and who lives there.
+fn guarded() -> Lab {
+    // Before it is started: it shares its descriptors out then.
+    process::prepare();
+    let lab = Lab::start(2).unwrap();
+    lab.gateway().reload(&Config { limits: Limits::default(), ..lab.config().unwrap() }).unwrap();
+    lab
+}
+
+fn connect_from(source: IpAddr, addr: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect(&addr.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks for a stream; the status that comes back. The connection is open as long as its stream.
+fn log_in(source: IpAddr, addr: SocketAddr, token: &str) -> std::io::Result<(u16, TcpStream)> {
+    let mut stream = connect_from(source, addr)?;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+         Sec-WebSocket-Protocol: nl1.stream.framed\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    let status = std::str::from_utf8(&head[9..]).ok().and_then(|status| status.parse().ok());
+    Ok((status.expect("an answer of HTTP"), stream))
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Somebody who logs in anew and opens a session, again and again.
+struct Victim<'a> {
+    entry: SocketAddr,
+    token: &'a str,
+    forward: SocketAddr,
+}
+
+impl Victim<'_> {
+    /// How long the slowest login and the slowest session took, in ms; every one succeeds.
+    fn try_all(&self, when: &str) {
+        let (mut logins, mut opens) = (Vec::new(), Vec::new());
+        for n in 0..TRIES {
+            let started = Instant::now();
+            let login = log_in(IpAddr::V4(Ipv4Addr::LOCALHOST), self.entry, self.token);
+            let (status, _stream) = login.unwrap_or_else(|e| panic!("login {n} {when}: {e}"));
+            assert_eq!(status, 101, "login {n} {when}");
+            logins.push(started.elapsed());
+            let started = Instant::now();
+            ask(&mut connect(self.forward)).unwrap_or_else(|e| panic!("session {n} {when}: {e}"));
+            opens.push(started.elapsed());
+        }
+        let show = |mut all: Vec<Duration>| {
+            all.sort_unstable();
+            format!(
+                "{:.1} ms (median {:.1})",
+                all[TRIES - 1].as_secs_f64() * 1e3,
+                all[TRIES / 2].as_secs_f64() * 1e3
+            )
+        };
+        println!("{when}: {TRIES} of {TRIES} logins, slowest {}, sessions {}", show(logins), show(opens));
+    }
+}
+
+/// Runs a flood beside a victim, which it must not disturb; descriptors are as before afterwards. `flood` begins to
+/// do its worst, says so, and goes on until it is over.
+fn beside_a_victim(lab: &Lab, flood: impl FnOnce(&AtomicBool, &dyn Fn()) + Send) {
+    let _agent = lab.agent("home", WS).unwrap();
+    let forward = lab.forward("home", start_echo(), WS).unwrap();
+    let token = lab.site.token(Kind::Client, lab.uid, "victim", None).unwrap();
+    let victim = Victim { entry: lab.entry(WS), token: &token, forward: forward.local_addr };
+    victim.try_all("before");
+    let before = descriptors();
+    let (over, worst) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let flooding = scope.spawn(|| flood(&over, &|| worst.store(true, Ordering::Relaxed)));
+        wait_for("the flood", PATIENCE * 2, || {
+            (worst.load(Ordering::Relaxed) || flooding.is_finished()).then_some(())
+        });
+        // A failure here ends the flood, too.
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| victim.try_all("during")));
+        over.store(true, Ordering::Relaxed);
+        flooding.join().unwrap();
+        tried.unwrap_or_else(|failure| std::panic::resume_unwind(failure));
+    });
+    wait_for("the descriptors of the flood", PATIENCE, || (descriptors() <= before + FEW).then_some(()));
+    victim.try_all("after");
+    forward.stop();
+}
+
+#[test]
+fn silent_connections_of_one_source_keep_nobody_else_out() {
+    let _alone = alone();
+    let lab = guarded();
+    let entry = lab.entry(WS);
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let mut held: Vec<_> = (0..SILENT).map(|_| connect_from(LOUD, entry)).collect();
+        at_its_worst();
+        // Those that were cut off come again, 2,000 a second.
+        let mut next = 0;
+        while !over.load(Ordering::Relaxed) {
+            for _ in 0..20 {
+                held[next % SILENT] = connect_from(LOUD, entry);
+                next += 1;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
+
+#[test]
+fn failed_logins_of_one_source_keep_nobody_else_out() {
+    let _alone = alone();
+    let lab = guarded();
+    let entry = lab.entry(WS);
+    let good = lab.site.token(Kind::Client, lab.uid, "behind the same address", None).unwrap();
+    let (refused, cut_off) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    beside_a_victim(&lab, |over, at_its_worst| {
+        while !over.load(Ordering::Relaxed) {
+            match log_in(LOUD, entry, "rubbish") {
+                Ok((status, _)) => {
+                    assert_eq!(status, 401, "the same answer, however often");
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => {
+                    if cut_off.fetch_add(1, Ordering::Relaxed) == 50 {
+                        at_its_worst();
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    });
+    let (refused, cut_off) = (refused.into_inner(), cut_off.into_inner());
+    println!("{refused} failed logins were answered, {cut_off} connections cut off");
+    assert!(refused < cut_off, "{refused} {cut_off}");
+    // Somebody with a good token behind the address that is punished is let in as soon as the flood is over.
+    let login = wait_for("a good token", PATIENCE, || log_in(LOUD, entry, &good).ok());
+    assert_eq!(login.0, 101);
+}
+
+#[test]
+fn lanes_of_one_agent_keep_nobody_else_out() {
+    let _alone = alone();
+    let lab = guarded();
+    let asked = usize::try_from(count("NARROWLINK_LANES", 1_500)).unwrap();
+    let token = lab.site.token(Kind::Agent, Uid::from_u128(8), "greedy", None).unwrap();
+    let endpoint =
+        serde_json::json!({ "gateway": lab.entry(WS).to_string(), "token": token, "protocol": "Ws" });
+    let endpoint = serde_json::from_value(endpoint).unwrap();
+    let gateway = Gateway::load(&endpoint, std::path::Path::new("")).unwrap();
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let flooding = worker::run_alone(false, |_| async {
+            let before = descriptors();
+            let link = link::join(&gateway, None, PATIENCE).await.unwrap();
+            let (mut held, mut limited, mut cut_off) = (Vec::new(), 0, 0);
+            for _ in 0..asked {
+                let lane = LaneId::from_bytes(random());
+                let proof =
+                    LaneProof { link: link.link, lane, proof: link.secret.prove_lane(&link.link, &lane) };
+                let protocol = Protocol { channel: Channel::Lane, framing: Framing::Framed };
+                match tunnel::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
+                    Ok((conn, _)) => held.push(conn),
+                    Err(TunnelError::Refused(refused)) => {
+                        assert_eq!(refused.code, RefusalCode::Limited, "{refused}");
+                        assert!(refused.reason.contains(" lanes already"), "{refused}");
+                        limited += 1;
+                    }
+                    // Who is refused so often is too loud, and the victim is behind the same address.
+                    Err(_) => {
+                        cut_off += 1;
+                        monoio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+            println!("{} lanes stand, {limited} were refused, {cut_off} cut off", held.len());
+            assert_eq!(held.len(), asked.min(Limits::default().agent_lanes_max as usize));
+            at_its_worst();
+            while !over.load(Ordering::Relaxed) {
+                monoio::time::sleep(Duration::from_millis(5)).await;
+            }
+            drop((held, link));
+            // They are closed by this runtime, which must run until they are.
+            let deadline = Instant::now() + PATIENCE;
+            while descriptors() > before + FEW && Instant::now() < deadline {
+                monoio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        flooding.unwrap();
+    });
+}
