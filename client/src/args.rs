@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use narrowlink_dataplane::process;
 use narrowlink_proto::{
     endpoint::FramingChoice,
     target::{Target, TargetError},
@@ -127,6 +128,17 @@ impl From<Framing> for FramingChoice {
             Framing::Raw => Self::Raw,
         }
     }
+}
+
+/// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.
+pub fn parse() -> Args {
+    process::refuse_secrets("narrowlink", &[]);
+    Args::try_parse().unwrap_or_else(|e| {
+        if e.use_stderr() {
+            process::refuse_arguments(&e.to_string(), e.exit_code());
+        }
+        e.exit()
+    })
 }
 
 fn parse_target(text: &str) -> Result<Target, TargetError> {

@@ -7,10 +7,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::Parser as _;
 use narrowlink_client::{
     Plan, agents,
-    args::{Args, Command},
+    args::{Args, Command, parse},
     config::{self, Config, ConfigError},
     connect,
     exit::{Exit, Failure},
@@ -23,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let args = Args::parse();
+    let args = parse();
     start_log(&args);
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
@@ -67,6 +66,13 @@ fn run(args: Args) -> Result<Exit, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let now = seconds_since_1970();
+    // `whoami` says it itself, in full.
+    if !matches!(args.command, Command::Whoami { .. }) {
+        for words in config.endings(now) {
+            tracing::warn!("{words}");
+        }
+    }
     match args.command {
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
@@ -84,9 +90,13 @@ fn run(args: Args) -> Result<Exit, Failure> {
 /// What is wrong stands among what is printed: only the exit code says it once more.
 fn print_identities(config: &Config, offline: bool, as_json: bool) -> Result<Exit, Failure> {
     let identities = identities(config, offline)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = seconds_since_1970();
     print(&if as_json { whoami::json(&identities) } else { whoami::text(&identities, now) })?;
     Ok(whoami::exit(&identities, now))
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn print_agents(config: &Config, as_json: bool) -> Result<(), Failure> {

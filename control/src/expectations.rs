@@ -13,8 +13,8 @@ use std::{
 };
 
 use narrowlink_proto::{
-    endpoint::with_place,
     policy::{Grant, Verdict},
+    yaml::Fault,
 };
 
 use crate::{
@@ -62,12 +62,12 @@ pub enum ExpectationsError {
         source: io::Error,
     },
     /// What it says, and where.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Content {
         /// Which file.
         path: PathBuf,
         /// What is wrong at which line and column.
-        source: serde_yaml::Error,
+        source: Fault,
     },
 }
 

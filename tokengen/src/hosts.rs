@@ -208,13 +208,13 @@ mod tests {
     use super::*;
 
     fn publish_hosts(yaml: &str) -> Result<Services, String> {
-        serde_yaml::from_str(yaml)
+        narrowlink_proto::yaml::read(yaml)
             .map(|PublishHosts(hosts)| hosts.unwrap())
             .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
     }
 
     fn connect(yaml: &str) -> Result<Services, String> {
-        serde_yaml::from_str(yaml)
+        narrowlink_proto::yaml::read(yaml)
             .map(|Connect(hosts)| hosts.unwrap())
             .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
     }

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     fn items(yaml: &str) -> Result<Vec<Item>, String> {
-        serde_yaml::from_str(yaml)
+        narrowlink_proto::yaml::read(yaml)
             .map(|Items(items)| items)
             .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
     }
@@ -204,9 +204,9 @@ mod tests {
             "[!Ip [!Any, 192.168.0.1/24, 22, TCP], !Domain [!Agent home, narrow.host, [80, 443], TLS]]";
         let read = items(plain).unwrap();
         assert_eq!(items(tagged).unwrap(), read);
-        assert_eq!(read, serde_yaml::from_str::<Vec<Item>>(plain).unwrap());
+        assert_eq!(read, narrowlink_proto::yaml::read::<Vec<Item>>(plain).unwrap());
         let whole = "[!Any [null, true], !Any [home, false], !Ip [~, 10.0.0.1, 0, ANY]]";
-        assert_eq!(items(whole).unwrap(), serde_yaml::from_str::<Vec<Item>>(whole).unwrap());
+        assert_eq!(items(whole).unwrap(), narrowlink_proto::yaml::read::<Vec<Item>>(whole).unwrap());
         assert_eq!(items("[]").unwrap(), []);
     }
 

@@ -74,7 +74,7 @@ fn from_map<'de, A: de::MapAccess<'de>>(mut map: A) -> Result<Policies, A::Error
         (Some(_), Some(_)) => return Err(de::Error::custom(TWO_MODES)),
         (Some(permit), None) => permit,
         (None, Some(mode)) => mode.permits(),
-        (None, None) => return Err(de::Error::custom("missing field `permit`, or `type` in its place")),
+        (None, None) => return Err(de::Error::custom("`permit` is missing, or `type` in its place")),
     };
     let Items(policies) = items.ok_or_else(|| de::Error::missing_field("policies"))?;
     Ok(Policies { permit, policies })
@@ -210,19 +210,19 @@ mod tests {
     const ITEMS: &str = "[!Ip [null, 10.0.0.0/8, 22, TCP]]";
 
     fn list(yaml: &str) -> Result<Policies, String> {
-        serde_yaml::from_str(yaml)
+        narrowlink_proto::yaml::read(yaml)
             .map(|List(list)| list)
             .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
     }
 
     fn restriction(yaml: &str) -> Result<Restriction, String> {
-        serde_yaml::from_str(yaml).map_err(|e| e.to_string().trim_start_matches('.').to_owned())
+        narrowlink_proto::yaml::read(yaml).map_err(|e| e.to_string().trim_start_matches('.').to_owned())
     }
 
     #[test]
     fn every_spelling_of_a_mode_means_the_same() {
         for (permit, tag) in [(true, "WhiteList"), (false, "BlackList")] {
-            let want = Policies { permit, policies: serde_yaml::from_str(ITEMS).unwrap() };
+            let want = Policies { permit, policies: narrowlink_proto::yaml::read(ITEMS).unwrap() };
             for yaml in [
                 format!("{{permit: {permit}, policies: {ITEMS}}}"),
                 format!("{{policies: {ITEMS}, type: !{tag} }}"),
@@ -248,7 +248,7 @@ mod tests {
         for (yaml, says) in [
             (format!("{{permit: true, type: !WhiteList , policies: {ITEMS}}}"), TWO_MODES),
             (format!("{{type: BlackList, policies: {ITEMS}, permit: false}}"), TWO_MODES),
-            (format!("{{policies: {ITEMS}}}"), "missing field `permit`, or `type` in its place"),
+            (format!("{{policies: {ITEMS}}}"), "`permit` is missing, or `type` in its place"),
             ("{permit: true}".into(), "missing field `policies`"),
             ("{permit: true, permit: true, policies: []}".into(), "duplicate field `permit`"),
             (
