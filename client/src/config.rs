@@ -238,7 +238,7 @@ mod tests {
         let text = "endpoints: [!SelfHosted { gateway: 'gw:1', token_file: none }]";
         fs::write(&path, text).unwrap();
         let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
-        assert!(error.contains(FILE_NAME) && error.contains("none can't be read"), "{error}");
+        assert!(error.contains(FILE_NAME) && error.contains("token_file can't be read"), "{error}");
     }
 
     #[test]

@@ -320,7 +320,13 @@ workers: 2
             ),
             ("[gw.example]", "[]", 5, "services[0].domains", &["expected the names"]),
             ("[gw.example]", "[gw.example, 1.2.3]", 5, "services[0].domains[1]", &["!Ws takes addresses"]),
-            ("[gw.example]", "[\"gw .example\"]", 5, "services[0].domains[0]", &["neither a host name"]),
+            (
+                "[gw.example]",
+                "[\"gw .example\"]",
+                5,
+                "services[0].domains[0]",
+                &["expected a host name such as gw.example"],
+            ),
             ("!File", "!Acme", 7, "services[0].tls_config", &["unknown tag; expected `!File`"]),
             (
                 "gw.pem",

@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use narrowlink_control::{config, expectations::Expectations, gateway, revocations::Revocations};
@@ -397,5 +398,53 @@ fn no_argument_of_any_program_is_repeated() {
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(!output.status.success(), "{name} {line} with {canary:?} was taken: {said}");
         assert_silent(&said, canary, &format!("{name} {line}"));
+    }
+}
+
+/// What a gateway that runs has said so far.
+fn log_of(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Waits until the log has `count` lines with `words`.
+fn wait_for(log: &Path, words: &str, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while log_of(log).matches(words).count() < count {
+        assert!(Instant::now() < deadline, "{words:?} is not there {count} times: {}", log_of(log));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_running_gateway_repeats_nothing_of_a_configuration_that_it_does_not_take() {
+    let dir = site();
+    let (path, log) = (dir.path().join("gateway.yaml"), dir.path().join("log"));
+    write(&path, GATEWAY);
+    let mut gateway = Command::new(program("narrowlink-gateway"))
+        .arg("-c")
+        .arg(&path)
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    wait_for(&log, "listening on", 1);
+    let pid = rustix::process::Pid::from_child(&gateway);
+    let mut count = 0;
+    for canary in CANARIES {
+        for text in [
+            GATEWAY.replace("old_secrets: [!File secret]", &format!("old_secrets: \"{canary}\"")),
+            GATEWAY.replace("key_path: key.pem", &format!("key_path: \"{canary}\"")),
+            GATEWAY.replace("workers: 1", &format!("workers: \"{canary}\"")),
+            GATEWAY.replace("pin: false", &format!("\"{canary}\": false")),
+        ] {
+            write(&path, &text);
+            rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+            count += 1;
+            wait_for(&log, "the configuration was not taken", count);
+        }
+    }
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    for canary in CANARIES {
+        assert_silent(&log_of(&log), canary, "the log");
     }
 }

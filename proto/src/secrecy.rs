@@ -91,10 +91,10 @@ pub fn mask_arguments(message: &str, arguments: impl Iterator<Item = String>) ->
     let mut parts = Vec::new();
     for argument in arguments {
         // `--key=value`: the key says which argument is meant.
-        match argument.split_once('=').filter(|(key, _)| is_option(key)) {
-            Some((_, value)) => parts.push(value.to_owned()),
-            None => parts.push(argument),
+        if let Some((key, value)) = argument.split_once('=') {
+            parts.extend([key.to_owned(), value.to_owned()]);
         }
+        parts.push(argument);
     }
     parts.retain(|part| part.len() > SHOWN_BYTES_MAX && !is_option(part));
     // A part within a longer one must not leave the rest of that one behind.
@@ -172,6 +172,7 @@ mod tests {
         assert_eq!(mask("no lst", "lst"), "no lst");
         assert_eq!(mask("bad '12345678' for --resolved", "--resolved 12345678"), "bad '…' for --resolved");
         assert_eq!(mask("bad 'swordfish' for --token", "--token=swordfish"), "bad '…' for --token");
+        assert_eq!(mask("no '--Swordfish'", "--Swordfish="), "no '…'");
         assert_eq!(mask("a swordfish-2 here", "swordfish swordfish-2"), "a … here");
     }
 

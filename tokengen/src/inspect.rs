@@ -217,9 +217,9 @@ mod tests {
             (
                 "nowhere",
                 "",
-                "nowhere: No such file or directory (os error 2); and a token would begin with `ey`",
+                "the argument names no file that can be read: No such file or directory (os error 2); and a token would begin with `ey`",
             ),
-            ("\u{1b}[2J", "", "\\u{1b}[2J: No such file"),
+            ("\u{1b}[2J", "", "the argument names no file"),
             ("-", "# nothing\n", "standard input: 0 tokens in it, where one is expected"),
             ("-", "a\nb\n", "standard input: 2 tokens in it"),
         ] {

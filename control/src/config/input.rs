@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,6 +13,7 @@ use std::{
 
 use narrowlink_proto::{
     id::Uid,
+    limits::Limits,
     policy::NamePattern,
     target::Destination,
     token::{Allowance, SECRET_BYTES_MIN, Secret, SecretSource},
@@ -193,6 +195,7 @@ impl Input {
         if let Some(drain_s) = self.drain_s {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
+        warn_of_limits(&limits);
         let state_dir = self.state_dir.map(|dir| base.join(dir));
         let revocations_path = self.revocations.map(|path| base.join(path));
         let revocations = match &revocations_path {
@@ -301,6 +304,24 @@ impl ServiceInput {
     }
 }
 
+/// A token's limit that its user's cuts short was hardly meant so; one that nobody has set is no contradiction.
+fn warn_of_limits(limits: &Limits) {
+    let (token, user, unset) = (limits.token, limits.user, Limits::default().token);
+    let wide = |n: Option<NonZeroU32>| n.map(NonZeroU64::from);
+    let pairs = [
+        ("sessions", wide(token.sessions), wide(user.sessions), wide(unset.sessions)),
+        ("streams", wide(token.streams), wide(user.streams), wide(unset.streams)),
+        ("dials_per_s", wide(token.dials_per_s), wide(user.dials_per_s), wide(unset.dials_per_s)),
+        ("bytes_per_s", token.bytes_per_s, user.bytes_per_s, unset.bytes_per_s),
+        ("bytes_per_month", token.bytes_per_month, user.bytes_per_month, unset.bytes_per_month),
+    ];
+    for (key, token, user, unset) in pairs {
+        if token != unset && user.is_some_and(|user| token.is_some_and(|token| token > user)) {
+            tracing::warn!("limits: token.{key} is more than user.{key}: no token ever gets so much");
+        }
+    }
+}
+
 fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
     match Revocations::load(path) {
         Ok(Some(list)) => {
@@ -310,7 +331,7 @@ fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
             Ok(list)
         }
         Ok(None) => {
-            tracing::info!("{}: not there yet; nothing is revoked", path.display());
+            tracing::info!("revocations: the list is not there yet; nothing is revoked");
             Ok(Revocations::default())
         }
         Err(e) => Err(Complaint::new(
