@@ -65,10 +65,12 @@ pub enum ConfigError {
         source: Fault,
     },
     /// What an endpoint names can't be used.
-    #[error("{path}: {source}")]
+    #[error("{path}: endpoints[{index}]: {source}")]
     Load {
         /// Which file.
         path: PathBuf,
+        /// Which endpoint, from 0.
+        index: usize,
         /// What is wrong.
         source: LoadError,
     },
@@ -130,8 +132,12 @@ impl Config {
     }
 
     fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
-        let gateway = Gateway::load(endpoint, self.base())
-            .map_err(|source| ConfigError::Load { path: self.path.clone(), source })?;
+        let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
+        let gateway = Gateway::load(endpoint, self.base()).map_err(|source| ConfigError::Load {
+            path: self.path.clone(),
+            index,
+            source,
+        })?;
         // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
             Some(peek) if peek.kind != Kind::Client => {

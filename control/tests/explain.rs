@@ -189,7 +189,10 @@ fn a_table_that_can_not_be_used_is_named_with_its_place() {
     let dir = site();
     write(&dir.path().join("words"), "words\n");
     for (text, says) in [
-        ("tokens: {}\nexpect: []\n", "expected.yaml: expect: empty: a table that expects nothing"),
+        (
+            "tokens: {}\nexpect: []\n",
+            "expected.yaml: line 2 column 9: expect: empty: a table that expects nothing",
+        ),
         (
             "tokens: {}\nexpect: [[a, home, nas.lan:22, allow]]\n",
             "line 2 column 10: expect[0]: `tokens` has no token of this name; it has 0",

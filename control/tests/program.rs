@@ -93,7 +93,7 @@ fn each_broken_config_is_named_with_its_file_and_line() {
         ("- !Ws ", "- !Http ", "services[1]: unknown tag; expected `!Wss` or `!Ws`", 5),
         ("gw.pem", "lost.pem", "this file can't be read: No such file", 4),
         (SECRET, "hex:0011", "secret: a secret of 2 bytes", 2),
-        ("workers: 2", "workers: [2", "not YAML: ", 6),
+        ("workers: 2", "workers: [2", "not YAML: ", 7),
         ("services:", "services: [", "not YAML: ", 4),
     ];
     for (from, to, words, line) in table {
@@ -113,8 +113,12 @@ fn each_broken_config_is_named_with_its_file_and_line() {
 #[test]
 fn a_certificate_that_can_not_be_used_is_named() {
     for (pem, mode, words) in [
-        ("nothing", 0o600, "gw.pem: no certificate in it"),
-        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", 0o600, "no private key in it"),
+        ("nothing", 0o600, "no certificate in it"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            0o600,
+            "no private key in it: a fullchain.pem",
+        ),
         ("nothing", 0o644, "mode 0644"),
     ] {
         let dir = site(&good());

@@ -25,7 +25,8 @@ const TOKEN: &str =
     "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJraW5kIjoiY2xpZW50In0.U2lnbmF0dXJlT2ZOb2JvZHlBdEFsbA";
 const PLAIN: &str = "Tr0ub4dor-and-3-horses";
 const PHRASE: &str = "quartz jackdaws vex my sphinx";
-const CANARIES: [&str; 5] = [SECRET, BASE64, TOKEN, PLAIN, PHRASE];
+/// `NARROWLINK_CANARIES` says how many of these are tried in each place of every file (1, in turns; in the long form 5).
+const CANARIES: [&str; 5] = [SECRET, TOKEN, PHRASE, BASE64, PLAIN];
 
 const NOW: u64 = 1_795_219_200;
 
@@ -232,10 +233,11 @@ fn changes(value: &Value, canary: &str) -> Vec<Value> {
             all.push(Value::Mapping(more));
         }
         Value::Tagged(tagged) => {
+            // One tag behind the other is no YAML.
+            let changed = changes(&tagged.value, canary).into_iter();
+            let changed = changed.filter(|value| !matches!(value, Value::Tagged(_)));
             all.extend(
-                changes(&tagged.value, canary)
-                    .into_iter()
-                    .map(|value| Value::Tagged(Box::new(TaggedValue { tag: tagged.tag.clone(), value }))),
+                changed.map(|value| Value::Tagged(Box::new(TaggedValue { tag: tagged.tag.clone(), value }))),
             );
         }
         _ => {}
@@ -250,14 +252,17 @@ fn assert_silent(said: &str, canary: &str, what: &str) {
 #[test]
 fn no_value_in_a_wrong_place_of_a_file_is_repeated() {
     let dir = site();
+    let count = std::env::var("NARROWLINK_CANARIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     for Subject { file, good, read } in SUBJECTS {
         let path = dir.path().join(file);
         write(&path, good);
         assert_eq!(read(&path), Ok(()), "{file} is good");
         let tree: Value = serde_yaml::from_str(good).unwrap();
         let (mut tried, mut refused) = (0, 0);
-        for canary in CANARIES {
-            for changed in changes(&tree, canary) {
+        for (turn, canary) in CANARIES.into_iter().enumerate() {
+            let all = changes(&tree, canary).into_iter().enumerate();
+            let some = all.filter(|(at, _)| (at + turn) % CANARIES.len() < count);
+            for (_, changed) in some {
                 let text = serde_yaml::to_string(&changed).unwrap();
                 write(&path, &text);
                 tried += 1;
@@ -270,6 +275,7 @@ fn no_value_in_a_wrong_place_of_a_file_is_repeated() {
                     let located = said.contains(": line ")
                         || said.contains("[")
                         || said.contains("entry ")
+                        || said.contains("that a secret names")
                         || said.contains("audit: ")
                         || said.contains("state_dir: ");
                     assert!(located, "{said}\n{text}");
@@ -390,7 +396,9 @@ fn no_argument_of_any_program_is_repeated() {
         ("narrowlink-tokengen", "keygen -o @"),
     ];
     let all = CANARIES.iter().flat_map(|canary| any.iter().map(move |line| (canary, line)));
-    let by_form = CANARIES[..3].iter().flat_map(|canary| formed.iter().map(move |line| (canary, line)));
+    let by_form = [&SECRET, &TOKEN, &BASE64]
+        .into_iter()
+        .flat_map(|canary| formed.iter().map(move |line| (canary, line)));
     for (canary, (name, line)) in all.chain(by_form) {
         let args = line.split(' ').map(|word| word.replace('@', canary));
         let output = Command::new(program(name)).args(args).current_dir(dir.path()).output().unwrap();

@@ -282,10 +282,10 @@ mod tests {
                 "a: {addr: [x, 1], protocol: TLS}\na b: {addr: [x, 1], protocol: TLS}",
                 "…: this: a host can't contain ' '",
             ),
-            ("a: {addr: [x], protocol: TLS}", "a.addr: expected [host, port], found 1 of them"),
-            ("a: {addr: [x, 70000], protocol: TLS}", "a.addr[1]: expected a port"),
-            ("a: {addr: [x, 1], protocol: TLS}\na: {addr: [y, 1], protocol: TLS}", "`a` is published twice"),
-            ("a: 1", "a: expected a mapping with `addr` and `protocol`"),
+            ("a: {addr: [x], protocol: TLS}", "….addr: expected [host, port], found 1 of them"),
+            ("a: {addr: [x, 70000], protocol: TLS}", "….addr[1]: expected a port"),
+            ("a: {addr: [x, 1], protocol: TLS}\na: {addr: [y, 1], protocol: TLS}", "this key stands twice"),
+            ("a: 1", "…: expected a mapping with `addr` and `protocol`"),
             ("- host: a", "expected hosts, each with `addr: [host, port]` and `protocol`"),
         ] {
             let why = connect(yaml).unwrap_err();

@@ -17,8 +17,7 @@ const EMPTY: &str = "empty, which could mean everything or nothing: leave the ke
 const NO_MODE: &str = "items need a mode: write `{ permit: true, policies: [..] }` (only these) or \
      `{ permit: false, policies: [..] }` (all but these)";
 
-const TWO_MODES: &str = "`permit` and `type` both say the mode: keep `permit` (true for !WhiteList, false for \
-     !BlackList)";
+const TWO_MODES: &str = "`permit` and `type` both say the mode: keep `permit`";
 
 /// What a client's `policies` says.
 #[derive(Debug)]

@@ -109,6 +109,9 @@ fn written(Entry { jti, uid, name, issued_before }: &Entry) -> String {
 
 /// A text that YAML reads as this text, whatever it looks like.
 fn quoted(text: &str) -> String {
+    if yaml::is_plain(text) {
+        return text.to_owned();
+    }
     let escaped = text.chars().map(|c| match c {
         '"' | '\\' => format!("\\{c}"),
         c if c.is_ascii_graphic() || c == ' ' => c.to_string(),

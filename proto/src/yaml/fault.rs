@@ -139,11 +139,17 @@ impl Fault {
     /// The same, and where, if nobody further down has said it: then `values` are those that it is about, and a message
     /// of somebody else's must not repeat them.
     pub(super) fn or_at<'a>(mut self, place: Place, values: impl Iterator<Item = &'a str>) -> Self {
-        if self.place.is_none() {
-            self.place = Some(place);
-            if let What::Rule(words) = &mut self.what {
-                *words = without_values(words, values);
-            }
+        if self.place.is_some() {
+            return self;
+        }
+        self.place = Some(place);
+        self.without(values)
+    }
+
+    /// The same without what the user wrote, if it is said in somebody else's words.
+    pub(super) fn without<'a>(mut self, values: impl Iterator<Item = &'a str>) -> Self {
+        if let What::Rule(words) = &mut self.what {
+            *words = without_values(words, values);
         }
         self
     }

@@ -318,7 +318,11 @@ impl<'a> de::MapAccess<'a> for Map<'a> {
             }
             _ => Step::Chosen,
         };
-        seed.deserialize(Value::new(value)).map_err(|fault| fault.within(step))
+        seed.deserialize(Value::new(value)).map_err(|fault| match step {
+            // A value may be wrong because of its key, and the message have that.
+            Step::Chosen => fault.without(key.values().into_iter()).within(step),
+            step => fault.within(step),
+        })
     }
 
     fn size_hint(&self) -> Option<usize> {
