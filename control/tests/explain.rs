@@ -201,7 +201,7 @@ fn a_table_that_can_not_be_used_is_named_with_its_place() {
             "tokens: { a: !File no.token }\nexpect: []\n",
             "tokens.…: this token file can't be read: No such file or directory",
         ),
-        ("tokens: { a: !File words }\nexpect: []\n", "words: not a token: "),
+        ("tokens: { a: !File words }\nexpect: []\n", "in this file: not a token: "),
     ] {
         write(&dir.path().join("expected.yaml"), text);
         check(dir.path(), "policy test expected.yaml", 78, &["narrowlink-gateway: expected.yaml: ", says]);

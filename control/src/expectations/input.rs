@@ -267,7 +267,8 @@ impl OneRow<'_> {
             let count = self.0.len();
             return Err(E::custom(format!("`tokens` has no token of this name; it has {count}")));
         }
-        let question = Question::new(agent, target, resolved).map_err(E::custom)?;
+        let question = Question::new(agent, target, resolved)
+            .map_err(|_| E::custom("only a name resolves: leave `resolved` out, or ask for a name"))?;
         let verdict = match verdict {
             VerdictInput::Allow => Verdict::Allow,
             VerdictInput::Deny => Verdict::Deny,

@@ -57,7 +57,7 @@ fn errors_name_file_path_line_and_column_and_what_is_valid() {
         ("secret: [1, 300]\ntokens: []\n".into(), "line 1 column 13: secret[1]: expected a whole number from 0 to 255"),
         ("secret: []\ntokens: []\n".into(), "secret: the secret is empty"),
         ("secret: [1]\n".into(), "`tokens` is missing"),
-        ("secret: [1]\ntokens: [\n".into(), "at line 3 column 1"),
+        ("secret: [1]\ntokens: [\n".into(), "line 3 column 1: not YAML"),
         ("".into(), "tokens.yaml: "),
     ] {
         let (stdout, stderr, code) = run(&yaml, &[]);
