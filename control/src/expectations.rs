@@ -277,7 +277,7 @@ mod tests {
                 "expected policies[0] (an item)",
                 "line 10",
             ),
-            (row("[laptop, home, nas.lan:22, deny, [], no item, x]"), "found 7 of them", "line 10"),
+            (row("[laptop, home, nas.lan:22, deny, [], no item, x]"), "found 7", "line 10"),
             (row("laptop"), "expected [token, agent, target, verdict]", "line 10 column 5"),
             (
                 "tokens: { a: !File none.token }\n".to_owned(),

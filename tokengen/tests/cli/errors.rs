@@ -110,16 +110,16 @@ fn entry(tag: &str, rest: &str) -> String {
 #[test]
 fn two_forms_in_one_entry_are_refused_with_both_their_names_and_the_one_to_keep() {
     let publish = "publish_hosts:\n- host: a.b\n  connect: { host: x, port: 1, protocol: TCP }\n";
-    let both = "`connect` and `publish_hosts` are two forms of one thing: keep `publish_hosts`, leave `connect` out at \
-                line 3 column 5";
+    let both =
+        "`connect` and `publish_hosts` are two forms of one thing: keep `publish_hosts`, leave `connect` out";
     let modes = "`permit` and `type` both say the mode: keep `permit` (true for !WhiteList, false for !BlackList) at \
                  line ";
     let ids = "policy ids and items met in one `policies`: keep the ids, and move the items into the `policy` of a \
-               !ClientPolicy with an id of its own at line ";
+               !ClientPolicy with an id of its own";
     let agents = "agents are plain (null or a name) and tagged (!Any or !Agent name) in one list: keep the plain form: \
-                  null for !Any, the name alone for !Agent name at line ";
+                  null for !Any, the name alone for !Agent name";
     let whole = "an item `!Any [agent, true or false]` belongs to the plain form, and this list has tagged agents \
-                 (!Any or !Agent name): keep the plain form: null for !Any, the name alone for !Agent name at line ";
+                 (!Any or !Agent name): keep the plain form: null for !Any, the name alone for !Agent name";
     for (tag, rest, path, says) in [
         ("AgentPublish", format!("{publish}connect: {{ a.b: {{ addr: [x, 1], protocol: HTTP }} }}"), "", both),
         ("AgentPublish", format!("connect:\n{publish}"), "", both),
