@@ -44,7 +44,11 @@ impl From<usize> for Step {
 
 /// What is wrong, where, on which way down from the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct Fault(Box<Inner>);
+
+/// Behind a pointer, so that results stay small where nothing is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inner {
     place: Option<Place>,
     path: Vec<Step>,
     what: What,
@@ -112,12 +116,12 @@ impl Place {
 }
 
 impl Fault {
-    pub(super) const fn new(what: What) -> Self {
-        Self { place: None, path: Vec::new(), what }
+    pub(super) fn new(what: What) -> Self {
+        Self(Box::new(Inner { place: None, path: Vec::new(), what }))
     }
 
-    pub(super) const fn at(place: Place, what: What) -> Self {
-        Self { place: Some(place), path: Vec::new(), what }
+    pub(super) fn at(place: Place, what: What) -> Self {
+        Self(Box::new(Inner { place: Some(place), path: Vec::new(), what }))
     }
 
     /// A rule that a value breaks, in words that don't repeat it.
@@ -126,36 +130,36 @@ impl Fault {
     }
 
     /// Where it is, if it is in a text.
-    pub const fn place(&self) -> Option<Place> {
-        self.place
+    pub fn place(&self) -> Option<Place> {
+        self.0.place
     }
 
     /// The same, seen from one step further up.
     pub(super) fn within(mut self, step: Step) -> Self {
-        self.path.insert(0, step);
+        self.0.path.insert(0, step);
         self
     }
 
     /// The same, and where, if nobody further down has said it: then `values` are those that it is about, and a message
     /// of somebody else's must not repeat them.
     pub(super) fn or_at<'a>(mut self, place: Place, values: impl Iterator<Item = &'a str>) -> Self {
-        if self.place.is_some() {
+        if self.0.place.is_some() {
             return self;
         }
-        self.place = Some(place);
+        self.0.place = Some(place);
         self.without(values)
     }
 
     /// The same without what the user wrote, if it is said in somebody else's words.
     pub(super) fn without<'a>(mut self, values: impl Iterator<Item = &'a str>) -> Self {
-        if let What::Rule(words) = &mut self.what {
+        if let What::Rule(words) = &mut self.0.what {
             *words = without_values(words, values);
         }
         self
     }
 
     fn last_key(&self) -> Option<&'static str> {
-        self.path.iter().rev().find_map(|step| match step {
+        self.0.path.iter().rev().find_map(|step| match step {
             Step::Key(key) => Some(*key),
             Step::Chosen | Step::Index(_) => None,
         })
@@ -171,10 +175,10 @@ impl std::error::Error for Fault {}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Place { line, column }) = self.place {
+        if let Some(Place { line, column }) = self.0.place {
             write!(f, "line {line} column {column}: ")?;
         }
-        for (at, step) in self.path.iter().enumerate() {
+        for (at, step) in self.0.path.iter().enumerate() {
             match step {
                 Step::Key(key) if at == 0 => f.write_str(key)?,
                 Step::Key(key) => write!(f, ".{key}")?,
@@ -182,10 +186,10 @@ impl fmt::Display for Fault {
                 Step::Index(index) => write!(f, "[{index}]")?,
             }
         }
-        if !self.path.is_empty() {
+        if !self.0.path.is_empty() {
             f.write_str(": ")?;
         }
-        self.what.write(f, self.last_key())
+        self.0.what.write(f, self.last_key())
     }
 }
 
@@ -285,7 +289,7 @@ impl de::Error for Fault {
 impl Fault {
     /// The same about a tag, if it is about a word.
     pub(super) fn of_tag(mut self) -> Self {
-        if let What::Variant { tagged, .. } = &mut self.what {
+        if let What::Variant { tagged, .. } = &mut self.0.what {
             *tagged = true;
         }
         self
