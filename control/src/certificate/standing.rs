@@ -260,7 +260,7 @@ mod tests {
             let faults = standing(&pem, names).faults(NOW);
             match says {
                 Some(says) => {
-                    assert!(faults.len() == 1 && faults[0].contains(says), "{faults:?}, not {says}")
+                    assert!(faults.len() == 1 && faults[0].contains(says), "{faults:?}, not {says}");
                 }
                 None => assert_eq!(faults, Vec::<String>::new()),
             }
