@@ -112,8 +112,7 @@ fn two_forms_in_one_entry_are_refused_with_both_their_names_and_the_one_to_keep(
     let publish = "publish_hosts:\n- host: a.b\n  connect: { host: x, port: 1, protocol: TCP }\n";
     let both =
         "`connect` and `publish_hosts` are two forms of one thing: keep `publish_hosts`, leave `connect` out";
-    let modes = "`permit` and `type` both say the mode: keep `permit` at \
-                 line ";
+    let modes = "`permit` and `type` both say the mode: keep `permit`";
     let ids = "policy ids and items met in one `policies`: keep the ids, and move the items into the `policy` of a \
                !ClientPolicy with an id of its own";
     let agents = "agents are plain (null or a name) and tagged (!Any or !Agent name) in one list: keep the plain form: \
