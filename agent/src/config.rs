@@ -17,9 +17,10 @@ use narrowlink_dataplane::{
     tunnel::{Gateway, LoadError},
 };
 use narrowlink_proto::{
-    endpoint::{self, Endpoint, EndpointError, SelfHosted, with_place},
+    endpoint::{self, Endpoint, SelfHosted},
     limits::Limits,
     token::{Kind, peek_unverified},
+    yaml::{Document, Fault},
 };
 use serde::Deserialize;
 
@@ -97,37 +98,34 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not what agent.yaml looks like.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Yaml {
         /// Which file.
         path: PathBuf,
         /// What, and in which line and column.
-        source: serde_yaml::Error,
-    },
-    /// An endpoint that is none.
-    #[error("{path}: {source}")]
-    Endpoint {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: EndpointError,
-    },
-    /// A range of lanes that holds none.
-    #[error("{path}: lanes: min {} and max {} leave no room: max must be at least 1 and at least min", range.min, range.max)]
-    Lanes {
-        /// Which file.
-        path: PathBuf,
-        /// What it says.
-        range: LaneRange,
+        source: Fault,
     },
     /// A file that it names can't be used.
-    #[error(transparent)]
-    Load(#[from] LoadError),
+    #[error("endpoints[{index}]: {source}")]
+    Load {
+        /// Which endpoint.
+        index: usize,
+        /// What is wrong.
+        source: LoadError,
+    },
+    /// A token that no gateway takes any more.
+    #[error("{}: {words}", path.display())]
+    Ended {
+        /// Which file.
+        path: PathBuf,
+        /// Since when.
+        words: String,
+    },
     /// With a client's token this would be a client.
-    #[error("gateway {gateway:?}: its token is not an agent's; ask for a token of kind !Agent")]
+    #[error("endpoints[{index}]: its token is not an agent's; ask for a token of kind !Agent")]
     NotAnAgent {
         /// Whose.
-        gateway: String,
+        index: usize,
     },
 }
 
@@ -164,14 +162,14 @@ impl Config {
     /// # Errors
     /// The user's; see [`ConfigError`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let named = || path.to_owned();
-        let file: File =
-            serde_yaml::from_str(text).map_err(|source| ConfigError::Yaml { path: named(), source })?;
-        endpoint::validate(&file.endpoints)
-            .map_err(|source| ConfigError::Endpoint { path: named(), source })?;
+        let yaml = |source| ConfigError::Yaml { path: path.to_owned(), source };
+        let document = Document::parse(text).map_err(yaml)?;
+        let file: File = document.read().map_err(yaml)?;
+        endpoint::validate(&document, &file.endpoints).map_err(yaml)?;
         let range = file.lanes;
         if range.max == 0 || range.min > range.max {
-            return Err(ConfigError::Lanes { path: named(), range });
+            let no_room = "no room: max must be at least 1 and at least min";
+            return Err(yaml(document.fault(&["lanes".into()], no_room)));
         }
         let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
@@ -180,17 +178,17 @@ impl Config {
         Ok(Self { lanes: range, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
     }
 
-    /// Reads what an endpoint names.
+    /// Reads what one of the endpoints names.
     ///
     /// # Errors
     /// The user's; see [`ConfigError`].
     pub fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
-        let gateway = Gateway::load(endpoint, &self.base)?;
+        let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
+        let gateway = Gateway::load(endpoint, &self.base);
+        let gateway = gateway.map_err(|source| ConfigError::Load { index, source })?;
         // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
-            Some(peek) if peek.kind != Kind::Agent => {
-                Err(ConfigError::NotAnAgent { gateway: endpoint.gateway.clone() })
-            }
+            Some(peek) if peek.kind != Kind::Agent => Err(ConfigError::NotAnAgent { index }),
             _ => Ok(gateway),
         }
     }
@@ -203,9 +201,20 @@ impl Config {
     /// Reads what all the endpoints name.
     ///
     /// # Errors
-    /// As [`Config::gateway`].
+    /// The user's; see [`ConfigError`].
     pub fn gateways(&self) -> Result<Vec<Gateway>, ConfigError> {
         self.endpoints.iter().map(|endpoint| self.gateway(endpoint)).collect()
+    }
+
+    /// What is to be known at `now` (seconds since 1970) of tokens that have ended (true) or soon will; a token that can't
+    /// be read is said elsewhere.
+    pub fn endings(&self, now: u64) -> Vec<(String, bool)> {
+        let ending = |(index, endpoint)| {
+            let gateway = Gateway::load(endpoint, &self.base).ok()?;
+            let (words, has_ended) = peek_unverified(gateway.token())?.ending(now)?;
+            Some((format!("endpoints[{index}]: {words}"), has_ended))
+        };
+        self.endpoints.iter().enumerate().filter_map(ending).collect()
     }
 
     fn warn_of_readable_tokens(&mut self, path: &Path) {
@@ -258,28 +267,38 @@ deny: ['10.0.0.1']
     #[test]
     fn what_is_wrong_is_said_with_file_line_and_what_is_valid() {
         let cases = [
-            ("", &["etc/agent.yaml: ", "missing field `endpoints`"][..]),
-            ("endpoints: []\n", &["etc/agent.yaml: ", "name at least one gateway"]),
-            ("endpoints: [!Selfhosted {}]\n", &["`Selfhosted`", "`SelfHosted`", "line 1"]),
+            ("", &["etc/agent.yaml: ", "line 1 column 1: `endpoints` is missing"][..]),
+            (
+                "endpoints: []\n",
+                &["etc/agent.yaml: line 1 column 12: endpoints: ", "name at least one gateway"],
+            ),
+            ("endpoints: [!Selfhosted {}]\n", &["line 1", "did you mean `!SelfHosted`?"]),
             (
                 "endpoints:\n  - !SelfHosted { gateway: a:1, tokn: x }\n",
-                &["`tokn`", "`token_file`", "line 2"],
+                &["line 2 column 33: endpoints[0]: unknown key, did you mean `token`?"],
             ),
-            ("endpoints: [!SelfHosted { gateway: gw, token: x }]\n", &["\"gw\"", "HOST:PORT"]),
-            ("endpoints: [!SelfHosted { gateway: 'gw:1' }]\n", &["one of token and token_file"]),
-            ("endpoints: [!SelfHosted { gateway: 'gw:1', token: x, protocol: wss }]\n", &["`wss`", "`Wss`"]),
+            (
+                "endpoints: [!SelfHosted { gateway: gw, token: x }]\n",
+                &["endpoints[0].gateway: ", "HOST:PORT"],
+            ),
+            ("endpoints: [!SelfHosted { gateway: 'gw:1' }]\n", &["one of `token` and `token_file`"]),
+            (
+                "endpoints: [!SelfHosted { gateway: 'gw:1', token: x, protocol: wss }]\n",
+                &["did you mean `Wss`?"],
+            ),
         ];
         for (text, parts) in cases {
             let error = parse(text).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{text:?} gave {error:?}");
         }
         let more = [
-            ("lane: { min: 1 }\n", &["`lane`", "`lanes`", "line 2"][..]),
-            ("lanes: { min: 2, max: 1 }\n", &["min 2 and max 1"]),
+            ("lane: { min: 1 }\n", &["did you mean `lanes`?", "line 2 column 1: "][..]),
+            ("lanes: { min: 2, max: 1 }\n", &["line 2 column 8: lanes: no room"]),
             ("lanes: { max: 0 }\n", &["max must be at least 1"]),
-            ("lanes: { min: -1 }\n", &["lanes.min", "line 2"]),
-            ("deny: ['10.0.0.0/33']\n", &["deny: ", "10.0.0.0/33", "line 2"]),
-            ("allow: ['a b']\n", &["allow: ", "`a b`"]),
+            ("lanes: { min: -1 }\n", &["line 2 column 15: lanes.min: ", "from 0 to 4294967295"]),
+            ("deny: ['10.0.0.0/33']\n", &["line 2 column 7: deny[0]: this is neither"]),
+            ("allow: ['a b']\n", &["allow[0]: ", "a host can't contain ' '"]),
+            ("workers: 2\n", &["`workers` does not belong here but to the top level of gateway.yaml"]),
         ];
         for (line, parts) in more {
             let error = parse(&format!("{ONE}{line}")).unwrap_err().to_string();

@@ -32,8 +32,8 @@ pub struct Identity {
 /// Why there is no stored key.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The file can't be read or written.
-    #[error("{path}: {source}")]
+    /// The file can't be read or written. Its path isn't shown: the configuration has it, and it may be no path.
+    #[error("{FILE_NAME} in state_dir: {source}")]
     File {
         /// Which.
         path: PathBuf,

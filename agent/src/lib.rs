@@ -7,6 +7,7 @@
 
 mod bell;
 pub mod config;
+pub mod expiry;
 pub mod identity;
 mod lanes;
 mod link;
@@ -171,6 +172,7 @@ async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Ga
             drop(running);
         });
     }
+    spawn(expiry::watch(shared.clone()));
     shared.stop.wait().await;
     future::or(shared.tasks.done(), sleep(drain)).await;
     drop(cut_off);

@@ -13,6 +13,7 @@ use clap::{ArgAction, Parser};
 use narrowlink_agent::{
     StartError,
     config::{self, Config, ConfigError},
+    expiry::seconds_since_1970,
     start_with,
 };
 use narrowlink_dataplane::{log, process::find_config};
@@ -66,7 +67,13 @@ struct Args {
 }
 
 fn main() {
-    let args = Args::parse();
+    narrowlink_dataplane::process::refuse_secrets("narrowlink-agent", &[]);
+    let args = Args::try_parse().unwrap_or_else(|e| {
+        if e.use_stderr() {
+            narrowlink_dataplane::process::refuse_arguments(&e.to_string(), e.exit_code());
+        }
+        e.exit()
+    });
     start_log(&args);
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
@@ -135,6 +142,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 fn check(config: &Config, path: &Path) -> anyhow::Result<()> {
     config.gateways()?;
+    for (words, has_ended) in config.endings(seconds_since_1970()) {
+        if has_ended {
+            return Err(ConfigError::Ended { path: path.to_owned(), words }.into());
+        }
+        tracing::warn!("{words}");
+    }
     let count = config.endpoints.len();
     let plural = if count == 1 { "" } else { "s" };
     writeln!(io::stdout(), "{}: ok ({count} gateway{plural})", path.display())

@@ -14,8 +14,9 @@ use narrowlink_dataplane::{
     tunnel::{Gateway, LoadError},
 };
 use narrowlink_proto::{
-    endpoint::{self, Endpoint, EndpointError, FramingChoice, SelfHosted, with_place},
+    endpoint::{self, Endpoint, FramingChoice, SelfHosted},
     token::{Kind, peek_unverified},
+    yaml::{Document, Fault},
 };
 use serde::Deserialize;
 
@@ -56,26 +57,20 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not what client.yaml looks like.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Yaml {
         /// Which file.
         path: PathBuf,
         /// What, and in which line and column.
-        source: serde_yaml::Error,
-    },
-    /// An endpoint that is none.
-    #[error("{path}: {source}")]
-    Endpoint {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: EndpointError,
+        source: Fault,
     },
     /// What an endpoint names can't be used.
-    #[error("{path}: {source}")]
+    #[error("{path}: endpoints[{index}]: {source}")]
     Load {
         /// Which file.
         path: PathBuf,
+        /// Which endpoint, from 0.
+        index: usize,
         /// What is wrong.
         source: LoadError,
     },
@@ -111,13 +106,10 @@ impl Config {
     /// The user's; see [`ConfigError`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
-        let file: File = match serde_yaml::from_str(text) {
-            Ok(file) => file,
-            Err(source) => return Err(ConfigError::Yaml { path, source }),
-        };
-        if let Err(source) = endpoint::validate(&file.endpoints) {
-            return Err(ConfigError::Endpoint { path, source });
-        }
+        let yaml = |source| ConfigError::Yaml { path: path.clone(), source };
+        let document = Document::parse(text).map_err(yaml)?;
+        let file: File = document.read().map_err(yaml)?;
+        endpoint::validate(&document, &file.endpoints).map_err(yaml)?;
         let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
         Ok(Self::new(endpoints.collect(), path))
     }
@@ -140,8 +132,12 @@ impl Config {
     }
 
     fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
-        let gateway = Gateway::load(endpoint, self.base())
-            .map_err(|source| ConfigError::Load { path: self.path.clone(), source })?;
+        let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
+        let gateway = Gateway::load(endpoint, self.base()).map_err(|source| ConfigError::Load {
+            path: self.path.clone(),
+            index,
+            source,
+        })?;
         // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
             Some(peek) if peek.kind != Kind::Client => {
@@ -149,6 +145,17 @@ impl Config {
             }
             _ => Ok(gateway),
         }
+    }
+
+    /// What is to be known at `now` (seconds since 1970) of tokens that have ended or soon will; a token that can't be
+    /// read is said elsewhere.
+    pub fn endings(&self, now: u64) -> Vec<String> {
+        let ending = |(index, endpoint)| {
+            let gateway = Gateway::load(endpoint, self.base()).ok()?;
+            let (words, _) = peek_unverified(gateway.token())?.ending(now)?;
+            Some(format!("endpoints[{index}]: {words}"))
+        };
+        self.endpoints.iter().enumerate().filter_map(ending).collect()
     }
 
     /// The file that holds an endpoint's token.
@@ -201,19 +208,28 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_file_line_and_what_is_valid() {
         let cases = [
-            ("", &["etc/client.yaml: ", "missing field `endpoints`"][..]),
-            ("{}", &["missing field `endpoints`"]),
+            ("", &["etc/client.yaml: ", "`endpoints` is missing"][..]),
+            ("{}", &["`endpoints` is missing"]),
             ("endpoints: []\n", &["etc/client.yaml: ", "name at least one gateway"]),
-            ("endpoints: [!Cloud {}]\n", &["`Cloud`", "`SelfHosted`", "line 1"]),
-            ("endpoints:\n  - !SelfHosted { gatway: a:1 }\n", &["`gatway`", "`gateway`", "line 2"]),
-            ("endpoints: [!SelfHosted { gateway: gw, token: x }]\n", &["\"gw\"", "HOST:PORT"]),
+            ("endpoints: [!Cloud {}]\n", &["unknown tag; expected `!SelfHosted`", "line 1"]),
+            ("endpoints:\n  - !SelfHosted { gatway: a:1 }\n", &["did you mean `gateway`?", "line 2"]),
+            (
+                "endpoints: [!SelfHosted { gateway: gw, token: x }]\n",
+                &["endpoints[0].gateway: ", "HOST:PORT"],
+            ),
             (
                 "endpoints: [!SelfHosted { gateway: 'g:1', token: x, token_file: y }]\n",
                 &["exclude each other"],
             ),
-            ("endpoints: [!SelfHosted { gateway: 'g:1', token: x, framing: ws }]\n", &["`ws`", "`framed`"]),
-            ("endpoints: []\nlanes: {}\n", &["`lanes`", "`endpoints`", "line 2"]),
-            ("endpoints: [\n", &["line 2"]),
+            (
+                "endpoints: [!SelfHosted { gateway: 'g:1', token: x, framing: ws }]\n",
+                &["unknown word; expected", "`framed`"],
+            ),
+            (
+                "endpoints: []\nlanes: {}\n",
+                &["`lanes` does not belong here but to the top level of agent.yaml", "line 2"],
+            ),
+            ("endpoints: [\n", &["not YAML"]),
         ];
         for (text, parts) in cases {
             let error = parse(text).unwrap_err().to_string();
@@ -228,7 +244,7 @@ mod tests {
         let text = "endpoints: [!SelfHosted { gateway: 'gw:1', token_file: none }]";
         fs::write(&path, text).unwrap();
         let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
-        assert!(error.contains(FILE_NAME) && error.contains("none can't be read"), "{error}");
+        assert!(error.contains(FILE_NAME) && error.contains("token_file can't be read"), "{error}");
     }
 
     #[test]

@@ -29,6 +29,7 @@ use signal_hook::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    narrowlink_dataplane::process::refuse_secrets("narrowlink", &[]);
     let args = Args::try_parse().unwrap_or_else(|e| usage(&e));
     if std::process::id() == 1 {
         obey_signals();
@@ -50,7 +51,7 @@ fn main() {
 /// What clap has to say: help and version on standard output, which must get there; else how to write it.
 fn usage(error: &clap::Error) -> ! {
     if error.use_stderr() {
-        error.exit();
+        narrowlink_dataplane::process::refuse_arguments(&error.to_string(), error.exit_code());
     }
     let code = match print(&error.render().to_string()) {
         Ok(()) => Exit::Done,
@@ -98,6 +99,13 @@ fn run(args: Args) -> Result<Exit, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let now = seconds_since_1970();
+    // `whoami` says it itself, in full.
+    if !matches!(args.command, Command::Whoami { .. }) {
+        for words in config.endings(now) {
+            tracing::warn!("{words}");
+        }
+    }
     match args.command {
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
@@ -119,9 +127,13 @@ fn run(args: Args) -> Result<Exit, Failure> {
 /// What is wrong stands among what is printed: only the exit code says it once more.
 fn print_identities(config: &Config, offline: bool, as_json: bool) -> Result<Exit, Failure> {
     let identities = identities(config, offline)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = seconds_since_1970();
     print(&if as_json { whoami::json(&identities) } else { whoami::text(&identities, now) })?;
     Ok(whoami::exit(&identities, now))
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn print_agents(config: &Config, as_json: bool) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
-use narrowlink_dataplane::tls::Ktls;
+use narrowlink_dataplane::{process, tls::Ktls};
 use narrowlink_proto::{id::Uid, target::Target};
 
 use crate::revoke::Moment;
@@ -142,6 +142,17 @@ impl From<When> for Ktls {
             When::Never => Self::Never,
         }
     }
+}
+
+/// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.
+pub fn parse() -> Args {
+    process::refuse_secrets("narrowlink-gateway", &["--token"]);
+    Args::try_parse().unwrap_or_else(|e| {
+        if e.use_stderr() {
+            process::refuse_arguments(&e.to_string(), e.exit_code());
+        }
+        e.exit()
+    })
 }
 
 const AFTER_HELP: &str = "\

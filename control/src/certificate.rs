@@ -3,6 +3,8 @@
 //! rotate and never leave this process; a key that does not fit its certificate is refused.
 //! See: RFC 7468 (PEM), RFC 8446, RFC 9325 (recommendations for TLS).
 
+mod standing;
+
 use std::sync::Arc;
 
 use rustls::{
@@ -17,6 +19,11 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
+pub use standing::{Held, Standing, Watch};
+
+/// A text of another encoding than PEM's.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// What a PEM text must hold and this one does not. The operator's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
@@ -28,14 +35,36 @@ pub enum CertificateError {
     NoCertificate,
     /// No key section.
     #[error(
-        "no private key in it: expected a PRIVATE KEY section beside the chain (cat fullchain.pem privkey.pem)"
+        "no private key in it: a fullchain.pem alone is public and has none; name the key's file with `key_path`, or put \
+         both into one (cat fullchain.pem privkey.pem)"
     )]
     NoKey,
-    /// The key belongs to another certificate.
+    /// More than one key section.
+    #[error("{0} private keys in it: which is the certificate's? Leave one")]
+    Keys(usize),
+    /// A key that only its password opens.
     #[error(
-        "the private key does not belong to the first certificate; is the server's own certificate first?"
+        "the private key is encrypted, and nobody is here to type its password: openssl pkey -in KEY -out NEW writes it \
+         without (chmod 600 NEW)"
     )]
+    EncryptedKey,
+    /// The key belongs to none of the certificates.
+    #[error("the private key belongs to another certificate: was one of the two renewed alone?")]
     Mismatch,
+    /// The key belongs to a certificate that is not the first.
+    #[error("the private key belongs to certificate {0} of the chain: the server's own must be the first")]
+    Order(usize),
+    /// EF BB BF in front.
+    #[error(
+        "it begins with a byte order mark, which PEM does not have: save it as UTF-8 without BOM, or as ASCII"
+    )]
+    ByteOrderMark,
+    /// `-----END ..----------BEGIN ..`.
+    #[error(
+        "two sections stand in one line (-----END ..----------BEGIN ..): a file without a line end at its end was put in \
+         front of another; put a line end between them"
+    )]
+    Glued,
     /// A certificate or key that can't be used.
     #[error("the certificate or its key can't be used: {0}")]
     Unusable(rustls::Error),
@@ -53,20 +82,37 @@ impl Certificate {
     /// # Errors
     /// The operator's, see [`CertificateError`].
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
+        look_at(pem)?;
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;
         if chain.is_empty() {
             return Err(CertificateError::NoCertificate);
         }
-        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|e| match e {
-            pem::Error::NoItemsFound => CertificateError::NoKey,
-            other => CertificateError::Pem(other),
-        })?;
-        let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|e| match e {
-            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => CertificateError::Mismatch,
+        let mut keys: Vec<_> =
+            PrivateKeyDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;
+        let key = match (keys.pop(), keys.len()) {
+            (Some(key), 0) => key,
+            (Some(_), more) => return Err(CertificateError::Keys(more + 1)),
+            (None, _) => return Err(CertificateError::NoKey),
+        };
+        let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider());
+        certified.map(|certified| Self { certified }).map_err(|e| match e {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => whose(&chain, &key),
             other => CertificateError::Unusable(other),
-        })?;
-        Ok(Self { certified })
+        })
+    }
+
+    /// How the certificate stands with the names of its service, its chain and its time.
+    ///
+    /// # Errors
+    /// A certificate that can't be read.
+    pub fn standing(&self, names: &[String]) -> Result<Standing, CertificateError> {
+        let unreadable = || rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding);
+        let standing = Standing::of(&self.certified.cert, &provider());
+        let mut standing = standing.ok_or_else(|| CertificateError::Unusable(unreadable()))?;
+        standing.uncovered = names.iter().filter(|name| !self.covers(name)).count();
+        standing.covered = names.len() - standing.uncovered;
+        Ok(standing)
     }
 
     /// Whether clients that verify would take the certificate for `name`.
@@ -95,6 +141,44 @@ impl Certificate {
         settings.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Arc::new(settings))
     }
+}
+
+/// What a reader of PEM would only call broken, or pass over.
+fn look_at(pem: &[u8]) -> Result<(), CertificateError> {
+    let holds = |part: &[u8]| pem.windows(part.len()).any(|window| window == part);
+    if pem.starts_with(BYTE_ORDER_MARK) {
+        return Err(CertificateError::ByteOrderMark);
+    }
+    if holds(b"----------BEGIN ") {
+        return Err(CertificateError::Glued);
+    }
+    if holds(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || holds(b"\nProc-Type: 4,ENCRYPTED") {
+        return Err(CertificateError::EncryptedKey);
+    }
+    Ok(())
+}
+
+/// A file that should hold a key, and what is odd about it already said in its own terms.
+///
+/// # Errors
+/// The operator's: it holds none, several, or one that can't be opened.
+pub fn key_alone(pem: Vec<u8>) -> Result<Vec<u8>, CertificateError> {
+    look_at(&pem)?;
+    let keys: Vec<_> =
+        PrivateKeyDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;
+    match keys.len() {
+        1 => Ok(pem),
+        0 => Err(CertificateError::NoKey),
+        more => Err(CertificateError::Keys(more)),
+    }
+}
+
+/// A key that is not the first certificate's: another one's of the chain, or of none.
+fn whose(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> CertificateError {
+    let fits = |cert: &CertificateDer<'static>| {
+        CertifiedKey::from_der(vec![cert.clone()], key.clone_key(), &provider()).is_ok()
+    };
+    chain.iter().position(fits).map_or(CertificateError::Mismatch, |at| CertificateError::Order(at + 1))
 }
 
 /// The library's own list is longer in other builds: what we offer is said here.
@@ -153,7 +237,16 @@ mod tests {
         check(String::new(), "no certificate");
         check(key.clone(), "no certificate");
         check(cert.clone(), "no private key");
-        check(format!("{cert}{foreign}"), "does not belong");
+        check(format!("{cert}{foreign}"), "belongs to another certificate");
+        let (other, _) = pem(&["other.example"]);
+        check(format!("{other}{cert}{key}"), "belongs to certificate 2 of the chain");
+        check(format!("{cert}{key}{foreign}"), "2 private keys");
+        check(format!("\u{feff}{cert}{key}"), "byte order mark");
+        check(format!("{}{key}", cert.trim_end()), "put a line end between them");
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        check(format!("{cert}{encrypted}"), "openssl pkey");
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+        check(format!("{cert}{old}"), "openssl pkey");
         check(cert.replace("-----END", "----END"), "not PEM");
         let garbled = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         check(format!("{garbled}{key}"), "can't be used");

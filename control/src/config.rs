@@ -18,16 +18,16 @@ use std::{
 };
 
 use narrowlink_proto::{
-    endpoint::with_place,
     id::Uid,
     limits::Limits,
     target::Destination,
     token::{Allowance, Secret},
+    yaml::{Document, Fault},
 };
 use rustls::ServerConfig;
 
 use self::input::Input;
-use crate::{accounts::Allowances, revocations::Revocations};
+use crate::{accounts::Allowances, certificate::Held, revocations::Revocations};
 
 /// A config, certificate or secret file at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -55,6 +55,8 @@ pub struct Config {
     pub audit: Option<PathBuf>,
     /// Where it keeps what it has counted.
     pub state_dir: Option<PathBuf>,
+    /// How the certificates of its services stand.
+    pub certificates: Vec<Held>,
     /// Tokens that are not to be taken.
     pub revocations: Revocations,
     /// Where that list is kept.
@@ -88,6 +90,7 @@ impl Config {
             users: HashMap::new(),
             audit: None,
             state_dir: None,
+            certificates: Vec::new(),
             revocations: Revocations::default(),
             revocations_path: None,
             files: Vec::new(),
@@ -121,12 +124,12 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// What it says, and where.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Content {
         /// Which file.
         path: PathBuf,
         /// What is wrong at which line and column.
-        source: serde_yaml::Error,
+        source: Fault,
     },
 }
 
@@ -141,12 +144,13 @@ impl Config {
         let (text, mode) = read_file(path).map_err(read)?;
         let text =
             String::from_utf8(text).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-        let input: Input = serde_yaml::from_str(&text).map_err(content)?;
+        let document = Document::parse(&text).map_err(content)?;
+        let input: Input = document.read().map_err(content)?;
         if input.holds_secret() && open_to_others(mode) {
             tracing::warn!("{} holds the secret and others can read it: chmod 600 it", path.display());
         }
         let base = path.parent().unwrap_or(Path::new(""));
-        let mut config = input.into_config(base).map_err(|complaint| content(complaint.locate(&text)))?;
+        let mut config = input.into_config(base).map_err(|complaint| content(complaint.locate(&document)))?;
         config.files.push(path.to_owned());
         Ok(config)
     }
@@ -169,16 +173,21 @@ fn read_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
 
 /// Reads a file with a secret in it.
 fn read_private(path: &Path, allow_readable: bool) -> Result<Vec<u8>, String> {
-    let (bytes, mode) = read_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let (bytes, mode) = read_file(path).map_err(|e| no_file(&e))?;
     if open_to_others(mode) && !allow_readable {
         return Err(format!(
-            "{}: everybody on this machine can read or change it (mode {:04o}): chmod 640 it, or set \
+            "everybody on this machine can read or change this file (mode {:04o}): chmod 640 it, or set \
              allow_readable_secrets: true",
-            path.display(),
             mode & 0o7777
         ));
     }
     Ok(bytes)
+}
+
+/// Why a file that is named in the config can't be read; it stands at that line, so it needn't be named again.
+fn no_file(e: &io::Error) -> String {
+    let hint = "; a path that does not begin with / is relative to the config's directory";
+    format!("this file can't be read: {e}{}", if e.kind() == io::ErrorKind::NotFound { hint } else { "" })
 }
 
 const fn open_to_others(mode: u32) -> bool {
@@ -277,25 +286,55 @@ workers: 2
 
     #[test]
     fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
-        let place = |line, path| [format!("line {line} column "), format!("{path}: ")];
+        let place = |line, path| [format!("line {line} column "), format!(": {path}: ")];
         let table: &[(&str, &str, u32, &str, &[&str])] = &[
-            ("workers: 2", "worker: 2", 9, "", &["unknown field `worker`", "`workers`"]),
+            ("workers: 2", "worker: 2", 9, "", &["unknown key, did you mean `workers`?"]),
             ("workers: 2", "workers: 0", 9, "workers", &["1 to 1024"]),
-            ("workers: 2", "workers: two", 9, "workers", &["invalid type"]),
+            ("workers: 2", "workers: two", 9, "workers", &["a whole number, 0 or more, found a text"]),
             ("workers: 2", "drain_s: 99999", 9, "drain_s", &["0 to 3600"]),
             ("workers: 2", "limits: { dial_timeout_s: 0 }", 9, "limits.dial_timeout_s", &["more than 0"]),
-            ("workers: 2", "limits: { dial_timeout: 1 }", 9, "limits", &["`dial_timeout_s`"]),
+            ("workers: 2", "limits: { dial_timeout: 1 }", 9, "limits", &["did you mean `dial_timeout_s`?"]),
             ("name: my-gateway", "name: \"\"", 1, "name", &["1 to 128 bytes"]),
-            ("- !Ws ", "- !Wsx ", 8, "services[1]", &["unknown variant `Wsx`", "`Wss` or `Ws`"]),
-            ("- !Ws {", "- {", 8, "services[1]", &["invalid type: map, expected !Wss or !Ws before"]),
-            ("- !Ws {", "- !Ws { tls: 1,", 8, "services[1]", &["unknown field `tls`", "`domains`"]),
-            ("127.0.0.1:80", "127.0.0.1", 8, "services[1].listen_addr", &["expected IP:PORT"]),
-            ("127.0.0.1:80", "127.0.0.1:443", 8, "services[1].listen_addr", &["services[0] listens on"]),
+            (
+                "- !Ws ",
+                "- !Wsx ",
+                8,
+                "services[1]",
+                &["unknown tag, did you mean `!Wss`? Expected `!Wss` or `!Ws`"],
+            ),
+            (
+                "- !Ws {",
+                "- {",
+                8,
+                "services[1]",
+                &["expected !Wss or !Ws before the service, found keys and values"],
+            ),
+            ("- !Ws {", "- !Ws { tls: 1,", 8, "services[1]", &["unknown key; expected `domains`"]),
+            ("127.0.0.1:80", "127.0.0.1", 8, "services[1].listen_addr", &["expected IP:PORT, such as"]),
+            (
+                "127.0.0.1:80",
+                "127.0.0.1:443",
+                8,
+                "services[1].listen_addr",
+                &["services[0] listens there already"],
+            ),
             ("[gw.example]", "[]", 5, "services[0].domains", &["expected the names"]),
             ("[gw.example]", "[gw.example, 1.2.3]", 5, "services[0].domains[1]", &["!Ws takes addresses"]),
-            ("[gw.example]", "[\"gw .example\"]", 5, "services[0].domains[0]", &["neither a host name"]),
-            ("!File", "!Acme", 7, "services[0].tls_config", &["unknown variant `Acme`", "`File`"]),
-            ("gw.pem", "no.pem", 7, "services[0].tls_config.cert_path", &["no.pem", "No such file"]),
+            (
+                "[gw.example]",
+                "[\"gw .example\"]",
+                5,
+                "services[0].domains[0]",
+                &["expected a host name such as gw.example"],
+            ),
+            ("!File", "!Acme", 7, "services[0].tls_config", &["unknown tag; expected `!File`"]),
+            (
+                "gw.pem",
+                "no.pem",
+                7,
+                "services[0].tls_config.cert_path",
+                &["this file can't be read: No such file"],
+            ),
             ("gw.pem", "open.pem", 7, "services[0].tls_config.cert_path", &["mode 0644", "chmod 640"]),
             ("gw.pem", "key-less.pem", 7, "services[0].tls_config.cert_path", &["no private key"]),
             (
@@ -303,7 +342,7 @@ workers: 2
                 "domains: [other.example], cert_path",
                 5,
                 "services[0].domains[0]",
-                &["gw.example has no certificate"],
+                &["tls_config.domains does not name this one"],
             ),
             (
                 SECRET,
@@ -328,10 +367,10 @@ workers: 2
 
     #[test]
     fn a_missing_part_is_named() {
-        check("name: my-gateway\n", "", &["missing field `name`"]);
-        check("    listen_addr: 127.0.0.1:443\n", "", &["services[0]", "missing field `listen_addr`"]);
-        check("workers: 2\n", "workers: \"2\n", &["line 9 column 10", "unexpected end of stream"]);
-        check("workers: 2\n", "pin: 2\n", &["pin: ", "expected a boolean"]);
+        check("name: my-gateway\n", "", &["`name` is missing"]);
+        check("    listen_addr: 127.0.0.1:443\n", "", &["services[0]", "`listen_addr` is missing"]);
+        check("workers: 2\n", "workers: \"2\n", &["line 9 column 10", "not YAML"]);
+        check("workers: 2\n", "pin: 2\n", &["pin: ", "expected true or false, found a number"]);
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::{
 };
 
 use narrowlink_proto::{
-    endpoint::with_place,
     policy::{Grant, Verdict},
+    yaml::Fault,
 };
 
 use crate::{
@@ -62,12 +62,12 @@ pub enum ExpectationsError {
         source: io::Error,
     },
     /// What it says, and where.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Content {
         /// Which file.
         path: PathBuf,
         /// What is wrong at which line and column.
-        source: serde_yaml::Error,
+        source: Fault,
     },
 }
 
@@ -241,40 +241,32 @@ mod tests {
     fn a_bad_table_is_refused_with_its_place_and_what_would_be_right() {
         let row = |row: &str| format!("{TOKENS}expect:\n  - {row}\n");
         let cases = [
-            (String::new(), "missing field `tokens`", ""),
-            (TOKENS.to_owned(), "missing field `expect`", ""),
+            (String::new(), "`tokens` is missing", ""),
+            (TOKENS.to_owned(), "`expect` is missing", ""),
             (
                 format!("{TOKENS}expect: []\n"),
                 "expect: empty: a table that expects nothing",
                 "line 9 column 9",
             ),
-            (format!("{TOKENS}expect: 7\n"), "expect: invalid type: integer `7`, expected a list", "line 9"),
-            (
-                format!("{TOKENS}expected: []\n"),
-                "unknown field `expected`, expected `tokens` or `expect`",
-                "",
-            ),
-            (format!("{TOKENS}tokens: {{}}\n"), "duplicate field `tokens`", ""),
+            (format!("{TOKENS}expect: 7\n"), "expect: expected a list", "line 9"),
+            (format!("{TOKENS}expected: []\n"), "unknown key", ""),
+            (format!("{TOKENS}tokens: {{}}\n"), "this key stands twice", ""),
             (
                 row("[lapto, home, nas.lan:22, allow]"),
-                "expect[0]: no token \"lapto\": there are agent, both",
+                "expect[0]: `tokens` has no token of this name",
                 "line 10 column 5",
             ),
             (row("[laptop, home, nas.lan, allow]"), "expect[0][2]: the port is missing", "line 10 column 20"),
             (row("[laptop, home, \"http://a:1\", allow]"), "expected tcp://HOST:PORT", "line 10 column 20"),
+            (row("[laptop, home, nas.lan:22, yes]"), "unknown ", "line 10"),
+            (row("[laptop, home, nas.lan:22]"), "found 3 of them", "line 10 column 5"),
+            (row("{ token: laptop, agent: home, target: a:1 }"), "`verdict` is missing", "line 10 column 5"),
+            (row("{ token: laptop, agent: home, verdikt: allow }"), "unknown key", "line 10"),
             (
-                row("[laptop, home, nas.lan:22, yes]"),
-                "unknown variant `yes`, expected one of `allow`",
-                "line 10",
+                row("[laptop, home, nas.lan:22, deny, nas]"),
+                "expected an IP address or a list of them",
+                "line 10 column 38",
             ),
-            (row("[laptop, home, nas.lan:22]"), "invalid length 3", "line 10 column 5"),
-            (
-                row("{ token: laptop, agent: home, target: a:1 }"),
-                "missing field `verdict`",
-                "line 10 column 5",
-            ),
-            (row("{ token: laptop, agent: home, verdikt: allow }"), "unknown field `verdikt`", "line 10"),
-            (row("[laptop, home, nas.lan:22, deny, nas]"), "\"nas\" is no IP address", "line 10 column 38"),
             (
                 row("[laptop, home, \"10.0.0.1:22\", deny, 10.0.0.1]"),
                 "only a name resolves",
@@ -285,33 +277,33 @@ mod tests {
                 "expected policies[0] (an item)",
                 "line 10",
             ),
-            (row("[laptop, home, nas.lan:22, deny, [], no item, x]"), "invalid length 7", "line 10"),
+            (row("[laptop, home, nas.lan:22, deny, [], no item, x]"), "found 7", "line 10"),
             (row("laptop"), "expected [token, agent, target, verdict]", "line 10 column 5"),
             (
                 "tokens: { a: !File none.token }\n".to_owned(),
-                "tokens.a: none.token: No such file",
+                "tokens.…: this token file can't be read: No such file",
                 "line 1 column 14",
             ),
-            ("tokens: { a: !Fil none.token }\n".to_owned(), "unknown variant `Fil`", "line 1 column 14"),
+            ("tokens: { a: !Fil none.token }\n".to_owned(), "unknown ", "line 1 column 14"),
             (
                 "tokens: { a: none.token }\n".to_owned(),
                 "expected !File before a token's path",
                 "line 1 column 14",
             ),
             ("tokens: { a: !Policies [] }\n".to_owned(), "at least one", "line 1"),
-            ("tokens: { a: !Policies { permit: true } }\n".to_owned(), "missing field `policies`", "line 1"),
+            ("tokens: { a: !Policies { permit: true } }\n".to_owned(), "`policies` is missing", "line 1"),
             (
                 "tokens:\n  a: !Policies { permit: true, policies: [!Ip [home, 10.0.0/8, 22, TCP]] }\n"
                     .to_owned(),
-                "tokens.a.policies[0]",
+                "tokens.….policies[0]",
                 "line 2 column",
             ),
             (
                 "tokens: { a: !File laptop.token, a: !File old.token }\n".to_owned(),
-                "\"a\" stands here twice",
+                "this key stands twice",
                 "",
             ),
-            ("tokens: {\n".to_owned(), "did not find expected", "line 2"),
+            ("tokens: {\n".to_owned(), "not YAML", "line 2"),
         ];
         for (text, says, place) in cases {
             let (dir, path) = site(&text);

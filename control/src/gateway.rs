@@ -4,14 +4,13 @@
 //! See: ARCHITECTURE.md "Threads".
 
 mod open;
+mod prepare;
 mod reload;
 
 use std::{
-    fs,
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -30,15 +29,17 @@ use narrowlink_dataplane::{
     worker::{self, Driver, Options, Workers},
 };
 
-pub use self::reload::Changes;
 use self::{
     open::{Open, Seated},
+    prepare::Purpose,
     reload::Fixed,
 };
+pub use self::{prepare::check, reload::Changes};
 use crate::{
     accounts::Accounts,
     audit::Audit,
     auth::{Rules, Warden},
+    certificate::Watch,
     clerk::{self, Counter},
     clock::{self, Clock},
     config::Config,
@@ -64,6 +65,7 @@ pub struct Gateway {
     accounts: Arc<Accounts>,
     audit: Audit,
     open: Mutex<Open>,
+    certificates: Mutex<Watch>,
     fixed: Fixed,
 }
 
@@ -84,7 +86,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory is not there and can't be made.
-    #[error("state_dir: {}: {source}", path.display())]
+    #[error("state_dir: can't be written: {source}")]
     StateDir {
         /// Which.
         path: PathBuf,
@@ -92,7 +94,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The audit log can't be written.
-    #[error("audit: {}: {source}", path.display())]
+    #[error("audit: can't be written: {source}")]
     Audit {
         /// Where.
         path: PathBuf,
@@ -123,15 +125,13 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
 /// # Errors
 /// As there.
 pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
-    if config.services.is_empty() {
-        return Err(StartError::Incomplete("no service to serve"));
-    }
+    prepare::look(&config, Purpose::Start)?;
     let count = config.workers.unwrap_or_else(cores).max(1);
     let mut addresses = Vec::with_capacity(config.services.len());
     let mut open = Open::default();
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
-    for (index, service) in config.services.iter().enumerate() {
-        let (seated, sockets) = open.seat(index, service, count, true)?;
+    for index in 0..config.services.len() {
+        let (seated, sockets) = open.seat(index, &config, count, true)?;
         addresses.push(seated.bound);
         for (seat, socket) in seats.iter_mut().zip(sockets) {
             seat.get_mut().unwrap_or_else(PoisonError::into_inner).push((seated.for_workers(), socket));
@@ -139,11 +139,6 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
         open.services.push(seated);
     }
 
-    if let Some(path) = &config.state_dir {
-        // For nobody else to look into.
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|source| StartError::StateDir { path: path.clone(), source })?;
-    }
     let audit = match &config.audit {
         Some(path) => Audit::open(path).map_err(|source| StartError::Audit { path: path.clone(), source })?,
         None => Audit::none(),
@@ -166,7 +161,26 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
             StartError::Control(e)
         })?;
     let (open, fixed) = (Mutex::new(open), Fixed::of(&config));
-    Ok(Gateway { addresses, workers, control, ended, shared, counter, warden, accounts, audit, open, fixed })
+    let certificates = Mutex::default();
+    Ok(Gateway {
+        addresses,
+        workers,
+        control,
+        ended,
+        shared,
+        counter,
+        warden,
+        accounts,
+        audit,
+        open,
+        certificates,
+        fixed,
+    })
+}
+
+/// Whether there is anything to check tokens with.
+fn rules_of(config: &Config) -> Result<(), StartError> {
+    rules(config, &[]).map(|_| ())
 }
 
 fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
@@ -242,6 +256,20 @@ impl Gateway {
     pub fn begin_stop(&self) {
         self.counter.drain(GOODBYE_PATIENCE);
         self.shared.tell_all(|| Note::Stop);
+    }
+
+    /// Says what is wrong with certificates, at first and then once a day; to be asked every now and then, at `now`
+    /// (seconds since 1970).
+    pub fn watch_certificates(&self, now: u64) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = open.services.iter().filter_map(|seated| seated.held.as_ref());
+        let said = self.certificates.lock().unwrap_or_else(PoisonError::into_inner).handle_tick(now, held);
+        for words in said.errors {
+            tracing::error!("{words}");
+        }
+        for words in said.warnings {
+            tracing::warn!("{words}");
+        }
     }
 
     /// Writes what was counted and noted, where there is a place for it; to be called before the process ends. A disk

@@ -11,10 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::Parser as _;
 use narrowlink_control::{
-    args::{Args, Command, Explain, Policy, Revoke},
+    args::{Args, Command, Explain, Policy, Revoke, parse},
     auth::say_secrets,
+    certificate::Watch,
     clock::seconds_since_1970,
     config::{Config, Service},
     expectations::Expectations,
@@ -70,7 +70,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 }
 
 fn main() {
-    let args = Args::parse();
+    let args = parse();
     let code = match run(&args) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
@@ -100,6 +100,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
     };
     let mut config = Config::load(&path).or_exit(CONFIGURATION)?;
     if args.check {
+        check(&config)?;
         let services = count(config.services.len(), "service");
         let workers = count(config.workers.unwrap_or_else(gateway::cores), "worker");
         let secrets = say_secrets(&config.secrets);
@@ -110,6 +111,29 @@ fn run(args: &Args) -> Result<u8, Failure> {
     config.require_io_uring = args.require_io_uring;
     let reloader = Reloader::new(&path, &config);
     serve(config, reloader, args.ktls.into(), args.ready_file.as_deref()).map(|()| 0)
+}
+
+/// Whether a start would succeed, and clients would take its certificates.
+fn check(config: &Config) -> Result<(), Failure> {
+    gateway::check(config).map_err(refused)?;
+    let said = Watch::default().handle_tick(seconds_since_1970(), config.certificates.iter());
+    for words in &said.warnings {
+        tracing::warn!("{words}");
+    }
+    if said.errors.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!(said.errors.join("; "))).or_exit(CONFIGURATION)
+}
+
+/// Why a gateway does not start, and its exit code.
+fn refused(e: StartError) -> Failure {
+    let code = match e {
+        StartError::Listen { .. } => UNAVAILABLE,
+        StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
+        _ => INTERNAL,
+    };
+    Failure { code, error: e.into() }
 }
 
 fn answer(args: &Explain) -> Result<u8, Failure> {
@@ -180,14 +204,7 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
     tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
-    let gateway = gateway::start(config).map_err(|e| Failure {
-        code: match e {
-            StartError::Listen { .. } => UNAVAILABLE,
-            StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
-            _ => INTERNAL,
-        },
-        error: e.into(),
-    })?;
+    let gateway = gateway::start(config).map_err(refused)?;
     let ready = Ready::of(&services, &gateway);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::{endpoint::with_place, id::Uid, token::is_name, when::show};
+use narrowlink_proto::{id::Uid, token::is_name, when::show, yaml::Fault};
 use serde::{Deserialize, Serialize};
 
 pub use self::file::add;
@@ -85,12 +85,12 @@ pub enum RevocationError {
         source: io::Error,
     },
     /// Not the YAML that is expected.
-    #[error("{}: {}", path.display(), with_place(source, source.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {source}", path.display())]
     Yaml {
         /// Which file.
         path: PathBuf,
         /// What is wrong where.
-        source: serde_yaml::Error,
+        source: Fault,
     },
     /// An entry that revokes nothing, or something else than it seems to.
     #[error("{}: entry {index}: {why}", path.display())]
@@ -102,6 +102,17 @@ pub enum RevocationError {
         /// What is wrong with it.
         why: &'static str,
     },
+}
+
+impl RevocationError {
+    /// What is wrong, for a line that names the file itself.
+    pub fn without_path(&self) -> String {
+        match self {
+            Self::File { source, .. } => source.to_string(),
+            Self::Yaml { source, .. } => source.to_string(),
+            Self::Entry { index, why, .. } => format!("entry {index}: {why}"),
+        }
+    }
 }
 
 impl Entry {

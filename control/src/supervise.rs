@@ -14,7 +14,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::{gateway::Gateway, reload::Reloader};
+use crate::{clock, gateway::Gateway, reload::Reloader};
 
 /// A worker beats every second; this much silence is no delay.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -88,6 +88,7 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option
         {
             reloader.reload(gateway);
         }
+        gateway.watch_certificates(clock::seconds_since_1970());
         let lost = gateway.has_lost_a_thread();
         if let Some(fault) = watch.handle_tick(Instant::now(), gateway.longest_silence(), lost) {
             return Outcome::Broken(fault);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use narrowlink_control::{
-    certificate::Certificate,
+    certificate::{Certificate, Held},
     config::{Config, Service},
     gateway,
 };
@@ -86,5 +86,41 @@ fn a_new_certificate_is_shown_to_the_next_and_who_is_there_stays() {
         let closed = visit(addr, "gw.example", believed).err().unwrap();
         assert!(!closed.contains("certificate"), "{closed}");
     }
+    assert!(gateway.stop(PATIENCE));
+}
+
+/// As [`config`], with how the certificate stands.
+fn standing(pem: &str, names: &[&str], listen_addr: SocketAddr) -> Config {
+    let names_owned: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let standing = Certificate::from_pem(pem.as_bytes()).unwrap().standing(&names_owned).unwrap();
+    Config { certificates: vec![Held { service: 0, standing }], ..config(pem, names, listen_addr) }
+}
+
+#[test]
+fn a_reload_never_gives_up_a_certificate_that_is_valid_for_one_that_is_not() {
+    narrowlink_dataplane::tls::install_crypto();
+    let expired = || {
+        let mut params = rcgen::CertificateParams::new(vec!["gw.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().pem() + &key.serialize_pem()
+    };
+    let (good, other, old) = (certificate("gw.example"), certificate("other.example"), expired());
+    let names = &["gw.example"][..];
+    let gateway = gateway::start(standing(&good, names, "127.0.0.1:0".parse().unwrap())).unwrap();
+    let addr = gateway.addresses()[0];
+    for bad in [&old, &other] {
+        gateway.reload(&standing(bad, names, addr)).unwrap();
+        assert!(visit(addr, "gw.example", &good).is_ok(), "the valid one is still shown");
+    }
+    let renewed = certificate("gw.example");
+    gateway.reload(&standing(&renewed, names, addr)).unwrap();
+    assert!(visit(addr, "gw.example", &renewed).is_ok());
+    assert!(gateway.stop(PATIENCE));
+    // One that starts with an expired certificate serves on, and takes what comes.
+    let gateway = gateway::start(standing(&old, names, "127.0.0.1:0".parse().unwrap())).unwrap();
+    let addr = gateway.addresses()[0];
+    gateway.reload(&standing(&good, names, addr)).unwrap();
+    assert!(visit(addr, "gw.example", &good).is_ok());
     assert!(gateway.stop(PATIENCE));
 }

@@ -189,13 +189,19 @@ fn a_table_that_can_not_be_used_is_named_with_its_place() {
     let dir = site();
     write(&dir.path().join("words"), "words\n");
     for (text, says) in [
-        ("tokens: {}\nexpect: []\n", "expected.yaml: expect: empty: a table that expects nothing"),
+        (
+            "tokens: {}\nexpect: []\n",
+            "expected.yaml: line 2 column 9: expect: empty: a table that expects nothing",
+        ),
         (
             "tokens: {}\nexpect: [[a, home, nas.lan:22, allow]]\n",
-            "no token \"a\": there are none at line 2 column 10",
+            "line 2 column 10: expect[0]: `tokens` has no token of this name; it has 0",
         ),
-        ("tokens: { a: !File no.token }\nexpect: []\n", "tokens.a: no.token: No such file or directory"),
-        ("tokens: { a: !File words }\nexpect: []\n", "words: not a token: "),
+        (
+            "tokens: { a: !File no.token }\nexpect: []\n",
+            "tokens.…: this token file can't be read: No such file or directory",
+        ),
+        ("tokens: { a: !File words }\nexpect: []\n", "in this file: not a token: "),
     ] {
         write(&dir.path().join("expected.yaml"), text);
         check(dir.path(), "policy test expected.yaml", 78, &["narrowlink-gateway: expected.yaml: ", says]);

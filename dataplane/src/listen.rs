@@ -80,6 +80,17 @@ fn explain(addr: SocketAddr, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), words)
 }
 
+/// Whether `addr` could be bound. No connection comes here: a gateway of the same user that listens there keeps them all.
+///
+/// # Errors
+/// The system's, as in [`bind`].
+pub fn probe(addr: SocketAddr) -> io::Result<()> {
+    let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())
+}
+
 /// Binds an address that no other socket shares.
 ///
 /// The kernel takes a dead process's rings apart some milliseconds after it has ended, and its

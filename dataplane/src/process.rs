@@ -5,13 +5,18 @@ use std::{
     error::Error,
     ffi::OsString,
     fmt,
+    io::Write as _,
     path::{Path, PathBuf},
 };
 
+use narrowlink_proto::secrecy;
 use rustix::{
     process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit},
     thread::disable_transparent_huge_pages,
 };
+
+/// What makes no sense on a command line; clap's code.
+const USAGE: i32 = 2;
 
 /// As many descriptors as the system allows (a session takes two, and the usual limit of 1,024 is
 /// for programs that use select), no core dumps: they would hold tokens and keys; and no huge pages, which
@@ -44,6 +49,30 @@ pub fn explain(error: &dyn Error) -> String {
         cause = error.source();
     }
     said
+}
+
+/// Ends this process if a token or secret stands among its arguments where none is taken: it would be part of a message,
+/// as a path that isn't there, and everybody on this machine sees it. `takers` may stand in front of one.
+pub fn refuse_secrets(program: &str, takers: &[&str]) {
+    let arguments: Vec<_> = arguments().collect();
+    if let Some((at, form)) = secrecy::misplaced_argument(&arguments, takers) {
+        let message = format!(
+            "{program}: argument {at} is {form}, which has no place there; give the path of a file\n"
+        );
+        refuse_arguments(&message, USAGE);
+    }
+}
+
+/// Ends this process with what is wrong with its arguments, of which only options and short words are shown.
+pub fn refuse_arguments(message: &str, code: i32) -> ! {
+    let message = secrecy::mask_arguments(message, arguments().skip(1));
+    // Whether anybody reads it changes nothing.
+    let _ = std::io::stderr().write_all(message.as_bytes());
+    std::process::exit(code)
+}
+
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
 /// No configuration in any of the usual places. The user's to mend.

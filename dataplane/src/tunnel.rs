@@ -66,7 +66,7 @@ pub enum LoadError {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// A file that it names can't be read.
-    #[error("{what} {path} can't be read: {source}")]
+    #[error("{what}{} can't be read: {source}{}", shown(path), hint(path))]
     File {
         /// Which file.
         what: &'static str,
@@ -76,7 +76,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A file that it names does not hold what it should.
-    #[error("{what} {path} {problem}")]
+    #[error("{what}{} {problem}", shown(path))]
     Content {
         /// Which file.
         what: &'static str,
@@ -87,17 +87,22 @@ pub enum LoadError {
     },
     /// The gateway's name can't stand in a certificate.
     #[error(
-        "gateway {gateway:?}: TLS can't verify the name {name:?}; give the name of its certificate with domain"
+        "TLS can't verify the name of the gateway; give the name that stands in its certificate with `domain`"
     )]
-    ServerName {
-        /// What was written.
-        gateway: String,
-        /// The name that was made of it.
-        name: String,
-    },
+    ServerName,
     /// TLS can't be set up.
     #[error("the system's certificate authorities can't be used ({0}); name your own with ca_file")]
     Tls(rustls::Error),
+}
+
+/// A path in an error: only that of a file that is there, for what is none may be anything, a secret too.
+fn shown(path: &Path) -> String {
+    if path.exists() { format!(" {}", path.display()) } else { String::new() }
+}
+
+fn hint(path: &Path) -> &'static str {
+    let hint = "; a path that does not begin with / is relative to the directory of the configuration file";
+    if path.exists() { "" } else { hint }
 }
 
 /// What to ask for in the upgrade.
@@ -122,13 +127,13 @@ impl Gateway {
         let token = match (&endpoint.token, &endpoint.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(file)) => read_token(&base.join(file))?,
-            (None, None) => return Err(EndpointError::NoToken { gateway: endpoint.gateway.clone() }.into()),
+            (None, None) => return Err(EndpointError::NoToken.into()),
         };
         let tls = match endpoint.protocol {
             endpoint::Protocol::Ws => None,
             endpoint::Protocol::Wss => {
                 let config = tls_config(endpoint.ca_file.as_ref().map(|file| base.join(file)).as_deref())?;
-                let (config, name) = (Arc::new(config), tls_name(&server, endpoint)?);
+                let (config, name) = (Arc::new(config), tls_name(&server)?);
                 Some(Tls { config, name, own_ca: endpoint.ca_file.is_some() })
             }
         };
@@ -183,7 +188,7 @@ impl Gateway {
 }
 
 fn read_token(path: &Path) -> Result<SecretText, LoadError> {
-    const WHAT: &str = "the token file";
+    const WHAT: &str = "token_file";
     let text = std::fs::read_to_string(path).map_err(|source| LoadError::File {
         what: WHAT,
         path: path.to_owned(),
@@ -197,11 +202,12 @@ fn read_token(path: &Path) -> Result<SecretText, LoadError> {
     Ok(token)
 }
 
-fn tls_name(server: &Destination, endpoint: &SelfHosted) -> Result<ServerName<'static>, LoadError> {
+fn tls_name(server: &Destination) -> Result<ServerName<'static>, LoadError> {
     match server {
         Destination::Ip(ip) => Ok(ServerName::IpAddress((*ip).into())),
-        Destination::Name(name) | Destination::Unix(name) => ServerName::try_from(name.clone())
-            .map_err(|_| LoadError::ServerName { gateway: endpoint.gateway.clone(), name: name.clone() }),
+        Destination::Name(name) | Destination::Unix(name) => {
+            ServerName::try_from(name.clone()).map_err(|_| LoadError::ServerName)
+        }
     }
 }
 
@@ -221,7 +227,7 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, LoadError> {
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, LoadError> {
-    const WHAT: &str = "the ca_file";
+    const WHAT: &str = "ca_file";
     let content = |problem: String| LoadError::Content { what: WHAT, path: path.to_owned(), problem };
     let pem = std::fs::read(path).map_err(|source| LoadError::File {
         what: WHAT,

@@ -4,10 +4,13 @@
 
 use std::{fmt, path::PathBuf};
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroize;
 
-use crate::target::{Destination, Target, TargetError};
+use crate::{
+    target::{Destination, Target, TargetError},
+    yaml::{self, Document, Fault, Step},
+};
 
 /// One gateway. A tag in YAML (`!SelfHosted`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -18,28 +21,76 @@ pub enum Endpoint {
 
 /// How to reach a gateway of one's own.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "SelfHostedInput")]
 pub struct SelfHosted {
-    /// Where it listens: `HOST:PORT`.
+    /// Where it listens: `HOST:PORT`, with or without a scheme such as `wss://` in front.
     pub gateway: String,
     /// The token itself; or else `token_file`.
-    #[serde(default)]
     pub token: Option<SecretText>,
     /// A file that holds the token and nothing else; or else `token`.
-    #[serde(default)]
     pub token_file: Option<PathBuf>,
     /// What it speaks; TLS unless said otherwise.
-    #[serde(default)]
     pub protocol: Protocol,
     /// An own certification authority (PEM) instead of the system's.
-    #[serde(default)]
     pub ca_file: Option<PathBuf>,
     /// The name for SNI, Host and certificate, if it is not that of `gateway`.
-    #[serde(default)]
     pub domain: Option<String>,
     /// How streams and lanes carry data.
-    #[serde(default)]
     pub framing: FramingChoice,
+}
+
+/// As it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SelfHostedInput {
+    gateway: String,
+    #[serde(default)]
+    token: Option<SecretText>,
+    #[serde(default)]
+    token_file: Option<PathBuf>,
+    #[serde(default)]
+    protocol: Option<Protocol>,
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    domain: Option<String>,
+    #[serde(default)]
+    framing: FramingChoice,
+}
+
+impl From<SelfHostedInput> for SelfHosted {
+    /// Without `protocol`, a scheme in front of the gateway says it.
+    fn from(input: SelfHostedInput) -> Self {
+        let SelfHostedInput { gateway, token, token_file, protocol, ca_file, domain, framing } = input;
+        let by_scheme = || Scheme::of(&gateway).map(|(scheme, _)| scheme.protocol);
+        let protocol = protocol.or_else(by_scheme).unwrap_or_default();
+        Self { gateway, token, token_file, protocol, ca_file, domain, framing }
+    }
+}
+
+/// What stands in front of a gateway that was copied from a browser or another program.
+#[derive(Clone, Copy)]
+struct Scheme {
+    name: &'static str,
+    protocol: Protocol,
+    /// The port that it means where none is written.
+    port: u16,
+}
+
+const SCHEMES: [Scheme; 4] = [
+    Scheme { name: "wss", protocol: Protocol::Wss, port: 443 },
+    Scheme { name: "https", protocol: Protocol::Wss, port: 443 },
+    Scheme { name: "ws", protocol: Protocol::Ws, port: 80 },
+    Scheme { name: "http", protocol: Protocol::Ws, port: 80 },
+];
+
+impl Scheme {
+    /// The scheme of `gateway`, if it has one, and what stands behind it.
+    fn of(gateway: &str) -> Option<(Self, &str)> {
+        let (name, rest) = gateway.split_once("://")?;
+        let scheme = SCHEMES.into_iter().find(|scheme| scheme.name.eq_ignore_ascii_case(name))?;
+        Some((scheme, rest.strip_suffix('/').unwrap_or(rest)))
+    }
 }
 
 /// What a gateway's listener speaks.
@@ -69,69 +120,79 @@ pub enum FramingChoice {
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
 
-/// An endpoint that can't be used. The user's fault, and the text says what to write.
+/// An endpoint that can't be used. The user's fault, and the text says what to write, without what was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// An empty list.
-    #[error("endpoints is empty: name at least one gateway")]
-    NoEndpoint,
     /// Not `HOST:PORT`.
-    #[error("gateway {gateway:?}: {why}")]
-    Gateway {
-        /// What was written.
-        gateway: String,
-        /// What is wrong with it.
-        why: TargetError,
+    #[error("{0}")]
+    Gateway(TargetError),
+    /// `tcp://` and the like.
+    #[error("expected HOST:PORT; of schemes only wss://, https://, ws:// and http:// can stand in front")]
+    Scheme,
+    /// More than host and port.
+    #[error("expected HOST:PORT without a path behind it: a gateway has none")]
+    Path,
+    /// Two keys that say two things.
+    #[error(
+        "`gateway` begins with {scheme}, and `protocol` says {protocol}: leave `protocol` out, or change one of them"
+    )]
+    Contradiction {
+        /// What stands in front of the gateway.
+        scheme: &'static str,
+        /// What `protocol` says.
+        protocol: Protocol,
     },
     /// Not a host.
-    #[error("domain {domain:?}: {why}")]
-    Domain {
-        /// What was written.
-        domain: String,
-        /// What is wrong with it.
-        why: TargetError,
-    },
+    #[error("{0}")]
+    Domain(TargetError),
     /// Neither.
-    #[error("gateway {gateway:?}: one of token and token_file is needed")]
-    NoToken {
-        /// Whose.
-        gateway: String,
-    },
+    #[error("one of `token` and `token_file` is needed")]
+    NoToken,
     /// Both.
-    #[error("gateway {gateway:?}: token and token_file exclude each other")]
-    TwoTokens {
-        /// Whose.
-        gateway: String,
-    },
+    #[error("`token` and `token_file` exclude each other: keep one of them")]
+    TwoTokens,
     /// An empty text, or one that no header can carry.
-    #[error("gateway {gateway:?}: the token must be one line of printable ASCII")]
-    BadToken {
-        /// Whose.
-        gateway: String,
-    },
+    #[error("the token must be one line of printable ASCII")]
+    BadToken,
 }
 
-/// What is wrong with a configuration file, place included: the YAML reader leaves the place out
-/// where it is the very first (line 1, column 1), as with an unknown first key.
-pub fn with_place(what: &impl fmt::Display, line_and_column: Option<(usize, usize)>) -> String {
-    let what = what.to_string();
-    match line_and_column {
-        Some((line, column)) if !what.contains(" at line ") => {
-            format!("{what} at line {line} column {column}")
+impl EndpointError {
+    /// The key that it is about; `None` for the endpoint as a whole.
+    pub const fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Gateway(_) | Self::Scheme | Self::Path | Self::Contradiction { .. } => Some("gateway"),
+            Self::Domain(_) => Some("domain"),
+            Self::BadToken => Some("token"),
+            Self::NoToken | Self::TwoTokens => None,
         }
-        _ => what,
     }
 }
 
-/// Checks a whole `endpoints:` list.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ws => "Ws",
+            Self::Wss => "Wss",
+        })
+    }
+}
+
+/// Checks a whole `endpoints:` list that was read from `document`.
 ///
 /// # Errors
-/// The user's: the first thing that is wrong.
-pub fn validate(endpoints: &[Endpoint]) -> Result<(), EndpointError> {
+/// The user's: the first thing that is wrong, and where.
+pub fn validate(document: &Document, endpoints: &[Endpoint]) -> Result<(), Fault> {
     if endpoints.is_empty() {
-        return Err(EndpointError::NoEndpoint);
+        return Err(document.fault(&["endpoints".into()], "empty: name at least one gateway"));
     }
-    endpoints.iter().try_for_each(|Endpoint::SelfHosted(endpoint)| endpoint.validate())
+    for (index, Endpoint::SelfHosted(endpoint)) in endpoints.iter().enumerate() {
+        endpoint.validate().map_err(|why| {
+            let mut path = vec![Step::from("endpoints"), Step::from(index)];
+            path.extend(why.key().map(Step::from));
+            document.fault(&path, why.to_string())
+        })?;
+    }
+    Ok(())
 }
 
 impl SelfHosted {
@@ -140,15 +201,17 @@ impl SelfHosted {
     /// # Errors
     /// The user's: the first thing that is wrong.
     pub fn validate(&self) -> Result<(), EndpointError> {
-        let gateway = || self.gateway.clone();
         self.host_port()?;
         self.server_name()?;
+        if let Some((scheme, _)) = Scheme::of(&self.gateway)
+            && scheme.protocol != self.protocol
+        {
+            return Err(EndpointError::Contradiction { scheme: scheme.name, protocol: self.protocol });
+        }
         match (&self.token, &self.token_file) {
-            (None, None) => Err(EndpointError::NoToken { gateway: gateway() }),
-            (Some(_), Some(_)) => Err(EndpointError::TwoTokens { gateway: gateway() }),
-            (Some(token), None) if !token.is_one_word() => {
-                Err(EndpointError::BadToken { gateway: gateway() })
-            }
+            (None, None) => Err(EndpointError::NoToken),
+            (Some(_), Some(_)) => Err(EndpointError::TwoTokens),
+            (Some(token), None) if !token.is_one_word() => Err(EndpointError::BadToken),
             (Some(_), None) | (None, Some(_)) => Ok(()),
         }
     }
@@ -158,8 +221,19 @@ impl SelfHosted {
     /// # Errors
     /// The user's: not `HOST:PORT`.
     pub fn host_port(&self) -> Result<(String, u16), EndpointError> {
-        Target::parse_host_port(&self.gateway)
-            .map_err(|why| EndpointError::Gateway { gateway: self.gateway.clone(), why })
+        let (place, port) = match Scheme::of(&self.gateway) {
+            Some((scheme, place)) => (place, Some(scheme.port)),
+            None if self.gateway.contains("://") => return Err(EndpointError::Scheme),
+            None => (self.gateway.as_str(), None),
+        };
+        if place.contains('/') {
+            return Err(EndpointError::Path);
+        }
+        match (Target::parse_host_port(place), port) {
+            (Err(TargetError::NoPort), Some(port)) => Target::parse_host_port(&format!("{place}:{port}")),
+            (parsed, _) => parsed,
+        }
+        .map_err(EndpointError::Gateway)
     }
 
     /// Whom to ask for there, in SNI, Host and certificate: `domain`, or the host of `gateway`; a
@@ -169,10 +243,8 @@ impl SelfHosted {
     /// The user's: not a host.
     pub fn server_name(&self) -> Result<Destination, EndpointError> {
         match &self.domain {
-            Some(domain) => Destination::parse(domain)
-                .map_err(|why| EndpointError::Domain { domain: domain.clone(), why }),
-            None => Destination::parse(&self.host_port()?.0)
-                .map_err(|why| EndpointError::Gateway { gateway: self.gateway.clone(), why }),
+            Some(domain) => Destination::parse(domain).map_err(EndpointError::Domain),
+            None => Destination::parse(&self.host_port()?.0).map_err(EndpointError::Gateway),
         }
     }
 }
@@ -210,7 +282,25 @@ impl fmt::Debug for SecretText {
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d).map(Self::new)
+        d.deserialize_newtype_struct(yaml::TOKEN, TokenVisitor)
+    }
+}
+
+struct TokenVisitor;
+
+impl<'de> de::Visitor<'de> for TokenVisitor {
+    type Value = SecretText;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, d: D) -> Result<SecretText, D::Error> {
+        d.deserialize_str(self)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretText, E> {
+        Ok(SecretText::new(text.to_owned()))
     }
 }
 
@@ -218,15 +308,8 @@ impl<'de> Deserialize<'de> for SecretText {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_error_always_has_its_place() {
-        assert_eq!(with_place(&"unknown field", Some((1, 1))), "unknown field at line 1 column 1");
-        assert_eq!(with_place(&"bad at line 2 column 3", Some((2, 3))), "bad at line 2 column 3");
-        assert_eq!(with_place(&"end of file", None), "end of file");
-    }
-
     fn read(yaml: &str) -> Result<Vec<Endpoint>, String> {
-        serde_yaml::from_str(yaml).map_err(|e| e.to_string())
+        yaml::read(yaml).map_err(|e| e.to_string())
     }
 
     fn one(yaml: &str) -> SelfHosted {
@@ -261,11 +344,17 @@ mod tests {
         assert_eq!(e.server_name(), Ok(Destination::Name("gw.example".into())));
         assert_eq!(e.token_file, Some("/run/token".into()));
         for (yaml, says) in [
-            ("- !SelfHosted { gatway: a }", "unknown field `gatway`"),
-            ("- !Hosted { gateway: a }", "unknown variant `Hosted`, expected `SelfHosted`"),
-            ("- !SelfHosted { gateway: a, protocol: ws }", "expected `Ws` or `Wss`"),
-            ("- !SelfHosted { gateway: a, framing: none }", "expected one of `auto`, `framed`, `raw`"),
-            ("- !SelfHosted { token: a }", "missing field `gateway`"),
+            ("- !SelfHosted { gatway: a }", "line 1 column 17: [0]: unknown key, did you mean `gateway`?"),
+            ("- !Hosted { gateway: a }", "[0]: unknown tag; expected `!SelfHosted`"),
+            (
+                "- !SelfHosted { gateway: a, protocol: ws }",
+                "[0].protocol: unknown word, did you mean `Ws`? Expected `Ws` or `Wss`",
+            ),
+            (
+                "- !SelfHosted { gateway: a, framing: none }",
+                "unknown word; expected `auto`, `framed` or `raw`",
+            ),
+            ("- !SelfHosted { token: a }", "`gateway` is missing"),
         ] {
             let got = read(yaml).unwrap_err();
             assert!(got.contains(says), "{yaml}: {got}");
@@ -275,18 +364,84 @@ mod tests {
     #[test]
     fn what_cannot_work_is_said_in_the_users_words() {
         for (yaml, says) in [
-            ("[]", "endpoints is empty"),
-            ("- !SelfHosted { gateway: gw.example, token: a }", "the port is missing"),
+            ("[]", "line 1 column 12: endpoints: empty"),
+            ("- !SelfHosted { gateway: gw.example, token: a }", "[0].gateway: the port is missing"),
             ("- !SelfHosted { gateway: 'gw.example:x', token: a }", "the port must be a number"),
-            ("- !SelfHosted { gateway: 'https://gw.example', token: a }", "gateway \"https://gw.example\": "),
-            ("- !SelfHosted { gateway: 'gw:1' }", "one of token and token_file is needed"),
+            (
+                "- !SelfHosted { gateway: 'tcp://gw.example:1', token: a }",
+                "only wss://, https://, ws:// and http://",
+            ),
+            ("- !SelfHosted { gateway: 'https://gw.example/a', token: a }", "without a path"),
+            (
+                "- !SelfHosted { gateway: 'https://gw.example', protocol: Ws, token: a }",
+                "begins with https, and `protocol` says Ws",
+            ),
+            (
+                "- !SelfHosted { gateway: 'ws://gw.example', protocol: Wss, token: a }",
+                "begins with ws, and `protocol` says Wss",
+            ),
+            ("- !SelfHosted { gateway: 'gw:1' }", "endpoints[0]: one of `token` and `token_file` is needed"),
             ("- !SelfHosted { gateway: 'gw:1', token: a, token_file: b }", "exclude each other"),
             ("- !SelfHosted { gateway: 'gw:1', token: ' ' }", "one line of printable ASCII"),
             ("- !SelfHosted { gateway: 'gw:1', token: \"a\\r\\nX: y\" }", "one line of printable ASCII"),
-            ("- !SelfHosted { gateway: 'gw:1', token: a, domain: 'a b' }", "domain \"a b\""),
+            (
+                "- !SelfHosted { gateway: 'gw:1', token: a, domain: 'a b' }",
+                "[0].domain: a host can't contain",
+            ),
         ] {
-            let got = validate(&read(yaml).unwrap()).unwrap_err().to_string();
+            let got = check(yaml).unwrap_err();
             assert!(got.contains(says), "{yaml}: {got}");
+        }
+    }
+
+    /// The list alone, behind its key.
+    fn check(yaml: &str) -> Result<(), String> {
+        #[derive(Deserialize)]
+        struct File {
+            endpoints: Vec<Endpoint>,
+        }
+        let document = Document::parse(&format!("endpoints: {}{yaml}", if yaml == "[]" { "" } else { "\n" }));
+        let document = document.map_err(|e| e.to_string())?;
+        let File { endpoints } = document.read().map_err(|e| e.to_string())?;
+        validate(&document, &endpoints).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_scheme_may_stand_in_front_of_the_gateway_and_says_the_protocol() {
+        for (gateway, protocol, host, port) in [
+            ("wss://gw.example", Protocol::Wss, "gw.example", 443),
+            ("https://gw.example/", Protocol::Wss, "gw.example", 443),
+            ("HTTPS://gw.example:8443", Protocol::Wss, "gw.example", 8443),
+            ("ws://gw.example", Protocol::Ws, "gw.example", 80),
+            ("http://[::1]", Protocol::Ws, "::1", 80),
+            ("http://[::1]:8080/", Protocol::Ws, "::1", 8080),
+        ] {
+            for more in [String::new(), format!(", protocol: {protocol}")] {
+                let e = one(&format!("- !SelfHosted {{ gateway: '{gateway}', token: a{more} }}"));
+                assert_eq!((e.validate(), e.protocol), (Ok(()), protocol), "{gateway}");
+                assert_eq!(e.host_port(), Ok((host.to_owned(), port)), "{gateway}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_a_path_and_a_secret_are_told_apart() {
+        let token = "eyJhbGciOiJIUzI1NiJ9.eyJraW5kIjoiYWdlbnQifQ.c2lnbmF0dXJl";
+        for (keys, says) in [
+            (
+                format!("token_file: {token}"),
+                "[0].token_file: a token stands here; expected a path; did you mean `token:`?",
+            ),
+            (format!("ca_file: {token}"), "a token belongs to `token:`"),
+            (format!("token: a, domain: {token}"), "a token stands here; expected a text"),
+            ("token: /run/agent.token".to_owned(), "did you mean `token_file:`?"),
+            ("token: hex:00112233445566".to_owned(), "[0].token: a secret stands here; expected a token"),
+            ("token_file: hex:00112233445566".to_owned(), "a secret stands here; expected a path"),
+            ("token: [a]".to_owned(), "expected a token, found a list"),
+            (format!("{token}: a"), "a token stands here; expected a key"),
+        ] {
+            let got = read(&format!("- !SelfHosted {{ gateway: 'gw:1', {keys} }}")).unwrap_err();
+            assert!(got.contains(says) && !got.contains(token) && !got.contains("0011"), "{keys}: {got}");
         }
     }
 

@@ -64,11 +64,6 @@ pub struct Limits {
     /// A Dial must be answered within this.
     pub dial_timeout: Duration,
 
-    /// A data frame's payload at the most.
-    pub data_frame_bytes_max: usize,
-    /// WebSocket pings per connection and second.
-    pub pings_per_s: u32,
-
     /// Links are pinged this often.
     pub ping_interval: Duration,
     /// A link is dead when a ping has gone unanswered this long.
@@ -111,9 +106,6 @@ impl Default for Limits {
             user: Allowance::default(),
 
             dial_timeout: Duration::from_secs(10),
-
-            data_frame_bytes_max: 128 * 1024,
-            pings_per_s: 10,
 
             ping_interval: Duration::from_secs(4),
             pong_timeout: Duration::from_secs(5),

@@ -208,15 +208,13 @@ mod tests {
     use super::*;
 
     fn publish_hosts(yaml: &str) -> Result<Services, String> {
-        serde_yaml::from_str(yaml)
+        narrowlink_proto::yaml::read(yaml)
             .map(|PublishHosts(hosts)| hosts.unwrap())
-            .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
+            .map_err(|e| e.to_string())
     }
 
     fn connect(yaml: &str) -> Result<Services, String> {
-        serde_yaml::from_str(yaml)
-            .map(|Connect(hosts)| hosts.unwrap())
-            .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
+        narrowlink_proto::yaml::read(yaml).map(|Connect(hosts)| hosts.unwrap()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -245,68 +243,53 @@ mod tests {
             publish_hosts(&format!("[{}, {}]", host("port: 443, ", 443), host("port: 80, ", 80))).unwrap();
         assert_eq!(hosts.iter().map(|host| host.port).collect::<Vec<_>>(), [443, 80]);
         let twice = publish_hosts(&format!("[{}, {}]", host("port: 443, ", 443), host("", 80))).unwrap_err();
-        assert!(twice.starts_with("`a.b` is published twice"), "{twice}");
+        assert!(twice.contains("this is published twice"), "{twice}");
     }
 
     #[test]
     fn a_host_that_is_none_says_what_is_expected() {
         let place = "{host: x, port: 1, protocol: HTTP}";
         for (yaml, says) in [
-            (
-                format!("- {{host: a b, connect: {place}}}"),
-                "[0]: `a b`: a host can't contain ' ' at line 1 column",
-            ),
+            (format!("- {{host: a b, connect: {place}}}"), "[0]: this: a host can't contain ' '"),
             (
                 format!("- {{host: a, connect: {place}}}\n- {{host: 10.0.0.1, connect: {place}}}"),
-                "[1]: `10.0.0.1`: ",
+                "[1]: this: ",
             ),
-            ("- {host: a, connect: {host: x, port: 0, protocol: HTTP}}".into(), "[0]: `a`: "),
+            ("- {host: a, connect: {host: x, port: 0, protocol: HTTP}}".into(), "[0]: this: "),
             (
                 "- {host: a, connect: {host: x, port: 1, protocol: FTP}}".into(),
-                "[0].connect.protocol: unknown variant `FTP`, expected one of `HTTP`, `HTTPS`, `TLS`, `TCP`",
+                "[0].connect.protocol: unknown ",
             ),
-            ("- {host: a, connect: {host: x, port: 1}}".into(), "[0].connect: missing field `protocol`"),
+            ("- {host: a, connect: {host: x, port: 1}}".into(), "[0].connect: `protocol` is missing"),
             (
                 "- {host: a, connect: {host: x, port: 65536, protocol: TLS}}".into(),
-                "[0].connect.port: invalid value: integer `65536`, expected a port from 0 to 65535",
+                "[0].connect.port: expected a port from 0 to 65535",
             ),
             (
                 "- {host: a, connect: }".into(),
-                "[0].connect: invalid type: unit value, expected a mapping with `host`, `port` and `protocol`",
+                "[0].connect: expected a mapping with `host`, `port` and `protocol`",
             ),
-            ("- {host: a}".into(), "[0]: missing field `connect`"),
-            (
-                format!("- {{host: a, path: /, connect: {place}}}"),
-                "[0]: unknown field `path`, expected one of `host`, `port`, `connect`",
-            ),
-            (
-                "- a".into(),
-                "[0]: invalid type: string \"a\", expected a mapping with `host`, `port` and `connect`",
-            ),
-            ("a: {addr: [x, 1], protocol: HTTP}".into(), "invalid type: map, expected a list of hosts"),
+            ("- {host: a}".into(), "[0]: `connect` is missing"),
+            (format!("- {{host: a, path: /, connect: {place}}}"), "[0]: unknown key"),
+            ("- a".into(), "[0]: expected a mapping with `host`, `port` and `connect`"),
+            ("a: {addr: [x, 1], protocol: HTTP}".into(), "expected a list of hosts"),
         ] {
             let why = publish_hosts(&yaml).unwrap_err();
-            assert!(why.starts_with(says), "{yaml}\n{why}");
+            assert!(why.contains(says), "{yaml}\n{why}");
         }
         for (yaml, says) in [
             (
                 "a: {addr: [x, 1], protocol: TLS}\na b: {addr: [x, 1], protocol: TLS}",
-                "a b: `a b`: a host can't contain ' ' at line 2",
+                "…: this: a host can't contain ' '",
             ),
-            ("a: {addr: [x], protocol: TLS}", "a.addr: invalid length 1, expected [host, port]"),
-            (
-                "a: {addr: [x, 70000], protocol: TLS}",
-                "a.addr[1]: invalid value: integer `70000`, expected a port",
-            ),
-            ("a: {addr: [x, 1], protocol: TLS}\na: {addr: [y, 1], protocol: TLS}", "`a` is published twice"),
-            ("a: 1", "a: invalid type: integer `1`, expected a mapping with `addr` and `protocol`"),
-            (
-                "- host: a",
-                "invalid type: sequence, expected hosts, each with `addr: [host, port]` and `protocol`",
-            ),
+            ("a: {addr: [x], protocol: TLS}", "….addr: expected [host, port], found 1 of them"),
+            ("a: {addr: [x, 70000], protocol: TLS}", "….addr[1]: expected a port"),
+            ("a: {addr: [x, 1], protocol: TLS}\na: {addr: [y, 1], protocol: TLS}", "this key stands twice"),
+            ("a: 1", "…: expected a mapping with `addr` and `protocol`"),
+            ("- host: a", "expected hosts, each with `addr: [host, port]` and `protocol`"),
         ] {
             let why = connect(yaml).unwrap_err();
-            assert!(why.starts_with(says), "{yaml}\n{why}");
+            assert!(why.contains(says), "{yaml}\n{why}");
         }
     }
 }

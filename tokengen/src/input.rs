@@ -6,6 +6,7 @@
 use narrowlink_proto::{
     id::Uid,
     token::{Allowance, SecretSource, Services},
+    yaml::{self, Fault},
 };
 use serde::{Deserialize, Deserializer};
 
@@ -134,7 +135,7 @@ impl TryFrom<AgentPublishInput> for AgentPublishToken {
             (Some(_), Some(_)) => Err(
                 "`connect` and `publish_hosts` are two forms of one thing: keep `publish_hosts`, leave `connect` out",
             ),
-            (None, None) => Err("missing field `publish_hosts`, or `connect` in its place"),
+            (None, None) => Err("`publish_hosts` is missing, or `connect` in its place"),
         };
         Ok(Self { uid, name, exp, nbf, jti, hosts: hosts? })
     }
@@ -145,8 +146,8 @@ impl Input {
     ///
     /// # Errors
     /// The writer's, with path, line and column.
-    pub fn parse(yaml: &str) -> Result<Self, serde_yaml::Error> {
-        serde_yaml::from_str(yaml)
+    pub fn parse(yaml: &str) -> Result<Self, Fault> {
+        yaml::read(yaml)
     }
 }
 

@@ -54,10 +54,8 @@ pub enum Signature {
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     /// Neither a file nor a token.
-    #[error("{}: {why}{}", printable(argument), hint(why))]
+    #[error("the argument names no file that can be read: {why}{}", hint(why))]
     Argument {
-        /// What was given.
-        argument: String,
         /// The system's answer.
         why: io::Error,
     },
@@ -100,7 +98,7 @@ pub fn fetch(argument: &str, stdin: impl Read) -> Result<String, InspectError> {
     match fs::File::open(argument).and_then(read_text) {
         Ok(text) => only_token(&text, argument),
         Err(_) if argument.starts_with("ey") => Ok(argument.trim_end().to_owned()),
-        Err(why) => Err(InspectError::Argument { argument: argument.to_owned(), why }),
+        Err(why) => Err(InspectError::Argument { why }),
     }
 }
 
@@ -219,9 +217,9 @@ mod tests {
             (
                 "nowhere",
                 "",
-                "nowhere: No such file or directory (os error 2); and a token would begin with `ey`",
+                "the argument names no file that can be read: No such file or directory (os error 2); and a token would begin with `ey`",
             ),
-            ("\u{1b}[2J", "", "\\u{1b}[2J: No such file"),
+            ("\u{1b}[2J", "", "the argument names no file"),
             ("-", "# nothing\n", "standard input: 0 tokens in it, where one is expected"),
             ("-", "a\nb\n", "standard input: 2 tokens in it"),
         ] {
@@ -260,7 +258,7 @@ mod tests {
                 }
             },
         );
-        yaml.prop_map(|yaml| serde_yaml::from_str(&yaml).unwrap_or_else(|e| panic!("{yaml}: {e}")))
+        yaml.prop_map(|yaml| narrowlink_proto::yaml::read(&yaml).unwrap_or_else(|e| panic!("{yaml}: {e}")))
     }
 
     fn claims() -> impl Strategy<Value = Claims> {

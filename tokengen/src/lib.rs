@@ -26,9 +26,9 @@ use std::{
 };
 
 use narrowlink_proto::{
-    endpoint::with_place,
     id::Uid,
     token::{Keys, Kind, SecretError, TokenError},
+    yaml::Fault,
 };
 use serde::{Serialize, Serializer};
 
@@ -76,12 +76,12 @@ pub enum TokengenError {
         why: io::Error,
     },
     /// Not the YAML that is expected; the text has path, line and column.
-    #[error("{}: {}", file.display(), with_place(why, why.location().map(|place| (place.line(), place.column()))))]
+    #[error("{}: {why}", file.display())]
     Yaml {
         /// Which.
         file: PathBuf,
         /// What is wrong where.
-        why: serde_yaml::Error,
+        why: Fault,
     },
     /// A secret file that holds none.
     #[error("{}: {why}", file.display())]
@@ -90,6 +90,20 @@ pub enum TokengenError {
         file: PathBuf,
         /// What is wrong with it.
         why: SecretError,
+    },
+    /// A secret file that can't be read. Its path isn't shown: it may be no path, but a secret.
+    #[error("{}: the file that a secret names can't be read: {why}; its path is relative to the directory of this one", config.display())]
+    SecretFile {
+        /// What names it.
+        config: PathBuf,
+        /// The system's answer.
+        why: io::Error,
+    },
+    /// The same, of a command line.
+    #[error("--secret: no file that can be read: {why}; a secret would begin with hex: or base64:")]
+    NoSecretFile {
+        /// The system's answer.
+        why: io::Error,
     },
     /// An argument that spells no secret.
     #[error("--secret: {why}")]

@@ -15,6 +15,7 @@ use std::{
 };
 
 use clap::Parser as _;
+use narrowlink_proto::secrecy::{mask_arguments, misplaced_argument};
 use narrowlink_tokengen::{
     TokengenError,
     files::{WriteError, write_secret, write_tokens},
@@ -29,6 +30,7 @@ use crate::args::{Args, Command, Sign};
 /// The token that was looked at is broken, or not by the secret it was held against.
 const BAD_TOKEN: u8 = 1;
 /// What /usr/include/sysexits.h calls these.
+const EX_USAGE: u8 = 2;
 const EX_IOERR: u8 = 74;
 const EX_CONFIG: u8 = 78;
 
@@ -38,7 +40,17 @@ struct Failure {
 }
 
 fn main() -> ExitCode {
-    let Args { command, sign } = Args::parse();
+    let arguments: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    if let Some((at, form)) = misplaced_argument(&arguments, &["--secret", "inspect", "--json"]) {
+        return refuse(&format!("narrowlink-tokengen: argument {at} is {form}, which has no place there\n"));
+    }
+    let Args { command, sign } = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) if e.use_stderr() => {
+            return refuse(&mask_arguments(&e.to_string(), arguments.into_iter().skip(1)));
+        }
+        Err(e) => e.exit(),
+    };
     let done = match command {
         None => sign_file(&sign),
         Some(Command::Inspect { token, secret, json }) => look_at(&token, secret.as_deref(), json),
@@ -48,6 +60,13 @@ fn main() -> ExitCode {
         say(&format!("narrowlink-tokengen: {what}"));
         ExitCode::from(code)
     })
+}
+
+/// What is wrong with the command line, without what was written there.
+fn refuse(message: &str) -> ExitCode {
+    // Whether anybody reads it changes nothing.
+    let _ = io::stderr().write_all(message.as_bytes());
+    ExitCode::from(EX_USAGE)
 }
 
 fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {

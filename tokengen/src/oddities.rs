@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn odd(permit: bool, items: &str) -> Vec<String> {
-        of_list(&Policies { permit, policies: serde_yaml::from_str(items).unwrap() })
+        of_list(&Policies { permit, policies: narrowlink_proto::yaml::read(items).unwrap() })
     }
 
     #[test]

@@ -17,8 +17,7 @@ const EMPTY: &str = "empty, which could mean everything or nothing: leave the ke
 const NO_MODE: &str = "items need a mode: write `{ permit: true, policies: [..] }` (only these) or \
      `{ permit: false, policies: [..] }` (all but these)";
 
-const TWO_MODES: &str = "`permit` and `type` both say the mode: keep `permit` (true for !WhiteList, false for \
-     !BlackList)";
+const TWO_MODES: &str = "`permit` and `type` both say the mode: keep `permit`";
 
 /// What a client's `policies` says.
 #[derive(Debug)]
@@ -74,7 +73,7 @@ fn from_map<'de, A: de::MapAccess<'de>>(mut map: A) -> Result<Policies, A::Error
         (Some(_), Some(_)) => return Err(de::Error::custom(TWO_MODES)),
         (Some(permit), None) => permit,
         (None, Some(mode)) => mode.permits(),
-        (None, None) => return Err(de::Error::custom("missing field `permit`, or `type` in its place")),
+        (None, None) => return Err(de::Error::custom("`permit` is missing, or `type` in its place")),
     };
     let Items(policies) = items.ok_or_else(|| de::Error::missing_field("policies"))?;
     Ok(Policies { permit, policies })
@@ -210,19 +209,17 @@ mod tests {
     const ITEMS: &str = "[!Ip [null, 10.0.0.0/8, 22, TCP]]";
 
     fn list(yaml: &str) -> Result<Policies, String> {
-        serde_yaml::from_str(yaml)
-            .map(|List(list)| list)
-            .map_err(|e| e.to_string().trim_start_matches('.').to_owned())
+        narrowlink_proto::yaml::read(yaml).map(|List(list)| list).map_err(|e| e.to_string())
     }
 
     fn restriction(yaml: &str) -> Result<Restriction, String> {
-        serde_yaml::from_str(yaml).map_err(|e| e.to_string().trim_start_matches('.').to_owned())
+        narrowlink_proto::yaml::read(yaml).map_err(|e| e.to_string())
     }
 
     #[test]
     fn every_spelling_of_a_mode_means_the_same() {
         for (permit, tag) in [(true, "WhiteList"), (false, "BlackList")] {
-            let want = Policies { permit, policies: serde_yaml::from_str(ITEMS).unwrap() };
+            let want = Policies { permit, policies: narrowlink_proto::yaml::read(ITEMS).unwrap() };
             for yaml in [
                 format!("{{permit: {permit}, policies: {ITEMS}}}"),
                 format!("{{policies: {ITEMS}, type: !{tag} }}"),
@@ -248,43 +245,28 @@ mod tests {
         for (yaml, says) in [
             (format!("{{permit: true, type: !WhiteList , policies: {ITEMS}}}"), TWO_MODES),
             (format!("{{type: BlackList, policies: {ITEMS}, permit: false}}"), TWO_MODES),
-            (format!("{{policies: {ITEMS}}}"), "missing field `permit`, or `type` in its place"),
-            ("{permit: true}".into(), "missing field `policies`"),
-            ("{permit: true, permit: true, policies: []}".into(), "duplicate field `permit`"),
-            (
-                "{type: !Whitelist , policies: []}".into(),
-                "unknown variant `Whitelist`, expected `WhiteList` or `BlackList`",
-            ),
-            (
-                "{type: grey, policies: []}".into(),
-                "type: unknown variant `grey`, expected `WhiteList` or `BlackList`",
-            ),
-            ("!GreyList []".into(), "unknown variant `GreyList`, expected `WhiteList` or `BlackList`"),
-            (
-                "{permit: true, policies: [], until: 1}".into(),
-                "unknown field `until`, expected one of `permit`, `type`, `policies`",
-            ),
-            (
-                "{permit: false, policies: }".into(),
-                "policies: invalid type: unit value, expected a list of items",
-            ),
-            ("!BlackList".into(), "invalid type: unit value, expected a list of items"),
+            (format!("{{policies: {ITEMS}}}"), "`permit` is missing, or `type` in its place"),
+            ("{permit: true}".into(), "`policies` is missing"),
+            ("{permit: true, permit: true, policies: []}".into(), "this key stands twice"),
+            ("{type: !Whitelist , policies: []}".into(), "unknown "),
+            ("{type: grey, policies: []}".into(), "type: unknown "),
+            ("!GreyList []".into(), "unknown "),
+            ("{permit: true, policies: [], until: 1}".into(), "unknown key"),
+            ("{permit: false, policies: }".into(), "policies: expected a list of items"),
+            ("!BlackList".into(), "expected a list of items"),
             ("{permit: true, policies: [1025]}".into(), "policies[0]: policy ids and items met"),
         ] {
             for why in [list(&yaml).unwrap_err(), restriction(&yaml).unwrap_err()] {
-                assert!(why.starts_with(says), "{yaml}\n{why}");
+                assert!(why.contains(says), "{yaml}\n{why}");
             }
         }
         for (yaml, says) in [
             (ITEMS, "items need a mode: write `{ permit: true, policies: [..] }`"),
             ("[1025]", "items need a mode"),
-            (
-                "~",
-                "invalid type: unit value, expected the keys `type` (!WhiteList or !BlackList) and `policies`",
-            ),
+            ("~", "expected the keys `type` (!WhiteList or !BlackList) and `policies`"),
         ] {
             let why = list(yaml).unwrap_err();
-            assert!(why.starts_with(says), "{yaml}\n{why}");
+            assert!(why.contains(says), "{yaml}\n{why}");
         }
     }
 
@@ -293,25 +275,19 @@ mod tests {
         for (yaml, says) in [
             ("~", "empty, which could mean everything or nothing: leave the key out for no restriction"),
             ("[]", "empty, which could"),
-            (
-                "1025",
-                "invalid type: integer `1025`, expected the keys `permit` and `policies`, or a list of policy ids",
-            ),
+            ("1025", "expected the keys `permit` and `policies`, or a list of policy ids"),
             (ITEMS, "[0]: items need a mode"),
             (
                 "- 1025\n- !Any [home, true]",
                 "[1]: policy ids and items met in one `policies`: keep the ids, ",
             ),
-            ("[1, 2, 1]", "[2]: policy id 1 comes twice at line 1 column 8"),
-            ("[-1]", "[0]: invalid type: integer `-1`, expected a policy id from 0 to 4294967295"),
-            (
-                "[4294967296]",
-                "[0]: invalid value: integer `4294967296`, expected a policy id from 0 to 4294967295",
-            ),
-            ("[office]", "[0]: invalid type: string \"office\", expected a policy id"),
+            ("[1, 2, 1]", "[2]: policy id 1 comes twice"),
+            ("[-1]", "[0]: expected a policy id from 0 to 4294967295"),
+            ("[4294967296]", "[0]: expected a policy id from 0 to 4294967295"),
+            ("[office]", "[0]: expected a policy id"),
         ] {
             let why = restriction(yaml).unwrap_err();
-            assert!(why.starts_with(says), "{yaml}\n{why}");
+            assert!(why.contains(says), "{yaml}\n{why}");
         }
     }
 }

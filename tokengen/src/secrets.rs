@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::token::{Secret, SecretSource};
+use narrowlink_proto::{
+    token::{Secret, SecretSource},
+    yaml,
+};
 use serde::Deserialize;
 
 use crate::TokengenError;
@@ -41,7 +44,8 @@ pub fn candidates(spec: &str) -> Result<Vec<Candidate>, TokengenError> {
         return Ok(vec![Candidate { place: "secret given".to_owned(), secret }]);
     }
     let file = Path::new(spec);
-    let bytes = fs::read(file).map_err(|why| TokengenError::Read { file: file.into(), why })?;
+    // What names no file may be a secret.
+    let bytes = fs::read(file).map_err(|why| TokengenError::NoSecretFile { why })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) if is_yaml(file, text) => in_yaml(file, text),
         _ => {
@@ -58,8 +62,7 @@ fn is_yaml(file: &Path, text: &str) -> bool {
 }
 
 fn in_yaml(file: &Path, text: &str) -> Result<Vec<Candidate>, TokengenError> {
-    let holder: Holder =
-        serde_yaml::from_str(text).map_err(|why| TokengenError::Yaml { file: file.into(), why })?;
+    let holder: Holder = yaml::read(text).map_err(|why| TokengenError::Yaml { file: file.into(), why })?;
     let first = ("secret".to_owned(), &holder.secret);
     let old = holder.old_secrets.iter().enumerate().map(|(i, old)| (format!("old_secrets[{i}]"), old));
     let candidate = |(key, source)| {
@@ -89,7 +92,7 @@ pub(crate) fn read(source: &SecretSource, config: &Path) -> Result<Secret, Token
             let file = beside(config, path);
             match fs::read(&file) {
                 Ok(bytes) => Secret::from_file(&bytes).map_err(|why| TokengenError::Secret { file, why }),
-                Err(why) => Err(TokengenError::Read { file, why }),
+                Err(why) => Err(TokengenError::SecretFile { config: config.into(), why }),
             }
         }
     }
@@ -172,9 +175,9 @@ mod tests {
             ("hex:0", "--secret: not hexadecimal"),
             ("base64:?", "--secret: not base64"),
             ("empty", "empty: the secret is empty"),
-            ("nobody", "nobody: No such file"),
-            ("agent.yaml", "agent.yaml: missing field `secret`"),
-            ("lost.yml", "/nowhere: No such file"),
+            ("nobody", "--secret: no file that can be read: No such file"),
+            ("agent.yaml", "agent.yaml: line 1 column 1: `secret` is missing"),
+            ("lost.yml", "lost.yml: the file that a secret names can't be read: No such file"),
         ] {
             let why = found(dir.path(), spec).unwrap_err();
             assert!(why.contains(says), "{spec}: {why}");

@@ -1,4 +1,4 @@
-//! Role: YAML read so that what is wrong with a value is said at that value's own line and column.
+//! Role: YAML where a tag, or a mapping, must stand.
 //! Invariants: nothing here knows what the values mean.
 
 use std::{fmt, marker::PhantomData};
@@ -11,13 +11,11 @@ use serde::{
     },
 };
 
-/// Something with a tag. Read by way of `deserialize_any`: of an unknown tag serde_yaml would otherwise
-/// give the place of the list it is in, not its own.
+/// Something with a tag. What else stands there is told what is expected, in words.
 #[derive(Debug)]
 pub(crate) struct Tagged<T>(pub(crate) T);
 
-/// A mapping, and nothing else: serde_yaml would read an empty value as one without keys. What is wrong
-/// with it as a whole gets its place, too.
+/// A mapping, and nothing else: an empty value would otherwise be one without keys.
 #[derive(Debug)]
 pub(crate) struct Mapping<T>(pub(crate) T);
 
@@ -93,22 +91,19 @@ mod tests {
 
     #[test]
     fn a_value_that_is_wrong_is_named_with_its_own_place() {
-        let wrong = |yaml| serde_yaml::from_str::<Vec<Tagged<Shape>>>(yaml).unwrap_err().to_string();
-        assert_eq!(
-            wrong("- !Dot 1\n- !Spot 2"),
-            ".[1]: unknown variant `Spot`, expected `Dot` at line 2 column 3"
-        );
-        assert_eq!(wrong("- Dot"), ".[0]: invalid type: string \"Dot\", expected a shape at line 1 column 3");
-        let Tagged(Shape::Dot(dot)) = serde_yaml::from_str("!Dot 7").unwrap();
+        let wrong = |yaml| narrowlink_proto::yaml::read::<Vec<Tagged<Shape>>>(yaml).unwrap_err().to_string();
+        assert_eq!(wrong("- !Dot 1\n- !Spot 2"), "line 2 column 3: [1]: unknown tag; expected `!Dot`");
+        assert_eq!(wrong("- Dot"), "line 1 column 3: [0]: expected a shape, found a text");
+        let Tagged(Shape::Dot(dot)) = narrowlink_proto::yaml::read("!Dot 7").unwrap();
         assert_eq!(dot, 7);
     }
 
     #[test]
     fn nothing_is_no_mapping() {
-        let wrong = |yaml| serde_yaml::from_str::<Vec<Mapping<Point>>>(yaml).unwrap_err().to_string();
-        assert_eq!(wrong("-"), ".[0]: invalid type: unit value, expected a point at line 1 column 2");
-        assert_eq!(wrong("- {y: 1}"), ".[0]: unknown field `y`, expected `x` at line 1 column 4");
-        let Mapping(Point { x }) = serde_yaml::from_str("{x: 7}").unwrap();
+        let wrong = |yaml| narrowlink_proto::yaml::read::<Vec<Mapping<Point>>>(yaml).unwrap_err().to_string();
+        assert_eq!(wrong("-"), "line 1 column 2: [0]: expected a point, found nothing");
+        assert_eq!(wrong("- {y: 1}"), "line 1 column 4: [0]: unknown key; expected `x`");
+        let Mapping(Point { x }) = narrowlink_proto::yaml::read("{x: 7}").unwrap();
         assert_eq!(x, 7);
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,20 +13,23 @@ use std::{
 
 use narrowlink_proto::{
     id::Uid,
+    limits::Limits,
     policy::NamePattern,
     target::Destination,
     token::{Allowance, SECRET_BYTES_MIN, Secret, SecretSource},
+    yaml::Step,
 };
 use rustls::ServerConfig;
-use serde::{Deserialize, Deserializer, de};
-
-use super::{
-    Config, Service,
-    complaint::{Complaint, Step},
-    limits::LimitsInput,
-    read_private,
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Unexpected},
 };
-use crate::{certificate::Certificate, revocations::Revocations};
+
+use super::{Config, Service, complaint::Complaint, limits::LimitsInput, read_private};
+use crate::{
+    certificate::{Certificate, Held, Standing, key_alone},
+    revocations::Revocations,
+};
 
 /// More workers than any machine has cores for is a typing error.
 const WORKERS_MAX: usize = 1024;
@@ -41,7 +45,7 @@ pub(super) struct Input {
     secret: SecretSource,
     #[serde(default)]
     old_secrets: Vec<SecretSource>,
-    services: Vec<Tagged<ServiceInput>>,
+    services: Vec<ServiceInput>,
     #[serde(default)]
     workers: Option<usize>,
     #[serde(default = "yes")]
@@ -77,7 +81,7 @@ enum ServiceInput {
 struct WssInput {
     domains: Vec<Domain>,
     listen_addr: ListenAddr,
-    tls_config: Tagged<TlsInput>,
+    tls_config: TlsInput,
 }
 
 #[derive(Deserialize)]
@@ -100,11 +104,11 @@ struct TlsFile {
     #[serde(default)]
     domains: Option<Vec<NamePattern>>,
     cert_path: PathBuf,
+    /// The key, if it is not in `cert_path`.
+    #[serde(default)]
+    key_path: Option<PathBuf>,
 }
 
-/// A variant by its tag, on the one way on which serde_yaml says where a wrong tag stands.
-struct Tagged<T>(T);
-struct AsAny<D>(D);
 struct Domain(Destination);
 struct ListenAddr(SocketAddr);
 
@@ -112,55 +116,43 @@ const fn yes() -> bool {
     true
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tagged<T> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        T::deserialize(AsAny(d)).map(Self)
+/// Reads a value from its text.
+macro_rules! from_text {
+    ($name:ident, $expected:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                struct Visitor;
+
+                impl de::Visitor<'_> for Visitor {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+                    }
+                }
+
+                d.deserialize_str(Visitor)
+            }
+        }
+    };
+}
+
+from_text!(Domain, "a host name such as gw.example, or an address");
+from_text!(ListenAddr, "IP:PORT, such as 0.0.0.0:443 or \"[::]:443\"");
+
+impl Domain {
+    fn parse(text: &str) -> Option<Self> {
+        Destination::parse(text).ok().map(Self)
     }
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for AsAny<D> {
-    type Error = D::Error;
-
-    fn deserialize_any<V: de::Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(visitor)
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-impl<'de> Deserialize<'de> for Domain {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let wrong = "neither a host name such as gw.example nor an address";
-        d.deserialize_str(Text(|text: &str| {
-            Destination::parse(text).map(Self).map_err(|why| format!("{text:?} is {wrong}: {why}"))
-        }))
-    }
-}
-
-impl<'de> Deserialize<'de> for ListenAddr {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let expected = "expected IP:PORT, such as 0.0.0.0:443 or \"[::]:443\"";
-        d.deserialize_str(Text(|text: &str| {
-            text.parse().map(Self).map_err(|_| format!("{text:?} is no address to listen on: {expected}"))
-        }))
-    }
-}
-
-/// Reads a value from its text; what is wrong with it is said while serde_yaml still knows its place.
-struct Text<F>(F);
-
-impl<T, F: Fn(&str) -> Result<T, String>> de::Visitor<'_> for Text<F> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        (self.0)(text).map_err(E::custom)
+impl ListenAddr {
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
     }
 }
 
@@ -184,14 +176,17 @@ impl Input {
             return Err(Complaint::new(&["services".into()], "empty: expected at least one !Ws or !Wss"));
         }
         let mut services = Vec::<Service>::with_capacity(self.services.len());
-        for (index, Tagged(input)) in self.services.into_iter().enumerate() {
+        let mut certificates = Vec::new();
+        for (index, input) in self.services.into_iter().enumerate() {
             let at = ["services".into(), index.into()];
-            let service = input.into_service(self.allow_readable_secrets, base).map_err(|c| c.within(&at))?;
+            let (service, standing) =
+                input.into_service(self.allow_readable_secrets, base).map_err(|c| c.within(&at))?;
+            certificates.extend(standing.map(|standing| Held { service: index, standing }));
             // The system would let both listen and deal connections to either.
             let same =
                 |other: &Service| other.listen_addr == service.listen_addr && other.listen_addr.port() != 0;
             if let Some(other) = services.iter().position(same) {
-                let what = format!("services[{other}] listens on {} already", service.listen_addr);
+                let what = format!("services[{other}] listens there already");
                 return Err(Complaint::new(&["listen_addr".into()], what).within(&at));
             }
             services.push(service);
@@ -200,6 +195,7 @@ impl Input {
         if let Some(drain_s) = self.drain_s {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
+        warn_of_limits(&limits);
         let state_dir = self.state_dir.map(|dir| base.join(dir));
         let revocations_path = self.revocations.map(|path| base.join(path));
         let revocations = match &revocations_path {
@@ -214,6 +210,7 @@ impl Input {
             users: self.users,
             audit: self.audit.map(|path| base.join(path)),
             state_dir,
+            certificates,
             revocations,
             revocations_path,
             files,
@@ -228,12 +225,13 @@ impl Input {
                 SecretSource::File(path) => Some(path),
                 SecretSource::Inline(_) => None,
             });
-        let certificates = self.services.iter().filter_map(|Tagged(service)| match service {
-            ServiceInput::Wss(WssInput { tls_config: Tagged(TlsInput::File(file)), .. }) => {
-                Some(&file.cert_path)
+        let certificates = self.services.iter().flat_map(|service| match service {
+            ServiceInput::Wss(WssInput { tls_config: TlsInput::File(file), .. }) => {
+                [Some(&file.cert_path), file.key_path.as_ref()]
             }
-            ServiceInput::Ws(_) => None,
+            ServiceInput::Ws(_) => [None, None],
         });
+        let certificates = certificates.flatten();
         secrets.chain(certificates).map(|path| base.join(path)).collect()
     }
 
@@ -263,7 +261,7 @@ impl Input {
                 let bytes = read_private(&path, self.allow_readable_secrets)
                     .map_err(|why| Complaint::new(at, why))?;
                 let bytes = Secret::from_file(&bytes);
-                bytes.map_err(|e| Complaint::new(at, format!("{}: {e}", path.display())))?
+                bytes.map_err(|e| Complaint::new(at, e.to_string()))?
             }
         };
         if !secret.is_weak() {
@@ -285,31 +283,62 @@ impl Input {
 }
 
 impl ServiceInput {
-    fn into_service(self, allow_readable: bool, base: &Path) -> Result<Service, Complaint> {
+    fn into_service(
+        self,
+        allow_readable: bool,
+        base: &Path,
+    ) -> Result<(Service, Option<Standing>), Complaint> {
         match self {
             Self::Ws(input) => {
                 // No name is checked there, so an empty list is one that means any name.
                 let domains = input.domains.into_iter().map(|Domain(destination)| destination).collect();
-                Ok(Service { domains, listen_addr: input.listen_addr.0, tls: None })
+                Ok((Service { domains, listen_addr: input.listen_addr.0, tls: None }, None))
             }
             Self::Wss(input) => {
                 let domains = domains(input.domains)?;
-                let Tagged(TlsInput::File(file)) = input.tls_config;
-                let settings = file.load(&domains, allow_readable, base)?;
-                Ok(Service { domains, listen_addr: input.listen_addr.0, tls: Some(settings) })
+                let TlsInput::File(file) = input.tls_config;
+                let (settings, standing) = file.load(&domains, allow_readable, base)?;
+                let service = Service { domains, listen_addr: input.listen_addr.0, tls: Some(settings) };
+                Ok((service, Some(standing)))
             }
+        }
+    }
+}
+
+/// A token's limit that its user's cuts short was hardly meant so; one that nobody has set is no contradiction.
+fn warn_of_limits(limits: &Limits) {
+    let (token, user, unset) = (limits.token, limits.user, Limits::default().token);
+    let wide = |n: Option<NonZeroU32>| n.map(NonZeroU64::from);
+    let pairs = [
+        ("sessions", wide(token.sessions), wide(user.sessions), wide(unset.sessions)),
+        ("streams", wide(token.streams), wide(user.streams), wide(unset.streams)),
+        ("dials_per_s", wide(token.dials_per_s), wide(user.dials_per_s), wide(unset.dials_per_s)),
+        ("bytes_per_s", token.bytes_per_s, user.bytes_per_s, unset.bytes_per_s),
+        ("bytes_per_month", token.bytes_per_month, user.bytes_per_month, unset.bytes_per_month),
+    ];
+    for (key, token, user, unset) in pairs {
+        if token != unset && user.is_some_and(|user| token.is_some_and(|token| token > user)) {
+            tracing::warn!("limits: token.{key} is more than user.{key}: no token ever gets so much");
         }
     }
 }
 
 fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
     match Revocations::load(path) {
-        Ok(Some(list)) => Ok(list),
+        Ok(Some(list)) => {
+            if list.is_empty() {
+                tracing::warn!("revocations: the list names nothing, so nothing is revoked");
+            }
+            Ok(list)
+        }
         Ok(None) => {
-            tracing::info!("{}: not there yet; nothing is revoked", path.display());
+            tracing::info!("revocations: the list is not there yet; nothing is revoked");
             Ok(Revocations::default())
         }
-        Err(e) => Err(Complaint::new(&["revocations".into()], e.to_string())),
+        Err(e) => Err(Complaint::new(
+            &["revocations".into()],
+            format!("this list can't be taken: {}", e.without_path()),
+        )),
     }
 }
 
@@ -326,34 +355,41 @@ impl TlsFile {
         domains: &[Destination],
         allow_readable: bool,
         base: &Path,
-    ) -> Result<Arc<ServerConfig>, Complaint> {
+    ) -> Result<(Arc<ServerConfig>, Standing), Complaint> {
+        let at = |key: &'static str, what: String| Complaint::new(&["tls_config".into(), key.into()], what);
+        let in_chain = |what: String| at("cert_path", what);
         let path = base.join(&self.cert_path);
-        let at_path = |what: String| Complaint::new(&["tls_config".into(), "cert_path".into()], what);
-        let pem = read_private(&path, allow_readable).map_err(at_path)?;
-        let in_file = |what: String| at_path(format!("{}: {what}", path.display()));
-        let certificate = Certificate::from_pem(&pem).map_err(|e| in_file(e.to_string()))?;
+        let pem = match &self.key_path {
+            None => read_private(&path, allow_readable).map_err(in_chain)?,
+            // A chain without its key is public.
+            Some(key_path) => {
+                let mut pem = read_private(&path, true).map_err(in_chain)?;
+                let key = read_private(&base.join(key_path), allow_readable);
+                let key = key.and_then(|key| key_alone(key).map_err(|e| e.to_string()));
+                pem.push(b'\n');
+                pem.extend(key.map_err(|what| at("key_path", what))?);
+                pem
+            }
+        };
+        let certificate = Certificate::from_pem(&pem).map_err(|e| in_chain(e.to_string()))?;
         for (index, domain) in domains.iter().enumerate() {
             self.check_domain(domain)
                 .map_err(|what| Complaint::new(&["domains".into(), index.into()], what))?;
-            if !certificate.covers(&domain.to_string()) {
-                tracing::warn!(
-                    "{}: the certificate is not for {domain}: agents and clients will refuse it",
-                    path.display()
-                );
-            }
         }
-        certificate.into_settings().map_err(|e| in_file(e.to_string()))
+        let names: Vec<_> = domains.iter().map(ToString::to_string).collect();
+        let standing = certificate.standing(&names).map_err(|e| in_chain(e.to_string()))?;
+        Ok((certificate.into_settings().map_err(|e| in_chain(e.to_string()))?, standing))
     }
 
     fn check_domain(&self, domain: &Destination) -> Result<(), String> {
         let Destination::Name(name) = domain else {
-            return Err(format!(
-                "{domain}: TLS tells certificates apart by name, so !Wss needs one; !Ws takes addresses"
-            ));
+            return Err(
+                "TLS tells certificates apart by name, so !Wss needs one; !Ws takes addresses".to_owned()
+            );
         };
         match &self.domains {
             Some(patterns) if !patterns.iter().any(|pattern| pattern.matches(name)) => {
-                Err(format!("{name} has no certificate: tls_config.domains does not name it"))
+                Err("tls_config.domains does not name this one, so it has no certificate".to_owned())
             }
             _ => Ok(()),
         }

@@ -15,6 +15,7 @@ use narrowlink_proto::{
     policy::{Grant, Verdict},
     target::Target,
     token::{Claims, EXP_MAX, Kind},
+    yaml::{Document, Fault},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -40,10 +41,10 @@ pub(super) fn parse(
     base: &Path,
     config: Option<&Config>,
     now: u64,
-) -> Result<Expectations, serde_yaml::Error> {
-    let read = || serde_yaml::Deserializer::from_str(text);
-    let grants = Section { key: "tokens", seed: Tokens { base, config, now } }.deserialize(read())?;
-    let rows = Section { key: "expect", seed: Rows(&grants) }.deserialize(read())?;
+) -> Result<Expectations, Fault> {
+    let document = Document::parse(text)?;
+    let grants = document.read_seed(Section { key: "tokens", seed: Tokens { base, config, now } })?;
+    let rows = document.read_seed(Section { key: "expect", seed: Rows(&grants) })?;
     Ok(Expectations { grants, rows })
 }
 
@@ -117,7 +118,7 @@ impl<'de> de::Visitor<'de> for Tokens<'_> {
         while let Some(name) = map.next_key::<String>()? {
             let grant = map.next_value_seed(Token(self))?;
             if grants.contains_key(&name) {
-                return Err(de::Error::custom(format!("{name:?} stands here twice")));
+                return Err(de::Error::custom("this name stands here twice"));
             }
             grants.insert(name, grant);
         }
@@ -168,10 +169,10 @@ impl<'de> de::Visitor<'de> for Token<'_> {
 impl Tokens<'_> {
     fn read(&self, path: &Path) -> Result<Result<Grant, Trouble>, String> {
         let path = self.base.join(path);
-        let token = read_token_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let token = read_token_file(&path).map_err(|e| format!("this token file can't be read: {e}"))?;
         let bearer = Bearer::examine(&token, self.config, self.now);
         match (bearer.trouble, bearer.claims) {
-            (Some(Trouble::Unreadable(e)), _) => Err(format!("{}: {e}", path.display())),
+            (Some(Trouble::Unreadable(e)), _) => Err(format!("in this file: {e}")),
             (Some(trouble), _) => Ok(Err(trouble)),
             (None, claims) => Ok(Ok(claims.map(|claims| claims.policies).unwrap_or_default())),
         }
@@ -263,11 +264,11 @@ impl OneRow<'_> {
         let RowInput { token, agent, target: Parsed(target), verdict, resolved: Addresses(resolved), rule } =
             input;
         if !self.0.contains_key(&token) {
-            let names: Vec<_> = self.0.keys().map(|name| name.escape_debug().to_string()).collect();
-            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            return Err(E::custom(format!("no token {token:?}: there are {names}")));
+            let count = self.0.len();
+            return Err(E::custom(format!("`tokens` has no token of this name; it has {count}")));
         }
-        let question = Question::new(agent, target, resolved).map_err(E::custom)?;
+        let question = Question::new(agent, target, resolved)
+            .map_err(|_| E::custom("only a name resolves: leave `resolved` out, or ask for a name"))?;
         let verdict = match verdict {
             VerdictInput::Allow => Verdict::Allow,
             VerdictInput::Deny => Verdict::Deny,
@@ -320,7 +321,7 @@ impl<'de> de::Visitor<'de> for AddressesVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Addresses, E> {
-        let ip = text.parse().map_err(|_| E::custom(format!("{text:?} is no IP address")))?;
+        let ip = text.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))?;
         Ok(Addresses(vec![ip]))
     }
 

@@ -10,7 +10,10 @@ use std::{
 use narrowlink_dataplane::{listen, serve::Service};
 
 use super::StartError;
-use crate::config;
+use crate::{
+    certificate::Held,
+    config::{self, Config},
+};
 
 /// The services that are listened for.
 #[derive(Default)]
@@ -24,28 +27,55 @@ pub(super) struct Seated {
     pub(super) number: usize,
     pub(super) service: config::Service,
     pub(super) bound: SocketAddr,
+    /// How the certificate that it shows stands; its place is that in the config.
+    pub(super) held: Option<Held>,
 }
 
 impl Open {
-    /// Binds a service's address, for every worker; `index` is its place in the config. `alone`: nobody else
+    /// Binds a service's address, for every worker; `index` is its place in `config`. `alone`: nobody else
     /// may listen there, be it this process.
     pub(super) fn seat(
         &mut self,
         index: usize,
-        service: &config::Service,
+        config: &Config,
         workers: usize,
         alone: bool,
     ) -> Result<(Seated, Vec<TcpListener>), StartError> {
+        let service = &config.services[index];
         let addr = service.listen_addr;
         let listen = |source| StartError::Listen { service: index, addr, source };
         let (bound, sockets) = bind(addr, workers, alone).map_err(listen)?;
         let number = self.next_number;
         self.next_number += 1;
-        Ok((Seated { number, service: service.clone(), bound }, sockets))
+        Ok((Seated { number, service: service.clone(), bound, held: held(config, index) }, sockets))
     }
 }
 
+/// How the certificate of a service stands.
+pub(super) fn held(config: &Config, index: usize) -> Option<Held> {
+    config.certificates.iter().find(|held| held.service == index).cloned()
+}
+
 impl Seated {
+    /// It, as the service at `index` of `config`, on the same sockets. A certificate that clients take is not given
+    /// up for one that they refuse.
+    pub(super) fn become_service(&self, config: &Config, index: usize, now: u64) -> Self {
+        let mut service = config.services[index].clone();
+        let mut held = held(config, index);
+        let faults =
+            |held: &Option<Held>| held.as_ref().map(|held| held.standing.faults(now)).unwrap_or_default();
+        let new_faults = faults(&held);
+        if !new_faults.is_empty() && self.held.is_some() && faults(&self.held).is_empty() {
+            tracing::error!(
+                "services[{index}].tls_config: the new certificate was not taken, the old one stays: {}",
+                new_faults.join("; ")
+            );
+            service.tls.clone_from(&self.service.tls);
+            held = self.held.clone().map(|held| Held { service: index, ..held });
+        }
+        Self { number: self.number, service, bound: self.bound, held }
+    }
+
     pub(super) fn for_workers(&self) -> Service {
         Service { index: self.number, tls: self.service.tls.is_some() }
     }

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
 use narrowlink_dataplane::handover::Note;
 
 use super::{Gateway, StartError, open::Seated, rules};
-use crate::config::Config;
+use crate::{clock, config::Config};
 
 /// What a reload has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -64,6 +64,7 @@ impl Gateway {
         let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let open = &mut *guard;
         let mut changes = Changes::default();
+        let now = clock::seconds_since_1970();
         if config.services.is_empty() {
             return Err(StartError::Incomplete("no service to serve"));
         }
@@ -74,15 +75,11 @@ impl Gateway {
         for (index, service) in config.services.iter().enumerate() {
             let same = |(at, seated): &(usize, &Seated)| !kept[*at] && seated.can_become(service);
             if let Some((at, seated)) = open.services.iter().enumerate().find(same) {
-                services.push(Seated {
-                    number: seated.number,
-                    service: service.clone(),
-                    bound: seated.bound,
-                });
+                services.push(seated.become_service(config, index, now));
                 kept[at] = true;
             } else {
                 let ours = open.services.iter().any(|seated| seated.bound == service.listen_addr);
-                let (seated, sockets) = open.seat(index, service, self.workers(), !ours)?;
+                let (seated, sockets) = open.seat(index, config, self.workers(), !ours)?;
                 changes.opened.push(seated.bound);
                 new_sockets.push((seated.for_workers(), sockets));
                 services.push(seated);
@@ -106,6 +103,7 @@ impl Gateway {
         self.shared.tell_all(|| Note::Judge);
         changes.after_restart = self.fixed.differences(config);
         open.services = services;
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).reset();
         Ok(changes)
     }
 }

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use narrowlink_proto::yaml;
+
 use super::{Entry, RevocationError, Revocations};
 
 /// A list at the most.
@@ -40,8 +42,8 @@ fn fits(bytes: u64) -> io::Result<()> {
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Entry>, RevocationError> {
     // A file of comments is a list without entries.
-    let entries: Option<Vec<Entry>> = serde_yaml::from_str(text)
-        .map_err(|source| RevocationError::Yaml { path: path.to_owned(), source })?;
+    let entries: Option<Vec<Entry>> =
+        yaml::read(text).map_err(|source| RevocationError::Yaml { path: path.to_owned(), source })?;
     Ok(entries.unwrap_or_default())
 }
 
@@ -67,7 +69,7 @@ pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
         return Ok(false);
     }
     entries.push(entry.clone());
-    let text = extend(text, entry, &entries).map_err(io::Error::other).map_err(failed)?;
+    let text = extend(text, entry, &entries);
     fits(text.len() as u64)
         .and_then(|()| replace(&real, &text))
         .and_then(|()| dir.sync_all())
@@ -76,18 +78,46 @@ pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
 }
 
 /// The text with `entry` behind it, which says `all`.
-fn extend(mut text: String, entry: &Entry, all: &[Entry]) -> Result<String, serde_yaml::Error> {
+fn extend(mut text: String, entry: &Entry, all: &[Entry]) -> String {
     let comments = text.lines().take_while(|line| line.trim().is_empty() || line.starts_with('#'));
     let comments: String = comments.flat_map(|line| [line, "\n"]).collect();
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    text += &serde_yaml::to_string(std::slice::from_ref(entry))?;
-    match serde_yaml::from_str::<Vec<Entry>>(&text) {
-        Ok(read) if read == all => Ok(text),
+    text += &written(entry);
+    match yaml::read::<Vec<Entry>>(&text) {
+        Ok(read) if read == all => text,
         // A list in another style (`[{..}]`) is written as ours; of its comments those in front stay.
-        _ => Ok(comments + &serde_yaml::to_string(all)?),
+        _ => all.iter().fold(comments, |text, entry| text + &written(entry)),
     }
+}
+
+/// An entry as YAML, a key a line.
+fn written(Entry { jti, uid, name, issued_before }: &Entry) -> String {
+    let lines = [
+        jti.as_ref().map(|jti| format!("jti: {}", quoted(jti))),
+        uid.map(|uid| format!("uid: {uid}")),
+        name.as_ref().map(|name| format!("name: {}", quoted(name))),
+        issued_before.map(|at| format!("issued_before: {at}")),
+    ];
+    lines
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .fold(String::new(), |text, (index, line)| text + if index == 0 { "- " } else { "  " } + &line + "\n")
+}
+
+/// A text that YAML reads as this text, whatever it looks like.
+fn quoted(text: &str) -> String {
+    if yaml::is_plain(text) {
+        return text.to_owned();
+    }
+    let escaped = text.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_ascii_graphic() || c == ' ' => c.to_string(),
+        c => format!("\\U{:08x}", u32::from(c)),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {

@@ -225,6 +225,10 @@ fn config_cases(scene: &Scene) -> Vec<Case> {
         scene.closed,
         site.path("absent.pem").display()
     );
+    let misplaced = |key: &str, value: &str| {
+        let text = format!("endpoints: [!SelfHosted {{ gateway: \"https://gw.test\", {key}: {value} }}]\n");
+        site.write_secret(&format!("{}.yaml", key.split(':').next().unwrap_or(key)), &text)
+    };
     let case = |situation, command, exit_code| Case { situation, command, exit_code };
     vec![
         case("broken YAML", broken("narrowlink-gateway"), 78),
@@ -239,6 +243,21 @@ fn config_cases(scene: &Scene) -> Vec<Case> {
         case("not a certificate", gateway("text-pem.yaml", &other_cert("text.pem")), 78),
         case("unreadable own CA", list(with("narrowlink", site.write_secret("no-ca.yaml", &no_ca))), 78),
         case("weak secret", gateway("weak.yaml", weak), 78),
+        case("misspelt key", gateway("misspelt.yaml", &placed.replace("services:", "sevices:")), 78),
+        case("a key of another file", gateway("elsewhere.yaml", &format!("{placed}endpoints: []\n")), 78),
+        case("a key twice", gateway("twice.yaml", &format!("{placed}name: again\n")), 78),
+        case(
+            "a secret that is no list",
+            gateway("secret.yaml", &format!("{placed}old_secrets: \"hex:00\"\n")),
+            78,
+        ),
+        case(
+            "a token for a path",
+            with("narrowlink-agent", misplaced("token_file", "eyJhbGciOi.eyJraW5kIj.c2lnbmF0dXJl")),
+            78,
+        ),
+        case("a path for a token", with("narrowlink-agent", misplaced("token", "/run/agent.token")), 78),
+        case("scheme and protocol", with("narrowlink-agent", misplaced("protocol: Ws, token", "x")), 78),
         case("the listen address is occupied", gateway("occupied.yaml", &occupied), 69),
     ]
 }

@@ -133,13 +133,13 @@ fn broken_files_change_nothing(transport: Transport) {
     let pem = fs::read(tunnel.site.path("gateway.pem")).expect("the file is ours");
     let broken: [(&str, String, &str); 5] = [
         ("nonsense", "}{".to_owned(), "gateway.yaml"),
-        ("an unknown key", format!("{good}colour: blue\n"), "unknown field `colour`"),
-        ("no secret", good.replace("secret: ", "secrecy: "), "unknown field `secrecy`"),
+        ("an unknown key", format!("{good}colour: blue\n"), "unknown key; expected `name`"),
+        ("no secret", good.replace("secret: ", "secrecy: "), "unknown key, did you mean `secret`?"),
         ("a weak secret", weak(&good), "can be guessed"),
         (
             "no service",
             good.replace("services:", "services: []\nservice_list:"),
-            "unknown field `service_list`",
+            "unknown key; expected `name`",
         ),
     ];
     let rounds = (reloads() / 2).max(broken.len());

@@ -9,6 +9,7 @@ use crate::{
     id::Uid,
     policy::{Grant, ITEMS_MAX},
     printable::is_printable,
+    when::{date, distance},
 };
 
 /// A token's claims at the most, as JSON.
@@ -74,6 +75,21 @@ pub struct Peek {
     /// When it begins, in seconds since 1970.
     #[serde(default)]
     pub nbf: Option<u64>,
+}
+
+/// From so long before its end on a token's bearer is told: a week, to ask somebody for a new one.
+const AHEAD_S: u64 = 7 * 24 * 60 * 60;
+
+impl Peek {
+    /// What its bearer should know at `now` (seconds since 1970) about its end, and whether that has come.
+    pub fn ending(&self, now: u64) -> Option<(String, bool)> {
+        let (at, distance) = (date(self.exp), distance(self.exp, now));
+        if self.exp <= now {
+            return Some((format!("the token expired on {at} ({distance}): ask for a new one"), true));
+        }
+        let is_soon = self.exp - now <= AHEAD_S;
+        is_soon.then(|| (format!("the token expires on {at} ({distance}): ask for a new one"), false))
+    }
 }
 
 /// Claims that no token may carry.

@@ -124,7 +124,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(SourceVisitor)
+        d.deserialize_newtype_struct(crate::yaml::SECRET, SourceVisitor)
     }
 }
 
@@ -135,6 +135,10 @@ impl<'de> de::Visitor<'de> for SourceVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of bytes, \"hex:..\", \"base64:..\" or !File path")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, d: D) -> Result<SecretSource, D::Error> {
+        d.deserialize_any(self)
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
@@ -164,7 +168,7 @@ mod tests {
     use super::*;
 
     fn source(yaml: &str) -> Result<SecretSource, String> {
-        serde_yaml::from_str(yaml).map_err(|e| e.to_string())
+        crate::yaml::read(yaml).map_err(|e| e.to_string())
     }
 
     fn inline(bytes: &[u8]) -> SecretSource {
@@ -192,10 +196,10 @@ mod tests {
             ("hex:012", "not hexadecimal"),
             ("hex:+1", "not hexadecimal"),
             ("base64:A", "not base64"),
-            ("[1, 256]", "256"),
-            ("[1, -1]", "-1"),
+            ("[1, 256]", "[1]: expected a whole number from 0 to 255"),
+            ("[1, -1]", "[1]: expected a whole number from 0 to 255"),
             ("12", "list of bytes"),
-            ("!Fil x", "unknown variant `Fil`, expected `File`"),
+            ("!Fil x", "unknown tag, did you mean `!File`?"),
         ] {
             let got = source(yaml).unwrap_err();
             assert!(got.contains(says), "{yaml}: {got}");

@@ -75,9 +75,9 @@ fn the_right_secret_is_found_wherever_it_stands_and_a_wrong_one_is_told() {
         assert!(ended.stdout.ends_with(&format!("signature  {says}")), "{spec}: {}", ended.stdout);
     }
     for (spec, says) in [
-        ("nowhere", "nowhere: No such file"),
+        ("nowhere", "--secret: no file that can be read: No such file"),
         ("hex:0", "--secret: not hexadecimal"),
-        ("t.yaml", "t.yaml: missing field `secret`"),
+        ("t.yaml", "t.yaml: line 1 column 1: `secret` is missing"),
     ] {
         site.write("t.yaml", "tokens: []\n");
         let ended = site.run(&["inspect", "t", "--secret", spec]);
@@ -157,7 +157,11 @@ fn a_broken_token_says_what_is_broken() {
     }
     let ended = site.run(&["inspect", "nowhere.token"]);
     assert_eq!(ended.code, 78);
-    assert!(ended.stderr.contains("nowhere.token: No such file"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("the argument names no file that can be read: No such file"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

@@ -1,0 +1,40 @@
+//! Role: says that a token has ended, or soon will: at start, and then once a day.
+//! Invariants: files are read anew each time, so that a token that was replaced is not complained about.
+
+use std::{
+    rc::Rc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_lite::future;
+use monoio::time::sleep;
+
+use crate::{Shared, config::Config};
+
+const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Until the agent is told to stop.
+pub(crate) async fn watch(shared: Rc<Shared>) {
+    let daily = async {
+        loop {
+            say(&shared.config, seconds_since_1970());
+            sleep(INTERVAL).await;
+        }
+    };
+    future::or(shared.stop.wait(), daily).await;
+}
+
+fn say(config: &Config, now: u64) {
+    for (words, has_ended) in config.endings(now) {
+        if has_ended {
+            tracing::error!("{words}");
+        } else {
+            tracing::warn!("{words}");
+        }
+    }
+}
+
+/// The wall clock's.
+pub fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

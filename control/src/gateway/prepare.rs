@@ -1,0 +1,147 @@
+//! Role: what a start needs of the system, looked at before anything is begun; `--check` looks at the same.
+//! Invariants: a check leaves nothing behind, and takes no connection from a gateway that runs.
+//! See: `open`, which binds for good.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use narrowlink_dataplane::listen;
+
+use super::{StartError, rules_of};
+use crate::config::Config;
+
+/// Why it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To start: what is missing is made. Addresses are bound right after this.
+    Start,
+    /// To say whether a start would succeed.
+    Check,
+}
+
+/// Whether a gateway of this config could start here.
+///
+/// # Errors
+/// Why it could not.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    look(config, Purpose::Check)
+}
+
+pub(super) fn look(config: &Config, purpose: Purpose) -> Result<(), StartError> {
+    if config.services.is_empty() {
+        return Err(StartError::Incomplete("no service to serve"));
+    }
+    if purpose == Purpose::Check {
+        rules_of(config)?;
+        for (service, listened) in config.services.iter().enumerate() {
+            let addr = listened.listen_addr;
+            listen::probe(addr).map_err(|source| StartError::Listen { service, addr, source })?;
+        }
+    }
+    if let Some(path) = &config.state_dir {
+        let failed = |source| StartError::StateDir { path: path.clone(), source };
+        directory(path, purpose).map_err(failed)?;
+    }
+    if let Some(path) = &config.audit {
+        let failed = |source| StartError::Audit { path: path.clone(), source };
+        if purpose == Purpose::Check {
+            file(path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory that can be written into; a check only looks whether it could be made.
+fn directory(path: &Path, purpose: Purpose) -> io::Result<()> {
+    if purpose == Purpose::Start {
+        // For nobody else to look into.
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    }
+    // Of one that is not there yet, what it would be made in.
+    let there = path.ancestors().find(|dir| fs::symlink_metadata(dir).is_ok() || dir.as_os_str().is_empty());
+    let there = there.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let probe = there.join(format!(".narrowlink-{}", std::process::id()));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
+    fs::remove_file(&probe)
+}
+
+/// A file that can be added to, or made.
+fn file(path: &Path) -> io::Result<()> {
+    let is_new = !path.exists();
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    if is_new { fs::remove_file(path) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::gateway::{
+        start,
+        tests::{any, ask, config, service},
+    };
+
+    #[test]
+    fn a_check_beside_a_running_gateway_succeeds_and_takes_none_of_its_connections() {
+        let gateway = start(config(any())).unwrap();
+        let addr = gateway.addresses()[0];
+        for _ in 0..20 {
+            check(&config(addr)).unwrap();
+            assert!(ask(addr).unwrap().starts_with("HTTP/1.1 404"));
+        }
+        assert!(gateway.stop(std::time::Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_check_refuses_what_a_start_refuses_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let occupied = config(taken.local_addr().unwrap());
+        fs::write(dir.path().join("file"), "").unwrap();
+        let with = |change: fn(&mut Config, std::path::PathBuf), path: &str| {
+            let mut config = config(any());
+            change(&mut config, dir.path().join(path));
+            config
+        };
+        let state_dir = |config: &mut Config, path| config.state_dir = Some(path);
+        let audit = |config: &mut Config, path| config.audit = Some(path);
+        let bad = [
+            (occupied, "(services[0])"),
+            (with(state_dir, "file/state"), "state_dir: "),
+            (with(audit, "none/audit.log"), "audit: "),
+            (with(audit, "."), "audit: "),
+            (Config { secrets: vec![], ..config(any()) }, "no secret"),
+            (Config { services: vec![], ..config(any()) }, "no service"),
+        ];
+        for (config, says) in bad {
+            let checked = check(&config).unwrap_err().to_string();
+            let Err(started) = start(config) else { panic!("{says}: it started") };
+            assert!(checked.contains(says) && started.to_string().contains(says), "{checked}, {started}");
+        }
+        for good in [
+            with(state_dir, "a/b/c"),
+            with(audit, "audit.log"),
+            Config { services: vec![service(any())], ..config(any()) },
+        ] {
+            check(&good).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
+    }
+
+    #[test]
+    fn a_directory_that_can_not_be_written_is_refused_before_anything_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o500)).unwrap();
+        // Root may write everywhere.
+        let may = fs::write(state.join("probe"), "").is_ok();
+        let config = Config { state_dir: Some(state), ..config(any()) };
+        assert_eq!(check(&config).is_ok(), may);
+    }
+}

@@ -1,0 +1,181 @@
+//! Role: which keys our files know, and where; what a mistyped one was meant to be.
+//! Invariants: a key is repeated to the user only if it is, or is like, one that stands here.
+//! See: docs/configuration.md, docs/tokens.md; a test holds this table against the programs' own.
+
+use std::fmt;
+
+const TOP: &str = "the top level of gateway.yaml";
+const SERVICE: &str = "a service (!Ws or !Wss) of gateway.yaml";
+const CERTIFICATE: &str = "the tls_config of a !Wss service of gateway.yaml";
+const LIMITS: &str = "`limits` of gateway.yaml";
+const ALLOWANCE: &str =
+    "`limits.token` and `limits.user` of gateway.yaml, and `limits` of a !Client in tokens.yaml";
+const ENDPOINT: &str = "an endpoint (!SelfHosted) of agent.yaml or client.yaml";
+const ENDPOINTS: &str = "the top level of agent.yaml or client.yaml";
+const AGENT: &str = "the top level of agent.yaml";
+const LANES: &str = "`lanes` of agent.yaml";
+const TOKENS: &str = "the top level of tokens.yaml";
+const ENTRY: &str = "an entry of `tokens` in tokens.yaml";
+const CLIENT: &str = "a !Client in tokens.yaml";
+const POLICY: &str = "a !ClientPolicy in tokens.yaml";
+const PUBLISH: &str = "an !AgentPublish in tokens.yaml";
+const LIST: &str = "`policies` of a !Client in tokens.yaml";
+
+/// Keys that say by themselves where they belong.
+const PLACES: &[(&str, &[&str])] = &[
+    (
+        TOP,
+        &[
+            "old_secrets",
+            "services",
+            "workers",
+            "pin",
+            "drain_s",
+            "users",
+            "audit",
+            "revocations",
+            "allow_weak_secret",
+            "allow_readable_secrets",
+        ],
+    ),
+    (SERVICE, &["listen_addr", "tls_config"]),
+    (CERTIFICATE, &["cert_path", "key_path"]),
+    (
+        LIMITS,
+        &[
+            "client_hello_timeout_s",
+            "tls_handshake_timeout_s",
+            "head_timeout_s",
+            "dial_timeout_s",
+            "ping_interval_s",
+            "pong_timeout_s",
+            "quiet_ping_interval_s",
+            "orphan_lane_timeout_s",
+            "strangers_max",
+            "agent_links_max",
+            "client_links_max",
+        ],
+    ),
+    (ALLOWANCE, &["sessions", "streams", "dials_per_s", "bytes_per_s", "bytes_per_month"]),
+    (ENDPOINT, &["gateway", "token_file", "ca_file", "domain", "framing"]),
+    (ENDPOINTS, &["endpoints"]),
+    (AGENT, &["lanes", "allow", "deny"]),
+    (LANES, &["min", "max"]),
+    (TOKENS, &["tokens"]),
+    (ENTRY, &["exp", "nbf"]),
+    (CLIENT, &["policies"]),
+    (POLICY, &["pid", "policy"]),
+    (PUBLISH, &["publish_hosts"]),
+    (LIST, &["permit"]),
+    ("the top level of gateway.yaml, or tokens.yaml", &["secret"]),
+    ("the top level of gateway.yaml or agent.yaml", &["state_dir"]),
+    ("a service of gateway.yaml, or its tls_config", &["domains"]),
+    ("an endpoint of agent.yaml or client.yaml", &["token", "protocol"]),
+];
+
+/// Keys that stand at several levels, so that nothing is said of where they belong.
+const COMMON: &[&str] = &[
+    "name",
+    "uid",
+    "jti",
+    "limits",
+    "user",
+    "hosts",
+    "connect",
+    "host",
+    "port",
+    "addr",
+    "type",
+    "issued_before",
+    "expect",
+];
+
+/// `key` itself, if our files know it anywhere.
+pub(super) fn known(key: &str) -> Option<&'static str> {
+    let all = PLACES.iter().flat_map(|(_, keys)| keys.iter()).chain(COMMON);
+    all.copied().find(|known| *known == key)
+}
+
+/// Where `key` belongs, if that is known.
+pub(super) fn elsewhere(key: &str) -> Option<(&'static str, String)> {
+    PLACES.iter().find_map(|(place, keys)| {
+        let known = keys.iter().find(|known| **known == key)?;
+        Some((*known, (*place).to_owned()))
+    })
+}
+
+/// The one of `known` that `word` was probably meant to be.
+pub(super) fn like(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    let near = known.iter().map(|known| (distance(&word, &plain(known)), *known));
+    let (distance, nearest) = near.min_by_key(|(distance, _)| *distance)?;
+    // A third of its letters, or it is another word.
+    (distance * 3 <= nearest.len()).then_some(nearest)
+}
+
+/// How many letters are to be put in, taken out, changed or swapped to make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(LETTERS_MAX).collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.iter().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, other) in b.iter().enumerate() {
+            let changed = row[j] + usize::from(letter != other);
+            let mut least = changed.min(row[j + 1] + 1).min(next[j] + 1);
+            if i > 0 && j > 0 && *letter == b[j - 1] && a[i - 1] == *other {
+                least = least.min(before[j - 1] + 1);
+            }
+            next.push(least);
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row[b.len()]
+}
+
+/// A longer word is like no key.
+const LETTERS_MAX: usize = 64;
+
+/// `a`, `b` or `c`.
+pub(super) fn list(f: &mut fmt::Formatter<'_>, words: &[&str], mark: &str) -> fmt::Result {
+    for (index, word) in words.iter().enumerate() {
+        let between = match index {
+            0 => "",
+            _ if index + 1 == words.len() => " or ",
+            _ => ", ",
+        };
+        write!(f, "{between}`{mark}{word}`")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_pen_is_understood_and_another_word_is_not() {
+        let known = &["workers", "pin", "listen_addr", "cert_path", "Wss"];
+        for (word, meant) in [
+            ("worker", Some("workers")),
+            ("wrokers", Some("workers")),
+            ("listen-addr", Some("listen_addr")),
+            ("listenaddr", Some("listen_addr")),
+            ("wss", Some("Wss")),
+            ("pni", Some("pin")),
+            ("hunter2", None),
+            ("", None),
+            ("p", None),
+        ] {
+            assert_eq!(like(word, known), meant, "{word}");
+        }
+    }
+
+    #[test]
+    fn no_key_stands_in_the_table_twice() {
+        let mut all: Vec<_> = PLACES.iter().flat_map(|(_, keys)| keys.iter()).collect();
+        all.sort_unstable();
+        assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
+    }
+}
