@@ -425,13 +425,14 @@ mod tests {
         let (warden, _inbox) = warden();
         let expired = Claims { exp: 1_000_000_000, ..claims(Kind::Client) };
         let good = token(&claims(Kind::Client));
+        let other = if good.as_bytes()[good.len() - 2] == b'A' { 'B' } else { 'A' };
         let table = [
             (token(&expired), "the token expired at 1000000000"),
             (
                 Keys::new(&[8; 32]).sign(&claims(Kind::Client)).unwrap(),
                 "a secret that this gateway does not have",
             ),
-            (format!("{}A{}", &good[..good.len() - 2], &good[good.len() - 1..]), "or was altered"),
+            (format!("{}{other}{}", &good[..good.len() - 2], &good[good.len() - 1..]), "or was altered"),
             (token(&claims(Kind::Agent)), "the token t1 is an agent's, which may not open a Stream"),
             ("x".to_owned(), "not a token"),
         ];

@@ -596,6 +596,6 @@ mod tests {
         let bytes = future_bytes(|(local, wire, principal, peer_addr, seat)| {
             serve(local, wire, principal, peer_addr, seat)
         });
-        assert!(bytes <= 1024, "{bytes}");
+        assert!(bytes <= 1280, "{bytes}");
     }
 }

@@ -171,6 +171,11 @@ impl Socket {
         }
     }
 
+    /// Lets the next wait be one for the kernel, for a reader that takes its turns by itself.
+    pub(crate) fn fill_account(&self) {
+        self.account.fill();
+    }
+
     /// Counts work that what was read here has caused (see [`budget`]).
     pub(crate) fn spend(&self, work: usize) {
         self.account.spend(work);

@@ -170,6 +170,11 @@ impl Wire {
         self.socket().breathe().await;
     }
 
+    /// Lets the next wait be one for the kernel, for a reader that takes its turns by itself.
+    pub(crate) fn fill_account(&self) {
+        self.socket().fill_account();
+    }
+
     /// Counts work that what was read here has caused (see [`crate::budget`]).
     pub(crate) fn spend(&self, work: usize) {
         self.socket().spend(work);

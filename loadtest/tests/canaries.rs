@@ -66,8 +66,17 @@ limits:
   quiet_ping_interval_s: 25
   orphan_lane_timeout_s: 10
   strangers_max: 2048
+  strangers_per_source_max: 64
+  strangers_per_source_per_s: 50
+  strangers_per_source_burst: 200
+  failed_logins_per_min: 10
+  login_penalty_min_s: 1
+  login_penalty_max_s: 600
+  login_sources_max: 65536
   agent_links_max: 4
   client_links_max: 64
+  agent_lanes_max: 1024
+  agent_lanes_per_s: 1000
   token: { sessions: 1, streams: 1, dials_per_s: 1, bytes_per_s: 10MB, bytes_per_month: 1TB }
   user: { sessions: 1 }
 users: { 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10: { sessions: 1 } }

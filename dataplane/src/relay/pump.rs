@@ -144,6 +144,10 @@ impl Pump<'_> {
                 Step::Ended => return self.finish().await,
             };
             waited = !more;
+            if waited && bulk {
+                // Its next read takes a turn in any case: only for what comes is it to wait here.
+                self.source.wire().fill_account();
+            }
             if waited && let Some(fault) = self.joint.fault() {
                 self.source_says_more().await.ok_or(fault)?;
             } else if waited {

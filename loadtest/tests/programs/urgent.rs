@@ -60,8 +60,8 @@ fn check(tunnel: &Tunnel, what: &str) {
     }
     let used = || [forward.running.cpu(), tunnel.gateway.cpu(), tunnel.agent.cpu()];
     let before = used();
-    // The rest itself is what is measured. The long form: URGENT_SECONDS=5.
-    let rest = Duration::from_secs(number_from_env("URGENT_SECONDS", 2));
+    // The rest itself is what is measured. The long form: NARROWLINK_URGENT_S=5.
+    let rest = Duration::from_secs(number_from_env("NARROWLINK_URGENT_S", 2));
     thread::sleep(rest);
     let spent: Vec<_> = used().iter().zip(before).map(|(after, before)| *after - before).collect();
     println!("{what}: forward, gateway and agent used {spent:?} in {rest:?}");

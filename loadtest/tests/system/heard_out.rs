@@ -13,9 +13,9 @@ use crate::{alone, count, kit::net::wait_until_delivered, visitor::connect};
 const ANSWER_BYTES: usize = 60_000;
 const SEED: u64 = 11;
 
-/// The long form: `HEARD_OUT_ROUNDS=50`, of each kind and over each transport.
+/// The long form: `NARROWLINK_BREAKS=50`, of each kind and over each transport.
 fn rounds() -> u64 {
-    count("HEARD_OUT_ROUNDS", 3)
+    count("NARROWLINK_BREAKS", 3)
 }
 
 fn answer() -> Vec<u8> {
