@@ -6,9 +6,11 @@
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     os::unix::fs::MetadataExt as _,
     path::Path,
     rc::Rc,
+    task::{Poll, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -142,11 +144,17 @@ async fn stand(
         Stood::Stopped
     };
     // Before the conversation: the gateway ends this link as soon as the newer one stands.
+    let renewal = Renewal::default();
     let renewed = async {
-        let (newer, link) = renew(shared, endpoint, gateway).await;
+        let (newer, link) = renew(shared, endpoint, gateway, &renewal).await;
         Stood::Renewed(newer, Box::new(link))
     };
-    let conversed = async { Stood::Lost(converse(&mut link, &lanes).await) };
+    let conversed = async {
+        let error = converse(&mut link, &lanes).await;
+        // The gateway may have ended it for the newer one, whose welcome is still on its way.
+        renewal.is_over().await;
+        Stood::Lost(error)
+    };
     let ended = future::or(future::or(stopped, renewed), future::or(conversed, kept)).await;
     lanes.close();
     if !matches!(ended, Stood::Lost(_)) {
@@ -155,8 +163,41 @@ async fn stand(
     ended
 }
 
+/// Whether a link by a newer token is being set up.
+#[derive(Default)]
+struct Renewal {
+    under_way: Cell<bool>,
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Renewal {
+    fn set(&self, under_way: bool) {
+        self.under_way.set(under_way);
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    /// Returns when none is being set up: at once, if none is. One that succeeds never comes to this.
+    async fn is_over(&self) {
+        poll_fn(|cx| {
+            if !self.under_way.get() {
+                return Poll::Ready(());
+            }
+            self.waiting.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
 /// Waits until the token's file holds another token with which the gateway takes this agent.
-async fn renew(shared: &Shared, endpoint: &SelfHosted, gateway: &Gateway) -> (Rc<Gateway>, PeerLink) {
+async fn renew(
+    shared: &Shared,
+    endpoint: &SelfHosted,
+    gateway: &Gateway,
+    renewal: &Renewal,
+) -> (Rc<Gateway>, PeerLink) {
     let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
     let mut seen = stamp(&file);
     loop {
@@ -174,7 +215,12 @@ async fn renew(shared: &Shared, endpoint: &SelfHosted, gateway: &Gateway) -> (Rc
                 continue;
             }
         };
-        match join_as_agent(shared, &fresh).await {
+        renewal.set(true);
+        let joined = join_as_agent(shared, &fresh).await;
+        if joined.is_err() {
+            renewal.set(false);
+        }
+        match joined {
             Ok(link) => {
                 tracing::info!(
                     gateway = fresh.describe(),

@@ -66,7 +66,6 @@ impl Account {
     }
 }
 
-#[derive(Default)]
 struct Turns {
     /// Which turn of the ring this is, as far as anybody noticed.
     count: Cell<u64>,
@@ -78,7 +77,14 @@ struct Turns {
 }
 
 thread_local! {
-    static TURNS: Turns = Turns::default();
+    static TURNS: Turns = const {
+        Turns {
+            count: Cell::new(0),
+            spent: Cell::new(0),
+            queue: RefCell::new(VecDeque::new()),
+            next_ticket: Cell::new(0),
+        }
+    };
 }
 
 /// The turn in which a wait for the ring begins.

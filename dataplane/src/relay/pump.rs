@@ -110,7 +110,7 @@ impl Pump<'_> {
             self.at_rest.set(false);
             let mut step = Step::Buffer;
             if bulk && splice == Splice::Yes && room >= PIPE_BYTES && self.is_spliceable() {
-                step = self.through_pipe(&mut splice).await?;
+                step = self.through_pipe(&mut splice, waited).await?;
             }
             if let Step::Buffer = step {
                 step = self.through_buffer(bulk, room).await?;
@@ -185,14 +185,17 @@ impl Pump<'_> {
         self.source.wire().is_spliceable() && self.sink.wire().is_spliceable()
     }
 
-    async fn through_pipe(&self, splice: &mut Splice) -> Result<Step, Ended> {
+    async fn through_pipe(&self, splice: &mut Splice, waited: bool) -> Result<Step, Ended> {
         let Some(mut pipe) = Pipe::take() else { return Ok(Step::Buffer) };
         let bytes = match self.source.wire().splice_out(&mut pipe) {
             Ok(Some(bytes)) => bytes,
             // An end, or a word of TLS's.
             Ok(None) => return Ok(Step::Buffer),
-            // Nothing is there, or an urgent byte, which stops splice(2) for ever and no read.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Buffer),
+            // Nothing is there; or, where the kernel has just said that something is, an urgent byte, which stops
+            // splice(2) for ever and no read.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(if waited { Step::Buffer } else { Step::Nothing });
+            }
             Err(e) if cannot_splice(&e) => {
                 *splice = Splice::Never;
                 return Ok(Step::Buffer);
