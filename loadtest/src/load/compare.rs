@@ -51,6 +51,9 @@ impl Comparison {
         if cfg!(debug_assertions) {
             eprintln!("this is a debug build, and so is the gateway beside it: its figures say little");
         }
+        if self.network == Network::Own {
+            eprintln!("congestion controls that can be had here: {}", network::allowed().join(", "));
+        }
         let mut runs = Vec::new();
         for congestion in &self.congestions {
             self.network.set(congestion)?;

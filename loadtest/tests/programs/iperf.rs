@@ -70,7 +70,9 @@ fn check(server: SocketAddr, through: SocketAddr) {
     for (options, sums) in SHAPES {
         let reports = SECONDS.iter().map(|seconds| {
             let _server = Server::start(server);
-            measure(through, options, *seconds)
+            let report = measure(through, options, *seconds);
+            println!("iperf3 {options:?}: {seconds} s");
+            report
         });
         let mut last = serde_json::Value::Null;
         let whole = reports.inspect(|report| last = report["end"].clone()).find(|report| {
