@@ -347,34 +347,45 @@ impl Accept {
     }
 }
 
-/// A request for a tunnel: who is it, and for which role?
-async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Result<()> {
-    let Request { protocol, token, key, open, lane, origin, way, .. } = *request;
-    if origin.is_some() {
+/// Who asks for a tunnel, if they may have that kind of connection; else the refusal, and whose it is.
+fn identify(
+    arrived: &Arrived,
+    request: &Request,
+) -> Result<Arc<Principal>, (Option<Arc<Principal>>, Rejected)> {
+    if request.origin.is_some() {
         let refused = Refused::new(RefusalCode::Policy, "no browser page may open a tunnel here");
-        return arrived.refuse(wire, None, refused).await;
+        return Err((None, refused.into()));
     }
-    let who = match admit::login(arrived.local(), protocol.channel, &token) {
-        Ok(who) => who,
-        Err(rejected) => {
-            if rejected.refused.code == RefusalCode::Unauthenticated {
-                arrived.stranger.place.failed(arrived.stranger.peer_addr);
-            }
-            return arrived.reject(wire, None, rejected).await;
+    let channel = request.protocol.channel;
+    let who = admit::login(arrived.local(), channel, &request.token).map_err(|rejected| {
+        if rejected.refused.code == RefusalCode::Unauthenticated {
+            arrived.stranger.place.failed(arrived.stranger.peer_addr);
         }
-    };
-    drop(token);
-    if protocol.channel != Channel::Lane {
+        (None, rejected)
+    })?;
+    if channel != Channel::Lane {
         let event = Event::LoggedIn { who: &who, peer_addr: arrived.stranger.peer_addr };
         arrived.local().shared.door.note(&event);
         arrived.stranger.seat.belongs_to(&who);
     }
-    let raw = protocol.framing == Framing::Raw;
-    if raw && let Err(between) = way.is_direct(&arrived.seen) {
-        let refused = Refused { session: open.map(|open| open.session), ..Refused::from(between) };
-        return arrived.refuse(wire, Some(&who), refused).await;
+    if request.protocol.framing == Framing::Raw
+        && let Err(between) = request.way.is_direct(&arrived.seen)
+    {
+        let session = request.open.as_ref().map(|open| open.session);
+        let refused = Refused { session, ..Refused::from(between) };
+        return Err((Some(who), refused.into()));
     }
-    let seen = raw.then_some(arrived.seen.clone());
+    Ok(who)
+}
+
+/// A request for a tunnel: for which role?
+async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Result<()> {
+    let who = match identify(&arrived, &request) {
+        Ok(who) => who,
+        Err((who, rejected)) => return arrived.reject(wire, who.as_deref(), rejected).await,
+    };
+    let Request { protocol, key, open, lane, .. } = *request;
+    let seen = (protocol.framing == Framing::Raw).then_some(arrived.seen.clone());
     let accept = Accept { key, protocol, seen };
     let conn = |wire| Box::new(Conn::new(wire, protocol.framing, Role::Gateway, 0));
     match (protocol.channel, lane, open) {
