@@ -17,7 +17,7 @@ use serde::{
 
 pub use fault::{Fault, Place, Step};
 use read::Value;
-use tree::{Node, Scalar, Shape};
+use tree::{Node, Shape};
 
 /// The name of a newtype whose text is a token; no other takes one.
 pub const TOKEN: &str = "$narrowlink::token";
@@ -83,16 +83,6 @@ impl Node {
             _ => None,
         }
     }
-}
-
-/// Whether a text is one without quotes, too, and nothing else: no number, no mark of YAML's.
-pub fn is_plain(text: &str) -> bool {
-    let is_safe = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(is_safe)
-        && matches!(Scalar::of(text), Scalar::Text(_))
-        // To older readers these are true and false.
-        && !["yes", "no", "on", "off", "y", "n"].iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
 /// Reads a text at once.

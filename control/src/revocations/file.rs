@@ -69,7 +69,7 @@ pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
         return Ok(false);
     }
     entries.push(entry.clone());
-    let text = extend(text, entry, &entries);
+    let text = extend(text, entry, &entries).map_err(|e| failed(io::Error::other(e)))?;
     fits(text.len() as u64)
         .and_then(|()| replace(&real, &text))
         .and_then(|()| dir.sync_all())
@@ -78,46 +78,18 @@ pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
 }
 
 /// The text with `entry` behind it, which says `all`.
-fn extend(mut text: String, entry: &Entry, all: &[Entry]) -> String {
+fn extend(mut text: String, entry: &Entry, all: &[Entry]) -> Result<String, serde_yaml::Error> {
     let comments = text.lines().take_while(|line| line.trim().is_empty() || line.starts_with('#'));
     let comments: String = comments.flat_map(|line| [line, "\n"]).collect();
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    text += &written(entry);
+    text += &serde_yaml::to_string(std::slice::from_ref(entry))?;
     match yaml::read::<Vec<Entry>>(&text) {
-        Ok(read) if read == all => text,
+        Ok(read) if read == all => Ok(text),
         // A list in another style (`[{..}]`) is written as ours; of its comments those in front stay.
-        _ => all.iter().fold(comments, |text, entry| text + &written(entry)),
+        _ => Ok(comments + &serde_yaml::to_string(all)?),
     }
-}
-
-/// An entry as YAML, a key a line.
-fn written(Entry { jti, uid, name, issued_before }: &Entry) -> String {
-    let lines = [
-        jti.as_ref().map(|jti| format!("jti: {}", quoted(jti))),
-        uid.map(|uid| format!("uid: {uid}")),
-        name.as_ref().map(|name| format!("name: {}", quoted(name))),
-        issued_before.map(|at| format!("issued_before: {at}")),
-    ];
-    lines
-        .into_iter()
-        .flatten()
-        .enumerate()
-        .fold(String::new(), |text, (index, line)| text + if index == 0 { "- " } else { "  " } + &line + "\n")
-}
-
-/// A text that YAML reads as this text, whatever it looks like.
-fn quoted(text: &str) -> String {
-    if yaml::is_plain(text) {
-        return text.to_owned();
-    }
-    let escaped = text.chars().map(|c| match c {
-        '"' | '\\' => format!("\\{c}"),
-        c if c.is_ascii_graphic() || c == ' ' => c.to_string(),
-        c => format!("\\U{:08x}", u32::from(c)),
-    });
-    format!("\"{}\"", escaped.collect::<String>())
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
