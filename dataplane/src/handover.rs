@@ -56,6 +56,8 @@ pub enum Note {
     Lost(Arc<AgentEntry>),
     /// The operator's mind has changed: whoever may not stay is dismissed.
     Judge,
+    /// Another worker has a new stranger, and all places are taken: the oldest one here is to leave.
+    MakeRoom,
     /// Serve what arrives at this socket, too.
     Listen(Service, TcpListener),
     /// Listen for this service no more. What has arrived is served.
@@ -155,6 +157,14 @@ impl Shared {
         }
     }
 
+    /// Tells every worker but `index`. Best effort: dropped where a mailbox is full; for hints only.
+    pub(crate) fn tell_others_now(&self, index: usize, note: impl Fn() -> Note) {
+        let others = self.mailboxes.iter().enumerate().filter(|(other, _)| *other != index);
+        for (_, (mailbox, _)) in others {
+            let _ = mailbox.try_send(note());
+        }
+    }
+
     /// Tells every worker. Best effort: dropped where a mailbox is full; for hints only.
     pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
         for (mailbox, _) in &self.mailboxes {
@@ -223,6 +233,9 @@ impl Local {
                 Note::Judge => {
                     let door = &self.shared.door;
                     self.table.borrow_mut().judge(|who| door.standing(who));
+                }
+                Note::MakeRoom => {
+                    self.table.borrow_mut().dismiss_oldest_stranger();
                 }
                 Note::Listen(service, socket) => self.listen(service, socket),
                 Note::Unlisten(service) => self.listening.end(service),

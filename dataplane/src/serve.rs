@@ -28,7 +28,7 @@ use crate::{
     budget::HANDSHAKE,
     conn::{Conn, Role},
     door::{Event, Principal, Rejected},
-    handover::Local,
+    handover::{Local, Note},
     lane::{self, Lane},
     link,
     socket::Socket,
@@ -99,10 +99,13 @@ impl Stranger {
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
         let (of, instead) = match sources.arrive(source, &limits, now, false) {
             // Who has been silent for longest makes room for somebody new.
-            Err(Unheard::All)
-                if sources.may_replace(&limits) && local.table.borrow_mut().dismiss_oldest_stranger() =>
-            {
-                (sources.arrive(source, &limits, now, true)?, true)
+            Err(Unheard::All) if sources.may_replace(&limits) => {
+                let here = local.table.borrow_mut().dismiss_oldest_stranger();
+                if !here {
+                    // All of them are other workers'.
+                    local.shared.tell_others_now(local.index, || Note::MakeRoom);
+                }
+                (sources.arrive(source, &limits, now, true)?, here)
             }
             other => (other?, false),
         };

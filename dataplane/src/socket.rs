@@ -1,7 +1,7 @@
 //! Role: one connected stream socket, used by readiness: wait through the ring, then a direct
 //! non-blocking call on the caller's buffer.
 //! Invariants: no operation on bytes is ever in flight, so dropping any future here loses none · every
-//! read is paid for from the connection's account (see [`crate::budget`]) ·
+//! read is paid for from the connection's account (see `budget`) ·
 //! SO_LINGER is {1, 0} from adoption until [`Socket::close_gently`], so that a killed process, a
 //! panic or an early return is a reset for the peer and never looks like a clean end.
 //! See: ARCHITECTURE.md "Readiness first".
@@ -117,7 +117,7 @@ impl Socket {
     /// Waits until a read may bring something (data, end or error): for the kernel, or for this connection's
     /// turn where it has used its share of the present one. A read may still say `WouldBlock` then. Where the
     /// kernel said so some times in a row and no read brought anything, it is asked once in
-    /// [`FRUITLESS_PAUSE`] only: whatever the reason, no loop spins.
+    /// 50 ms only: whatever the reason, no loop spins.
     ///
     /// # Errors
     /// The runtime's.
@@ -176,7 +176,7 @@ impl Socket {
         self.account.fill();
     }
 
-    /// Counts work that what was read here has caused (see [`budget`]).
+    /// Counts work that what was read here has caused (see `budget`).
     pub(crate) fn spend(&self, work: usize) {
         self.account.spend(work);
     }

@@ -341,7 +341,7 @@ impl Usage {
     /// One more link, until the slot is dropped.
     ///
     /// # Errors
-    /// As [`stream`](Self::stream).
+    /// As for a stream.
     pub(crate) fn link(&self, speaker: Speaker, limits: &Limits) -> Result<Slot, Refused> {
         self.login()?;
         let max = match speaker {
@@ -354,7 +354,7 @@ impl Usage {
     /// One more lane, until the slot is dropped.
     ///
     /// # Errors
-    /// As [`stream`](Self::stream).
+    /// As for a stream.
     pub fn lane(&self, limits: &Limits) -> Result<Slot, Refused> {
         let Some(accounts) = &self.0 else { return Ok(Slot { usage: self.clone(), what: What::Lane }) };
         let token = &accounts.own[0];
