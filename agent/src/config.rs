@@ -121,6 +121,15 @@ pub enum ConfigError {
         /// Since when.
         words: String,
     },
+    /// Something else stands where the token should.
+    #[error(
+        "endpoints[{index}]: what stands as its token, or in its token_file, is no token, or a part of one; it is sent to \
+         nobody. Give the token that narrowlink-tokengen made, whole"
+    )]
+    NoToken {
+        /// Whose.
+        index: usize,
+    },
     /// With a client's token this would be a client.
     #[error("endpoints[{index}]: its token is not an agent's; ask for a token of kind !Agent")]
     NotAnAgent {
@@ -186,10 +195,11 @@ impl Config {
         let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
         let gateway = Gateway::load(endpoint, &self.base);
         let gateway = gateway.map_err(|source| ConfigError::Load { index, source })?;
-        // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
-            Some(peek) if peek.kind != Kind::Agent => Err(ConfigError::NotAnAgent { index }),
-            _ => Ok(gateway),
+            Some(peek) if peek.kind == Kind::Agent => Ok(gateway),
+            Some(_) => Err(ConfigError::NotAnAgent { index }),
+            // It may be a secret: nobody is shown it, and no gateway is sent it.
+            None => Err(ConfigError::NoToken { index }),
         }
     }
 
@@ -320,7 +330,10 @@ deny: ['10.0.0.1']
             parse(&format!("endpoints: [!SelfHosted {endpoint}]")).unwrap().gateways()
         };
         assert!(gateways(&token("agent")).is_ok());
-        assert!(gateways("anything").is_ok());
+        for other in ["anything", "eyJhbGciOiJIUzI1NiJ9.eyJr", &token("agent")[..60]] {
+            let error = gateways(other).err().unwrap().to_string();
+            assert!(error.contains("is no token"), "{error}");
+        }
         let error = gateways(&token("client")).err().unwrap().to_string();
         assert!(error.contains("!Agent"), "{error}");
     }

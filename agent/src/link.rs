@@ -199,7 +199,8 @@ async fn renew(
     renewal: &Renewal,
 ) -> (Rc<Gateway>, PeerLink) {
     let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
-    let mut seen = stamp(&file);
+    // Whatever the file was when this link was asked for, it is looked at once.
+    let mut seen = None;
     loop {
         sleep(TOKEN_LOOK_EVERY).await;
         let now = stamp(&file);

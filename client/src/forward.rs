@@ -227,7 +227,17 @@ impl Forwarder {
             }
             drop(turn);
             let pausing = timeout_at(deadline, self.pause(pause));
-            future::or(async { drop(pausing.await) }, future::or(arrival.left(), self.stop.wait())).await;
+            let paused = async {
+                drop(pausing.await);
+                true
+            };
+            let over = async {
+                future::or(arrival.left(), self.stop.wait()).await;
+                false
+            };
+            if !future::or(over, paused).await {
+                return;
+            }
             pause = (pause * 2).min(RETRY_MAX);
         }
     }

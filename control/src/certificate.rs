@@ -35,8 +35,8 @@ pub enum CertificateError {
     NoCertificate,
     /// No key section.
     #[error(
-        "no private key in it: a fullchain.pem alone is public and has none; name the key's file with `key_path`, or put \
-         both into one (cat fullchain.pem privkey.pem)"
+        "no private key in it: a chain alone is public and has none; name the key's file with `key_path`, or put both into \
+         one, the chain first"
     )]
     NoKey,
     /// More than one key section.

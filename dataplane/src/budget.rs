@@ -32,7 +32,7 @@ pub(crate) const RECORD: usize = 512;
 pub(crate) const MESSAGE: usize = 8 * 1024;
 /// A key derived, and an answer sealed.
 pub(crate) const NEW_KEY: usize = 16 * 1024;
-/// A login or an Open decided, and said in the log.
+/// An Open refused, and said in the log.
 pub(crate) const DECISION: usize = 64 * 1024;
 /// A TLS handshake: a signature and a key exchange.
 pub(crate) const HANDSHAKE: usize = 512 * 1024;

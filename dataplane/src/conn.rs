@@ -529,6 +529,10 @@ impl Conn {
         if self.closing.get() {
             return Err(io::ErrorKind::NotConnected.into());
         }
+        if self.mid_frame.get() {
+            // Its writer was dropped: no frame may begin within another.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         self.try_flush_control()?;
         let ready = self.control.borrow().is_empty();
         if ready {

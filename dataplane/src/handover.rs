@@ -6,7 +6,10 @@ use std::{
     cell::{Cell, RefCell},
     net::TcpListener,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -85,6 +88,8 @@ pub struct Shared {
     pub sources: Sources,
     limits: ArcSwap<Limits>,
     mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
+    /// Whom [`tell_another_now`](Self::tell_another_now) tells next.
+    next_other: AtomicUsize,
 }
 
 /// What one worker has.
@@ -110,7 +115,15 @@ impl Shared {
         let limits = ArcSwap::from_pointee(limits);
         let strangers_max = Descriptors::of_this_process().strangers_max();
         let sources = Sources::new(strangers_max, Instant::now());
-        Self { door, directory, claims: Claims::default(), sources, limits, mailboxes }
+        Self {
+            door,
+            directory,
+            claims: Claims::default(),
+            sources,
+            limits,
+            mailboxes,
+            next_other: AtomicUsize::new(0),
+        }
     }
 
     /// Deadlines and bounds, as they are now.
@@ -157,11 +170,13 @@ impl Shared {
         }
     }
 
-    /// Tells every worker but `index`. Best effort: dropped where a mailbox is full; for hints only.
-    pub(crate) fn tell_others_now(&self, index: usize, note: impl Fn() -> Note) {
-        let others = self.mailboxes.iter().enumerate().filter(|(other, _)| *other != index);
-        for (_, (mailbox, _)) in others {
-            let _ = mailbox.try_send(note());
+    /// Tells one worker, another one each time, but never `index`. Best effort: dropped where its mailbox is full;
+    /// for hints only.
+    pub(crate) fn tell_another_now(&self, index: usize, note: Note) {
+        let others = self.mailboxes.len() - 1;
+        if others > 0 {
+            let step = 1 + self.next_other.fetch_add(1, Ordering::Relaxed) % others;
+            let _ = self.mailboxes[(index + step) % self.mailboxes.len()].0.try_send(note);
         }
     }
 

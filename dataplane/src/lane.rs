@@ -409,6 +409,9 @@ impl Drop for Waiting<'_> {
         let mut lanes = self.local.lanes.borrow_mut();
         if let Some(group) = lanes.groups.get_mut(&self.entry.link) {
             group.waiting.retain(|waiting| !waiting.is_closed());
+            if group.idle.is_empty() && group.waiting.is_empty() {
+                lanes.groups.remove(&self.entry.link);
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ impl Stranger {
                 let here = local.table.borrow_mut().dismiss_oldest_stranger();
                 if !here {
                     // All of them are other workers'.
-                    local.shared.tell_others_now(local.index, || Note::MakeRoom);
+                    local.shared.tell_another_now(local.index, Note::MakeRoom);
                 }
                 (sources.arrive(source, &limits, now, true)?, here)
             }

@@ -24,6 +24,8 @@ pub struct Standing {
     not_before: u64,
     not_after: u64,
     chain: Chain,
+    /// It says that it signs others'.
+    is_authority: bool,
     /// How many names of its service it is for.
     pub(super) covered: usize,
     /// How many it is not for.
@@ -71,7 +73,8 @@ impl Standing {
             (None, 1) => Chain::Alone,
             (None, _) => Chain::Whole,
         };
-        Some(Self { not_before, not_after, chain, covered: 0, uncovered: 0 })
+        let is_authority = own.is_ca();
+        Some(Self { not_before, not_after, chain, is_authority, covered: 0, uncovered: 0 })
     }
 
     /// Why clients refuse it at `now` (seconds since 1970).
@@ -88,6 +91,13 @@ impl Standing {
                 "the certificate is valid only from {at} on ({ahead}): is this machine's clock right? Clients refuse it"
             ));
         }
+        if self.is_authority {
+            faults.push(
+                "it is the certificate of an authority (CA:TRUE), which no client takes for a server's: make one with \
+                 basicConstraints CA:FALSE (openssl req -x509 .. -addext basicConstraints=critical,CA:FALSE)"
+                    .to_owned(),
+            );
+        }
         if self.covered == 0 && self.uncovered > 0 {
             faults.push(
                 "the certificate is for another name than the `domains` of its service: clients refuse it"
@@ -100,8 +110,8 @@ impl Standing {
                  then each one's issuer"
             )),
             Chain::Incomplete => faults.push(
-                "the chain is incomplete: the certificate of the issuer is missing behind the server's own; use the \
-                 fullchain.pem that comes with it"
+                "the chain is incomplete: the certificate of the issuer is missing behind the server's own; use the file \
+                 with the full chain that comes with it"
                     .to_owned(),
             ),
             Chain::Whole | Chain::Alone => {}
@@ -303,7 +313,7 @@ mod tests {
             params.custom_extensions.push(extension);
         });
         let faults = standing(&format!("{public}{key}"), &["gw.example"]).faults(NOW);
-        assert!(faults.len() == 1 && faults[0].contains("fullchain.pem"), "{faults:?}");
+        assert!(faults.len() == 1 && faults[0].contains("full chain"), "{faults:?}");
         let (house, key) = ours.sign(|_| {});
         let house = standing(&format!("{house}{key}"), &["gw.example"]);
         assert!(house.faults(NOW).is_empty() && house.warnings(NOW)[0].contains("ca_file"));

@@ -153,6 +153,8 @@ pub async fn relay_behind<E: From<Ended>>(
             Err(broken) => break broken,
         }
     };
+    // It may have a place in the queue of turns, which nobody would give up for it from here on.
+    drop(attending);
     // What the broken side said before is still to be passed on, if that is not just what has ended.
     match joint.fault() {
         Some(Ended { by: Side::Client, .. }) if gate.is_open() => {

@@ -11,6 +11,8 @@ use base64::{
 use serde::{Deserialize, Deserializer, de};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::secrecy::{self, Form};
+
 /// A secret shorter than this is weak: whoever has one token can try guesses against it, offline.
 pub const SECRET_BYTES_MIN: usize = 32;
 
@@ -36,6 +38,16 @@ pub enum SecretError {
     /// Nothing there.
     #[error("the secret is empty")]
     Empty,
+    /// A file that holds a signed token.
+    #[error(
+        "the file holds a token, which its bearer knows too; a secret is known to nobody else (narrowlink-tokengen keygen)"
+    )]
+    Token,
+    /// A file that holds several lines of text.
+    #[error(
+        "the file holds several lines of text, as certificates, keys and configurations do; a secret is one (narrowlink-tokengen keygen)"
+    )]
+    Lines,
     /// Over [`SECRET_BYTES_MAX`].
     #[error("the secret is longer than {SECRET_BYTES_MAX} bytes")]
     TooLong,
@@ -82,12 +94,15 @@ impl Secret {
     /// end that editors and `openssl rand` put behind it.
     ///
     /// # Errors
-    /// The operator's: an empty file, or a prefix whose text does not follow it.
+    /// The operator's: an empty file, a prefix whose text does not follow it, or a file of something else that
+    /// others may know: a token, a certificate, a configuration.
     pub fn from_file(contents: &[u8]) -> Result<Self, SecretError> {
         let line = contents.strip_suffix(b"\n").unwrap_or(contents);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match std::str::from_utf8(line) {
             Ok(text) if text.starts_with("hex:") || text.starts_with("base64:") => Self::parse(text),
+            Ok(text) if secrecy::recognise(text) == Some(Form::Token) => Err(SecretError::Token),
+            Ok(text) if text.contains('\n') => Err(SecretError::Lines),
             _ => Self::from_bytes(line.to_vec()),
         }
     }
@@ -185,6 +200,19 @@ mod tests {
             assert_eq!(source(yaml), Ok(inline(&[1])), "{yaml}");
         }
         assert_eq!(source("!File keys/secret"), Ok(SecretSource::File("keys/secret".into())));
+    }
+
+    #[test]
+    fn a_file_that_others_know_is_no_secret() {
+        let refused = |contents: &str| Secret::from_file(contents.as_bytes()).err();
+        let token = format!("eyJ{0}.{0}.{0}", "a".repeat(20));
+        assert_eq!(refused(&format!("{token}\n")), Some(SecretError::Token));
+        assert_eq!(
+            refused("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"),
+            Some(SecretError::Lines)
+        );
+        assert_eq!(refused("secret: x\ntokens: []\n"), Some(SecretError::Lines));
+        assert_eq!(refused("correct horse battery staple\n"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 use rustls::ContentType;
 
 use super::{super::record::Cipher, info::Info};
-use crate::socket::Socket;
+use crate::{budget, socket::Socket};
 
 const TLS_SET_RECORD_TYPE: libc::c_int = 1;
 const TLS_GET_RECORD_TYPE: libc::c_int = 2;
@@ -77,7 +77,11 @@ impl System for Socket {
     }
 
     fn receive(&self, buf: &mut [u8]) -> io::Result<Received> {
-        receive(self.as_fd(), buf).inspect(|received| self.has_brought(received.bytes))
+        let received = receive(self.as_fd(), buf);
+        let bytes = received.as_ref().map_or(0, |received| received.bytes);
+        self.spend(budget::CALL + bytes);
+        self.has_brought(bytes);
+        received
     }
 
     fn send(&self, kind: ContentType, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
