@@ -117,7 +117,7 @@ fn a_certificate_that_can_not_be_used_is_named() {
         (
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
             0o600,
-            "no private key in it: a fullchain.pem",
+            "no private key in it: a chain alone",
         ),
         ("nothing", 0o644, "mode 0644"),
     ] {

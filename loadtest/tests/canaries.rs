@@ -87,10 +87,13 @@ allow_weak_secret: false
 allow_readable_secrets: false
 "#;
 
+/// Nobody's: it has the form of one, and no secret signed it.
+const AGENT_TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJraW5kIjoiYWdlbnQiLCJ1aWQiOiI2ZjFjMGI3ZS01N2M4LTRhNmUtOWEzYy0yZjhmNWExZDdlMTAiLCJuYW1lIjoiaG9tZSIsImp0aSI6ImoiLCJleHAiOjQwMDAwMDAwMDB9.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
 const AGENT: &str = r#"
 endpoints:
-  - !SelfHosted { gateway: "gw.example:443", token_file: t, protocol: Wss, ca_file: ca.pem, domain: gw.example, framing: auto }
-  - !SelfHosted { gateway: "gw.example:80", token: abc, protocol: Ws }
+  - !SelfHosted { gateway: "gw.example:443", token_file: agent.token, protocol: Wss, ca_file: ca.pem, domain: gw.example, framing: auto }
+  - !SelfHosted { gateway: "gw.example:80", token: eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJraW5kIjoiYWdlbnQiLCJ1aWQiOiI2ZjFjMGI3ZS01N2M4LTRhNmUtOWEzYy0yZjhmNWExZDdlMTAiLCJuYW1lIjoiaG9tZSIsImp0aSI6ImoiLCJleHAiOjQwMDAwMDAwMDB9.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA, protocol: Ws }
 lanes: { min: 1, max: 8 }
 allow: [10.0.0.0/8]
 deny: ["*.lan:22"]
@@ -173,6 +176,7 @@ fn site() -> tempfile::TempDir {
         ("key.pem", made.signing_key.serialize_pem()),
         ("secret", "0123456789abcdef0123456789abcdef".to_owned()),
         ("t", "abc".to_owned()),
+        ("agent.token", AGENT_TOKEN.to_owned()),
         ("list.yaml", REVOKED.to_owned()),
     ] {
         write(&dir.path().join(name), &text);

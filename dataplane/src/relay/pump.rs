@@ -202,7 +202,7 @@ impl Pump<'_> {
             }
             Err(e) => return Err(self.source_broke(&e.into())),
         };
-        while !self.sink.wire().splice_in(&mut pipe).map_err(|e| self.sink_broke(e))? {
+        while !self.sink.wire().splice_in(&mut pipe).map_err(|e| self.splice_broke(e))? {
             self.sink_takes_more().await?;
         }
         self.add_moved(bytes);
@@ -291,6 +291,13 @@ impl Pump<'_> {
             // The kernel's word for a reset of what had ended before, and for a peer that hears nothing.
             self.joint.ended_before.set(true);
         }
+        self.joint.break_off(Ended { by, why: ConnError::from(error).why() })
+    }
+
+    /// As [`sink_broke`](Self::sink_broke), without trust in the kernel's word: a splice of several pieces drops the
+    /// error of a later one, and the next call says EPIPE for what was a reset.
+    fn splice_broke(&self, error: io::Error) -> Ended {
+        let by = if self.source_side == Side::Client { Side::Target } else { Side::Client };
         self.joint.break_off(Ended { by, why: ConnError::from(error).why() })
     }
 
