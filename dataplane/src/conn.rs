@@ -390,22 +390,7 @@ impl Conn {
     /// Reads what still comes and throws it away until the peer closes, for a bounded time: what was
     /// said last arrives then, which a close with bytes unread would endanger.
     pub async fn drain(&self) {
-        let rest = async {
-            let mut bytes = 0;
-            while bytes < DRAIN_BYTES_MAX {
-                let read = self.wire.try_read(&mut [0; READ_BYTES]);
-                match read {
-                    Ok(n) if n > 0 => bytes += n,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        if self.wire.readable().await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(_) | Err(_) => return,
-                }
-            }
-        };
-        let _ = timeout(DRAIN_TIMEOUT, rest).await;
+        let _ = timeout(DRAIN_TIMEOUT, self.wire.discard(DRAIN_BYTES_MAX)).await;
     }
 
     async fn recv_raw(&self) -> Result<Vec<u8>, ConnError> {

@@ -30,8 +30,6 @@ const GRACE: Duration = Duration::from_secs(2);
 const LOOK_MIN: Duration = Duration::from_millis(1);
 /// .. and, doubled each time, at the most.
 const LOOK_MAX: Duration = Duration::from_millis(64);
-/// What is read and thrown away at a time.
-const DISCARD_BYTES: usize = 2048;
 
 /// How long the peers of a session that ended so are waited for.
 pub fn patience(ended: Ended) -> Duration {
@@ -61,7 +59,7 @@ pub async fn reset_conn(conn: Conn, words: &str, patience: Duration) {
         sleep(GRACE.min(patience)).await;
         false
     };
-    if future::or(ends(conn.wire()), delivered).await {
+    if future::or(conn.wire().discard(usize::MAX), delivered).await {
         conn.hang_up();
     }
 }
@@ -86,27 +84,6 @@ async fn finish(conn: &Conn, words: &str, patience: Duration) -> bool {
         Err(io::ErrorKind::TimedOut.into())
     };
     future::or(said, stalled).await.is_ok()
-}
-
-/// Whether the peer has ended its direction; what it says until then is thrown away.
-async fn ends(wire: &Wire) -> bool {
-    loop {
-        match discard(wire) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if wire.readable().await.is_err() {
-                    return false;
-                }
-            }
-            Err(_) => return false,
-        }
-    }
-}
-
-/// The buffer lies on the stack: who waits holds none.
-fn discard(wire: &Wire) -> io::Result<usize> {
-    wire.try_read(&mut [0; DISCARD_BYTES])
 }
 
 /// What a wait for a peer ends with.

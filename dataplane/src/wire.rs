@@ -313,25 +313,32 @@ impl Wire {
     /// overtake with a reset.
     pub(crate) async fn hear_out(&self, bytes_max: usize, patience: Duration) {
         let rest = async {
-            if self.finish_write().await.is_err() {
-                return;
-            }
-            let mut bytes = 0;
-            while bytes < bytes_max {
-                // The buffer lies on the stack: a connection that waits holds none.
-                let read = self.try_read(&mut [0; DISCARD_BYTES]);
-                match read {
-                    Ok(n) if n > 0 => bytes += n,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        if self.readable().await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(_) | Err(_) => return,
-                }
+            if self.finish_write().await.is_ok() {
+                self.discard(bytes_max).await;
             }
         };
         let _ = timeout(patience, rest).await;
+    }
+
+    /// Reads what still comes and throws it away, until the connection ends or `bytes_max` have come; whether the
+    /// peer ended its direction cleanly.
+    pub(crate) async fn discard(&self, bytes_max: usize) -> bool {
+        let mut bytes = 0;
+        while bytes < bytes_max {
+            // The buffer lies on the stack: a connection that waits holds none.
+            let read = self.try_read(&mut [0; DISCARD_BYTES]);
+            match read {
+                Ok(0) => return true,
+                Ok(n) => bytes = bytes.saturating_add(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.readable().await.is_err() {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// Closes without a reset (see [`Socket::close_gently`]); over TLS with close_notify.

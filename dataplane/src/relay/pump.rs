@@ -286,12 +286,11 @@ impl Pump<'_> {
     }
 
     fn sink_broke(&self, error: io::Error) -> Ended {
-        let by = if self.source_side == Side::Client { Side::Target } else { Side::Client };
         if self.joint.fault().is_none() && error.kind() == io::ErrorKind::BrokenPipe {
             // The kernel's word for a reset of what had ended before, and for a peer that hears nothing.
             self.joint.ended_before.set(true);
         }
-        self.joint.break_off(Ended { by, why: ConnError::from(error).why() })
+        self.splice_broke(error)
     }
 
     /// As [`sink_broke`](Self::sink_broke), without trust in the kernel's word: a splice of several pieces drops the
