@@ -200,19 +200,25 @@ async fn renew(
 ) -> (Rc<Gateway>, PeerLink) {
     let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
     // Whatever the file was when this link was asked for, it is looked at once.
-    let mut seen = None;
+    let (mut seen, mut again, mut outage) = (None, false, Outage::default());
     loop {
         sleep(TOKEN_LOOK_EVERY).await;
         let now = stamp(&file);
-        if now == seen || now.is_none() {
+        if now.is_none() || (now == seen && !again) {
             continue;
         }
-        seen = now;
+        if now != seen {
+            outage = Outage::default();
+        }
+        (seen, again) = (now, false);
         let fresh = match shared.config.gateway(endpoint) {
             Ok(fresh) if fresh.token() == gateway.token() => continue,
             Ok(fresh) => Rc::new(fresh),
             Err(e) => {
-                tracing::warn!("the token was not replaced: {e}; going on with the one before");
+                again = true;
+                if let Some(reason) = outage.news(e.to_string()) {
+                    tracing::warn!("the token was not replaced: {reason}; going on with the one before");
+                }
                 continue;
             }
         };
@@ -230,12 +236,21 @@ async fn renew(
                 );
                 return (fresh, link);
             }
-            // Tried again when the file changes again, or this link is lost.
-            Err(e) => tracing::warn!(
-                gateway = fresh.describe(),
-                "the new token in {} does not work: {e}; going on with the one before",
-                file.display()
-            ),
+            Err(e) => {
+                if let Some(reason) = outage.news(described(&e)) {
+                    tracing::warn!(
+                        gateway = fresh.describe(),
+                        "the new token in {} does not work: {reason}; going on with the one before",
+                        file.display()
+                    );
+                }
+                // A token that isn't taken is tried again when its file changes, or the link is lost.
+                let pace = pace(&e);
+                again = pace != Pace::Humble;
+                if again {
+                    outage.pause(pace).await;
+                }
+            }
         }
     }
 }
@@ -258,14 +273,18 @@ async fn converse(link: &mut PeerLink, lanes: &Lanes) -> LinkError {
 
 impl Outage {
     fn say(&mut self, gateway: &Gateway, error: &LinkError) {
-        let reason = match advice(error) {
-            Some(advice) => format!("{error}; {advice}"),
-            None => error.to_string(),
-        };
-        if self.said.as_ref() != Some(&reason) {
+        if let Some(reason) = self.news(described(error)) {
             tracing::warn!(gateway = gateway.describe(), "not connected: {reason}; trying again");
-            self.said = Some(reason);
         }
+    }
+
+    /// A reason that is not the one said last.
+    fn news(&mut self, reason: String) -> Option<String> {
+        if self.said.as_ref() == Some(&reason) {
+            return None;
+        }
+        self.said = Some(reason.clone());
+        Some(reason)
     }
 
     async fn pause(&mut self, pace: Pace) {
@@ -296,6 +315,14 @@ fn pace(error: &LinkError) -> Pace {
             _ => Pace::Patient,
         },
         _ => Pace::Soon,
+    }
+}
+
+/// An error, and what the user can do.
+fn described(error: &LinkError) -> String {
+    match advice(error) {
+        Some(advice) => format!("{error}; {advice}"),
+        None => error.to_string(),
     }
 }
 

@@ -13,11 +13,10 @@ use narrowlink_dataplane::{
     descriptors::{self, Place},
     dial::{Unconnected, connect_first},
     linger::reset_session,
-    relay::{End, Traffic, gone, relay},
+    relay::{End, Traffic, gone, relay, settle},
     resolve::{Asker, ResolveError, resolve},
     socket::Socket,
     wire::Wire,
-    worker,
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
@@ -86,11 +85,8 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
     let Origin::Client { name, peer_addr } = &dial.origin;
     tracing::debug!(?session, client = ?name, peer = %peer_addr, target = %dial.target, "session");
     let traffic = Traffic::default();
-    let cut = async {
-        shared.cut.wait().await;
-        Err(Ended { by: Side::Here, why: Why::Shutdown })
-    };
-    let ended = future::or(relay(conn.end(session), End::Bare(&target), &traffic), cut).await;
+    let moving = relay(conn.end(session), End::Bare(&target), &traffic);
+    let ended = future::or(moving, cut_off(shared)).await;
     let (up_bytes, down_bytes) = (traffic.up_bytes.get(), traffic.down_bytes.get());
     match &ended {
         Ok(()) => tracing::debug!(?session, up_bytes, down_bytes, "session finished"),
@@ -99,8 +95,8 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
     match (ended, conn.framing()) {
         (Ok(()), Framing::Framed) => {
             target.close_gently();
-            send(&conn, &Message::Ready { session }).await?;
-            Some(conn)
+            let settled = future::or(settle(&conn, session, Side::Client), cut_off(shared)).await;
+            settled.is_ok().then_some(conn)
         }
         (Ok(()), Framing::Raw) => {
             target.close_gently();
@@ -114,13 +110,19 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
     }
 }
 
+/// Returns when sessions have to end because the agent stops.
+async fn cut_off(shared: &Shared) -> Result<(), Ended> {
+    shared.cut.wait().await;
+    Err(Ended { by: Side::Here, why: Why::Shutdown })
+}
+
 /// A refusal ends a raw lane; a framed one waits for its next dial.
 async fn refuse(conn: Conn, refused: Refused) -> Option<Conn> {
     send(&conn, &Message::Refused(refused)).await?;
     match conn.framing() {
         Framing::Framed => {
             // The next dial may be there, and the one behind it: no other lane or gateway waits until there is none.
-            worker::turn().await;
+            conn.has_asked();
             Some(conn)
         }
         Framing::Raw => {

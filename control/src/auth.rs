@@ -16,7 +16,6 @@ use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
     door::{Door, Event, FOR_EVER, LinkRequest, Principal, Rejected},
-    usage::Usage,
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused, Why},
@@ -298,14 +297,12 @@ fn granted(who: &Principal) -> Result<&Grant, Refused> {
 fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> Principal {
     let ends_s = claims.exp.saturating_add(LEEWAY_S);
     let left = Duration::from_secs(ends_s).saturating_sub(since_1970);
+    let speaker = if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent };
     Principal {
-        speaker: if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent },
-        uid: claims.uid,
-        name: claims.name,
         token_id: claims.jti,
         expires_at: now + left.min(FOR_EVER),
-        usage: Usage::default(),
         grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key, ends_s }),
+        ..Principal::new(speaker, claims.uid, &claims.name)
     }
 }
 

@@ -237,6 +237,11 @@ impl Conn {
         }
     }
 
+    /// Counts a decision that the peer has asked for: its next word waits for its turn.
+    pub fn has_asked(&self) {
+        self.wire.spend(budget::DECISION);
+    }
+
     /// When the peer was last heard.
     pub fn heard_at(&self) -> Instant {
         self.heard_at.get()

@@ -5,7 +5,7 @@
 use std::{
     any::Any,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,9 @@ pub struct Principal {
     pub usage: Usage,
     /// What it grants, in the operator's own terms.
     pub grant: Arc<dyn Any + Send + Sync>,
+    /// Set once its link got no answer any more although its connection stands: its process hangs, and all that
+    /// it has here ends.
+    pub vanished: AtomicBool,
 }
 
 impl Principal {
@@ -52,6 +55,7 @@ impl Principal {
             expires_at: Instant::now() + FOR_EVER,
             usage: Usage::default(),
             grant: Arc::new(()),
+            vanished: AtomicBool::new(false),
         }
     }
 }

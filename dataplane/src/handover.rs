@@ -55,8 +55,9 @@ pub enum Note {
     LinkDown(LinkId),
     /// This link is gone for good: so are its parked lanes.
     Forget(LinkId),
-    /// This agent does not answer any more, although its connections stand: all of them end, sessions too.
-    Lost(Arc<AgentEntry>),
+    /// The agent of this link does not answer any more, although its connections stand: all of them end, sessions
+    /// too. Its principal has vanished before this is said.
+    Lost(LinkId),
     /// The operator's mind has changed: whoever may not stay is dismissed.
     Judge,
     /// Another worker has a new stranger, and all places are taken: the oldest one here is to leave.
@@ -134,6 +135,14 @@ impl Shared {
     /// From now on these hold, for what begins from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// Whether the connections of this bearer may stay.
+    ///
+    /// # Errors
+    /// They may not, and why.
+    pub(crate) fn standing(&self, who: &Principal) -> Result<(), Why> {
+        if who.vanished.load(Ordering::Acquire) { Err(Why::Vanished) } else { self.door.standing(who) }
     }
 
     /// How many workers there are.
@@ -218,6 +227,10 @@ impl Local {
         table.count(Kind::Session) + table.count(Kind::Link) > 0
     }
 
+    fn judge(&self) {
+        self.table.borrow_mut().judge(|who| self.shared.standing(who));
+    }
+
     /// Reads the worker's mailbox until it has stopped and its sessions have ended.
     pub async fn attend_mailbox(self: Rc<Self>) {
         let (_, notes) = self.shared.mailboxes[self.index].clone();
@@ -237,18 +250,11 @@ impl Local {
                 }
                 Note::LinkDown(link) => self.lanes.borrow_mut().dismiss_waiting(link),
                 Note::Forget(link) => self.lanes.borrow_mut().forget(link),
-                Note::Lost(agent) => {
-                    self.lanes.borrow_mut().forget(agent.link);
-                    // All lanes of an agent are seated as its entry's principal.
-                    let is_its = |who: &Principal| std::ptr::eq(who, &*agent.principal);
-                    self.table
-                        .borrow_mut()
-                        .judge(|who| if is_its(who) { Err(Why::Vanished) } else { Ok(()) });
+                Note::Lost(link) => {
+                    self.lanes.borrow_mut().forget(link);
+                    self.judge();
                 }
-                Note::Judge => {
-                    let door = &self.shared.door;
-                    self.table.borrow_mut().judge(|who| door.standing(who));
-                }
+                Note::Judge => self.judge(),
                 Note::MakeRoom => {
                     self.table.borrow_mut().dismiss_oldest_stranger();
                 }

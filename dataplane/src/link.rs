@@ -8,7 +8,7 @@ use std::{
     io::{self, Read, Write},
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -394,7 +394,8 @@ async fn take_down(local: &Local, socket: Box<LinkSocket>, link: LinkId, ended: 
         agent.set_link_down();
         if let LinkError::Silent(_) = *ended {
             // A process that hangs, while its kernel goes on answering for it.
-            local.shared.tell_all_soon(|| Note::Lost(agent.clone())).await;
+            agent.principal.vanished.store(true, Ordering::Release);
+            local.shared.tell_all_soon(|| Note::Lost(link)).await;
         } else {
             local.shared.tell_all_now(|| Note::LinkDown(link));
         }

@@ -26,13 +26,12 @@ use narrowlink_proto::{
 
 use crate::{
     admit::{self, Asked, Dialling, Unopened},
-    budget::DECISION,
     conn::{CLOSE_RESET, Conn, ConnError},
     door::{Event, Principal},
     handover::Local,
     lane::{self, Lane},
     linger,
-    relay::{Gate, Traffic, gone, relay_behind, settled},
+    relay::{Gate, Traffic, gone, relay_behind, settle, settled},
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
     usage::Slot,
@@ -139,7 +138,7 @@ impl Visit {
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
             // The next Open may be there, and the one behind it: others have their turn before, and the word
             // that this client must go is heard.
-            conn.wire().spend(DECISION);
+            conn.has_asked();
             return Some(conn);
         }
         conn.close_gently();
@@ -378,7 +377,18 @@ impl Visit {
         match (ended, stream.framing()) {
             (Ok(()), Framing::Framed) => {
                 self.seat.becomes(Kind::Stream);
-                stream.send(&Message::Ready { session }).await.is_ok().then_some(stream)
+                let dismissed = async {
+                    let why = self.seat.dismissed().await;
+                    Err(Ended { by: Side::Here, why })
+                };
+                let settling = settle(&stream, session, Side::Client);
+                match Box::pin(future::or(settling, dismissed)).await {
+                    Ok(()) => Some(stream),
+                    Err(ended) => {
+                        linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
+                        None
+                    }
+                }
             }
             (Ok(()), Framing::Raw) => {
                 stream.close_gently();

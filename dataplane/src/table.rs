@@ -170,7 +170,7 @@ impl Seat {
         let mut table = self.local.table.borrow_mut();
         if let Some(entry) = table.entry(self.key) {
             entry.who = Some(who.clone());
-            entry.dismissed = self.local.shared.door.standing(who).err();
+            entry.dismissed = self.local.shared.standing(who).err();
         }
     }
 

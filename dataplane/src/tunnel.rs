@@ -169,11 +169,18 @@ impl Gateway {
         // A program that is out of descriptors still reaches its gateway.
         let _room = descriptors::lend();
         let addrs = resolve(asker, &self.host, self.port, patience).await?;
-        let socket = connect_first(&self.host, &addrs, patience_for(addrs.len()).min(patience))
-            .await
-            .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })?;
+        let connect = async || {
+            connect_first(&self.host, &addrs, patience_for(addrs.len()).min(patience))
+                .await
+                .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })
+        };
+        let socket = connect().await?;
         let Some(Tls { config, name, own_ca }) = &self.tls else { return Ok((socket.into(), None)) };
-        let shaken = TlsSocket::connect_bound(socket, config.clone(), name.clone()).await;
+        let mut shaken = TlsSocket::connect_bound(socket, config.clone(), name.clone()).await;
+        if shaken.as_ref().is_err_and(was_cut) {
+            // A gateway that is flooded makes room among those that have said nothing yet: once more.
+            shaken = TlsSocket::connect_bound(connect().await?, config.clone(), name.clone()).await;
+        }
         let (socket, binding) = shaken.map_err(|e| {
             let why = error::tls_words(&e, &error::Expected { name, own_ca: *own_ca });
             TunnelError::Tls { gateway: self.described.clone(), why }
@@ -185,6 +192,12 @@ impl Gateway {
         let hint = error::end_hint(self.tls.is_some());
         TunnelError::Broke { gateway: self.described.clone(), source, hint }
     }
+}
+
+/// Whether a handshake ended without a word.
+fn was_cut(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }
 
 fn read_token(path: &Path) -> Result<SecretText, LoadError> {

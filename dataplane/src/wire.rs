@@ -25,7 +25,44 @@ const DISCARD_BYTES: usize = 2048;
 /// One connection's bytes.
 pub struct Wire {
     io: Io,
-    early: RefCell<Vec<u8>>,
+    /// Seldom there.
+    early: RefCell<Option<Box<Early>>>,
+}
+
+/// What was read too early: the next reads return it first.
+#[derive(Default)]
+struct Early {
+    bytes: Vec<u8>,
+    /// Those before were taken.
+    at: usize,
+}
+
+impl Early {
+    /// Puts bytes in front. Where as many were taken before, nothing else moves.
+    fn put_back(&mut self, bytes: &[u8]) {
+        match self.at.checked_sub(bytes.len()) {
+            Some(at) => {
+                self.bytes[at..self.at].copy_from_slice(bytes);
+                self.at = at;
+            }
+            None => {
+                self.bytes.splice(..self.at, bytes.iter().copied());
+                self.at = 0;
+            }
+        }
+    }
+
+    fn take(&mut self, buf: &mut [u8]) -> usize {
+        let waiting = &self.bytes[self.at..];
+        let taken = waiting.len().min(buf.len());
+        buf[..taken].copy_from_slice(&waiting[..taken]);
+        self.at += taken;
+        taken
+    }
+
+    fn is_over(&self) -> bool {
+        self.at == self.bytes.len()
+    }
 }
 
 enum Io {
@@ -37,7 +74,7 @@ enum Io {
 pub struct WireParts {
     fd: OwnedFd,
     tls: Option<Box<Session>>,
-    early: Vec<u8>,
+    early: Option<Box<Early>>,
 }
 
 impl From<Socket> for Wire {
@@ -95,13 +132,13 @@ impl Wire {
     /// Puts bytes back: the next read returns them first.
     pub fn unread(&self, bytes: &[u8]) {
         if !bytes.is_empty() {
-            self.early.borrow_mut().splice(0..0, bytes.iter().copied());
+            self.early.borrow_mut().get_or_insert_default().put_back(bytes);
         }
     }
 
     /// Whether something waits in front of the socket, so that [`Wire::readable`] says yes at once.
     pub fn has_early(&self) -> bool {
-        !self.early.borrow().is_empty()
+        self.early.borrow().is_some()
     }
 
     /// Reads what is there, without waiting. `Ok(0)` is the clean end of the peer's direction.
@@ -115,16 +152,14 @@ impl Wire {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let mut early = self.early.borrow_mut();
-        if !early.is_empty() {
+        if let Some(waiting) = &mut *early {
             // A reset is reported once: it must not be met while there is good news to tell. So
             // what came early is told by itself, and the rest at the next call.
-            let filled = early.len().min(buf.len());
-            buf[..filled].copy_from_slice(&early[..filled]);
-            early.drain(..filled);
-            if early.is_empty() {
-                *early = Vec::new();
+            let taken = waiting.take(buf);
+            if waiting.is_over() {
+                *early = None;
             }
-            return Ok(filled);
+            return Ok(taken);
         }
         match &self.io {
             Io::Plain(socket) => socket.try_read(buf),
@@ -403,9 +438,7 @@ impl Wire {
             None => Io::Plain(Socket::adopt(parts.fd)?),
             Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
         };
-        let wire = Self::from(io);
-        wire.unread(&parts.early);
-        Ok(wire)
+        Ok(Self { io, early: RefCell::new(parts.early) })
     }
 }
 
@@ -438,6 +471,22 @@ mod tests {
 
     use super::*;
     use crate::worker::run_alone;
+
+    #[test]
+    fn what_is_put_back_comes_first_and_what_follows_stays_where_it_is() {
+        let mut early = Early::default();
+        early.put_back(b"message one, message two");
+        let at = early.bytes.as_ptr();
+        let mut buf = [0; 16];
+        assert_eq!((early.take(&mut buf), &buf), (16, b"message one, mes"));
+        early.put_back(b"mes");
+        assert_eq!((early.bytes.as_ptr(), early.at), (at, 13));
+        early.put_back(b"message one, and more in front: ");
+        let mut all = [0; 99];
+        let taken = early.take(&mut all);
+        assert_eq!(&all[..taken], b"message one, and more in front: message two");
+        assert!(early.is_over());
+    }
 
     #[test]
     fn more_may_come_behind_early_bytes_and_behind_a_read_that_filled_its_room() {

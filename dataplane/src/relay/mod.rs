@@ -116,7 +116,10 @@ pub async fn relay_behind<E: From<Ended>>(
     // Each is there until it is over: one that nobody asks any more must not keep its place in a queue.
     let mut moving_up = pin!(Some(move_up(&up)));
     let mut moving_down = pin!(Some(async {
+        // An answer that is half said must not be dropped.
+        down.at_rest.set(false);
         answer.await?;
+        down.at_rest.set(true);
         Ok::<(), E>(down.run().await?)
     }));
     let mut watching = pin!(watch(&up, &down));
@@ -300,21 +303,72 @@ pub async fn settled(conn: &Conn, session: SessionId, speaker: Speaker, by: Side
             Err(e) => Err(Ended { by, why: e.why() }),
         }
     };
-    let watching = async {
-        loop {
-            sleep(WATCH_EVERY).await;
-            look_at(&End::Framed(conn, session), by, true)?;
-        }
+    future::or(word, lost(conn, session, by)).await
+}
+
+/// Says this word, behind all that the peer has still to take: however slowly that goes, while the peer is there.
+///
+/// # Errors
+/// The connection broke: nobody knows whether all was delivered.
+pub async fn settle(conn: &Conn, session: SessionId, by: Side) -> Result<(), Ended> {
+    let word = Message::Ready { session }.encode();
+    let said = async {
+        let said = conn.send_text(&word).await;
+        said.map_err(|e| Ended { by, why: ConnError::from(e).why() })
     };
-    future::or(word, watching).await
+    future::or(said, lost(conn, session, by)).await
+}
+
+/// Returns when the peer of a finished session's connection is gone.
+async fn lost(conn: &Conn, session: SessionId, by: Side) -> Result<(), Ended> {
+    loop {
+        sleep(WATCH_EVERY).await;
+        look_at(&End::Framed(conn, session), by, true)?;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::{
+        io::{IoSlice, Read as _},
+        os::unix::net::UnixStream,
+    };
+
+    use narrowlink_proto::upgrade::Framing;
 
     use super::*;
     use crate::{socket::Socket, worker::run_alone};
+
+    #[test]
+    fn the_last_word_of_a_session_waits_for_a_peer_that_has_paused() {
+        run_alone(false, |_| async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let conn =
+                Conn::new(Socket::adopt(ours.into()).unwrap().into(), Framing::Framed, Role::Gateway, 0);
+            let (session, mut sent) = (SessionId::from_bytes([7; 32]), 0);
+            while let Ok(n) = conn.wire().try_write(&[IoSlice::new(&[0; 512])]) {
+                sent += n;
+            }
+            {
+                let mut settling = pin!(settle(&conn, session, Side::Client));
+                assert!(future::poll_once(settling.as_mut()).await.is_none(), "there is no room for it");
+                theirs.read_exact(&mut vec![0; sent]).unwrap();
+                assert_eq!(settling.await, Ok(()));
+            }
+            drop(conn);
+            // A descriptor is closed in a turn of the ring.
+            let reading = std::thread::spawn(move || {
+                let mut word = Vec::new();
+                theirs.read_to_end(&mut word).unwrap();
+                word
+            });
+            while !reading.is_finished() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(reading.join().unwrap()[2..], Message::Ready { session }.encode());
+        })
+        .unwrap();
+    }
 
     #[test]
     fn a_session_that_stands_is_small() {

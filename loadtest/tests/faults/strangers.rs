@@ -3,8 +3,8 @@
 //! See: `errors`, which writes down what a user is told.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::SocketAddr,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::Command,
     thread,
@@ -15,7 +15,7 @@ use rustls::{ServerConnection, Stream};
 
 use crate::kit::{
     net,
-    site::{Site, Transport},
+    site::{AGENT, Site, Transport, Tunnel},
     tls_end::{TlsEnd, server_config},
 };
 
@@ -170,4 +170,32 @@ fn write_certificates(site: &Site) -> [(&'static str, PathBuf); 3] {
         let file = format!("{}.pem", what.replace([' ', '\''], "-"));
         (what, site.write_secret(&file, &format!("{}{}", cert.pem(), key.serialize_pem())))
     })
+}
+
+/// Cuts its first connection at once, as a gateway does whose places for strangers are all taken, and passes the others on.
+fn start_cutting(gateway: SocketAddr) -> SocketAddr {
+    let (listener, addr) = net::listen();
+    thread::spawn(move || {
+        drop(listener.accept());
+        for mut near in listener.incoming().flatten() {
+            let mut far = TcpStream::connect(gateway).expect("the gateway listens");
+            let (mut near_too, mut far_too) =
+                (near.try_clone().expect("a descriptor"), far.try_clone().expect("one more"));
+            thread::spawn(move || io::copy(&mut near_too, &mut far_too));
+            thread::spawn(move || io::copy(&mut far, &mut near));
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_newcomer_that_was_cut_off_before_it_could_say_a_word_comes_again() {
+    let tunnel = Tunnel::start(Transport::Wss);
+    let site = &tunnel.site;
+    let through = start_cutting(site.gateway_addr(Transport::Wss)).to_string();
+    let own_ca = format!("ca_file: {}, domain: gw.test", site.path("ca.pem").display());
+    let listed = list(site, &through, &own_ca).output().expect("it starts");
+    let said = String::from_utf8_lossy(&listed.stderr);
+    assert!(listed.status.success() && said.is_empty(), "{said}");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains(AGENT));
 }
