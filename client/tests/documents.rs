@@ -1,5 +1,4 @@
 //! The command lines that the documents show, as `narrowlink` reads them.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use clap::Parser as _;
 use narrowlink_client::args::{Args, Command};

@@ -207,6 +207,11 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
             show(not_before.as_secs()),
             clock(time.as_secs())
         ),
+        Fault::NotValidForNameContext { presented, .. } if presented.is_empty() => format!(
+            "its certificate has no names: subjectAltName is missing, and CN does not count; make one for the gateway with \
+             {} as subjectAltName",
+            expected.name.to_str()
+        ),
         Fault::NotValidForNameContext { presented, .. } => wrong_name(expected.name, presented),
         Fault::NotValidForName => wrong_name(expected.name, &[]),
         Fault::Other(other) => odd_certificate(&other.to_string()),
@@ -350,6 +355,7 @@ mod tests {
             expected: name(asked),
             presented: presented.clone(),
         };
+        let nameless = Fault::NotValidForNameContext { expected: name("gw.test"), presented: vec![] };
         let odd = Fault::Other(rustls::OtherError(Arc::new(io::Error::other("odd"))));
         for (fault, asked, own_ca, words) in [
             (Fault::BadSignature, "gw.test", true, &["bring ca_file up to date"][..]),
@@ -369,6 +375,7 @@ mod tests {
                 &["is for gw.example, 192.0.2.1, not for gw.test;", "domain"],
             ),
             (other("10.0.0.1"), "10.0.0.1", false, &["not for the address 10.0.0.1;"]),
+            (nameless, "gw.test", true, &["subjectAltName is missing", "with gw.test as subjectAltName"]),
             (odd, "gw.test", false, &["does not hold: "]),
             (Fault::InvalidPurpose, "gw.test", true, &["lacks serverAuth"]),
         ] {

@@ -74,6 +74,61 @@ fn the_document() {
     running.iter_mut().for_each(Running::assert_running);
 }
 
+/// How a certificate by hand goes wrong, from the files of the document: what makes `bad.pem` and `bad.key`, the authority
+/// that clients name, and what they are told.
+const MISTAKES: [(&str, &str, &str); 7] = [
+    ("cp ca.pem bad.pem; cp ca.key bad.key", "ca.pem", "that of an authority (CA:TRUE)"),
+    ("key $EC; sign -sha1 -extfile gateway.ext", "ca.pem", "(SHA-1, MD5)"),
+    ("key $EC; sign", "ca.pem", "of an old version of X.509"),
+    ("key $EC; sed s/server/client/ gateway.ext > x.ext; sign -extfile x.ext", "ca.pem", "lacks serverAuth"),
+    ("key $EC; sed /Name/d gateway.ext > x.ext; sign -extfile x.ext", "ca.pem", "subjectAltName is missing"),
+    ("key $WEAK; sign -extfile gateway.ext", "ca.pem", "a key is too weak"),
+    (
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout x.key -subj '/CN=My Narrowlink authority' -out x.pem; \
+         key $EC; sign -extfile gateway.ext",
+        "x.pem",
+        "another one has the same name",
+    ),
+];
+const TOOLS: &str = "EC='-algorithm EC -pkeyopt ec_paramgen_curve:P-256'
+WEAK='-algorithm RSA -pkeyopt rsa_keygen_bits:1024'
+key() { openssl genpkey \"$@\" -out bad.key; openssl req -new -key bad.key -subj /CN=gw.example -out bad.csr; }
+sign() { openssl x509 -req -in bad.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out bad.pem \"$@\"; }
+";
+
+#[test]
+fn what_went_wrong_with_a_certificate_by_hand_is_said_with_the_way_out() {
+    let site = Site::new();
+    for (_, text) in blocks().filter(|(_, text)| text.contains("openssl ")) {
+        shell(&site, text).succeeded();
+    }
+    for (make, ca, words) in MISTAKES {
+        shell(&site, &format!("{TOOLS}{make}")).succeeded();
+        let addr = net::free_addr();
+        let mut command = Command::new(foreign("openssl", "openssl"));
+        command.args([
+            "s_server",
+            "-quiet",
+            "-accept",
+            &addr.to_string(),
+            "-cert",
+            "bad.pem",
+            "-key",
+            "bad.key",
+        ]);
+        // It shows what it would not take itself.
+        command.args(["-cipher", "DEFAULT@SECLEVEL=0"]).current_dir(site.dir());
+        let _server = Running::start("s_server", site.dir(), command, None);
+        net::wait_for_server("openssl", addr, PATIENCE);
+        let endpoint =
+            format!("gateway: \"{addr}\", domain: gw.example, token_file: Free.token, ca_file: {ca}");
+        site.write_secret("bad.yaml", &format!("endpoints: [!SelfHosted {{ {endpoint} }}]\n"));
+        let Finished { status, stderr, .. } = shell(&site, "narrowlink -c bad.yaml list");
+        assert_eq!(status.code(), Some(69), "{make}: {stderr}");
+        assert!(stderr.contains(words), "{make}: {stderr}");
+    }
+}
+
 /// Runs a block, which must succeed; a list is asked for until it shows the agent.
 fn until_the_agent_is_there(site: &Site, text: &str, is_list: bool) {
     wait_for("the agent", PATIENCE, || {
