@@ -89,9 +89,15 @@ Examples:
         /// The agent that dials
         #[arg(short, long, value_name = "AGENT", value_parser = parse_agent)]
         name: String,
-        /// Where to listen: 2222 or localhost:2222 (both are 127.0.0.1:2222), 192.168.1.9:2222, [::1]:2222; 0.0.0.0:2222
-        /// and [::]:2222 are all addresses of this machine. Port 0 is any that is free
-        #[arg(short, long, value_name = "[IP:]PORT", default_value = "127.0.0.1:0", value_parser = parse_listen)]
+        /// Where it listens.
+        #[arg(
+            short,
+            long,
+            help = LISTEN_HELP,
+            value_name = "[IP:]PORT",
+            default_value = "127.0.0.1:0",
+            value_parser = parse_listen
+        )]
         listen: SocketAddr,
         /// What it dials, as the agent sees it: 127.0.0.1:22 is the agent's own machine
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
@@ -139,6 +145,10 @@ impl From<Framing> for FramingChoice {
         }
     }
 }
+
+const LISTEN_HELP: &str = "Where to listen: 2222 or localhost:2222 (both are 127.0.0.1:2222), 192.168.1.9:2222, \
+                           [::1]:2222; 0.0.0.0:2222 and [::]:2222 are all addresses of this machine. Port 0 is any \
+                           that is free";
 
 const LISTEN_FORMS: &str =
     "expected PORT, IP:PORT or [IPV6]:PORT, such as 2222, 127.0.0.1:2222 or [::1]:2222";
@@ -230,6 +240,8 @@ mod tests {
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
             assert!(sub.render_help().to_string().contains("Examples:"), "{}", sub.get_name());
         }
+        let forward = command.find_subcommand_mut("forward").unwrap().render_long_help().to_string();
+        assert!(forward.contains("[::1]:2222") && !forward.contains("-L"), "{forward}");
     }
 
     #[test]
