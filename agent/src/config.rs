@@ -24,7 +24,10 @@ use narrowlink_proto::{
 };
 use serde::Deserialize;
 
-use crate::rules::{Rule, Rules};
+use crate::{
+    identity::IdentityError,
+    rules::{Rule, Rules},
+};
 
 /// The file's name.
 pub const FILE_NAME: &str = "agent.yaml";
@@ -120,6 +123,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Since when.
         words: String,
+    },
+    /// The instance key can't be kept where it should be.
+    #[error("{}: {source}; without it no gateway can tell a restart of this agent from a stranger", path.display())]
+    StateDir {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: IdentityError,
     },
     /// Something else stands where the token should.
     #[error(

@@ -88,6 +88,22 @@ impl Identity {
         }
     }
 
+    /// Whether [`Identity::load_or_create`] would succeed, as far as can be told without changing anything.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn probe(dir: &Path) -> Result<(), IdentityError> {
+        let path = dir.join(FILE_NAME);
+        match fs::read(&path) {
+            Ok(stored) if Ed25519KeyPair::from_pkcs8(&stored).is_ok() => Ok(()),
+            Ok(_) => Err(IdentityError::NotAKey(path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                probe_directory(dir).map_err(|source| IdentityError::File { path, source })
+            }
+            Err(source) => Err(IdentityError::File { path, source }),
+        }
+    }
+
     fn parse(stored: &[u8], path: &Path) -> Result<Self, IdentityError> {
         let key = Ed25519KeyPair::from_pkcs8(stored).map_err(|_| IdentityError::NotAKey(path.to_owned()))?;
         if fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
@@ -106,6 +122,15 @@ impl Identity {
             signature: URL_SAFE_NO_PAD.encode(signature),
         }
     }
+}
+
+/// Whether a file could be made in `dir`; of one that is not there yet, in what it would be made in.
+fn probe_directory(dir: &Path) -> io::Result<()> {
+    let is_there = |dir: &&Path| dir.as_os_str().is_empty() || fs::symlink_metadata(dir).is_ok();
+    let there = dir.ancestors().find(is_there).filter(|dir| !dir.as_os_str().is_empty());
+    let probe = there.unwrap_or(Path::new(".")).join(format!(".narrowlink-{}", std::process::id()));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
+    fs::remove_file(&probe)
 }
 
 /// Stores a key unless one is there: written whole beside it first, then linked into place.
@@ -192,6 +217,22 @@ mod tests {
         let nowhere = dir.path().join(FILE_NAME).join("below a file");
         assert!(Identity::obtain(Some(&nowhere)).is_some());
         assert!(Identity::obtain(None).is_some());
+    }
+
+    #[test]
+    fn a_probe_says_what_a_start_would_meet_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        for state in ["", "deep/state"] {
+            Identity::probe(&dir.path().join(state)).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, "not a key").unwrap();
+        assert!(matches!(Identity::probe(dir.path()), Err(IdentityError::NotAKey(_))));
+        assert!(matches!(Identity::probe(&path.join("state")), Err(IdentityError::File { .. })));
+        fs::remove_file(&path).unwrap();
+        Identity::load_or_create(dir.path()).unwrap();
+        Identity::probe(dir.path()).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bell;
+pub mod check;
 pub mod config;
 pub mod expiry;
 pub mod identity;

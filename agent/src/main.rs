@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use clap::{ArgAction, Parser};
 use narrowlink_agent::{
     StartError,
+    check::check,
     config::{self, Config, ConfigError},
     expiry::seconds_since_1970,
     start_with,
@@ -49,7 +50,7 @@ struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration and exit
+    /// Say whether an agent of this configuration could start here, and exit; no gateway is asked
     #[arg(long)]
     check: bool,
     /// Write {"gateway":"HOST:PORT"} there when the first gateway has welcomed this agent
@@ -116,7 +117,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     if args.check {
-        return check(&config, &path);
+        return say_whether_good(&config, &path);
     }
     let gateways: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.gateway.clone()).collect();
     let agent = start_with(config, args.ready_file.clone())?;
@@ -140,18 +141,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(config: &Config, path: &Path) -> anyhow::Result<()> {
-    config.gateways()?;
-    for (words, has_ended) in config.endings(seconds_since_1970()) {
-        if has_ended {
-            return Err(ConfigError::Ended { path: path.to_owned(), words }.into());
-        }
-        tracing::warn!("{words}");
+fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
+    for warning in check(config, path, seconds_since_1970())? {
+        tracing::warn!("{warning}");
     }
     let count = config.endpoints.len();
     let plural = if count == 1 { "" } else { "s" };
-    writeln!(io::stdout(), "{}: ok ({count} gateway{plural})", path.display())
-        .context("standard output can't be written")
+    match writeln!(io::stdout(), "{}: ok ({count} gateway{plural})", path.display()) {
+        // Whoever read it has left; the exit code says it, too.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output can't be written"),
+    }
 }
 
 #[cfg(test)]

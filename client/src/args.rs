@@ -2,7 +2,7 @@
 //! Invariants: whatever clap refuses exits with 2 and says how to write it.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -26,8 +26,8 @@ Examples:
 
 Without -c, client.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/.
 
-Exit codes: 0 done, 2 usage, 65 refused by policy, 69 unreachable or not found, 74 the session was reset,
-77 authentication, 78 configuration."
+Exit codes: 0 done, 2 usage, 65 refused by policy, 69 unreachable or not found, 74 the session was reset, or
+standard input or output broke, 77 authentication, 78 configuration."
 )]
 pub struct Args {
     /// The configuration file
@@ -87,14 +87,24 @@ Examples:
   narrowlink forward -n home printer.lan:631                   takes a free port and prints it")]
     Forward {
         /// The agent that dials
-        #[arg(short, long, value_name = "AGENT")]
+        #[arg(short, long, value_name = "AGENT", value_parser = parse_agent)]
         name: String,
-        /// Where to listen; a port alone is one of 127.0.0.1, and port 0 any that is free
-        #[arg(short, long, value_name = "[IP:]PORT", default_value = "127.0.0.1:0", value_parser = parse_listen)]
+        /// Where it listens.
+        #[arg(
+            short,
+            long,
+            help = LISTEN_HELP,
+            value_name = "[IP:]PORT",
+            default_value = "127.0.0.1:0",
+            value_parser = parse_listen
+        )]
         listen: SocketAddr,
-        /// What it dials
+        /// What it dials, as the agent sees it: 127.0.0.1:22 is the agent's own machine
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
         target: Target,
+        /// What ssh users write.
+        #[arg(short = 'L', value_name = "PORT:HOST:PORT", hide = true, num_args = 0..=1, default_missing_value = "", value_parser = refuse_ssh_form)]
+        ssh_form: Option<Never>,
     },
     /// Join standard input and output with a target beyond an agent
     #[command(after_help = "\
@@ -103,13 +113,17 @@ Examples:
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | narrowlink connect -n home 127.0.0.1:80")]
     Connect {
         /// The agent that dials
-        #[arg(short, long, value_name = "AGENT")]
+        #[arg(short, long, value_name = "AGENT", value_parser = parse_agent)]
         name: String,
-        /// What it dials
+        /// What it dials, as the agent sees it: 127.0.0.1:22 is the agent's own machine
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
         target: Target,
     },
 }
+
+/// The value of an option that takes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Never {}
 
 /// How payload travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,29 +146,80 @@ impl From<Framing> for FramingChoice {
     }
 }
 
+const LISTEN_HELP: &str = "Where to listen: 2222 or localhost:2222 (both are 127.0.0.1:2222), 192.168.1.9:2222, \
+                           [::1]:2222; 0.0.0.0:2222 and [::]:2222 are all addresses of this machine. Port 0 is any \
+                           that is free";
+
+const LISTEN_FORMS: &str =
+    "expected PORT, IP:PORT or [IPV6]:PORT, such as 2222, 127.0.0.1:2222 or [::1]:2222";
+
 /// `2222`, `localhost:2222`, `127.0.0.1:2222` or `[::1]:2222`. No other name: which of its addresses is meant
 /// would be anybody's guess.
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let is_localhost = |host: &str| host.eq_ignore_ascii_case("localhost");
     let port = match text.split_once(':') {
         None => Some(text),
-        Some((host, port)) if host.eq_ignore_ascii_case("localhost") => Some(port),
-        Some(("" | "*", _)) => {
-            return Err("write 0.0.0.0:PORT for all addresses of this machine".to_owned());
-        }
+        Some((host, port)) if is_localhost(host) => Some(port),
         Some(_) => None,
     };
-    if let Some(port) = port
-        && let Ok(port) = port.parse()
-    {
-        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
-    }
-    text.parse().map_err(|_| {
-        "expected PORT, IP:PORT or [IPV6]:PORT, such as 2222, 127.0.0.1:2222 or [::1]:2222".to_owned()
-    })
+    let port = port.and_then(|port| port.parse().ok());
+    let local = port.map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    local.or_else(|| text.parse().ok()).ok_or_else(|| listen_trouble(text))
 }
 
-fn parse_target(text: &str) -> Result<Target, TargetError> {
-    Target::parse_host_port(text).map(|(host, port)| Target::Tcp { host, port })
+/// Why `text` is no place to listen.
+fn listen_trouble(text: &str) -> String {
+    let is_number = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let what = match host {
+        _ if text.eq_ignore_ascii_case("localhost") || bare.parse::<Ipv4Addr>().is_ok() => {
+            "the port is missing"
+        }
+        _ if text.starts_with('[') && bare.parse::<Ipv6Addr>().is_ok() => "the port is missing",
+        _ if text.parse::<Ipv6Addr>().is_ok() || host.parse::<Ipv6Addr>().is_ok() => {
+            "an IPv6 address stands in brackets, and its port behind them"
+        }
+        "" if text.is_empty() => "it is empty",
+        "" | "*" if text.contains(':') => {
+            return "write 0.0.0.0:PORT for all addresses of this machine".to_owned();
+        }
+        _ if is_number(port) && port.parse::<u16>().is_err() => "a port is a number from 0 to 65535",
+        _ if text.matches(':').count() >= 2 && !text.starts_with('[') => return SSH_FORM.to_owned(),
+        _ if is_number(port) => "only addresses of this machine and localhost are taken, no other names",
+        _ => return LISTEN_FORMS.to_owned(),
+    };
+    format!("{what}; {LISTEN_FORMS}")
+}
+
+const SSH_FORM: &str = "where to listen and what to reach are two arguments: -l [IP:]PORT HOST:PORT, such as \
+                        -l 2222 127.0.0.1:22";
+
+/// `-L 2222:127.0.0.1:22` is refused, with what to write.
+fn refuse_ssh_form(_: &str) -> Result<Never, String> {
+    Err(SSH_FORM.to_owned())
+}
+
+/// `HOST:PORT`, and `tcp://` may stand in front of it.
+fn parse_target(text: &str) -> Result<Target, String> {
+    match text.parse() {
+        Ok(target @ Target::Tcp { .. }) => Ok(target),
+        Ok(_) | Err(TargetError::Scheme) => {
+            Err("only TCP can be forwarded: expected HOST:PORT or tcp://HOST:PORT".to_owned())
+        }
+        Err(TargetError::PortAlone) => {
+            let port = text.trim_start_matches("tcp://");
+            Err(format!("a port alone: write 127.0.0.1:{port} for the agent's own machine, else HOST:{port}"))
+        }
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+fn parse_agent(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("an agent has a name; `narrowlink list` shows those that are connected".to_owned()),
+        name => Ok(name.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +240,8 @@ mod tests {
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
             assert!(sub.render_help().to_string().contains("Examples:"), "{}", sub.get_name());
         }
+        let forward = command.find_subcommand_mut("forward").unwrap().render_long_help().to_string();
+        assert!(forward.contains("[::1]:2222") && !forward.contains("-L"), "{forward}");
     }
 
     #[test]
@@ -186,7 +253,8 @@ mod tests {
         assert_eq!(short.config, long.config);
         let target = Target::Tcp { host: "::1".to_owned(), port: 22 };
         let listen = "127.0.0.1:80".parse().unwrap();
-        assert_eq!(short.command, Command::Forward { name: "home".to_owned(), listen, target });
+        let name = "home".to_owned();
+        assert_eq!(short.command, Command::Forward { name, listen, target, ssh_form: None });
     }
 
     #[test]
@@ -211,6 +279,41 @@ mod tests {
     }
 
     #[test]
+    fn a_target_may_have_its_scheme_in_front() {
+        let target = |text| parse_target(text).unwrap();
+        assert_eq!(target("tcp://db.lan:5432"), target("db.lan:5432"));
+        assert_eq!(target("tcp://[::1]:22"), Target::Tcp { host: "::1".to_owned(), port: 22 });
+    }
+
+    #[test]
+    fn no_place_to_listen_is_refused_without_saying_why() {
+        let forms = "; expected PORT, IP:PORT or [IPV6]:PORT";
+        for (text, why) in [
+            ("127.0.0.1", "the port is missing"),
+            ("localhost", "the port is missing"),
+            ("[::1]", "the port is missing"),
+            ("::1", "an IPv6 address stands in brackets"),
+            ("::1:22226", "an IPv6 address stands in brackets"),
+            ("2001:db8::7:65536", "an IPv6 address stands in brackets"),
+            ("99999", "a port is a number from 0 to 65535"),
+            ("127.0.0.1:65536", "a port is a number from 0 to 65535"),
+            ("localhost:99999", "a port is a number from 0 to 65535"),
+            ("[::1]:99999", "a port is a number from 0 to 65535"),
+            ("nas.lan:22", "no other names"),
+            ("", "it is empty"),
+        ] {
+            let said = parse_listen(text).unwrap_err();
+            assert!(said.contains(why) && said.contains(forms), "{text}: {said}");
+        }
+        for text in [":80", "*:80"] {
+            assert!(parse_listen(text).unwrap_err().contains("0.0.0.0:PORT"), "{text}");
+        }
+        for text in ["2222:nas.lan:22", "127.0.0.1:2222:nas.lan:22"] {
+            assert_eq!(parse_listen(text), Err(SSH_FORM.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_line_is_refused_with_2_and_says_why() {
         let cases = [
             ("narrowlink", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, "Usage"),
@@ -223,8 +326,28 @@ mod tests {
                 ErrorKind::ValueValidation,
                 "expected PORT, IP:PORT",
             ),
-            ("narrowlink forward -n home -l 65536 a:1", ErrorKind::ValueValidation, "expected PORT, IP:PORT"),
+            ("narrowlink forward -n home -l 65536 a:1", ErrorKind::ValueValidation, "from 0 to 65535"),
             ("narrowlink forward -n home -l :80 a:1", ErrorKind::ValueValidation, "0.0.0.0:PORT"),
+            ("narrowlink forward -n home -L 2222:a:22", ErrorKind::ValueValidation, "-l 2222 127.0.0.1:22"),
+            ("narrowlink forward -n home a:22 -L", ErrorKind::ValueValidation, "-l 2222 127.0.0.1:22"),
+            ("narrowlink forward --name= a:22", ErrorKind::ValueValidation, "an agent has a name"),
+            ("narrowlink connect --name= a:22", ErrorKind::ValueValidation, "an agent has a name"),
+            (
+                "narrowlink connect -n home 22",
+                ErrorKind::ValueValidation,
+                "write 127.0.0.1:22 for the agent's",
+            ),
+            ("narrowlink connect -n home tcp://22", ErrorKind::ValueValidation, "write 127.0.0.1:22 for"),
+            (
+                "narrowlink connect -n home http://a",
+                ErrorKind::ValueValidation,
+                "expected HOST:PORT or tcp://",
+            ),
+            (
+                "narrowlink connect -n home udp://a:53",
+                ErrorKind::ValueValidation,
+                "only TCP can be forwarded",
+            ),
             ("narrowlink lst", ErrorKind::InvalidSubcommand, "list"),
             ("narrowlink list -v -q", ErrorKind::ArgumentConflict, "--quiet"),
         ];

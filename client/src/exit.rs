@@ -2,7 +2,7 @@
 //! Invariants: a code never changes its meaning; every sentence says what, where, and what next.
 //! See: README.md "Exit codes"; sysexits.h, whose numbers these are.
 
-use std::fmt;
+use std::{fmt, io};
 
 use narrowlink_dataplane::{link::LinkError, tunnel::TunnelError, worker};
 use narrowlink_proto::{
@@ -27,7 +27,7 @@ pub enum Exit {
     Unreachable = 69,
     /// Our own fault, or the system's.
     Internal = 70,
-    /// The session was reset after it had opened.
+    /// The session was reset after it had opened, or standard input or output broke.
     Reset = 74,
     /// The token does not hold.
     Authentication = 77,
@@ -69,7 +69,7 @@ impl Exit {
 pub struct Failure {
     /// For programs.
     pub exit: Exit,
-    /// For people.
+    /// For people; empty where there is nothing to say.
     pub message: String,
 }
 
@@ -83,6 +83,15 @@ impl Failure {
     /// A session that had opened and did not end well.
     pub fn reset(ended: Ended) -> Self {
         Self::new(Exit::Reset, format!("the session was reset: {ended}"))
+    }
+
+    /// Standard input or output broke: `what` of it, and why. Whoever read the output and has left has seen enough.
+    pub fn broken(what: &str, error: &io::Error) -> Self {
+        let message = match error.kind() {
+            io::ErrorKind::BrokenPipe => String::new(),
+            _ => format!("{what}: {error}"),
+        };
+        Self::new(Exit::Reset, message)
     }
 
     /// A refusal, with what the user can do about it. `token` says why the token does not hold.

@@ -40,7 +40,9 @@ fn main() {
     let code = match run(args) {
         Ok(exit) => exit,
         Err(failure) => {
-            say(&failure.message);
+            if !failure.message.is_empty() {
+                say(&failure.message);
+            }
             failure.exit
         }
     };
@@ -110,7 +112,7 @@ fn run(args: Args) -> Result<Exit, Failure> {
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
-        Command::Forward { name, listen, target } => {
+        Command::Forward { name, listen, target, ssh_form: None } => {
             let way = format!("{name} → {}", place(&target));
             let forward = start_forward(&config, Plan { agent: name, target, listen })?;
             if !args.quiet {
@@ -165,5 +167,5 @@ fn print(text: &str) -> Result<(), Failure> {
         // Whoever read it has seen enough (`| head -1`): no error, and nothing to say.
         return Ok(());
     }
-    written.map_err(|e| Failure::new(Exit::Reset, format!("standard output could not be written: {e}")))
+    written.map_err(|e| Failure::broken("standard output could not be written", &e))
 }

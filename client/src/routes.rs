@@ -156,7 +156,10 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
             format!("the token in {place} is valid only from {}", date(peek.nbf.unwrap_or_default()))
         }
         Some(_) => {
-            format!("the gateway {gateway} does not accept the token in {place}: is it this gateway's?")
+            format!(
+                "the gateway {gateway} does not accept the token in {place}: it is another gateway's, or was revoked; ask \
+                 for a new one"
+            )
         }
     }
 }
@@ -209,7 +212,9 @@ mod tests {
         assert_eq!(say(&expired), "the token in client.yaml expired on 2026-11-20");
         let early = token(r#""exp":1900000000,"nbf":1800000000"#);
         assert!(say(&early).contains("only from 2027-01-15"));
-        assert!(say(&token(r#""exp":1900000000"#)).contains("gw:443 does not accept the token"));
+        let unknown = say(&token(r#""exp":1900000000"#));
+        assert!(unknown.contains("gw:443 does not accept the token"), "{unknown}");
+        assert!(unknown.contains("another gateway's, or was revoked"), "{unknown}");
     }
 
     #[test]

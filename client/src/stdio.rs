@@ -37,6 +37,8 @@ use crate::{
     open::Opener,
 };
 
+/// Full disk, reader gone.
+const UNWRITTEN: &str = "standard output could not be written";
 /// What is carried at a time between a descriptor and the session.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -69,7 +71,9 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
             failure
         }
     };
-    Box::pin(reset_conn(session.conn, &failure.message, PATIENCE)).await;
+    // The peer is told, too, where the user is not.
+    let why = if failure.message.is_empty() { UNWRITTEN } else { &failure.message };
+    Box::pin(reset_conn(session.conn, why, PATIENCE)).await;
     Err(failure)
 }
 
@@ -94,7 +98,7 @@ impl Carriers {
         let (ours, tell) = (pair.clone(), broken.clone());
         std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
             if let Err(e) = carry_input(io::stdin().as_fd(), &ours) {
-                let _ = tell.try_send(broke("standard input could not be read", &e));
+                let _ = tell.try_send(Failure::broken("standard input could not be read", &e));
             }
         })?;
         let tell = broken.clone();
@@ -113,7 +117,7 @@ impl Carriers {
                         let _ = pair.shutdown(Shutdown::Write);
                     }
                 }
-                Err(e) => drop(tell.try_send(broke("standard output could not be written", e))),
+                Err(e) => drop(tell.try_send(Failure::broken(UNWRITTEN, e))),
             }
             written
         })?;
@@ -150,15 +154,8 @@ impl Carriers {
     /// Waits until the whole answer has been written.
     fn finish(self) -> Result<(), Failure> {
         let gone = || Err(io::Error::other("its thread failed"));
-        self.output
-            .join()
-            .unwrap_or_else(|_| gone())
-            .map_err(|e| broke("standard output could not be written", &e))
+        self.output.join().unwrap_or_else(|_| gone()).map_err(|e| Failure::broken(UNWRITTEN, &e))
     }
-}
-
-fn broke(what: &str, e: &io::Error) -> Failure {
-    Failure::new(Exit::Reset, format!("the session was reset: {what}: {e}"))
 }
 
 /// Until the end of the input, which becomes the end of our direction.
@@ -268,8 +265,10 @@ mod tests {
         theirs.write_all(b"answer").unwrap();
         let failed = carry_output(&ours, writer.as_fd(), &AtomicU64::default()).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::BrokenPipe);
-        let failure = broke("standard output could not be written", &failed);
-        assert_eq!(failure.exit, Exit::Reset);
+        let failure = Failure::broken(UNWRITTEN, &failed);
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Reset, ""));
+        let full = Failure::broken(UNWRITTEN, &rustix::io::Errno::NOSPC.into());
+        assert!(full.message.starts_with("standard output could not be written: No space left"), "{full}");
     }
 
     #[test]

@@ -65,10 +65,27 @@ pub fn refuse_secrets(program: &str, takers: &[&str]) {
 
 /// Ends this process with what is wrong with its arguments, of which only options and short words are shown.
 pub fn refuse_arguments(message: &str, code: i32) -> ! {
-    let message = secrecy::mask_arguments(message, arguments().skip(1));
+    let message = secrecy::mask_arguments(&with_tip(message, arguments().skip(1)), arguments().skip(1));
     // Whether anybody reads it changes nothing.
     let _ = std::io::stderr().write_all(message.as_bytes());
     std::process::exit(code)
+}
+
+/// `message` with a tip, if it is that the name of a configuration file stands by itself among `arguments`.
+fn with_tip(message: &str, arguments: impl Iterator<Item = String>) -> String {
+    let is_file = |word: &String| [".yaml", ".yml"].iter().any(|ending| word.ends_with(ending));
+    let is_unknown = |word: String| {
+        let starts = ["unexpected argument", "unrecognized subcommand", "the subcommand"];
+        starts.iter().any(|start| message.contains(&format!("{start} '{word}'")))
+    };
+    match message.split_once("\n\nUsage:") {
+        Some((said, rest)) if arguments.filter(is_file).any(is_unknown) => {
+            format!(
+                "{said}\n\n  tip: the name of a configuration file stands behind -c: -c FILE\n\nUsage:{rest}"
+            )
+        }
+        _ => message.to_owned(),
+    }
 }
 
 fn arguments() -> impl Iterator<Item = String> {
@@ -140,6 +157,28 @@ mod tests {
         let home = |name: &str| (name == "HOME").then(|| dir.clone().into_os_string());
         assert_eq!(find_config("here.yaml", home), Ok(dir.join(".narrowlink/here.yaml")));
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_configuration_file_by_itself_is_told_of_its_option() {
+        let tip = |what: &str, line: &str| {
+            let message = format!("error: {what} found\n\nUsage: x\n");
+            with_tip(&message, line.split(' ').map(str::to_owned))
+        };
+        assert_eq!(
+            tip("unexpected argument 'agent.yaml'", "--check agent.yaml"),
+            "error: unexpected argument 'agent.yaml' found\n\n  tip: the name of a configuration file stands behind -c: \
+             -c FILE\n\nUsage: x\n"
+        );
+        assert!(tip("unrecognized subcommand 'client.yml'", "client.yml list").contains("tip: "));
+        assert!(tip("the subcommand 'g.yaml' cannot be used", "--check g.yaml").contains("tip: "));
+        for (what, line) in [
+            ("unexpected argument '--chek'", "-c agent.yaml --chek"),
+            ("unexpected argument 'other'", "other"),
+            ("invalid value 'agent.yaml'", "agent.yaml"),
+        ] {
+            assert!(!tip(what, line).contains("tip: "), "{what} {line}");
+        }
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -86,23 +86,42 @@ pub fn shares_a_part(text: &str, value: &str) -> bool {
 }
 
 /// What is wrong with a command line, as its parser says it, without what was written there: of the arguments only
-/// options and short words stay in the message.
+/// options and short words stay in the message. The parser quotes what it repeats, so that words of ours that happen to be
+/// part of an argument, such as an example, are not touched.
 pub fn mask_arguments(message: &str, arguments: impl Iterator<Item = String>) -> String {
-    let mut parts = Vec::new();
-    for argument in arguments {
-        // `--key=value`: the key says which argument is meant.
-        if let Some((key, value)) = argument.split_once('=') {
-            parts.extend([key.to_owned(), value.to_owned()]);
-        }
-        parts.push(argument);
-    }
+    let mut parts: Vec<_> = arguments.flat_map(quotable).collect();
     parts.retain(|part| part.len() > SHOWN_BYTES_MAX && !is_option(part));
-    // A part within a longer one must not leave the rest of that one behind.
+    // A part that holds a quoted shorter one must not be left in pieces.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
     parts.iter().fold(message.to_owned(), |text, part| {
-        let text = text.replace(part.as_str(), MASK);
-        text.replace(&part.escape_debug().to_string(), MASK)
+        let text = without_quoted(text, part);
+        without_quoted(text, &part.escape_debug().to_string())
     })
+}
+
+/// All that a parser may quote of an argument: the whole, either side of `--key=value`, and the value behind short
+/// options (`-cFILE`, `-vcFILE`).
+fn quotable(argument: String) -> Vec<String> {
+    let mut parts = Vec::new();
+    if let Some((key, value)) = argument.split_once('=') {
+        parts.extend([key.to_owned(), value.to_owned()]);
+    }
+    if argument.starts_with('-') && !argument.starts_with("--") {
+        let ends = argument.char_indices().skip(2).take(OPTION_BYTES_MAX);
+        parts.extend(ends.map(|(at, _)| argument[at..].to_owned()));
+    }
+    parts.push(argument);
+    parts
+}
+
+/// `text` with a mask for `part` where that stands in quotes: by itself, or last of a line to try (`'-- part'`).
+fn without_quoted(mut text: String, part: &str) -> String {
+    for quote in ["'", "`", "\""] {
+        for before in [quote, "-- "] {
+            text = text.replace(&format!("{before}{part}{quote}"), &format!("{before}{MASK}{quote}"));
+        }
+    }
+    text
 }
 
 /// `--resolved`, known or not.
@@ -173,7 +192,21 @@ mod tests {
         assert_eq!(mask("bad '12345678' for --resolved", "--resolved 12345678"), "bad '…' for --resolved");
         assert_eq!(mask("bad 'swordfish' for --token", "--token=swordfish"), "bad '…' for --token");
         assert_eq!(mask("no '--Swordfish'", "--Swordfish="), "no '…'");
-        assert_eq!(mask("a swordfish-2 here", "swordfish swordfish-2"), "a … here");
+        assert_eq!(mask("a 'swordfish-2' here", "swordfish swordfish-2"), "a '…' here");
+        assert_eq!(mask("bad 'swordfish' for -l", "-lswordfish"), "bad '…' for -l");
+        assert_eq!(mask("use 'prog -- --Swordfish'", "--Swordfish"), "use 'prog -- …'");
+        assert_eq!(mask("no 'sword\\nfish'", "sword\nfish"), "no '…'");
+    }
+
+    #[test]
+    fn an_example_that_holds_what_was_written_stays_whole() {
+        let mask = |message: &str, argument: &str| mask_arguments(message, [argument.to_owned()].into_iter());
+        let said = "bad '127.0.0.1' for '--listen <[IP:]PORT>': such as 2222, 127.0.0.1:2222";
+        assert_eq!(mask(said, "127.0.0.1"), said.replacen("127.0.0.1", "…", 1));
+        assert_eq!(
+            mask("the argument '--listen <[IP:]PORT>'", "[IP:]PORT"),
+            "the argument '--listen <[IP:]PORT>'"
+        );
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub enum TargetError {
     /// `HOST:PORT` without its port.
     #[error("the port is missing: expected HOST:PORT, with an IPv6 address in brackets ([::1]:22)")]
     NoPort,
+    /// A number and nothing else.
+    #[error("a port alone; its host is missing: expected HOST:PORT, such as 127.0.0.1:22")]
+    PortAlone,
     /// Another scheme than ours.
     #[error("expected tcp://HOST:PORT, udp://HOST:PORT, icmp://HOST or unix:///PATH")]
     Scheme,
@@ -102,7 +105,10 @@ impl Target {
     /// # Errors
     /// The user's, and the text says what is wrong.
     pub fn parse_host_port(text: &str) -> Result<(String, u16), TargetError> {
-        let (host, port) = text.rsplit_once(':').ok_or(TargetError::NoPort)?;
+        let is_port = || text.parse::<u16>().is_ok();
+        let parts = text.rsplit_once(':');
+        let (host, port) =
+            parts.ok_or_else(|| if is_port() { TargetError::PortAlone } else { TargetError::NoPort })?;
         let bracketed = host.starts_with('[') && host.ends_with(']');
         // `::1` and `[::1]` have colons, but no port.
         if !bracketed && (host.contains(':') || host.starts_with('[')) {
@@ -212,6 +218,8 @@ mod tests {
             ("::1:22", Err(TargetError::NoPort)),
             ("[::1]", Err(TargetError::NoPort)),
             ("", Err(TargetError::NoPort)),
+            ("22", Err(TargetError::PortAlone)),
+            ("65536", Err(TargetError::NoPort)),
             (":22", Err(TargetError::Empty)),
             ("a:", Err(TargetError::BadPort)),
             ("a:0", Err(TargetError::BadPort)),

@@ -52,8 +52,11 @@ fn paragraph(identity: &Identity, now: u64) -> String {
             let names: Vec<_> = agents.iter().map(|agent| agent.name.escape_debug().to_string()).collect();
             say("gateway", &format!("{gateway} accepts it; agents: {}", names.join(", ")));
         }
-        // Most failures name the gateway themselves.
-        Answer::Failed(failure) if failure.message.contains(gateway) => say("gateway", &failure.message),
+        // Most failures name the gateway themselves; its label need not be said twice.
+        Answer::Failed(failure) if failure.message.contains(gateway) => {
+            let message = &failure.message;
+            say("gateway", message.strip_prefix("the gateway ").unwrap_or(message));
+        }
         Answer::Failed(failure) => say("gateway", &format!("{gateway}: {failure}")),
     }
     text
@@ -242,6 +245,8 @@ gateway gw.example:443 accepts it; no agents are connected
         };
         let line = "gateway gw.example:443: it does not hold";
         check(failed(Exit::Authentication, "it does not hold"), Exit::Authentication, &[line]);
+        let named = failed(Exit::Unreachable, "the gateway gw.example:443 can't be reached");
+        check(named, Exit::Unreachable, &["gateway gw.example:443 can't be reached"]);
         let all = [
             bearer(&claims(NOW + 9 * DAY_S)),
             failed(Exit::Authentication, "no"),

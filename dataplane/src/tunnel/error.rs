@@ -20,6 +20,9 @@ const NAMES_MAX: usize = 4;
 /// A stranger's words are repeated no longer than this.
 const WORDS_CHARS_MAX: usize = 120;
 
+/// For whoever does not speak TLS to a port that does.
+const WRITE_WSS: &str = "write protocol: Wss (or https:// in place of http://)";
+
 /// Why there is no tunnel connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
@@ -117,10 +120,16 @@ pub(super) fn tls_words(error: &io::Error, expected: &Expected<'_>) -> String {
     match theirs {
         Some(rustls::Error::InvalidCertificate(fault)) => certificate_words(fault, expected),
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            "what answered does not speak TLS: for a port of plain WebSocket write protocol: Ws, else mend the port"
+            "what answered does not speak TLS: for a port of plain WebSocket write protocol: Ws (or http:// in place of \
+             https://), else mend the port"
                 .to_owned()
         }
         Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => no_certificate(expected.name),
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion,
+        )) => "it has no version of TLS, or no cipher, in common with this program, which takes TLS 1.2 and 1.3; is this the \
+               gateway's port?"
+            .to_owned(),
         Some(rustls::Error::AlertReceived(alert)) => {
             format!("it refused with the alert {alert:?}; is this the gateway's port?")
         }
@@ -163,11 +172,30 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
              gateway has a CA of its own, name its file with ca_file"
                 .to_owned()
         }
-        Fault::BadSignature => {
-            "its certificate names an authority that is known here but was not signed by it: that \
-             authority was made anew, or another one has its name; bring ca_file up to date"
+        // Two authorities of one name may have keys of two kinds. A weak key is found as late as its signature.
+        Fault::BadSignature | Fault::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "its certificate names an authority that is known here but was not signed by it: that was made anew, or another \
+             one has the same name (bring ca_file up to date); or a key is too weak (RSA below 2048 bits: make a new one)"
                 .to_owned()
         }
+        Fault::UnsupportedSignatureAlgorithmContext { .. } => {
+            "its certificate, or that of its authority, is signed in a way that is not taken any more (SHA-1, MD5) or not known here; make \
+             the gateway's certificate anew, signed with SHA-256"
+                .to_owned()
+        }
+        Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. } => {
+            "its certificate is not for servers: its extendedKeyUsage lacks serverAuth; make one that has it, or none at all"
+                .to_owned()
+        }
+        Fault::UnhandledCriticalExtension => {
+            "its certificate has a critical extension that is not known here; make the gateway's certificate without it"
+                .to_owned()
+        }
+        Fault::BadEncoding => {
+            "its certificate, or that of its authority, is not written as X.509 has it; make the gateway's certificate anew"
+                .to_owned()
+        }
+        Fault::Revoked => "its certificate was revoked by its authority; get a new one for the gateway".to_owned(),
         Fault::ExpiredContext { time, not_after } => format!(
             "its certificate expired on {}, and {}; renew it at the gateway, or set the clock if that is wrong",
             show(not_after.as_secs()),
@@ -179,10 +207,46 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
             show(not_before.as_secs()),
             clock(time.as_secs())
         ),
+        Fault::NotValidForNameContext { presented, .. } if presented.is_empty() => format!(
+            "its certificate has no names: subjectAltName is missing, and CN does not count; make one for the gateway with \
+             {} as subjectAltName",
+            expected.name.to_str()
+        ),
         Fault::NotValidForNameContext { presented, .. } => wrong_name(expected.name, presented),
         Fault::NotValidForName => wrong_name(expected.name, &[]),
+        Fault::Other(other) => odd_certificate(&other.to_string()),
         other => format!("its certificate does not hold: {other}"),
     }
+}
+
+/// What rustls passes on of its verifier as it is; known by its name there.
+fn odd_certificate(name: &str) -> String {
+    let why = match name.split(['(', ' ']).next().unwrap_or_default() {
+        "CaUsedAsEndEntity" => {
+            "its certificate is that of an authority (CA:TRUE): the gateway has to show one that was made by it, with \
+             basicConstraints CA:FALSE and the gateway's name as subjectAltName; ca_file names the authority's"
+        }
+        "EndEntityUsedAsCa" => {
+            "its certificate was signed by one that is no authority's (CA:FALSE); sign it with the authority's key, whose \
+             certificate says CA:TRUE, and name that with ca_file"
+        }
+        "UnsupportedCertVersion" => {
+            "its certificate, or that of its authority, is of an old version of X.509; make it anew as version 3 (openssl x509 \
+             -req needs -extfile with subjectAltName for that)"
+        }
+        "NameConstraintViolation" => {
+            "its authority may not sign for this name (nameConstraints); get a certificate from another one"
+        }
+        "PathLenConstraintViolated" => {
+            "there are more authorities in its chain than the first of them allows (pathlen); sign it with one nearer to \
+             that in ca_file"
+        }
+        name if name.starts_with("Maximum") => {
+            "its chain is too long or too tangled; let the gateway show its own certificate and its issuers', each once"
+        }
+        _ => return format!("its certificate does not hold: {name}"),
+    };
+    why.to_owned()
 }
 
 fn wrong_name(asked: &ServerName<'static>, presented: &[String]) -> String {
@@ -223,7 +287,7 @@ pub(super) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
             )
         }
         400 if !tls => format!(
-            "this port may speak TLS{server}: write protocol: Wss; or a proxy between drops the Upgrade header"
+            "this port may speak TLS{server}: {WRITE_WSS}; or a proxy between drops the Upgrade header"
         ),
         401 | 403 | 407 => format!("a proxy or firewall between forbids the way{server}; ask who runs it"),
         200 | 400 | 404 | 405 | 426 => format!(
@@ -243,7 +307,7 @@ pub(super) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
 /// What came in place of an answer of HTTP.
 pub(super) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
     if !tls && matches!(got, [0x15 | 0x16, 3, ..]) {
-        return "this port speaks TLS; write protocol: Wss".to_owned();
+        return format!("this port speaks TLS; {WRITE_WSS}");
     }
     let first = got.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default();
     let first = printable(&String::from_utf8_lossy(first), WORDS_CHARS_MAX / 2);
@@ -257,14 +321,14 @@ pub(super) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
 
 /// What may help where a plain connection ends without a word.
 pub(super) const fn end_hint(tls: bool) -> &'static str {
-    if tls { "" } else { "; if this port speaks TLS, write protocol: Wss" }
+    if tls { "" } else { "; if this port speaks TLS, write protocol: Wss (or https:// in place of http://)" }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use rustls::pki_types::UnixTime;
+    use rustls::{client::danger::ServerCertVerifier as _, pki_types::UnixTime};
 
     use super::*;
 
@@ -291,6 +355,7 @@ mod tests {
             expected: name(asked),
             presented: presented.clone(),
         };
+        let nameless = Fault::NotValidForNameContext { expected: name("gw.test"), presented: vec![] };
         let odd = Fault::Other(rustls::OtherError(Arc::new(io::Error::other("odd"))));
         for (fault, asked, own_ca, words) in [
             (Fault::BadSignature, "gw.test", true, &["bring ca_file up to date"][..]),
@@ -310,10 +375,69 @@ mod tests {
                 &["is for gw.example, 192.0.2.1, not for gw.test;", "domain"],
             ),
             (other("10.0.0.1"), "10.0.0.1", false, &["not for the address 10.0.0.1;"]),
+            (nameless, "gw.test", true, &["subjectAltName is missing", "with gw.test as subjectAltName"]),
             (odd, "gw.test", false, &["does not hold: "]),
+            (Fault::InvalidPurpose, "gw.test", true, &["lacks serverAuth"]),
         ] {
             let said = say(rustls::Error::InvalidCertificate(fault), asked, own_ca);
             words.iter().for_each(|words| assert!(said.contains(words), "{words:?} is not in {said:?}"));
+        }
+    }
+
+    /// What a verifier that trusts `root` says of a gateway that shows `shown`.
+    fn verify(root: &rcgen::Certificate, shown: &rcgen::Certificate) -> String {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let asked = name("gw.test");
+        let now = at(1_795_200_000);
+        let fault =
+            verifier.build().unwrap().verify_server_cert(shown.der(), &[], &asked, &[], now).unwrap_err();
+        let said = say(fault, "gw.test", true);
+        assert!(!said.contains("does not hold"), "{said}");
+        said
+    }
+
+    fn params(is_ca: rcgen::IsCa) -> rcgen::CertificateParams {
+        let mut params = rcgen::CertificateParams::new(["gw.test".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        params
+    }
+
+    #[test]
+    fn what_an_own_authority_does_wrong_is_said_in_words_of_its_maker() {
+        use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair};
+        let authority = || params(IsCa::Ca(BasicConstraints::Unconstrained));
+        let key = |kind| KeyPair::generate_for(kind).unwrap();
+        let (p256, p384) = (&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384);
+        let (root_key, own_key) = (key(p256), key(p256));
+        let root = authority().self_signed(&root_key).unwrap();
+        assert!(verify(&root, &root).contains("CA:FALSE and the gateway's name as subjectAltName"));
+
+        let issuer = Issuer::new(authority(), root_key);
+        let own = params(IsCa::ExplicitNoCa).signed_by(&own_key, &issuer).unwrap();
+        for kind in [p256, p384, &rcgen::PKCS_ED25519] {
+            let namesake = authority().self_signed(&key(kind)).unwrap();
+            assert!(verify(&namesake, &own).contains("another one has the same name"), "{kind:?}");
+        }
+
+        let mut for_clients = params(IsCa::ExplicitNoCa);
+        for_clients.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let for_clients = for_clients.signed_by(&own_key, &issuer).unwrap();
+        assert!(verify(&root, &for_clients).contains("lacks serverAuth"));
+    }
+
+    #[test]
+    fn each_name_of_a_verifier_s_fault_is_put_into_words() {
+        for (name, words) in [
+            ("UnsupportedCertVersion", "version 3"),
+            ("EndEntityUsedAsCa", "signed by one that is no authority's"),
+            ("NameConstraintViolation", "nameConstraints"),
+            ("PathLenConstraintViolated", "pathlen"),
+            ("MaximumPathDepthExceeded", "too long"),
+        ] {
+            assert!(odd_certificate(name).contains(words), "{name}");
         }
     }
 
@@ -339,7 +463,7 @@ mod tests {
             assert!(said.contains(words) && said.contains("domain"), "{said}");
         }
         let plain = say(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), "gw.test", false);
-        assert!(plain.contains("protocol: Ws,"), "{plain}");
+        assert!(plain.contains("protocol: Ws (or http://"), "{plain}");
     }
 
     #[test]

@@ -35,7 +35,7 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 2 | the command line is wrong |
 | 65 | refused by policy |
 | 69 | unreachable, or the agent was not found |
-| 74 | the session was reset after it had opened |
+| 74 | the session was reset after it had opened, or standard input or output broke |
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |
 
@@ -161,7 +161,6 @@ fn session_cases(scene: &Scene) -> Vec<Case> {
         case("the target refuses", connect(Holder::Free, AGENT, &closed), 69),
         case("the target can't be resolved", connect(Holder::Free, AGENT, nowhere), 69),
         case("the target resets the session", connect(Holder::Free, AGENT, &rude), 74),
-        case("not a target", connect(Holder::Free, AGENT, "no-port"), 2),
         case("no gateway there", no_gateway(site, scene.closed), 69),
         case("the local port is occupied", occupied_forward(site, scene.occupied_addr(), &rude), 69),
     ]
@@ -181,6 +180,32 @@ fn occupied_forward(site: &Site, occupied: SocketAddr, target: &str) -> Command 
     let mut command = site.client(Transport::Wss, Holder::Free);
     command.args(["forward", "-n", AGENT, "-l", &occupied.to_string(), target]);
     command
+}
+
+/// Everything that can be wrong on a command line; what was written stands in no message, but for a few characters.
+fn usage_cases(scene: &Scene) -> Vec<Case> {
+    let site = &scene.tunnel.site;
+    let case = |situation, program: &str, line: &str| {
+        let mut command = site.command(program);
+        command.args(line.split(' '));
+        Case { situation, command, exit_code: 2 }
+    };
+    vec![
+        case("not a target", "narrowlink", "connect -n home no-port"),
+        case("a port in place of a target", "narrowlink", "connect -n home 22"),
+        case("a target that is not TCP", "narrowlink", "connect -n home udp://127.0.0.1:53"),
+        case("no agent's name", "narrowlink", "connect --name= 127.0.0.1:22"),
+        case("a local address without a port", "narrowlink", "forward -n home -l 127.0.0.1 127.0.0.1:22"),
+        case(
+            "a local IPv6 address without brackets",
+            "narrowlink",
+            "forward -n home -l ::1:2222 127.0.0.1:22",
+        ),
+        case("a local port that is none", "narrowlink", "forward -n home -l 99999 127.0.0.1:22"),
+        case("a forward as ssh has it", "narrowlink", "forward -n home -L 2222:127.0.0.1:22"),
+        case("a configuration without -c", "narrowlink", "list client.yaml"),
+        case("a configuration without -c", "narrowlink-agent", "agent.yaml"),
+    ]
 }
 
 /// Everything that can be wrong between a client and its gateway.
@@ -258,8 +283,20 @@ fn config_cases(scene: &Scene) -> Vec<Case> {
         ),
         case("a path for a token", with("narrowlink-agent", misplaced("token", "/run/agent.token")), 78),
         case("scheme and protocol", with("narrowlink-agent", misplaced("protocol: Ws, token", "x")), 78),
+        case("state_dir can't be used", agent_without_state(site), 78),
         case("the listen address is occupied", gateway("occupied.yaml", &occupied), 69),
     ]
+}
+
+fn agent_without_state(site: &Site) -> Command {
+    let token = site.path("agent.token");
+    let text = format!(
+        "endpoints: [!SelfHosted {{ gateway: \"ws://gw.test\", token_file: {} }}]\nstate_dir: text.pem\n",
+        token.display()
+    );
+    let mut command = site.command("narrowlink-agent");
+    command.arg("-c").arg(site.write_secret("stateless.yaml", &text)).arg("--check");
+    command
 }
 
 /// The program and its command, as a user thinks of them.
@@ -289,7 +326,7 @@ fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
     let scene = Scene::set();
     let mut seen = HEAD.to_owned();
     let mut wrong = String::new();
-    let cases = session_cases(&scene).into_iter().chain(connection_cases(&scene));
+    let cases = session_cases(&scene).into_iter().chain(usage_cases(&scene)).chain(connection_cases(&scene));
     for case in cases.chain(config_cases(&scene)) {
         let Case { situation, command, exit_code } = case;
         let program = program(&command);

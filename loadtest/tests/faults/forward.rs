@@ -213,6 +213,24 @@ fn words_for_a_reader_that_left_are_no_error_and_words_for_a_full_disk_are_one()
 }
 
 #[test]
+fn a_session_whose_output_breaks_says_that_and_nothing_where_the_reader_has_left() {
+    let tunnel = Tunnel::start(Transport::Ws);
+    let target = start_endless_source().to_string();
+    let connect = || {
+        let mut command = tunnel.site.client(Transport::Ws, Holder::Free);
+        command.args(["connect", "-n", AGENT, &target]);
+        command
+    };
+    let (reader, writer) = std::io::pipe().expect("a descriptor is free");
+    drop(reader);
+    assert_eq!(run_into(connect(), writer.into()), (Some(74), String::new()));
+    let full = File::options().write(true).open("/dev/full").expect("this is Linux");
+    let (code, said) = run_into(connect(), full.into());
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.starts_with("narrowlink: standard output could not be written: No space left"), "{said}");
+}
+
+#[test]
 fn all_addresses_of_both_families_are_listened_on_together_or_the_error_says_why_not() {
     let site = Site::with_known_ports();
     let forward = |listen: String| {

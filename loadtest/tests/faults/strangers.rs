@@ -53,12 +53,13 @@ const ANSWERS: [(&str, &str); 7] = [
 impl Strangers {
     pub(super) fn start(site: &Site) -> Self {
         let plain = ANSWERS.map(|(what, answer)| (what, start_plain(answer)));
-        let certified = write_certificates(site).map(|(what, pem)| (what, start_certified(&pem)));
+        let certified = write_certificates(site).into_iter();
+        let certified = certified.map(|(what, pem)| (what, start_certified(&pem)));
         let ending =
             TlsEnd::start(net::listen().0, &site.path("gateway.pem"), site.gateway_addr(Transport::Ws));
         Self {
             plain: plain.into(),
-            certified: certified.into(),
+            certified: certified.collect(),
             ending,
             nowhere: "no-such-gateway.invalid:443",
         }
@@ -85,6 +86,7 @@ impl Strangers {
             ("an address in place of the gateway's name", list(&wss, &own_ca)),
             ("not the gateway's name", list(&wss, &format!("domain: other.test, {own_ca}"))),
             ("protocol: Ws at a port of TLS", list(&wss, "protocol: Ws")),
+            ("http:// at a port of TLS", list(&format!("http://{wss}"), own_ca.as_str())),
             ("protocol: Wss at a plain port", list(&ws, &format!("domain: gw.test, {own_ca}"))),
         ];
         cases.extend(self.certified.iter().map(|(what, addr)| (*what, list(addr, &stranger_ca))));
@@ -146,7 +148,7 @@ fn start_certified(pem: &std::path::Path) -> SocketAddr {
     addr
 }
 
-fn write_certificates(site: &Site) -> [(&'static str, PathBuf); 3] {
+fn write_certificates(site: &Site) -> Vec<(&'static str, PathBuf)> {
     let mut ca = CertificateParams::default();
     // An authority is found by its name, and the gateway's own has the library's usual one.
     ca.distinguished_name.push(DnType::CommonName, "a stranger's authority");
@@ -154,22 +156,27 @@ fn write_certificates(site: &Site) -> [(&'static str, PathBuf); 3] {
     let ca_key = KeyPair::generate().expect("a key can be made");
     let ca_cert = ca.self_signed(&ca_key).expect("a CA signs itself");
     site.write_secret(CA, &ca_cert.pem());
+    let own = format!("{}{}", ca_cert.pem(), ca_key.serialize_pem());
+    let own = ("the gateway shows its authority's certificate", site.write_secret("own.pem", &own));
+    let namesake = Issuer::new(ca.clone(), KeyPair::generate().expect("a key can be made"));
     let issuer = Issuer::new(ca, ca_key);
     let (then, now_or_so, far) =
         (date_time_ymd(2001, 2, 3), date_time_ymd(2020, 1, 1), date_time_ymd(4000, 1, 1));
-    [
-        ("the gateway's certificate is for another name", "other.example", (now_or_so, far)),
-        ("the gateway's certificate has expired", "gw.test", (date_time_ymd(2000, 1, 1), then)),
-        ("the gateway's certificate is not valid yet", "gw.test", (date_time_ymd(3000, 1, 1), far)),
+    let made = [
+        ("the gateway's certificate is for another name", "other.example", (now_or_so, far), &issuer),
+        ("the gateway's certificate has expired", "gw.test", (date_time_ymd(2000, 1, 1), then), &issuer),
+        ("the gateway's certificate is not valid yet", "gw.test", (date_time_ymd(3000, 1, 1), far), &issuer),
+        ("the gateway's authority was made anew", "gw.test", (now_or_so, far), &namesake),
     ]
-    .map(|(what, name, (not_before, not_after))| {
+    .map(|(what, name, (not_before, not_after), issuer)| {
         let key = KeyPair::generate().expect("a key can be made");
         let mut params = CertificateParams::new([name.to_owned()]).expect("a DNS name");
         (params.not_before, params.not_after) = (not_before, not_after);
-        let cert = params.signed_by(&key, &issuer).expect("the CA signs");
+        let cert = params.signed_by(&key, issuer).expect("the CA signs");
         let file = format!("{}.pem", what.replace([' ', '\''], "-"));
         (what, site.write_secret(&file, &format!("{}{}", cert.pem(), key.serialize_pem())))
-    })
+    });
+    made.into_iter().chain([own]).collect()
 }
 
 /// Cuts its first connection at once, as a gateway does whose places for strangers are all taken, and passes the others on.

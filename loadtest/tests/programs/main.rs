@@ -8,6 +8,7 @@
 mod kit;
 
 mod audit;
+mod authority;
 mod between;
 mod curl;
 mod hostile;
