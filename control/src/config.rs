@@ -293,6 +293,27 @@ workers: 2
             ("workers: 2", "workers: two", 9, "workers", &["a whole number, 0 or more, found a text"]),
             ("workers: 2", "drain_s: 99999", 9, "drain_s", &["0 to 3600"]),
             ("workers: 2", "limits: { dial_timeout_s: 0 }", 9, "limits.dial_timeout_s", &["more than 0"]),
+            (
+                "workers: 2",
+                "limits: { sesions: 1 }",
+                9,
+                "limits",
+                &["did you mean `sessions`? That does not belong here but to `limits.token`"],
+            ),
+            (
+                "workers: 2",
+                "limits: { token: { sesions: 1 } }",
+                9,
+                "limits.token",
+                &["unknown key, did you mean `sessions`?"],
+            ),
+            (
+                "domains: [gw.example]\n",
+                "domain: [gw.example]\n",
+                5,
+                "services[0]",
+                &["`domain` does not belong here but to an endpoint", "did you mean `domains`?"],
+            ),
             ("workers: 2", "limits: { dial_timeout: 1 }", 9, "limits", &["did you mean `dial_timeout_s`?"]),
             ("name: my-gateway", "name: \"\"", 1, "name", &["1 to 128 bytes"]),
             (
