@@ -35,9 +35,11 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 2 | the command line is wrong |
 | 65 | refused by policy |
 | 69 | unreachable, or the agent was not found |
-| 74 | the session was reset after it had opened |
+| 74 | the session was reset after it had opened, or the answer could not be written |
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |
+
+A program whose answer can't be written to standard output (a full disk) ends with 74; a reader that left is no error.
 
 `narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound), 70 (internal) or 78,
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
