@@ -158,6 +158,12 @@ fn look_at(pem: &[u8]) -> Result<(), CertificateError> {
     Ok(())
 }
 
+/// Whether a PEM text has a private key in it, be it encrypted.
+pub fn holds_key(pem: &[u8]) -> bool {
+    const MARK: &[u8] = b"PRIVATE KEY-----";
+    pem.windows(MARK.len()).any(|window| window == MARK)
+}
+
 /// A file that should hold a key, and what is odd about it already said in its own terms.
 ///
 /// # Errors

@@ -96,7 +96,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(path) => path.clone(),
         None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
     };
-    let mut config = Config::load(&path).or_exit(CONFIGURATION)?;
+    let mut config = load(&path)?;
     if args.check {
         check(&config)?;
         let services = count(config.services.len(), "service");
@@ -183,7 +183,9 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
 }
 
 fn load(config: &Path) -> Result<Config, Failure> {
-    Config::load(config).or_exit(CONFIGURATION)
+    let config = Config::load(config).or_exit(CONFIGURATION)?;
+    config.say_remarks();
+    Ok(config)
 }
 
 fn say(message: &str) {

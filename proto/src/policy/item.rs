@@ -109,7 +109,14 @@ impl<'a> Question<'a> {
             Destination::Ip(ip) => behind_nat64(*ip),
             Destination::Name(_) | Destination::Unix(_) => None,
         };
-        Self { agent, destination, behind_nat64, port: target.port(), transport: target.transport(), refuses: false }
+        Self {
+            agent,
+            destination,
+            behind_nat64,
+            port: target.port(),
+            transport: target.transport(),
+            refuses: false,
+        }
     }
 
     /// The same, held against a list of this mode. What a black list refuses is refused behind NAT64, too; a white one
