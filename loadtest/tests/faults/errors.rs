@@ -107,6 +107,7 @@ impl Scene {
         places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.to_string().len()));
         for (addr, name) in &places {
             text = text.replace(&addr.to_string(), &format!("{name}:PORT"));
+            text = text.replace(&format!("sport = :{}'", addr.port()), "sport = :PORT'");
         }
         places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.ip().to_string().len()));
         for (addr, name) in &places {
