@@ -145,13 +145,16 @@ impl From<When> for Ktls {
 }
 
 /// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.
-pub fn parse() -> Args {
+///
+/// # Errors
+/// Help or version is asked for: what is to be answered.
+pub fn parse() -> Result<Args, String> {
     process::refuse_secrets("narrowlink-gateway", &["--token"]);
-    Args::try_parse().unwrap_or_else(|e| {
+    Args::try_parse().map_err(|e| {
         if e.use_stderr() {
             process::refuse_arguments(&e.to_string(), e.exit_code());
         }
-        e.exit()
+        e.render().to_string()
     })
 }
 
@@ -170,7 +173,7 @@ SIGTERM and SIGINT stop it: links are told to come back later, sessions have
 30 s (drain_s) to end; a second one ends it at once.
 
 Exit codes: 0 stopped, 2 usage, 69 an address can't be listened on,
-70 internal error, 78 configuration.";
+70 internal error, 74 an answer can't be written, 78 configuration.";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
@@ -203,8 +206,8 @@ Examples:
   narrowlink-gateway policy test expected.yaml
   narrowlink-gateway policy test expected.yaml -c gateway.yaml
 
-Exit codes: 0 all as expected, 1 not, 2 usage, 78 the table or the configuration
-can't be used.";
+Exit codes: 0 all as expected, 1 not, 2 usage, 74 the answer can't be written,
+78 the table or the configuration can't be used.";
 
 const REVOKE_HELP: &str = "\
 Examples:
@@ -217,7 +220,8 @@ Examples:
 The list is the file that the config names: revocations: revoked.yaml. A running gateway
 sees that it has changed, and ends links and sessions of these tokens within 2 s.
 
-Exit codes: 0 it is on the list, 2 usage, 74 the list can't be written, 78 configuration.";
+Exit codes: 0 it is on the list, 2 usage, 74 the list or the answer can't be written,
+78 configuration.";
 
 #[cfg(test)]
 mod tests {

@@ -183,7 +183,7 @@ impl Line {
                 down_bytes: Some(down_bytes),
                 ms: Some(u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)),
                 code: serde_json::to_value(ended.why).ok(),
-                reason: Some(ended.to_string()),
+                reason: Some(ended.by_name("this gateway")),
                 ..Self::new("close").by(who).from(peer_addr)
             },
         }
@@ -280,10 +280,7 @@ mod tests {
             (&close["up_bytes"], &close["down_bytes"], &close["ms"]),
             (&1.into(), &2.into(), &1500.into())
         );
-        assert_eq!(
-            (&close["code"], &close["reason"]),
-            (&"revoked".into(), &"this program was revoked".into())
-        );
+        assert_eq!((&close["code"], &close["reason"]), (&"revoked".into(), &"the token was revoked".into()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use narrowlink_dataplane::{
     door::{Door, Event, FOR_EVER, LinkRequest, Principal, Rejected},
 };
 use narrowlink_proto::{
-    ended::{RefusalCode, Refused, Why},
+    ended::{Ended, RefusalCode, Refused, Side, Why},
     id::LinkId,
     message::{AgentInfo, Channel, Dial, Open, Origin, Speaker},
     policy::{Grant, Verdict},
@@ -127,10 +127,12 @@ impl Rules {
         ];
         let other = kinds.into_iter().find_map(|(kind, whose)| {
             let (claims, _) = self.keys.verify_and_name(token, kind, now_s).ok()?;
-            Some(format!(
-                "the token {} is {whose}, which may not open a {channel:?}",
-                claims.jti.escape_debug()
-            ))
+            let opened = match channel {
+                Channel::Link => "a link",
+                Channel::Lane => "a lane",
+                Channel::Stream => "a stream",
+            };
+            Some(format!("the token {} is {whose}, which may not open {opened}", claims.jti.escape_debug()))
         });
         other.unwrap_or_else(|| {
             "the token is signed with a secret that this gateway does not have, or was altered".to_owned()
@@ -197,18 +199,20 @@ impl Door for Warden {
             Ok((claims, key)) => {
                 let said = claims.limits;
                 let principal = principal(claims, key, since_1970, Instant::now());
-                if rules.standing(&principal, since_1970).is_ok() {
+                let Err(why) = rules.standing(&principal, since_1970) else {
                     // An agent's counts its links and lanes; what it carries is its clients'.
                     let usage = self.accounts.usage(principal.uid, &principal.token_id, said);
                     return Ok(Arc::new(Principal { usage, ..principal }));
-                }
-                format!("the token {} is revoked", principal.token_id.escape_debug())
+                };
+                let ended = Ended { by: Side::Here, why };
+                let (jti, words) = (principal.token_id.escape_debug(), ended.by_name("this gateway"));
+                format!("the token {jti} is not taken: {words}")
             }
             Err(why) => rules.cause(channel, token, since_1970.as_secs(), &why),
         };
         let refused = Refused::new(
             RefusalCode::Unauthenticated,
-            "the token was not accepted: it may be expired, of another kind, or of another gateway",
+            "the token was not accepted: it may be expired or revoked, not valid yet, of another kind, or of another gateway",
         );
         Err(Rejected { refused, cause: Some(cause) })
     }
@@ -424,13 +428,13 @@ mod tests {
         let good = token(&claims(Kind::Client));
         let other = if good.as_bytes()[good.len() - 2] == b'A' { 'B' } else { 'A' };
         let table = [
-            (token(&expired), "the token expired at 1000000000"),
+            (token(&expired), "the token expired at 2001-09-09 01:46:40 UTC"),
             (
                 Keys::new(&[8; 32]).sign(&claims(Kind::Client)).unwrap(),
                 "a secret that this gateway does not have",
             ),
             (format!("{}{other}{}", &good[..good.len() - 2], &good[good.len() - 1..]), "or was altered"),
-            (token(&claims(Kind::Agent)), "the token t1 is an agent's, which may not open a Stream"),
+            (token(&claims(Kind::Agent)), "the token t1 is an agent's, which may not open a stream"),
             ("x".to_owned(), "not a token"),
         ];
         for (token, cause) in table {

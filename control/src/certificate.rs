@@ -19,8 +19,15 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
+use x509_parser::{
+    prelude::{FromDer as _, X509Certificate},
+    public_key::PublicKey,
+};
+
 pub use standing::{Held, Standing, Watch};
 
+/// A shorter RSA key is refused everywhere.
+const RSA_BITS_MIN: usize = 2048;
 /// A text of another encoding than PEM's.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -65,6 +72,17 @@ pub enum CertificateError {
          front of another; put a line end between them"
     )]
     Glued,
+    /// X.509 version 1 or 2.
+    #[error(
+        "the certificate is of an old form (X.509 version {0}) that no client takes and that has no names in it: make one of version \
+         3, with its names (openssl req -x509 .. -addext subjectAltName=DNS:NAME -addext basicConstraints=critical,CA:FALSE)"
+    )]
+    Version(u32),
+    /// An RSA key that is too short.
+    #[error(
+        "its RSA key has {0} bits, and no client takes less than {RSA_BITS_MIN}: make a new key and have it certified anew"
+    )]
+    ShortKey(usize),
     /// A certificate or key that can't be used.
     #[error("the certificate or its key can't be used: {0}")]
     Unusable(rustls::Error),
@@ -95,6 +113,7 @@ impl Certificate {
             (Some(_), more) => return Err(CertificateError::Keys(more + 1)),
             (None, _) => return Err(CertificateError::NoKey),
         };
+        look_at_own(&chain[0])?;
         let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider());
         certified.map(|certified| Self { certified }).map_err(|e| match e {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => whose(&chain, &key),
@@ -156,6 +175,28 @@ fn look_at(pem: &[u8]) -> Result<(), CertificateError> {
         return Err(CertificateError::EncryptedKey);
     }
     Ok(())
+}
+
+/// What the library would only name in words of its own. What can't be read is the library's to say.
+fn look_at_own(der: &CertificateDer<'_>) -> Result<(), CertificateError> {
+    let Ok((_, own)) = X509Certificate::from_der(der) else { return Ok(()) };
+    // Counted from 0.
+    let version = own.version().0.saturating_add(1);
+    if version < 3 {
+        return Err(CertificateError::Version(version));
+    }
+    match own.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() < RSA_BITS_MIN => {
+            Err(CertificateError::ShortKey(key.key_size()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a PEM text has a private key in it, be it encrypted.
+pub fn holds_key(pem: &[u8]) -> bool {
+    const MARK: &[u8] = b"PRIVATE KEY-----";
+    pem.windows(MARK.len()).any(|window| window == MARK)
 }
 
 /// A file that should hold a key, and what is odd about it already said in its own terms.
@@ -248,6 +289,8 @@ mod tests {
         let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
         check(format!("{cert}{old}"), "openssl pkey");
         check(cert.replace("-----END", "----END"), "not PEM");
+        check(include_str!("certificate/version-1.pem").to_owned(), "version 1) that no client takes");
+        check(include_str!("certificate/rsa-1024.pem").to_owned(), "RSA key has 1024 bits");
         let garbled = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         check(format!("{garbled}{key}"), "can't be used");
     }

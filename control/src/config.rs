@@ -26,8 +26,12 @@ use narrowlink_proto::{
 };
 use rustls::ServerConfig;
 
-use self::input::Input;
-use crate::{accounts::Allowances, certificate::Held, revocations::Revocations};
+use self::input::{Input, Refusal};
+use crate::{
+    accounts::Allowances,
+    certificate::Held,
+    revocations::{RevocationError, Revocations},
+};
 
 /// A config, certificate or secret file at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -61,8 +65,29 @@ pub struct Config {
     pub revocations: Revocations,
     /// Where that list is kept.
     pub revocations_path: Option<PathBuf>,
+    /// What the operator may not have meant, to be said once all of this is taken.
+    pub remarks: Vec<Remark>,
     /// The files that all of this was read from: whoever changes one changes the gateway.
     pub files: Vec<PathBuf>,
+}
+
+/// What is allowed, but perhaps not meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remark {
+    /// Usual where everything is new.
+    Info(String),
+    /// Hardly ever meant.
+    Warning(String),
+}
+
+impl Remark {
+    /// Says it.
+    pub fn say(&self) {
+        match self {
+            Self::Info(words) => tracing::info!("{words}"),
+            Self::Warning(words) => tracing::warn!("{words}"),
+        }
+    }
 }
 
 /// One listening address.
@@ -93,12 +118,18 @@ impl Config {
             certificates: Vec::new(),
             revocations: Revocations::default(),
             revocations_path: None,
+            remarks: Vec::new(),
             files: Vec::new(),
         }
     }
 }
 
 impl Config {
+    /// Says what the operator may not have meant: to be called once it is taken, for what is refused is not so.
+    pub fn say_remarks(&self) {
+        self.remarks.iter().for_each(Remark::say);
+    }
+
     /// What tokens and users may use.
     pub fn allowances(&self) -> Allowances {
         Allowances { token: self.limits.token, user: self.limits.user, users: self.users.clone() }
@@ -131,6 +162,9 @@ pub enum ConfigError {
         /// What is wrong at which line and column.
         source: Fault,
     },
+    /// What its list of revoked tokens says, and where.
+    #[error(transparent)]
+    Revocations(RevocationError),
 }
 
 impl Config {
@@ -146,11 +180,16 @@ impl Config {
             String::from_utf8(text).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
         let document = Document::parse(&text).map_err(content)?;
         let input: Input = document.read().map_err(content)?;
-        if input.holds_secret() && open_to_others(mode) {
-            tracing::warn!("{} holds the secret and others can read it: chmod 600 it", path.display());
-        }
+        let is_open = input.holds_secret() && open_to_others(mode);
         let base = path.parent().unwrap_or(Path::new(""));
-        let mut config = input.into_config(base).map_err(|complaint| content(complaint.locate(&document)))?;
+        let mut config = input.into_config(base).map_err(|refusal| match refusal {
+            Refusal::Complaint(complaint) => content(complaint.locate(&document)),
+            Refusal::List(source) => ConfigError::Revocations(source),
+        })?;
+        if is_open {
+            let words = format!("{} holds the secret and others can read it: chmod 600 it", path.display());
+            config.remarks.push(Remark::Warning(words));
+        }
         config.files.push(path.to_owned());
         Ok(config)
     }
@@ -171,10 +210,11 @@ fn read_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
     Ok((bytes, mode))
 }
 
-/// Reads a file with a secret in it.
-fn read_private(path: &Path, allow_readable: bool) -> Result<Vec<u8>, String> {
+/// Reads a file that others must not read if `is_secret` says so of what is in it: of another one something else is
+/// wrong, and that is what its owner has to hear.
+fn read_private(path: &Path, allow_readable: bool, is_secret: fn(&[u8]) -> bool) -> Result<Vec<u8>, String> {
     let (bytes, mode) = read_file(path).map_err(|e| no_file(&e))?;
-    if open_to_others(mode) && !allow_readable {
+    if open_to_others(mode) && !allow_readable && is_secret(&bytes) {
         return Err(format!(
             "everybody on this machine can read or change this file (mode {:04o}): chmod 640 it, or set \
              allow_readable_secrets: true",
@@ -209,6 +249,8 @@ mod tests {
         private(&dir.path().join("gw.pem"), pem.as_bytes());
         fs::write(dir.path().join("open.pem"), pem).unwrap();
         fs::set_permissions(dir.path().join("open.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(dir.path().join("open-chain.pem"), made.cert.pem()).unwrap();
+        fs::set_permissions(dir.path().join("open-chain.pem"), fs::Permissions::from_mode(0o644)).unwrap();
         private(&dir.path().join("key-less.pem"), made.cert.pem().as_bytes());
         private(&dir.path().join("secret"), format!("{SECRET}\n").as_bytes());
         dir
@@ -293,6 +335,27 @@ workers: 2
             ("workers: 2", "workers: two", 9, "workers", &["a whole number, 0 or more, found a text"]),
             ("workers: 2", "drain_s: 99999", 9, "drain_s", &["0 to 3600"]),
             ("workers: 2", "limits: { dial_timeout_s: 0 }", 9, "limits.dial_timeout_s", &["more than 0"]),
+            (
+                "workers: 2",
+                "limits: { sesions: 1 }",
+                9,
+                "limits",
+                &["did you mean `sessions`? That does not belong here but to `limits.token`"],
+            ),
+            (
+                "workers: 2",
+                "limits: { token: { sesions: 1 } }",
+                9,
+                "limits.token",
+                &["unknown key, did you mean `sessions`?"],
+            ),
+            (
+                "domains: [gw.example]\n",
+                "domain: [gw.example]\n",
+                5,
+                "services[0]",
+                &["`domain` does not belong here but to an endpoint", "did you mean `domains`?"],
+            ),
             ("workers: 2", "limits: { dial_timeout: 1 }", 9, "limits", &["did you mean `dial_timeout_s`?"]),
             ("name: my-gateway", "name: \"\"", 1, "name", &["1 to 128 bytes"]),
             (
@@ -336,6 +399,7 @@ workers: 2
                 &["this file can't be read: No such file"],
             ),
             ("gw.pem", "open.pem", 7, "services[0].tls_config.cert_path", &["mode 0644", "chmod 640"]),
+            ("gw.pem", "open-chain.pem", 7, "services[0].tls_config.cert_path", &["no private key"]),
             ("gw.pem", "key-less.pem", 7, "services[0].tls_config.cert_path", &["no private key"]),
             (
                 "cert_path",

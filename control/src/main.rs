@@ -4,11 +4,7 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use std::{
-    env,
-    io::{self, Write as _},
-    path::Path,
-};
+use std::{env, io, path::Path};
 
 use anyhow::{Context as _, anyhow};
 use narrowlink_control::{
@@ -31,7 +27,10 @@ use narrowlink_dataplane::{
     ready_file::ReadyFile,
     tls::{Ktls, choose_ktls},
 };
-use narrowlink_proto::policy::Verdict;
+use narrowlink_proto::{
+    answer::{self, UNWRITTEN},
+    policy::Verdict,
+};
 use serde::Serialize;
 
 #[global_allocator]
@@ -47,8 +46,8 @@ const DEPENDS: u8 = 3;
 const UNAVAILABLE: u8 = 69;
 /// Our own fault.
 const INTERNAL: u8 = 70;
-/// The list of revoked tokens can't be read or written.
-const IO: u8 = 74;
+/// The list of revoked tokens can't be read or written; an answer that can't has the same.
+const IO: u8 = UNWRITTEN;
 /// The config, or a file it names.
 const CONFIGURATION: u8 = 78;
 
@@ -70,8 +69,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 }
 
 fn main() {
-    let args = parse();
-    let code = match run(&args) {
+    let code = match parse().map_or_else(|help| print(&help).map(|()| 0), |args| run(&args)) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             say(&narrowlink_dataplane::process::explain(error.as_ref()));
@@ -98,7 +96,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(path) => path.clone(),
         None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
     };
-    let mut config = Config::load(&path).or_exit(CONFIGURATION)?;
+    let mut config = load(&path)?;
     if args.check {
         check(&config)?;
         let services = count(config.services.len(), "service");
@@ -185,7 +183,9 @@ fn revoke(args: &Revoke) -> Result<u8, Failure> {
 }
 
 fn load(config: &Path) -> Result<Config, Failure> {
-    Config::load(config).or_exit(CONFIGURATION)
+    let config = Config::load(config).or_exit(CONFIGURATION)?;
+    config.say_remarks();
+    Ok(config)
 }
 
 fn say(message: &str) {
@@ -193,9 +193,7 @@ fn say(message: &str) {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.context("standard output can't be written").or_exit(INTERNAL)
+    answer::write(io::stdout(), text).or_exit(UNWRITTEN)
 }
 
 fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Path>) -> Result<(), Failure> {

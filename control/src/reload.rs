@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, Remark},
     gateway::{Changes, Gateway},
 };
 
@@ -54,6 +54,8 @@ impl Reloader {
         self.seen = None;
         match self.apply(gateway) {
             Ok((changes, config)) => {
+                let remarks = config.remarks;
+                let changed = changed(&self.known, &before);
                 let was = |path: &Path| before.iter().find(|(known, _)| known == path).map(|known| known.1);
                 let known = config.files.into_iter().map(|path| {
                     let stamp = was(&path).unwrap_or_else(|| stamp(&path));
@@ -61,7 +63,8 @@ impl Reloader {
                 });
                 self.known = known.collect();
                 self.list = config.revocations_path.filter(|path| path.exists());
-                say(&self.path, &changes);
+                remarks.iter().for_each(Remark::say);
+                say(&self.path, &changed, &changes);
             }
             Err(why) => {
                 self.known = before;
@@ -86,15 +89,24 @@ impl Reloader {
     }
 }
 
-fn say(path: &Path, changes: &Changes) {
+/// The files that are not as they were.
+fn changed(known: &[(PathBuf, Option<Stamp>)], now: &[(PathBuf, Option<Stamp>)]) -> Vec<String> {
+    let differ = known.iter().zip(now).filter(|(known, now)| known != now);
+    differ.map(|((path, _), _)| path.display().to_string()).collect()
+}
+
+fn say(path: &Path, changed: &[String], changes: &Changes) {
     let list =
         |addrs: &[std::net::SocketAddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    tracing::info!(
-        opened = list(&changes.opened),
-        closed = list(&changes.closed),
-        "{}: taken",
-        path.display()
-    );
+    let addresses = [("opened", &changes.opened), ("closed", &changes.closed)];
+    let addresses = addresses.into_iter().filter(|(_, addrs)| !addrs.is_empty());
+    let words: String = addresses.map(|(what, addrs)| format!("; {what} {}", list(addrs))).collect();
+    let changed = if changed.is_empty() {
+        "nothing has changed".to_owned()
+    } else {
+        format!("changed: {}", changed.join(", "))
+    };
+    tracing::info!("{}: taken; {changed}{words}", path.display());
     for key in &changes.after_restart {
         tracing::warn!("{}: {key} has changed: that needs a restart", path.display());
     }
@@ -142,5 +154,8 @@ mod tests {
         fs::write(dir.path().join("not-there"), "").unwrap();
         assert!(!reloader.handle_tick());
         assert!(reloader.handle_tick(), "a file that appears is a change");
+        let now = stamps(reloader.known.iter().map(|(path, _)| path.clone()));
+        assert_eq!(changed(&reloader.known, &now).len(), 2);
+        assert_eq!(changed(&now, &now), Vec::<String>::new());
     }
 }

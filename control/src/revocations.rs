@@ -104,17 +104,6 @@ pub enum RevocationError {
     },
 }
 
-impl RevocationError {
-    /// What is wrong, for a line that names the file itself.
-    pub fn without_path(&self) -> String {
-        match self {
-            Self::File { source, .. } => source.to_string(),
-            Self::Yaml { source, .. } => source.to_string(),
-            Self::Entry { index, why, .. } => format!("entry {index}: {why}"),
-        }
-    }
-}
-
 impl Entry {
     /// Whether it says what it revokes.
     ///

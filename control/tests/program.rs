@@ -119,7 +119,8 @@ fn a_certificate_that_can_not_be_used_is_named() {
             0o600,
             "no private key in it: a chain alone",
         ),
-        ("nothing", 0o644, "mode 0644"),
+        ("nothing", 0o644, "no certificate in it"),
+        ("-----BEGIN PRIVATE KEY-----\n", 0o644, "mode 0644"),
     ] {
         let dir = site(&good());
         let path = dir.path().join("gw.pem");

@@ -88,7 +88,7 @@ pub fn probe(addr: SocketAddr) -> io::Result<()> {
     let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.bind(&addr.into())
+    socket.bind(&addr.into()).map_err(|e| explain(addr, e))
 }
 
 /// Binds an address that no other socket shares.

@@ -158,27 +158,37 @@ pub struct Ended {
     pub why: Why,
 }
 
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Ended {
+    /// The same in a sentence, in which this process is called `here`.
+    pub fn by_name(&self, here: &str) -> String {
         let by = match self.by {
             Side::Client => "the client's side",
             Side::Target => "the target's side",
-            Side::Here => "this program",
+            Side::Here => here,
         };
-        let why = match self.why {
-            Why::Finished => "finished",
+        let did = match self.why {
+            // These are nobody's deed.
+            Why::Finished => return "both sides finished, and every byte was delivered".to_owned(),
+            Why::Expired => return "the token expired".to_owned(),
+            Why::Revoked => return "the token was revoked".to_owned(),
+            Why::SecretRetired => return "the secret that signed the token is in use no more".to_owned(),
+            Why::UsedUp => {
+                return "nothing is left of what this token, or its user, may use this month".to_owned();
+            }
             Why::Reset => "reset the connection",
             Why::Truncated => "ended without finishing",
             Why::Protocol => "broke the protocol",
             Why::Vanished => "vanished",
-            Why::Expired => "expired",
-            Why::Revoked => "was revoked",
-            Why::SecretRetired => "found that the secret that signed the token is in use no more",
-            Why::UsedUp => "found nothing left of what this token, or its user, may use this month",
             Why::Shutdown => "shut down",
-            Why::Internal => "failed",
+            Why::Internal => "failed: this is a bug",
         };
-        write!(f, "{by} {why}")
+        format!("{by} {did}")
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.by_name("this program"))
     }
 }
 
@@ -198,6 +208,19 @@ mod tests {
         let limited = Refused::new(RefusalCode::Limited, "later").retry_after(Duration::from_micros(1));
         assert_eq!(serde_json::to_value(&limited).unwrap()["retry_after_ms"], 1);
         assert!(!text.contains("retry_after_ms"), "{text}");
+    }
+
+    #[test]
+    fn an_end_is_said_as_what_happened_and_only_a_deed_has_its_doer() {
+        let said = |by, why| Ended { by, why }.by_name("this gateway");
+        for why in [Why::Finished, Why::Expired, Why::Revoked, Why::SecretRetired, Why::UsedUp] {
+            let words = said(Side::Here, why);
+            assert!(!words.contains("this gateway") && words == said(Side::Client, why), "{words}");
+        }
+        assert_eq!(said(Side::Here, Why::Revoked), "the token was revoked");
+        assert_eq!(said(Side::Here, Why::Shutdown), "this gateway shut down");
+        assert_eq!(said(Side::Target, Why::Reset), "the target's side reset the connection");
+        assert_eq!(Ended { by: Side::Here, why: Why::Shutdown }.to_string(), "this program shut down");
     }
 
     #[test]

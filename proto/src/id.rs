@@ -1,7 +1,7 @@
 //! Role: the identifiers of users, links and sessions, and the proofs made from them.
 //! Invariants: ids that grant anything are 256 random bits; a secret never shows in `Debug`.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
@@ -10,7 +10,80 @@ use sha2::Sha256;
 use zeroize::Zeroize;
 
 /// A user's space: agents and clients of one uid see each other and nobody else.
-pub type Uid = uuid::Uuid;
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid(uuid::Uuid);
+
+/// A text that is no uid; says what one is, and repeats nothing of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected {UID}")]
+pub struct NotAUid;
+
+/// Fits behind "expected".
+const UID: &str = "a UUID, 8-4-4-4-12 hex digits (`uuidgen` or `cat /proc/sys/kernel/random/uuid` makes one)";
+
+impl Uid {
+    /// The uid of this number.
+    pub const fn from_u128(number: u128) -> Self {
+        Self(uuid::Uuid::from_u128(number))
+    }
+
+    /// The uid that is all zeros.
+    pub const fn nil() -> Self {
+        Self(uuid::Uuid::nil())
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl FromStr for Uid {
+    type Err = NotAUid;
+
+    fn from_str(text: &str) -> Result<Self, NotAUid> {
+        // The library's own error quotes a character of the text, and doesn't say what would be right.
+        text.parse().map(Self).map_err(|_| NotAUid)
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Uid {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Uid {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_str(UidVisitor)
+    }
+}
+
+struct UidVisitor;
+
+impl de::Visitor<'_> for UidVisitor {
+    type Value = Uid;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(UID)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Uid, E> {
+        text.parse().map_err(|NotAUid| E::invalid_value(de::Unexpected::Other("another text"), &self))
+    }
+}
 
 /// An agent as the gateway knows it: unique per user space and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -212,6 +285,25 @@ mod tests {
         bent.pop();
         bent.push('9');
         assert_eq!(SessionId::parse(&bent), Err(NotAnId));
+    }
+
+    #[test]
+    fn what_is_no_uid_is_told_what_one_is_and_how_to_make_one_and_not_repeated() {
+        let uid = Uid::from_u128(0x6f1c_0b7e_57c8_4a6e_9a3c_2f8f_5a1d_7e10);
+        let text = "6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10";
+        assert_eq!(
+            (uid.to_string().as_str(), text.parse(), crate::yaml::read(text)),
+            (text, Ok(uid), Ok(uid))
+        );
+        assert_eq!(serde_json::to_string(&uid).unwrap(), format!("\"{text}\""));
+        let says = "expected a UUID, 8-4-4-4-12 hex digits (`uuidgen` or `cat /proc/sys/kernel/random/uuid` makes one)";
+        assert_eq!("bob".parse::<Uid>().unwrap_err().to_string(), says);
+        for (yaml, found) in [("bob", ""), ("6f1c0b7e-57c8", ""), ("12", ""), ("[a]", ", found a list")] {
+            let why = crate::yaml::read::<Uid>(yaml).unwrap_err().to_string();
+            assert_eq!(why, format!("line 1 column 1: {says}{found}"), "{yaml}");
+        }
+        let key = crate::yaml::read::<std::collections::HashMap<Uid, u8>>("bob: 1").unwrap_err().to_string();
+        assert_eq!(key, format!("line 1 column 1: {says}"));
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //! | *early* | bytes read before anyone knew whose they are |
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod ended;
 pub mod endpoint;
 pub mod frame;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use self::item::{AddressItem, Question, Relevance};
 pub use self::{
-    item::{Item, Protocol},
+    item::{Item, Protocol, looks_like_pattern},
     ports::Ports,
     rule::{Cidr, NamePattern, RuleError},
 };
@@ -153,8 +153,7 @@ impl Grant {
 
 impl Policies {
     fn permit(&self, list: usize, question: &Question<'_>) -> Decision {
-        // What a black list refuses is refused behind NAT64, too; a white one allows what it says and no more.
-        let question = if self.permit { question.at_face_value() } else { *question };
+        let question = question.in_mode(self.permit);
         let (mut matched, mut by_address) = (None, false);
         for (item, one) in self.policies.iter().enumerate() {
             match one.consider(&question) {
@@ -175,7 +174,7 @@ impl Policies {
     }
 
     fn may_see(&self, agent: &str) -> bool {
-        let mut items = self.policies.iter().filter(|item| item.holds_for(agent));
+        let mut items = self.policies.iter().filter(|item| item.holds_for(agent, !self.permit));
         if items.clone().any(|item| matches!(item, Item::Any(_, false))) {
             return false;
         }
@@ -183,8 +182,9 @@ impl Policies {
     }
 
     fn address_list(&self, list: usize, question: &Question<'_>) -> AddressList {
+        let question = question.in_mode(self.permit);
         let items = self.policies.iter().enumerate();
-        let items = items.filter(|(_, item)| item.consider(question) == Relevance::MayMatchAddress);
+        let items = items.filter(|(_, item)| item.consider(&question) == Relevance::MayMatchAddress);
         AddressList { list, permit: self.permit, items: items.filter_map(AddressItem::of).collect() }
     }
 }
@@ -315,6 +315,27 @@ mod tests {
     const ALLOW: Verdict = Verdict::Allow;
     const DENY: Verdict = Verdict::Deny;
     const DEPENDS: Verdict = Verdict::Depends;
+
+    #[test]
+    fn a_name_that_looks_like_a_pattern_allows_nothing_and_refuses_everywhere() {
+        let target = tcp("10.0.0.1", 22);
+        for item in ["!Ip ['*', 10.0.0.0/8, 22, TCP]", "!Any ['ho*', true]"] {
+            let items = format!("[{item}]");
+            check(&policies(true, &items), "home", &target, DENY, None);
+            check(&policies(false, &items), "home", &target, DENY, Some(0));
+        }
+        for mode in [true, false] {
+            let grant = policies(mode, "[!Any ['*', false], !Any [home, true]]");
+            assert_eq!(grant.permit("home", &target).unwrap().verdict, DENY);
+            assert!(!grant.may_see("home"));
+        }
+        let named = policies(false, "[!Ip ['*', 10.0.0.0/8, 22, TCP]]");
+        let name = tcp("nas.lan", 22);
+        assert_eq!(named.permit("home", &name).unwrap().verdict, DEPENDS);
+        let rules = named.address_rules("home", &name);
+        let there = |ip: &str| rules.permit_addr(ip.parse().unwrap(), 22, Transport::Tcp).verdict;
+        assert_eq!((there("10.0.0.1"), there("192.0.2.1")), (DENY, ALLOW));
+    }
 
     /// The verdict of the only list and the item that gave it, by what was asked for alone.
     fn check(grant: &Grant, agent: &str, target: &Target, verdict: Verdict, item: Option<usize>) {

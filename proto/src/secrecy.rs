@@ -54,9 +54,9 @@ fn is_token(text: &str) -> bool {
         && text.split('.').all(is_base64)
 }
 
-/// Whether a text that should be a token looks like the path of a file that holds one.
+/// Whether a text that should be a token or a secret looks like the path of a file that holds one.
 pub fn looks_like_path(text: &str) -> bool {
-    let endings = [".token", ".jwt", ".txt", ".pem", ".yaml", ".yml"];
+    let endings = [".token", ".jwt", ".txt", ".pem", ".yaml", ".yml", ".bin", ".key", ".secret"];
     text.contains('/') || endings.iter().any(|ending| text.ends_with(ending))
 }
 

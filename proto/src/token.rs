@@ -17,6 +17,8 @@ use serde::Deserialize;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::when::show;
+
 pub use allowance::Allowance;
 pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret, SecretError, SecretSource};
@@ -53,13 +55,13 @@ pub enum TokenError {
     #[error("the token's claims can't be taken: {0}")]
     Claims(#[from] ClaimsError),
     /// `exp` is past.
-    #[error("the token expired at {exp}")]
+    #[error("the token expired at {}", show(*exp))]
     Expired {
         /// Seconds since 1970.
         exp: u64,
     },
     /// `nbf` is to come.
-    #[error("the token is not valid before {nbf}")]
+    #[error("the token is not valid before {}", show(*nbf))]
     NotYet {
         /// Seconds since 1970.
         nbf: u64,

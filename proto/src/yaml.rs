@@ -174,6 +174,17 @@ mod tests {
                 "line 1 column 1: `listen_addr` does not belong here but to a service (!Ws or !Wss) of gateway.yaml; here are \
                  `workers`, `audit`, `list`, `users` or `drain_s`",
             ),
+            ("users: {}\nuser: 1", "line 2 column 1: unknown key, did you mean `users`?"),
+            (
+                "lanes: 1",
+                "line 1 column 1: `lanes` does not belong here but to the top level of agent.yaml; here are `workers`",
+            ),
+            ("lits: 1", "line 1 column 1: unknown key, did you mean `list`?"),
+            (
+                "sesions: swordfish",
+                "line 1 column 1: unknown key; did you mean `sessions`? That does not belong here but to `limits.token` and \
+                 `limits.user` of gateway.yaml, and `limits` of a !Client in tokens.yaml; here are `workers`",
+            ),
             (
                 "workers: 1\naudit: swordfish\nworkers: 2",
                 "line 3 column 1: this key stands twice, first in line 1: keep one of them",

@@ -27,7 +27,7 @@ tokens.yaml:
         policies:
           - !Ip [home, 192.168.0.0/24, [22, 8000-8100], TCP]
           - !Domain [null, nas.lan, 0, ANY]
-          - !Any [office, true]
+          - !Any [home, true]
 
 Exit codes: 0 done, 1 inspect: a broken token, or not by that secret, 2 usage, 74 it could not be
 written out, 78 configuration.";

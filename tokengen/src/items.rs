@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use narrowlink_proto::policy::{Cidr, Item, NamePattern, Ports, Protocol};
+use narrowlink_proto::policy::{Cidr, Item, NamePattern, Ports, Protocol, looks_like_pattern};
 use serde::{
     Deserialize, Deserializer,
     de::{self, DeserializeSeed, Unexpected, value::EnumAccessDeserializer},
@@ -21,6 +21,9 @@ const PLAIN_AND_TAGGED: &str = "agents are plain (null or a name) and tagged (!A
 
 const WHOLE_AND_TAGGED: &str = "an item `!Any [agent, true or false]` belongs to the plain form, and this list has \
      tagged agents (!Any or !Agent name): keep the plain form: null for !Any, the name alone for !Agent name";
+
+const PATTERN: &str = "there are no patterns for agents: write null (or !Any in the tagged form) for every agent, or an \
+     item for each name";
 
 /// The items of one list.
 #[derive(Debug)]
@@ -164,7 +167,7 @@ impl<'de> de::Visitor<'de> for AgentVisitor {
     }
 
     fn visit_str<E: de::Error>(self, name: &str) -> Result<Agent, E> {
-        Name::parse(name).map(Some).map(Agent::Plain)
+        one_agent(Name::parse(name)?).map(Some).map(Agent::Plain)
     }
 
     fn visit_enum<A: de::EnumAccess<'de>>(self, tagged: A) -> Result<Agent, A::Error> {
@@ -178,13 +181,20 @@ impl<'de> de::Visitor<'de> for AgentVisitor {
             Tag::Any => de::VariantAccess::unit_variant(content).map(|()| Agent::Tagged(None)).map_err(
                 |_: A::Error| de::Error::custom("!Any stands alone: write !Agent name for one agent"),
             ),
-            Tag::Agent => de::VariantAccess::newtype_variant(content).map(|name| Agent::Tagged(Some(name))),
+            Tag::Agent => {
+                one_agent(de::VariantAccess::newtype_variant(content)?).map(|name| Agent::Tagged(Some(name)))
+            }
         }
     }
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Agent, E> {
         Err(E::invalid_type(Unexpected::Bool(value), &self))
     }
+}
+
+/// A name, which no pattern is: it would be nobody's, and refuse nothing.
+fn one_agent<E: de::Error>(name: Name) -> Result<Name, E> {
+    if looks_like_pattern(&name.0) { Err(E::custom(PATTERN)) } else { Ok(name) }
 }
 
 #[cfg(test)]
@@ -247,6 +257,8 @@ mod tests {
             ("- !Any [7, true]", "[0][0]: expected an agent: null or !Any for each, or a name"),
             ("- !Any [true, true]", "[0][0]: expected an agent"),
             ("- !Any [!Each, true]", "[0][0]: unknown "),
+            ("- !Any ['*', false]", "[0][0]: there are no patterns for agents: write null"),
+            ("- !Ip [!Agent 'lab-*', 10.0.0.1, 22, TCP]", "[0][0]: there are no patterns for agents"),
             ("- !Any [!Any x, true]", "[0][0]: !Any stands alone: write !Agent name for one agent"),
             ("- !Any [!Agent, true]", "[0][0]: expected 1 to 128 printable bytes"),
             ("- !Any [' a', true]", "[0][0]: expected 1 to 128 printable bytes"),

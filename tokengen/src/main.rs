@@ -15,7 +15,10 @@ use std::{
 };
 
 use clap::Parser as _;
-use narrowlink_proto::secrecy::{mask_arguments, misplaced_argument};
+use narrowlink_proto::{
+    answer::{self, UNWRITTEN, Unwritten},
+    secrecy::{mask_arguments, misplaced_argument},
+};
 use narrowlink_tokengen::{
     TokengenError,
     files::{WriteError, write_secret, write_tokens},
@@ -31,7 +34,6 @@ use crate::args::{Args, Command, Sign};
 const BAD_TOKEN: u8 = 1;
 /// What /usr/include/sysexits.h calls these.
 const EX_USAGE: u8 = 2;
-const EX_IOERR: u8 = 74;
 const EX_CONFIG: u8 = 78;
 
 struct Failure {
@@ -44,17 +46,17 @@ fn main() -> ExitCode {
     if let Some((at, form)) = misplaced_argument(&arguments, &["--secret", "inspect", "--json"]) {
         return refuse(&format!("narrowlink-tokengen: argument {at} is {form}, which has no place there\n"));
     }
-    let Args { command, sign } = match Args::try_parse() {
-        Ok(args) => args,
+    let done = match Args::try_parse() {
+        Ok(Args { command: None, sign }) => sign_file(&sign),
+        Ok(Args { command: Some(Command::Inspect { token, secret, json }), .. }) => {
+            look_at(&token, secret.as_deref(), json)
+        }
+        Ok(Args { command: Some(Command::Keygen { output }), .. }) => make_secret(output),
         Err(e) if e.use_stderr() => {
             return refuse(&mask_arguments(&e.to_string(), arguments.into_iter().skip(1)));
         }
-        Err(e) => e.exit(),
-    };
-    let done = match command {
-        None => sign_file(&sign),
-        Some(Command::Inspect { token, secret, json }) => look_at(&token, secret.as_deref(), json),
-        Some(Command::Keygen { output }) => make_secret(output),
+        // Help and version, which must get there.
+        Err(e) => print(&e.render().to_string()),
     };
     done.unwrap_or_else(|Failure { code, what }| {
         say(&format!("narrowlink-tokengen: {what}"));
@@ -75,7 +77,7 @@ fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
         say(&format!("warning: {warning}"));
     }
     let (tokens, out) = (&generated.tokens, io::stdout().lock());
-    match &sign.output {
+    answer::wrote(match &sign.output {
         Some(dir) => {
             let files = write_tokens(dir, tokens, draw)?;
             if sign.json { output::json(out, &files) } else { output::written(out, &files) }
@@ -83,7 +85,7 @@ fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
         None if sign.check => output::check(out, tokens, now()),
         None if sign.json => output::json(out, tokens),
         None => output::plain(out, tokens),
-    }?;
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,16 +93,20 @@ fn look_at(token: &str, secret: Option<&str>, json: bool) -> Result<ExitCode, Fa
     let secrets = secret.map(candidates).transpose()?;
     let found = inspect(&fetch(token, io::stdin().lock())?, secrets.as_deref())?;
     let page = if json { found.json()? + "\n" } else { show::inspection(&found, now()) };
-    output::text(io::stdout().lock(), &page)?;
+    print(&page)?;
     Ok(if found.is_well() { ExitCode::SUCCESS } else { ExitCode::from(BAD_TOKEN) })
 }
 
 fn make_secret(file: Option<PathBuf>) -> Result<ExitCode, Failure> {
     let secret = spell(&draw::<32>());
     match file {
-        Some(file) => write_secret(&file, &secret)?,
-        None => output::text(io::stdout().lock(), &(secret + "\n"))?,
+        Some(file) => write_secret(&file, &secret).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+        None => print(&(secret + "\n")),
     }
+}
+
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    answer::write(io::stdout().lock(), text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -141,18 +147,18 @@ impl From<InspectError> for Failure {
 
 impl From<WriteError> for Failure {
     fn from(why: WriteError) -> Self {
-        Self::new(EX_IOERR, &why)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(why: io::Error) -> Self {
-        Self::new(EX_IOERR, &format_args!("stdout: {why}"))
+        Self::new(UNWRITTEN, &why)
     }
 }
 
 impl From<serde_json::Error> for Failure {
     fn from(why: serde_json::Error) -> Self {
-        Self::from(io::Error::from(why))
+        Self::new(UNWRITTEN, &why)
+    }
+}
+
+impl From<Unwritten> for Failure {
+    fn from(why: Unwritten) -> Self {
+        Self::new(UNWRITTEN, &why)
     }
 }

@@ -51,12 +51,3 @@ pub fn json(mut out: impl Write, list: &[impl Serialize]) -> io::Result<()> {
     writeln!(out)?;
     out.flush()
 }
-
-/// A text as it is.
-///
-/// # Errors
-/// The writer's.
-pub fn text(mut out: impl Write, text: &str) -> io::Result<()> {
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}

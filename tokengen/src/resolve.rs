@@ -2,7 +2,7 @@
 //! Invariants: a token never outlives one of its restrictions, and holds no sooner than all of them do;
 //! an id reaches no other uid's policy.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use narrowlink_proto::{
     id::Uid,
@@ -136,7 +136,40 @@ impl Input {
             warnings.extend(odd.iter().map(|odd| format!("{}: {odd}", place(index, &label))));
         }
         warnings.extend(shelf.unused());
+        warnings.extend(self.strange_agents());
         Ok(Drafts { drafts, warnings })
+    }
+}
+
+impl Input {
+    /// Agents that a policy names and no !Agent of its uid has, where the file has agents of that uid at all.
+    fn strange_agents(&self) -> Vec<String> {
+        let mut agents = HashMap::<Uid, HashSet<&str>>::new();
+        for Tagged(entry) in &self.tokens {
+            if let Entry::Agent(AgentToken { uid, name: Name(name), .. }) = entry {
+                agents.entry(*uid).or_default().insert(name);
+            }
+        }
+        let mut said = Vec::new();
+        for (index, Tagged(entry)) in self.tokens.iter().enumerate() {
+            let (uid, list) = match entry {
+                Entry::Client(ClientToken { uid, policies: Some(Restriction::List(list)), .. }) => {
+                    (uid, list)
+                }
+                Entry::ClientPolicy(ClientPolicy { uid, policy: List(list), .. }) => (uid, list),
+                Entry::Client(_) | Entry::Agent(_) | Entry::AgentPublish(_) => continue,
+            };
+            let Some(known) = agents.get(uid) else { continue };
+            for (item, agent) in list.policies.iter().enumerate() {
+                if let Some(agent) = agent.agent().filter(|agent| !known.contains(agent)) {
+                    let place = place(index, &entry.label());
+                    said.push(format!(
+                        "{place}: policies[{item}]: no !Agent of this uid in this file is named {agent}"
+                    ));
+                }
+            }
+        }
+        said
     }
 }
 
@@ -316,6 +349,19 @@ mod tests {
             (agents(&drafts[0]), agents(&drafts[1])),
             (vec!["two".into(), "one".into()], vec!["other".into()])
         );
+    }
+
+    #[test]
+    fn a_policy_s_agent_that_is_none_of_the_file_s_is_pointed_out() {
+        let list = |agent: &str| client(1, &format!("exp: 1d, policies: !WhiteList [!Any [{agent}, true]]"));
+        let agent = |uid| entry("Agent", uid, "home", "exp: 1d");
+        let said = |entries: &[String]| drafts(entries).unwrap().warnings;
+        assert_eq!(
+            said(&[list("hoem"), agent(1)]),
+            ["tokens[0] (Client laptop): policies[0]: no !Agent of this uid in this file is named hoem"]
+        );
+        assert!(said(&[list("home"), agent(1)]).is_empty() && said(&[list("null"), agent(1)]).is_empty());
+        assert!(said(&[list("hoem"), agent(2)]).is_empty(), "its agents may be in another file");
     }
 
     #[test]

@@ -159,7 +159,11 @@ fn signs(
     let verified = verify_server_cert_signed_by_trust_anchor(&cert, &roots, &[], now, algorithms);
     !matches!(
         verified,
-        Err(Error::InvalidCertificate(CertificateError::BadSignature | CertificateError::UnknownIssuer))
+        Err(Error::InvalidCertificate(
+            CertificateError::BadSignature
+                | CertificateError::UnknownIssuer
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+        ))
     )
 }
 
@@ -281,6 +285,13 @@ mod tests {
         check(format!("{cert}{}{key}", other.pem()), &["gw.example"], Some("certificate 1 is not signed by"));
         check(
             format!("{cert}{}{key}", namesake.pem()),
+            &["gw.example"],
+            Some("certificate 1 is not signed by"),
+        );
+        let mut edwards = Authority::new("ours");
+        edwards.key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        check(
+            format!("{cert}{}{key}", edwards.pem()),
             &["gw.example"],
             Some("certificate 1 is not signed by"),
         );

@@ -25,10 +25,10 @@ use serde::{
     de::{self, Unexpected},
 };
 
-use super::{Config, Service, complaint::Complaint, limits::LimitsInput, read_private};
+use super::{Config, Remark, Service, complaint::Complaint, limits::LimitsInput, read_private};
 use crate::{
-    certificate::{Certificate, Held, Standing, key_alone},
-    revocations::Revocations,
+    certificate::{Certificate, Held, Standing, holds_key, key_alone},
+    revocations::{RevocationError, Revocations},
 };
 
 /// More workers than any machine has cores for is a typing error.
@@ -109,6 +109,20 @@ struct TlsFile {
     key_path: Option<PathBuf>,
 }
 
+/// Why there is no config.
+pub(super) enum Refusal {
+    /// What this file says.
+    Complaint(Complaint),
+    /// What the list of revoked tokens says.
+    List(RevocationError),
+}
+
+impl From<Complaint> for Refusal {
+    fn from(complaint: Complaint) -> Self {
+        Self::Complaint(complaint)
+    }
+}
+
 struct Domain(Destination);
 struct ListenAddr(SocketAddr);
 
@@ -164,16 +178,18 @@ impl Input {
     }
 
     /// Makes sense of it; paths are relative to `base`.
-    pub(super) fn into_config(self, base: &Path) -> Result<Config, Complaint> {
+    pub(super) fn into_config(self, base: &Path) -> Result<Config, Refusal> {
         self.check_scalars()?;
-        let mut files = self.files(base);
+        let (mut files, mut remarks) = (self.files(base), Vec::new());
         let mut secrets = Vec::with_capacity(1 + self.old_secrets.len());
         secrets.push(self.load_secret(&self.secret, &["secret".into()], base)?);
         for (index, source) in self.old_secrets.iter().enumerate() {
             secrets.push(self.load_secret(source, &["old_secrets".into(), index.into()], base)?);
         }
         if self.services.is_empty() {
-            return Err(Complaint::new(&["services".into()], "empty: expected at least one !Ws or !Wss"));
+            return Err(
+                Complaint::new(&["services".into()], "empty: expected at least one !Ws or !Wss").into()
+            );
         }
         let mut services = Vec::<Service>::with_capacity(self.services.len());
         let mut certificates = Vec::new();
@@ -187,7 +203,7 @@ impl Input {
                 |other: &Service| other.listen_addr == service.listen_addr && other.listen_addr.port() != 0;
             if let Some(other) = services.iter().position(same) {
                 let what = format!("services[{other}] listens there already");
-                return Err(Complaint::new(&["listen_addr".into()], what).within(&at));
+                return Err(Complaint::new(&["listen_addr".into()], what).within(&at).into());
             }
             services.push(service);
         }
@@ -199,7 +215,7 @@ impl Input {
         let state_dir = self.state_dir.map(|dir| base.join(dir));
         let revocations_path = self.revocations.map(|path| base.join(path));
         let revocations = match &revocations_path {
-            Some(path) => load_revocations(path)?,
+            Some(path) => load_revocations(path, &mut remarks)?,
             None => Revocations::default(),
         };
         files.extend(revocations_path.clone());
@@ -213,6 +229,7 @@ impl Input {
             certificates,
             revocations,
             revocations_path,
+            remarks,
             files,
             ..Config::new(&self.name, secrets, services)
         })
@@ -258,8 +275,10 @@ impl Input {
             SecretSource::Inline(secret) => secret.clone(),
             SecretSource::File(path) => {
                 let path = base.join(path);
-                let bytes = read_private(&path, self.allow_readable_secrets)
-                    .map_err(|why| Complaint::new(at, why))?;
+                let bytes = read_private(&path, self.allow_readable_secrets, |bytes| {
+                    Secret::from_file(bytes).is_ok()
+                })
+                .map_err(|why| Complaint::new(at, why))?;
                 let bytes = Secret::from_file(&bytes);
                 bytes.map_err(|e| Complaint::new(at, e.to_string()))?
             }
@@ -323,22 +342,26 @@ fn warn_of_limits(limits: &Limits) {
     }
 }
 
-fn load_revocations(path: &Path) -> Result<Revocations, Complaint> {
+fn load_revocations(path: &Path, remarks: &mut Vec<Remark>) -> Result<Revocations, Refusal> {
     match Revocations::load(path) {
         Ok(Some(list)) => {
             if list.is_empty() {
-                tracing::warn!("revocations: the list names nothing, so nothing is revoked");
+                let words = "revocations: the list names nothing, so nothing is revoked";
+                remarks.push(Remark::Warning(words.to_owned()));
             }
             Ok(list)
         }
         Ok(None) => {
-            tracing::info!("revocations: the list is not there yet; nothing is revoked");
+            let words = "revocations: the list is not there yet; nothing is revoked";
+            remarks.push(Remark::Info(words.to_owned()));
             Ok(Revocations::default())
         }
-        Err(e) => Err(Complaint::new(
-            &["revocations".into()],
-            format!("this list can't be taken: {}", e.without_path()),
-        )),
+        Err(RevocationError::File { source, .. }) => {
+            let what = format!("this list can't be read: {source}");
+            Err(Complaint::new(&["revocations".into()], what).into())
+        }
+        // What is wrong in it stands in it, and not here.
+        Err(e) => Err(Refusal::List(e)),
     }
 }
 
@@ -360,11 +383,11 @@ impl TlsFile {
         let in_chain = |what: String| at("cert_path", what);
         let path = base.join(&self.cert_path);
         let pem = match &self.key_path {
-            None => read_private(&path, allow_readable).map_err(in_chain)?,
+            None => read_private(&path, allow_readable, holds_key).map_err(in_chain)?,
             // A chain without its key is public.
             Some(key_path) => {
-                let mut pem = read_private(&path, true).map_err(in_chain)?;
-                let key = read_private(&base.join(key_path), allow_readable);
+                let mut pem = read_private(&path, true, holds_key).map_err(in_chain)?;
+                let key = read_private(&base.join(key_path), allow_readable, holds_key);
                 let key = key.and_then(|key| key_alone(key).map_err(|e| e.to_string()));
                 pem.push(b'\n');
                 pem.extend(key.map_err(|what| at("key_path", what))?);

@@ -98,13 +98,18 @@ fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr
     listen::bind(addr, workers)
 }
 
-/// Says who has the port where that is not what the operator would look for.
-fn explain(addr: SocketAddr, e: io::Error) -> io::Error {
-    if e.kind() == io::ErrorKind::AddrInUse && listen::is_taken_by_both_families(addr) {
-        let port = addr.port();
-        let words =
-            format!("[::]:{port} is listened on, and takes IPv4 connections as well: name {addr} before it");
-        return io::Error::new(e.kind(), words);
+/// Says who has the port, or how to find out.
+pub(super) fn explain(addr: SocketAddr, e: io::Error) -> io::Error {
+    if e.kind() != io::ErrorKind::AddrInUse {
+        return e;
     }
-    e
+    let port = addr.port();
+    let words = if listen::is_taken_by_both_families(addr) {
+        format!("[::]:{port} is listened on, and takes IPv4 connections as well: name {addr} before it")
+    } else {
+        format!(
+            "{e}: another program listens there, or this gateway runs already; `ss -ltnp 'sport = :{port}'` shows which"
+        )
+    };
+    io::Error::new(e.kind(), words)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use narrowlink_dataplane::listen;
 
-use super::{StartError, rules_of};
+use super::{StartError, open::explain, rules_of};
 use crate::config::Config;
 
 /// Why it is looked at.
@@ -39,7 +39,8 @@ pub(super) fn look(config: &Config, purpose: Purpose) -> Result<(), StartError> 
         rules_of(config)?;
         for (service, listened) in config.services.iter().enumerate() {
             let addr = listened.listen_addr;
-            listen::probe(addr).map_err(|source| StartError::Listen { service, addr, source })?;
+            let failed = |e| StartError::Listen { service, addr, source: explain(addr, e) };
+            listen::probe(addr).map_err(failed)?;
         }
     }
     if let Some(path) = &config.state_dir {
@@ -111,7 +112,7 @@ mod tests {
         let state_dir = |config: &mut Config, path| config.state_dir = Some(path);
         let audit = |config: &mut Config, path| config.audit = Some(path);
         let bad = [
-            (occupied, "(services[0])"),
+            (occupied, "shows which"),
             (with(state_dir, "file/state"), "state_dir: "),
             (with(audit, "none/audit.log"), "audit: "),
             (with(audit, "."), "audit: "),

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::yaml;
+use narrowlink_proto::yaml::{self, Document};
 
 use super::{Entry, RevocationError, Revocations};
 
@@ -41,10 +41,14 @@ fn fits(bytes: u64) -> io::Result<()> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<Entry>, RevocationError> {
+    let wrong = |source| RevocationError::Yaml { path: path.to_owned(), source };
+    let document = Document::parse(text).map_err(wrong)?;
     // A file of comments is a list without entries.
-    let entries: Option<Vec<Entry>> =
-        yaml::read(text).map_err(|source| RevocationError::Yaml { path: path.to_owned(), source })?;
-    Ok(entries.unwrap_or_default())
+    let entries: Vec<Entry> = document.read::<Option<_>>().map_err(wrong)?.unwrap_or_default();
+    for (index, entry) in entries.iter().enumerate() {
+        entry.check().map_err(|why| wrong(document.fault(&[index.into()], why)))?;
+    }
+    Ok(entries)
 }
 
 /// Adds an entry to the file, which is made if it isn't there; false if it says so already. What the file says
@@ -199,7 +203,7 @@ mod tests {
         for bad in ["- jti: [\n", "- {jti: a, until: 9}\n", "- {}\n", "jti: a\n"] {
             fs::write(&path, bad).unwrap();
             let error = add(&path, &entry("a")).unwrap_err().to_string();
-            assert!(error.contains("revoked.yaml"), "{error}");
+            assert!(error.contains("revoked.yaml: line "), "{error}");
             assert!(Revocations::load(&path).is_err());
             assert_eq!(fs::read_to_string(&path).unwrap(), bad);
         }

@@ -39,6 +39,8 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |
 
+A program whose answer can't be written to standard output (a full disk) ends with 74; a reader that left is no error.
+
 `narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound), 70 (internal) or 78,
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
 written) or 78. An agent and a forward that were started well never end by themselves: they try again.
@@ -105,6 +107,7 @@ impl Scene {
         places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.to_string().len()));
         for (addr, name) in &places {
             text = text.replace(&addr.to_string(), &format!("{name}:PORT"));
+            text = text.replace(&format!("sport = :{}'", addr.port()), "sport = :PORT'");
         }
         places.sort_by_key(|(addr, _)| std::cmp::Reverse(addr.ip().to_string().len()));
         for (addr, name) in &places {

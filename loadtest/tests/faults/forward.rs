@@ -192,12 +192,31 @@ fn words_for_a_reader_that_left_are_no_error_and_words_for_a_full_disk_are_one()
     let tunnel = Tunnel::start(Transport::Ws);
     let commands: [&[&str]; 6] =
         [&["--help"], &["--version"], &["list"], &["list", "--json"], &["whoami"], &["forward", "--help"]];
-    for args in commands {
-        let command = || {
-            let mut command = tunnel.site.client(Transport::Ws, Holder::Free);
-            command.args(args);
-            command
-        };
+    let client = |args| {
+        let mut command = tunnel.site.client(Transport::Ws, Holder::Free);
+        command.args(args);
+        command
+    };
+    let other = |line: &str| {
+        let mut words = line.split(' ');
+        let mut command = tunnel.site.command(words.next().expect("a program"));
+        command.args(words).current_dir(tunnel.site.dir());
+        command
+    };
+    let others = [
+        "narrowlink-gateway --help",
+        "narrowlink-gateway --version",
+        "narrowlink-gateway -c gateway.yaml --check -qq",
+        "narrowlink-gateway explain -c gateway.yaml --token Free.token --agent home --target 127.0.0.1:22",
+        "narrowlink-tokengen --help",
+        "narrowlink-tokengen keygen",
+        "narrowlink-tokengen inspect Free.token",
+    ];
+    let clients =
+        commands.map(|args| (args.join(" "), Box::new(move || client(args)) as Box<dyn Fn() -> Command>));
+    let others =
+        others.map(|line| (line.to_owned(), Box::new(move || other(line)) as Box<dyn Fn() -> Command>));
+    for (args, command) in clients.into_iter().chain(others) {
         let (reader, writer) = std::io::pipe().expect("a descriptor is free");
         drop(reader);
         assert_eq!(

@@ -46,8 +46,11 @@ impl Item {
         }
     }
 
-    pub(super) fn holds_for(&self, agent: &str) -> bool {
-        self.agent().is_none_or(|own| own == agent)
+    /// Whether it is about `agent`; `refuses`: in a list that refuses what matches. No agent's name is a pattern, so one
+    /// that looks like a pattern allows nothing, and refuses everywhere rather than nowhere.
+    pub(super) fn holds_for(&self, agent: &str, refuses: bool) -> bool {
+        let refuses = refuses || matches!(self, Self::Any(_, false));
+        self.agent().is_none_or(|own| own == agent || (refuses && looks_like_pattern(own)))
     }
 
     /// What the item has to do with a question. What is quick to find out and often says no comes first.
@@ -55,31 +58,36 @@ impl Item {
         match (self, question.destination) {
             (Self::Any(_, allow), _) => {
                 let matched = if *allow { Relevance::Matches } else { Relevance::RefusesAgent };
-                self.if_held_for(question.agent, matched)
+                self.if_held_for(question, matched)
             }
             (Self::Ip(_, net, ports, protocol), Destination::Ip(ip))
                 if (net.contains(*ip) || question.behind_nat64.is_some_and(|ip| net.contains(ip)))
                     && question.is_covered_by(ports, *protocol) =>
             {
-                self.if_held_for(question.agent, Relevance::Matches)
+                self.if_held_for(question, Relevance::Matches)
             }
             (Self::Ip(_, _, ports, protocol), Destination::Name(_))
                 if question.is_covered_by(ports, *protocol) =>
             {
-                self.if_held_for(question.agent, Relevance::MayMatchAddress)
+                self.if_held_for(question, Relevance::MayMatchAddress)
             }
             (Self::Domain(_, pattern, ports, protocol), Destination::Name(name))
                 if question.is_covered_by(ports, *protocol) && pattern.matches(name) =>
             {
-                self.if_held_for(question.agent, Relevance::Matches)
+                self.if_held_for(question, Relevance::Matches)
             }
             (Self::Ip(..) | Self::Domain(..), _) => Relevance::None,
         }
     }
 
-    fn if_held_for(&self, agent: &str, relevance: Relevance) -> Relevance {
-        if self.holds_for(agent) { relevance } else { Relevance::None }
+    fn if_held_for(&self, question: &Question<'_>, relevance: Relevance) -> Relevance {
+        if self.holds_for(question.agent, question.refuses) { relevance } else { Relevance::None }
     }
+}
+
+/// Whether an agent's name in a policy was meant for several; there is no such thing but no name at all, for each.
+pub fn looks_like_pattern(agent: &str) -> bool {
+    agent.contains('*')
 }
 
 /// What is asked for, taken apart once for all items.
@@ -91,6 +99,8 @@ pub(super) struct Question<'a> {
     behind_nat64: Option<IpAddr>,
     port: u16,
     transport: Option<Transport>,
+    /// It is held against a list that refuses what matches.
+    refuses: bool,
 }
 
 impl<'a> Question<'a> {
@@ -99,12 +109,21 @@ impl<'a> Question<'a> {
             Destination::Ip(ip) => behind_nat64(*ip),
             Destination::Name(_) | Destination::Unix(_) => None,
         };
-        Self { agent, destination, behind_nat64, port: target.port(), transport: target.transport() }
+        Self {
+            agent,
+            destination,
+            behind_nat64,
+            port: target.port(),
+            transport: target.transport(),
+            refuses: false,
+        }
     }
 
-    /// The same, be the address behind NAT64 or not.
-    pub(super) fn at_face_value(self) -> Self {
-        Self { behind_nat64: None, ..self }
+    /// The same, held against a list of this mode. What a black list refuses is refused behind NAT64, too; a white one
+    /// allows what it says and no more.
+    pub(super) fn in_mode(self, permit: bool) -> Self {
+        let behind_nat64 = self.behind_nat64.filter(|_| !permit);
+        Self { behind_nat64, refuses: !permit, ..self }
     }
 
     fn is_covered_by(&self, ports: &Ports, protocol: Protocol) -> bool {

@@ -52,8 +52,19 @@ pub enum SecretError {
     #[error("the secret is longer than {SECRET_BYTES_MAX} bytes")]
     TooLong,
     /// A text without a known prefix.
-    #[error("expected a list of bytes, \"hex:..\", \"base64:..\" or !File path")]
+    #[error(
+        "expected a list of bytes, \"hex:..\", \"base64:..\" or !File path (narrowlink-tokengen keygen makes a secret)"
+    )]
     Form,
+    /// A text without a known prefix that looks like a path.
+    #[error("this looks like the path of a file: `!File` stands before one, as in `secret: !File path`")]
+    Path,
+    /// Hexadecimal digits alone.
+    #[error("these look like hexadecimal digits: put `hex:` in front of them, as in \"hex:..\"")]
+    BareHex,
+    /// Base64 alone.
+    #[error("this looks like base64: put `base64:` in front of it, as in \"base64:..\"")]
+    BareBase64,
     /// After `hex:`.
     #[error("not hexadecimal: expected pairs of 0-9 and a-f after \"hex:\"")]
     Hex,
@@ -84,10 +95,8 @@ impl Secret {
         if let Some(hex) = text.strip_prefix("hex:") {
             return Self::from_bytes(unhex(hex).ok_or(SecretError::Hex)?);
         }
-        let base64 = text.strip_prefix("base64:").ok_or(SecretError::Form)?;
-        let engines = [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD];
-        let bytes = engines.iter().find_map(|engine| engine.decode(base64).ok());
-        Self::from_bytes(bytes.ok_or(SecretError::Base64)?)
+        let base64 = text.strip_prefix("base64:").ok_or_else(|| meant(text))?;
+        Self::from_bytes(unbase64(base64).ok_or(SecretError::Base64)?)
     }
 
     /// Reads a secret file: `hex:..` or `base64:..`, or else its bytes as they are, without the line
@@ -128,6 +137,24 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
+}
+
+/// What a text without a prefix was probably meant to be; a secret is as long as [`SECRET_BYTES_MIN`] says, or nearly.
+fn meant(text: &str) -> SecretError {
+    const DIGITS_MIN: usize = 16;
+    if text.len() >= DIGITS_MIN && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return SecretError::BareHex;
+    }
+    if unbase64(text).is_some_and(|bytes| bytes.len() >= SECRET_BYTES_MIN) {
+        return SecretError::BareBase64;
+    }
+    if secrecy::looks_like_path(text) { SecretError::Path } else { SecretError::Form }
+}
+
+/// Either alphabet, padding or none.
+fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let engines = [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD];
+    engines.iter().find_map(|engine| engine.decode(text).ok())
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -221,6 +248,12 @@ mod tests {
             ("[]", "empty"),
             ("\"hex:\"", "empty"),
             ("swordfish", "expected a list of bytes"),
+            ("swordfish", "(narrowlink-tokengen keygen makes a secret)"),
+            ("../secret", "looks like the path of a file: `!File` stands before one"),
+            ("secret.bin", "looks like the path of a file"),
+            ("00112233445566778899aabbccddeeff", "look like hexadecimal digits: put `hex:` in front of them"),
+            ("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "looks like base64: put `base64:` in front"),
+            ("00112233445566778899", "look like hexadecimal digits"),
             ("hex:012", "not hexadecimal"),
             ("hex:+1", "not hexadecimal"),
             ("base64:A", "not base64"),

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::de::{self, Expected, Unexpected};
 
-use super::keys;
+use super::keys::{self, Like};
 use crate::secrecy::{Form, without_value};
 
 /// A place in a text, as editors count it.
@@ -97,15 +97,6 @@ pub(super) enum What {
     PathForToken,
     /// A rule of ours, in its own words.
     Rule(String),
-}
-
-/// What an unknown key was probably meant to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Like {
-    /// One of those that can stand here.
-    Here(&'static str),
-    /// Known, but not here.
-    Elsewhere { key: &'static str, places: String },
 }
 
 impl Place {
@@ -209,8 +200,18 @@ impl What {
             Self::Key { like: Some(Like::Here(meant)), .. } => {
                 write!(f, "unknown key, did you mean `{meant}`?")
             }
-            Self::Key { like: Some(Like::Elsewhere { key, places }), known } => {
-                write!(f, "`{key}` does not belong here but to {places}; here are ")?;
+            Self::Key { like: Some(Like::Elsewhere { key, place, here: Some(meant) }), .. } => {
+                write!(f, "`{key}` does not belong here but to {place}; did you mean `{meant}`?")
+            }
+            Self::Key { like: Some(Like::Elsewhere { key, place, here: None }), known } => {
+                write!(f, "`{key}` does not belong here but to {place}; here are ")?;
+                keys::list(f, known, "")
+            }
+            Self::Key { like: Some(Like::Near { key, place }), known } => {
+                write!(
+                    f,
+                    "unknown key; did you mean `{key}`? That does not belong here but to {place}; here are "
+                )?;
                 keys::list(f, known, "")
             }
             Self::Key { like: None, known } => {
@@ -270,11 +271,7 @@ impl de::Error for Fault {
     }
 
     fn unknown_field(key: &str, known: &'static [&'static str]) -> Self {
-        let here = keys::like(key, known).map(Like::Here);
-        let elsewhere = || keys::elsewhere(key).map(|(key, places)| Like::Elsewhere { key, places });
-        // What is known elsewhere as it is written is no slip of the pen.
-        let like = elsewhere().or(here);
-        Self::new(What::Key { like, known: known.to_vec() })
+        Self::new(What::Key { like: keys::meant(key, known), known: known.to_vec() })
     }
 
     fn missing_field(key: &'static str) -> Self {

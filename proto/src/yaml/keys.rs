@@ -96,12 +96,36 @@ pub(super) fn known(key: &str) -> Option<&'static str> {
     all.copied().find(|known| *known == key)
 }
 
-/// Where `key` belongs, if that is known.
-pub(super) fn elsewhere(key: &str) -> Option<(&'static str, String)> {
-    PLACES.iter().find_map(|(place, keys)| {
-        let known = keys.iter().find(|known| **known == key)?;
-        Some((*known, (*place).to_owned()))
-    })
+/// What an unknown key was probably meant to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Like {
+    /// One of those that can stand here.
+    Here(&'static str),
+    /// Known as it is written, but not here; one that can stand here may be like it.
+    Elsewhere { key: &'static str, place: &'static str, here: Option<&'static str> },
+    /// Like one that is known, but not here.
+    Near { key: &'static str, place: &'static str },
+}
+
+/// What `key` was probably meant to be where `here` can stand.
+pub(super) fn meant(key: &str, here: &[&'static str]) -> Option<Like> {
+    let near = like(key, here);
+    if let Some((key, place)) = belongs(key) {
+        return Some(Like::Elsewhere { key, place, here: near });
+    }
+    let elsewhere = || {
+        let all: Vec<_> = PLACES.iter().flat_map(|(_, keys)| keys.iter().copied()).collect();
+        let (key, place) = belongs(like(key, &all)?)?;
+        Some(Like::Near { key, place })
+    };
+    near.map(Like::Here).or_else(elsewhere)
+}
+
+/// The key, and where it belongs, if that is known.
+fn belongs(key: &str) -> Option<(&'static str, &'static str)> {
+    PLACES
+        .iter()
+        .find_map(|(place, keys)| keys.iter().find(|known| **known == key).map(|known| (*known, *place)))
 }
 
 /// The one of `known` that `word` was probably meant to be.

@@ -48,7 +48,7 @@ fn errors_name_file_path_line_and_column_and_what_is_valid() {
         (client.into(), "tokens[0]: `exp` is missing"),
         (format!("{client}    exp: 1d\n    expires: 1d\n"), "line 7 column 5: tokens[0]: unknown key; expected `uid`, `name`"),
         (client.replace("name: c", "name: ' c'") + "    exp: 1d\n", "line 5 column 11: tokens[0].name: expected 1 to 128 printable bytes without space at the ends"),
-        (client.replace("0001", "1") + "    exp: 1d\n", "tokens[0].uid: UUID parsing failed"),
+        (client.replace("0001", "1") + "    exp: 1d\n", "tokens[0].uid: expected a UUID, 8-4-4-4-12 hex digits (`uuidgen`"),
         (format!("{publish}    exp: 1d\n"), "line 3 column 5: tokens[0]: `publish_hosts` is missing, or `connect` in its place"),
         (format!("{publish}    exp: 1d\n    connect:\n      a.b: {{ addr: [x, 1], protocol: FTP }}\n"), "line 8 column 38: tokens[0].connect.….protocol: unknown "),
         (format!("{publish}    exp: 1d\n    connect:\n      a b: {{ addr: [x, 1], protocol: TLS }}\n"), "tokens[0].connect.…: this: a host can't contain ' '"),
