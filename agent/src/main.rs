@@ -4,7 +4,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,7 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::{log, process::find_config};
+use narrowlink_proto::answer::{self, UNWRITTEN, Unwritten};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -73,12 +74,17 @@ fn main() {
         if e.use_stderr() {
             narrowlink_dataplane::process::refuse_arguments(&e.to_string(), e.exit_code());
         }
-        e.exit()
+        // Help and version, which must get there.
+        end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into))
     });
     start_log(&args);
     narrowlink_dataplane::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
-    let code = match run(&args) {
+    end(run(&args))
+}
+
+fn end(done: anyhow::Result<()>) -> ! {
+    let code = match done {
         Ok(()) => 0,
         Err(error) => {
             let why = narrowlink_dataplane::process::explain(error.as_ref());
@@ -93,7 +99,11 @@ fn main() {
 fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
-    if by_config { EXIT_CONFIG } else { EXIT_SOFTWARE }
+    match by_config {
+        true => EXIT_CONFIG,
+        false if error.is::<Unwritten>() => UNWRITTEN,
+        false => EXIT_SOFTWARE,
+    }
 }
 
 fn start_log(args: &Args) {
@@ -147,11 +157,7 @@ fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
     }
     let count = config.endpoints.len();
     let plural = if count == 1 { "" } else { "s" };
-    match writeln!(io::stdout(), "{}: ok ({count} gateway{plural})", path.display()) {
-        // Whoever read it has left; the exit code says it, too.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output can't be written"),
-    }
+    Ok(answer::write(io::stdout(), &format!("{}: ok ({count} gateway{plural})\n", path.display()))?)
 }
 
 #[cfg(test)]

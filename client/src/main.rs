@@ -4,7 +4,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    io::{self, Write as _},
+    io,
     sync::{Arc, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -19,7 +19,7 @@ use narrowlink_client::{
     identities, list, start_forward, whoami,
 };
 use narrowlink_dataplane::{log, process::find_config};
-use narrowlink_proto::target::Target;
+use narrowlink_proto::{answer, target::Target};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -161,11 +161,5 @@ fn place(target: &Target) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
-        // Whoever read it has seen enough (`| head -1`): no error, and nothing to say.
-        return Ok(());
-    }
-    written.map_err(|e| Failure::broken("standard output could not be written", &e))
+    answer::write(io::stdout(), text).map_err(|e| Failure::new(Exit::Reset, e))
 }

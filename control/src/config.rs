@@ -6,6 +6,7 @@
 mod complaint;
 mod input;
 mod limits;
+mod places;
 
 use std::{
     collections::HashMap,
@@ -27,6 +28,7 @@ use narrowlink_proto::{
 use rustls::ServerConfig;
 
 use self::input::{Input, Refusal};
+pub use self::places::Places;
 use crate::{
     accounts::Allowances,
     certificate::Held,
@@ -67,6 +69,8 @@ pub struct Config {
     pub revocations_path: Option<PathBuf>,
     /// What the operator may not have meant, to be said once all of this is taken.
     pub remarks: Vec<Remark>,
+    /// Where in its file stands what may be refused later.
+    pub places: Places,
     /// The files that all of this was read from: whoever changes one changes the gateway.
     pub files: Vec<PathBuf>,
 }
@@ -119,6 +123,7 @@ impl Config {
             revocations: Revocations::default(),
             revocations_path: None,
             remarks: Vec::new(),
+            places: Places::default(),
             files: Vec::new(),
         }
     }
@@ -189,6 +194,10 @@ impl Config {
         if is_open {
             let words = format!("{} holds the secret and others can read it: chmod 600 it", path.display());
             config.remarks.push(Remark::Warning(words));
+        }
+        config.places = Places::of(path, &document, config.services.len());
+        for held in &mut config.certificates {
+            config.places.tls_config(held.service).clone_into(&mut held.place);
         }
         config.files.push(path.to_owned());
         Ok(config)

@@ -12,7 +12,7 @@ use narrowlink_control::{
     auth::say_secrets,
     certificate::Watch,
     clock::seconds_since_1970,
-    config::{Config, Service},
+    config::{Config, Places, Service},
     expectations::Expectations,
     explain::{Bearer, Question, Report, find_token},
     gateway::{self, Gateway, StartError},
@@ -113,7 +113,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
 
 /// Whether a start would succeed, and clients would take its certificates.
 fn check(config: &Config) -> Result<(), Failure> {
-    gateway::check(config).map_err(refused)?;
+    gateway::check(config).map_err(|e| refused(e, &config.places))?;
     let said = Watch::default().handle_tick(seconds_since_1970(), config.certificates.iter());
     for words in &said.warnings {
         tracing::warn!("{words}");
@@ -125,13 +125,13 @@ fn check(config: &Config) -> Result<(), Failure> {
 }
 
 /// Why a gateway does not start, and its exit code.
-fn refused(e: StartError) -> Failure {
+fn refused(e: StartError, places: &Places) -> Failure {
     let code = match e {
         StartError::Listen { .. } => UNAVAILABLE,
         StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
         _ => INTERNAL,
     };
-    Failure { code, error: e.into() }
+    Failure { code, error: anyhow!(places.locate(&e)) }
 }
 
 fn answer(args: &Explain) -> Result<u8, Failure> {
@@ -202,7 +202,8 @@ fn serve(config: Config, reloader: Reloader, ktls: Ktls, ready_file: Option<&Pat
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(ktls);
     tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
-    let gateway = gateway::start(config).map_err(refused)?;
+    let places = config.places.clone();
+    let gateway = gateway::start(config).map_err(|e| refused(e, &places))?;
     let ready = Ready::of(&services, &gateway);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -84,7 +84,7 @@ impl Reloader {
                 "{list}: gone, and with it what it revokes: write [] there to revoke nothing"
             ));
         }
-        let changes = gateway.reload(&config).map_err(|e| e.to_string())?;
+        let changes = gateway.reload(&config).map_err(|e| config.places.locate(&e))?;
         Ok((changes, config))
     }
 }

@@ -93,7 +93,10 @@ fn a_new_certificate_is_shown_to_the_next_and_who_is_there_stays() {
 fn standing(pem: &str, names: &[&str], listen_addr: SocketAddr) -> Config {
     let names_owned: Vec<_> = names.iter().map(ToString::to_string).collect();
     let standing = Certificate::from_pem(pem.as_bytes()).unwrap().standing(&names_owned).unwrap();
-    Config { certificates: vec![Held { service: 0, standing }], ..config(pem, names, listen_addr) }
+    Config {
+        certificates: vec![Held { service: 0, place: String::new(), standing }],
+        ..config(pem, names, listen_addr)
+    }
 }
 
 #[test]

@@ -55,19 +55,28 @@ impl Document {
     /// A rule that the value at the end of `path` breaks, and where that value stands; where it is missing, the last
     /// thing on the way that is there.
     pub fn fault(&self, path: &[Step], rule: impl Into<Cow<'static, str>>) -> Fault {
-        let mut node = &self.0;
-        let mut walked = 0;
-        for step in path {
-            let Some(next) = node.step(step) else { break };
-            node = next;
-            walked += 1;
-        }
+        let (node, walked) = self.find(path);
         // What was written with the program has nothing of the user's in it.
         let fault = match rule.into() {
             Cow::Borrowed(rule) => Fault::rule(rule).or_at(node.place, std::iter::empty()),
             Cow::Owned(rule) => Fault::rule(rule).or_at(node.place, node.values().into_iter()),
         };
         path[..walked].iter().rev().fold(fault, |fault, step| fault.within(step.clone()))
+    }
+
+    /// Where the value at the end of `path` stands, or the last thing on the way that is there.
+    pub fn place(&self, path: &[Step]) -> Place {
+        self.find(path).0.place
+    }
+
+    /// The last thing on `path` that is there, and how many steps away it is.
+    fn find(&self, path: &[Step]) -> (&Node, usize) {
+        let mut node = &self.0;
+        for (walked, step) in path.iter().enumerate() {
+            let Some(next) = node.step(step) else { return (node, walked) };
+            node = next;
+        }
+        (node, path.len())
     }
 }
 

@@ -48,6 +48,8 @@ enum Chain {
 pub struct Held {
     /// The service's place in the config.
     pub service: usize,
+    /// Where in the config it is named, as words that stand in front of an error.
+    pub place: String,
     /// How it stands.
     pub standing: Standing,
 }
@@ -204,8 +206,8 @@ impl Watch {
         }
         self.said_at = Some(now);
         let mut said = Said::default();
-        for Held { service, standing } in held {
-            let at = |words: String| format!("services[{service}].tls_config: {words}");
+        for Held { service, place, standing } in held {
+            let at = |words: String| format!("{place}services[{service}].tls_config: {words}");
             said.errors.extend(standing.faults(now).into_iter().map(at));
             said.warnings.extend(standing.warnings(now).into_iter().map(at));
         }
@@ -338,8 +340,11 @@ mod tests {
         let ours = Authority::new("ours");
         let (cert, key) = ours.sign(|params| params.not_after = date_time_ymd(2026, 12, 5));
         let end = NOW + 14 * DAY_S;
-        let held =
-            [Held { service: 3, standing: standing(&format!("{cert}{}{key}", ours.pem()), &["gw.example"]) }];
+        let held = [Held {
+            service: 3,
+            place: String::new(),
+            standing: standing(&format!("{cert}{}{key}", ours.pem()), &["gw.example"]),
+        }];
         let mut watch = Watch::default();
         let mut said_at = |now| {
             let Said { errors, warnings } = watch.handle_tick(now, held.iter());

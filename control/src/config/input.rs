@@ -197,7 +197,11 @@ impl Input {
             let at = ["services".into(), index.into()];
             let (service, standing) =
                 input.into_service(self.allow_readable_secrets, base).map_err(|c| c.within(&at))?;
-            certificates.extend(standing.map(|standing| Held { service: index, standing }));
+            certificates.extend(standing.map(|standing| Held {
+                service: index,
+                place: String::new(),
+                standing,
+            }));
             // The system would let both listen and deal connections to either.
             let same =
                 |other: &Service| other.listen_addr == service.listen_addr && other.listen_addr.port() != 0;

@@ -65,13 +65,14 @@ impl Seated {
         let faults =
             |held: &Option<Held>| held.as_ref().map(|held| held.standing.faults(now)).unwrap_or_default();
         let new_faults = faults(&held);
+        let place = held.as_ref().map(|held| held.place.clone()).unwrap_or_default();
         if !new_faults.is_empty() && self.held.is_some() && faults(&self.held).is_empty() {
             tracing::error!(
-                "services[{index}].tls_config: the new certificate was not taken, the old one stays: {}",
+                "{place}services[{index}].tls_config: the new certificate was not taken, the old one stays: {}",
                 new_faults.join("; ")
             );
             service.tls.clone_from(&self.service.tls);
-            held = self.held.clone().map(|held| Held { service: index, ..held });
+            held = self.held.clone().map(|held| Held { service: index, place, ..held });
         }
         Self { number: self.number, service, bound: self.bound, held }
     }
