@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::sleep;
+use narrowlink_dataplane::timer::sleep;
 
 use crate::{Shared, config::Config};
 

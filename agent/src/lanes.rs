@@ -13,12 +13,13 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until, timeout, timeout_at};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     backoff::Backoff,
     conn::{Conn, ConnError},
     demand::{Bounds, Census, Demand},
     descriptors::{self, Place},
+    timer::{sleep, sleep_until, timeout, timeout_at},
     tunnel::{self, Ask, Gateway, TunnelError},
     worker::spawn,
 };
@@ -51,6 +52,8 @@ const RETIRE_SOON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two tries at the most while descriptors are short: sessions may end at any time.
 const SHORT_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How often a lane that has no descriptor for its next target looks whether one is free.
+const PLACE_PAUSE: Duration = Duration::from_millis(20);
 /// Trouble with lanes that comes and goes is said so often at the most.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,8 @@ const OPENING_MAX: u32 = 8;
 
 /// A gateway that gives us no more lanes is asked again after this at least: only the end of a session makes room.
 const LIMITED_PAUSE: Duration = Duration::from_secs(5);
+/// .. after which the gateway has taken notice of it.
+const ROOM_PAUSE: Duration = Duration::from_millis(250);
 /// The same trouble with lanes is said once in so long, whatever worked meanwhile.
 const SAY_AGAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -104,6 +109,11 @@ impl Failures {
     fn clear(&mut self) {
         self.backoff.reset();
         self.retry_at = None;
+    }
+
+    /// A session has ended: where lanes are short, that has made room.
+    fn make_room(&mut self, now: Instant) {
+        self.retry_at = self.retry_at.map(|at| at.min(now + ROOM_PAUSE));
     }
 
     /// One was not; what is to be said of it.
@@ -269,11 +279,13 @@ impl Lanes {
             self.changed.ring();
             let served = serve(&self.shared, conn, &dial, place.take()).await;
             drop(busy);
+            self.failures.borrow_mut().make_room(Instant::now());
             match served {
                 Some(again) => conn = again,
                 None => return,
             }
-            place = descriptors::place().ok();
+            // A Dial that comes before there is a descriptor for its target waits unread.
+            place = Some(next_place().await);
         }
         // The gateway has closed it, or does not answer: nothing can be lost.
         match conn.framing() {
@@ -314,6 +326,16 @@ impl Lanes {
             }
         };
         let _ = timeout(patience, told).await;
+    }
+}
+
+/// A descriptor for a target, as soon as there is one.
+async fn next_place() -> Place {
+    loop {
+        match descriptors::place() {
+            Ok(place) => return place,
+            Err(_) => sleep(PLACE_PAUSE).await,
+        }
     }
 }
 

@@ -26,9 +26,9 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::sleep;
 use narrowlink_dataplane::{
     descriptors,
+    timer::sleep,
     tunnel::Gateway,
     worker::{self, Driver, spawn},
 };

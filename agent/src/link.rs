@@ -15,10 +15,11 @@ use std::{
 };
 
 use futures_lite::future;
-use monoio::time::{Instant, sleep};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     backoff::Backoff,
     link::{LinkError, PeerLink, join},
+    timer::sleep,
     tunnel::{Gateway, TunnelError},
 };
 use narrowlink_proto::{

@@ -7,7 +7,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures_lite::future;
-use monoio::time::{Instant, timeout};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     descriptors::{self, Place},
@@ -16,6 +16,7 @@ use narrowlink_dataplane::{
     relay::{End, Traffic, gone, relay, settle},
     resolve::{Asker, ResolveError, resolve},
     socket::Socket,
+    timer::timeout,
     wire::Wire,
 };
 use narrowlink_proto::{

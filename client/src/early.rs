@@ -7,11 +7,11 @@
 use std::io;
 
 use futures_lite::future;
-use monoio::time::timeout;
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     linger::{PATIENCE, reset_conn},
     relay::{End, Gate, Traffic, relay_behind},
+    timer::timeout,
     tunnel::TunnelError,
     wire::Wire,
 };

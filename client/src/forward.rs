@@ -17,12 +17,13 @@ use std::{
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::{Instant, sleep, timeout, timeout_at};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     descriptors::{self, Place},
     linger::reset_session,
     listen::{self, Listener, accept_all_with, bind_alone},
     relay::{End, Traffic, relay},
+    timer::{sleep, timeout, timeout_at},
     tunnel::TunnelError,
     wire::Wire,
     worker::spawn,
@@ -228,7 +229,7 @@ impl Forwarder {
             drop(turn);
             let pausing = timeout_at(deadline, self.pause(pause));
             let paused = async {
-                drop(pausing.await);
+                let _ = pausing.await;
                 true
             };
             let over = async {

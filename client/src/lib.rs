@@ -24,8 +24,7 @@ pub mod whoami;
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
 
 use async_channel::{Receiver, Sender};
-use monoio::time::sleep;
-use narrowlink_dataplane::worker::run_alone;
+use narrowlink_dataplane::{timer::sleep, worker::run_alone};
 use narrowlink_proto::{
     ended::{Ended, Side, Why},
     message::AgentInfo,

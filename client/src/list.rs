@@ -2,8 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use monoio::time::timeout;
-use narrowlink_dataplane::link::LinkError;
+use narrowlink_dataplane::{link::LinkError, timer::timeout};
 use narrowlink_proto::{
     message::{AgentInfo, Message},
     printable::printable,

@@ -5,10 +5,11 @@
 
 use std::{rc::Rc, time::Duration};
 
-use monoio::time::{Instant, sleep, timeout};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     relay::settled,
+    timer::{sleep, timeout},
     tunnel::{self, Ask, TunnelError},
 };
 use narrowlink_proto::{

@@ -13,10 +13,11 @@ use std::{
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::{Instant, sleep, sleep_until};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     backoff::Backoff,
     link::{LinkError, PeerLink},
+    timer::{sleep, sleep_until},
 };
 use narrowlink_proto::message::{AgentInfo, Message};
 

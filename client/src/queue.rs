@@ -11,8 +11,8 @@ use std::{
 };
 
 use async_channel::Sender;
-use monoio::time::{Instant, sleep_until};
-use narrowlink_dataplane::worker::spawn;
+use monoio::time::Instant;
+use narrowlink_dataplane::{timer::sleep_until, worker::spawn};
 
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -173,7 +173,7 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use futures_lite::future;
-    use monoio::time::sleep;
+    use narrowlink_dataplane::timer::sleep;
     use narrowlink_dataplane::worker::run_alone;
 
     use super::*;

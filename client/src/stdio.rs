@@ -22,11 +22,11 @@ use std::{
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::sleep;
 use narrowlink_dataplane::{
     linger::{PATIENCE, reset_conn},
     relay::{End, Traffic, relay},
     socket::Socket,
+    timer::sleep,
     wire::Wire,
 };
 use narrowlink_proto::target::Target;

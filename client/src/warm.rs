@@ -13,13 +13,14 @@ use std::{
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::{Instant, sleep_until};
+use monoio::time::Instant;
 use narrowlink_dataplane::{
     backoff::Backoff,
     conn::{Conn, ConnError},
     demand::{Bounds, Census, Demand, TICK},
     descriptors,
     relay::settled,
+    timer::sleep_until,
     tunnel::{self, Ask, TunnelError},
     worker::spawn,
 };

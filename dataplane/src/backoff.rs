@@ -43,7 +43,7 @@ impl Backoff {
     pub async fn wait(&mut self) {
         // Without randomness all wait the full cap: no jitter, but no spinning either.
         let random = getrandom::u64().unwrap_or(u64::MAX);
-        monoio::time::sleep(self.next(random)).await;
+        crate::timer::sleep(self.next(random)).await;
     }
 }
 

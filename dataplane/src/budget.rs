@@ -3,16 +3,19 @@
 //! Invariants: every read of a socket is paid for from the socket's [`Account`], and an account that is empty
 //! makes the next read say `WouldBlock`, so that a loop that reads can't help taking a turn · an account is
 //! filled by a real wait for the kernel, or by a turn in the queue of all that have work left · between two
-//! turns a bounded amount of queued work is done, and the queue is served in order · a connection that causes
-//! little work never waits here.
+//! turns a bounded amount of queued work is done · the queue goes round among shares, one place each in a round,
+//! so that many connections of one user are worth no more than one · a connection that causes little work never
+//! waits here.
 //! See: ARCHITECTURE.md "Turns".
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::poll_fn,
     task::{Poll, Waker},
 };
+
+use narrowlink_proto::id::Uid;
 
 use crate::worker;
 
@@ -37,15 +40,47 @@ pub(crate) const DECISION: usize = 64 * 1024;
 /// A TLS handshake: a signature and a key exchange.
 pub(crate) const HANDSHAKE: usize = 512 * 1024;
 
-/// What one connection may still cause in this turn.
+/// Shares that are remembered before those are forgotten that wait for nothing.
+const SHARES_MIN: usize = 64;
+
+/// Whose share of the turns a connection takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Share(u32);
+
+impl Share {
+    /// Of those who have not said yet who they are. An agent's or a client's own connections are all of this one.
+    pub(crate) const NEWCOMERS: Self = Self(0);
+    /// Of strangers from whom nothing more is wanted: what they still send is only thrown away.
+    pub(crate) const LEAVING: Self = Self(1);
+
+    /// A user's, with all agents and clients.
+    pub(crate) fn of(uid: Uid) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *uid.as_bytes();
+        let parts = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
+        let folded = parts.map(u32::from_ne_bytes).into_iter().fold(0, |all, part| all ^ part);
+        Self(folded.max(Self::LEAVING.0 + 1))
+    }
+}
+
+/// What one connection may still cause in this turn, and who has its next one.
 #[derive(Debug)]
 pub(crate) struct Account {
     left: Cell<i32>,
+    share: Cell<Share>,
 }
 
 impl Account {
     pub(crate) const fn new() -> Self {
-        Self { left: Cell::new(ALLOWANCE) }
+        Self { left: Cell::new(ALLOWANCE), share: Cell::new(Share::NEWCOMERS) }
+    }
+
+    pub(crate) fn share(&self) -> Share {
+        self.share.get()
+    }
+
+    /// The connection is somebody else's from now on.
+    pub(crate) fn belongs_to(&self, share: Share) {
+        self.share.set(share);
     }
 
     /// Whether nothing is left: the connection waits for its turn before it causes more.
@@ -71,9 +106,50 @@ struct Turns {
     count: Cell<u64>,
     /// Work done in it.
     spent: Cell<usize>,
-    /// The connections that wait, by ticket; the first sees to the next turn.
-    queue: RefCell<VecDeque<(u64, Option<Waker>)>>,
-    next_ticket: Cell<u64>,
+    queue: RefCell<Queue>,
+}
+
+/// The connections that wait.
+struct Queue {
+    /// In their order; the first sees to the next turn.
+    waiting: VecDeque<(Number, Option<Waker>)>,
+    /// The round that is served.
+    round: u64,
+    /// The last round in which a share has a place.
+    last: BTreeMap<Share, u64>,
+    next_ticket: u64,
+}
+
+/// A place in the queue: by round, and within it by arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Number {
+    round: u64,
+    ticket: u64,
+}
+
+impl Queue {
+    const fn new() -> Self {
+        Self { waiting: VecDeque::new(), round: 0, last: BTreeMap::new(), next_ticket: 0 }
+    }
+
+    /// Adds one more of `share`: in the first round in which that has no place yet.
+    fn enter(&mut self, share: Share) -> Number {
+        let last = self.last.get(&share).filter(|last| **last >= self.round);
+        let number = Number { round: last.map_or(self.round, |last| last + 1), ticket: self.next_ticket };
+        self.next_ticket += 1;
+        if self.last.len() > SHARES_MIN.max(2 * self.waiting.len()) {
+            let round = self.round;
+            self.last.retain(|_, last| *last >= round);
+        }
+        self.last.insert(share, number.round);
+        let at = self.waiting.partition_point(|(other, _)| *other < number);
+        self.waiting.insert(at, (number, None));
+        number
+    }
+
+    fn position(&self, number: Number) -> Option<usize> {
+        self.waiting.binary_search_by_key(&number, |(number, _)| *number).ok()
+    }
 }
 
 thread_local! {
@@ -81,8 +157,7 @@ thread_local! {
         Turns {
             count: Cell::new(0),
             spent: Cell::new(0),
-            queue: RefCell::new(VecDeque::new()),
-            next_ticket: Cell::new(0),
+            queue: RefCell::new(Queue::new()),
         }
     };
 }
@@ -102,12 +177,12 @@ impl Turn {
     }
 }
 
-/// Waits until queued work may be done, behind all that wait already.
-pub(crate) async fn turn() {
+/// Waits until queued work may be done, when it is this share's turn.
+pub(crate) async fn turn(share: Share) {
     if TURNS.with(Turns::is_free) {
         return;
     }
-    let ticket = Ticket::take();
+    let ticket = Ticket::take(share);
     ticket.is_first().await;
     while TURNS.with(Turns::is_used_up) {
         let turn = Turn::current();
@@ -126,7 +201,7 @@ impl Turns {
     }
 
     fn is_free(&self) -> bool {
-        !self.is_used_up() && self.queue.borrow().is_empty()
+        !self.is_used_up() && self.queue.borrow().waiting.is_empty()
     }
 
     /// A task that began to wait in the current turn and is back ends it.
@@ -139,28 +214,27 @@ impl Turns {
 }
 
 /// A place in the queue, given up when dropped.
-struct Ticket(u64);
+struct Ticket(Number);
 
 impl Ticket {
-    fn take() -> Self {
-        TURNS.with(|turns| {
-            let ticket = turns.next_ticket.get();
-            turns.next_ticket.set(ticket + 1);
-            turns.queue.borrow_mut().push_back((ticket, None));
-            Self(ticket)
-        })
+    fn take(share: Share) -> Self {
+        Self(TURNS.with(|turns| turns.queue.borrow_mut().enter(share)))
     }
 
     async fn is_first(&self) {
         poll_fn(|cx| {
             TURNS.with(|turns| {
                 let mut queue = turns.queue.borrow_mut();
-                match queue.iter_mut().position(|(ticket, _)| *ticket == self.0) {
+                match queue.position(self.0) {
                     Some(at) if at > 0 => {
-                        queue[at].1 = Some(cx.waker().clone());
+                        queue.waiting[at].1 = Some(cx.waker().clone());
                         Poll::Pending
                     }
-                    _ => Poll::Ready(()),
+                    _ => {
+                        // Whoever comes now comes behind it.
+                        queue.round = queue.round.max(self.0.round);
+                        Poll::Ready(())
+                    }
                 }
             })
         })
@@ -172,8 +246,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = TURNS.try_with(|turns| {
             let mut queue = turns.queue.borrow_mut();
-            queue.retain(|(ticket, _)| *ticket != self.0);
-            if let Some((_, waker)) = queue.front_mut()
+            if let Some(at) = queue.position(self.0) {
+                queue.waiting.remove(at);
+            }
+            if let Some((_, waker)) = queue.waiting.front_mut()
                 && let Some(waker) = waker.take()
             {
                 waker.wake();
@@ -193,9 +269,7 @@ mod tests {
 
     #[test]
     fn the_first_in_the_queue_moves_first_and_one_that_leaves_lets_the_next_move() {
-        let first = Ticket::take();
-        let second = Ticket::take();
-        let third = Ticket::take();
+        let [first, second, third] = [(); 3].map(|()| Ticket::take(Share::NEWCOMERS));
         block_on(first.is_first());
         let mut waiting = pin!(third.is_first());
         assert!(block_on(poll_once(second.is_first())).is_none());
@@ -204,6 +278,37 @@ mod tests {
         assert!(block_on(poll_once(waiting.as_mut())).is_none());
         drop(first);
         block_on(waiting);
+    }
+
+    #[test]
+    fn a_share_with_many_connections_has_one_place_in_each_round() {
+        let mut queue = Queue::new();
+        let user = |n| Share::of(Uid::from_u128(n));
+        assert_ne!(user(0), Share::NEWCOMERS);
+        let mut names = BTreeMap::new();
+        let mut enter = |queue: &mut Queue, share, name| names.insert(queue.enter(share), name);
+        for name in ["many 1", "many 2", "many 3"] {
+            enter(&mut queue, user(7), name);
+        }
+        enter(&mut queue, user(8), "one");
+        enter(&mut queue, Share::LEAVING, "leaving");
+        // The first of the second round is served: who comes now has a place in it, but for who had one.
+        queue.round = 1;
+        enter(&mut queue, user(9), "new");
+        enter(&mut queue, user(8), "one again");
+        let order: Vec<_> = queue.waiting.iter().map(|(number, _)| names[number]).collect();
+        assert_eq!(order, ["many 1", "one", "leaving", "many 2", "new", "one again", "many 3"]);
+    }
+
+    #[test]
+    fn shares_that_wait_for_nothing_are_forgotten() {
+        let mut queue = Queue::new();
+        for n in 0..10_000 {
+            let number = queue.enter(Share::of(Uid::from_u128(n)));
+            queue.round = number.round + 1;
+            queue.waiting.clear();
+        }
+        assert!(queue.last.len() <= SHARES_MIN + 1, "{}", queue.last.len());
     }
 
     #[test]
@@ -233,7 +338,7 @@ mod tests {
                 let log = log.clone();
                 async move {
                     for _ in 0..CHUNKS {
-                        turn().await;
+                        turn(Share::NEWCOMERS).await;
                         TURNS.with(|turns| turns.spend(TURN));
                         log.borrow_mut().push(who);
                     }

@@ -256,7 +256,7 @@ impl Local {
                 }
                 Note::Judge => self.judge(),
                 Note::MakeRoom => {
-                    self.table.borrow_mut().dismiss_oldest_stranger();
+                    self.table.borrow_mut().dismiss_stranger();
                 }
                 Note::Listen(service, socket) => self.listen(service, socket),
                 Note::Unlisten(service) => self.listening.end(service),

@@ -25,7 +25,7 @@ use narrowlink_proto::{
 
 use crate::{
     admit::{self, Asked},
-    budget::HANDSHAKE,
+    budget::{HANDSHAKE, Share},
     conn::{Conn, Role},
     door::{Event, Principal, Rejected},
     handover::{Local, Note},
@@ -100,7 +100,7 @@ impl Stranger {
         let (of, instead) = match sources.arrive(source, &limits, now, false) {
             // Who has been silent for longest makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
-                let here = local.table.borrow_mut().dismiss_oldest_stranger();
+                let here = local.table.borrow_mut().dismiss_stranger();
                 if !here {
                     // All of them are other workers'.
                     local.shared.tell_another_now(local.index, Note::MakeRoom);
@@ -148,7 +148,7 @@ async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket, stranger:
         stranger.seat.dismissed().await;
         Err(io::Error::other("its place was needed for another"))
     };
-    let served = match future::or(dismissed, hear(&local, &service, socket)).await {
+    let served = match future::or(dismissed, hear(&local, &service, socket, &stranger.seat)).await {
         Ok(Some(Asking { wire, request, tls })) => {
             let seen = Sight { tls, peer_addr: Some(peer_addr) };
             let arrived = Arrived { stranger, since: Instant::now(), seen };
@@ -171,7 +171,12 @@ struct Asking {
 }
 
 /// What an arriving connection asks for; everything but a tunnel has its answer already.
-async fn hear(local: &Rc<Local>, service: &Service, socket: Socket) -> io::Result<Option<Asking>> {
+async fn hear(
+    local: &Rc<Local>,
+    service: &Service,
+    socket: Socket,
+    seat: &Seat,
+) -> io::Result<Option<Asking>> {
     let limits = Arc::clone(&local.shared.limits());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
@@ -201,6 +206,7 @@ async fn hear(local: &Rc<Local>, service: &Service, socket: Socket) -> io::Resul
         // say to its user then.
         _ => {
             let wire = Wire::from(socket);
+            seat.answered();
             return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
         }
     };
@@ -209,7 +215,10 @@ async fn hear(local: &Rc<Local>, service: &Service, socket: Socket) -> io::Resul
     match head {
         Ok(request) => Ok(request.map(|request| Asking { wire, request, tls })),
         Err(Unusable::Broken(e)) => Err(e),
-        Err(Unusable::Answer(answer)) => answer_and_close(wire, &answer).await.map(|()| None),
+        Err(Unusable::Answer(answer)) => {
+            seat.answered();
+            answer_and_close(wire, &answer).await.map(|()| None)
+        }
     }
 }
 
@@ -274,6 +283,8 @@ async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
 
 /// Answers and closes so that the answer arrives: what the peer still sends is read first.
 async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
+    // However many there are: nobody's login waits for what is only thrown away.
+    wire.belongs_to(Share::LEAVING);
     if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(answer)).await {
         wire.hear_out(UNHEARD_BYTES_MAX, ANSWER_TIMEOUT).await;
     }
@@ -300,6 +311,7 @@ impl Arrived {
     }
 
     async fn reject(&self, wire: Wire, who: Option<&Principal>, rejected: Rejected) -> io::Result<()> {
+        self.stranger.seat.answered();
         let answered = reject(self.local(), wire, (who, self.stranger.peer_addr), rejected, self.since);
         let dismissed = async {
             self.stranger.seat.dismissed().await;
@@ -387,6 +399,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         Ok(who) => who,
         Err((who, rejected)) => return arrived.reject(wire, who.as_deref(), rejected).await,
     };
+    wire.belongs_to(Share::of(who.uid));
     let Request { protocol, key, open, lane, .. } = *request;
     let seen = (protocol.framing == Framing::Raw).then_some(arrived.seen.clone());
     let accept = Accept { key, protocol, seen };

@@ -26,7 +26,7 @@ use rustix::{
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
-    budget::{self, Account, Turn},
+    budget::{self, Account, Share, Turn},
     timer::sleep,
 };
 
@@ -159,8 +159,18 @@ impl Socket {
     /// Takes this connection's turn among all that have work left, whether it has used its share or not:
     /// for work that is much in one piece.
     pub(crate) async fn turn(&self) {
-        budget::turn().await;
+        budget::turn(self.account.share()).await;
         self.account.fill();
+    }
+
+    /// Whose share of the turns this connection takes.
+    pub(crate) fn share(&self) -> Share {
+        self.account.share()
+    }
+
+    /// The connection is somebody's from now on.
+    pub(crate) fn belongs_to(&self, share: Share) {
+        self.account.belongs_to(share);
     }
 
     /// Takes a turn if this connection has used its share of the present one.

@@ -33,6 +33,8 @@ const FACTOR: u64 = 10;
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 /// Failed logins are rated by the minute.
 const MINUTE: Duration = Duration::from_secs(60);
+/// So many strangers of one source find room, whoever else comes: as many as a browser opens at once, and some.
+const FEW: usize = 8;
 /// Strangers that are to leave for newer ones and have not yet, at the most: an eighth of all.
 const SURPLUS_PART: usize = 8;
 /// What makes room takes an eighth of a shard with it: each entry is looked at a few times, not at every arrival.
@@ -172,8 +174,10 @@ impl Sources {
         let free = max.saturating_sub(self.strangers());
         let mine = entry.strangers as usize;
         let mine_max = entry.scaled(limits.strangers_per_source_max as u64, now);
-        // Nobody has more than are free: so there is always one for the next.
-        if mine as u64 >= mine_max || (mine > 0 && mine >= free) {
+        // Nobody has more than are free: so there is always one for the next. But a few are nobody's fault, and neither are
+        // those of an office whose tokens hold: the oldest of all leaves for them.
+        let few = if entry.known_until > now { max / SURPLUS_PART } else { FEW.min(max / SURPLUS_PART) };
+        if mine as u64 >= mine_max || (mine >= few.max(1) && mine >= free) {
             return Err(Unheard::Source);
         }
         if free == 0 && !instead {
@@ -345,19 +349,35 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_more_places_than_are_free_and_the_last_goes_to_a_new_source() {
+    fn nobody_has_more_places_than_are_free_but_a_few_find_room_whoever_else_comes() {
         let (sources, limits, now) = sources();
-        let limits = Limits { strangers_max: 16, ..limits };
+        let limits = Limits { strangers_max: 128, strangers_per_source_max: 99, ..limits };
         let take = |n| std::iter::from_fn(|| sources.arrive(Source::V4(n), &limits, now, false).ok()).count();
-        assert_eq!((1..6).map(take).collect::<Vec<_>>(), [8, 4, 2, 1, 1]);
-        let last = Source::V4(9);
-        assert_eq!(sources.arrive(last, &limits, now, false).err(), Some(Unheard::All));
-        assert!(sources.arrive(last, &limits, now, true).is_ok(), "an older one has left for it");
+        assert_eq!((1..7).map(take).collect::<Vec<_>>(), [64, 32, 16, 8, 8, 0]);
         assert_eq!(sources.arrive(A, &limits, now, true).err(), Some(Unheard::Source));
+        let few = Source::V4(9);
+        for _ in 0..FEW {
+            assert_eq!(sources.arrive(few, &limits, now, false).err(), Some(Unheard::All));
+            assert!(sources.arrive(few, &limits, now, true).is_ok(), "an older one has left for it");
+        }
+        assert_eq!(sources.arrive(few, &limits, now, true).err(), Some(Unheard::Source));
         let surplus = (10..99).take_while(|n| {
             sources.may_replace(&limits) && sources.arrive(Source::V4(*n), &limits, now, true).is_ok()
         });
-        assert_eq!(surplus.count(), 2, "older ones have to leave first");
+        assert_eq!(surplus.count(), 128 / SURPLUS_PART + 1 - FEW, "older ones have to leave first");
+    }
+
+    #[test]
+    fn a_source_whose_tokens_hold_finds_room_for_many_at_once() {
+        let (sources, limits, now) = sources();
+        let limits = Limits { strangers_max: 1_024, ..limits };
+        let mut place = sources.arrive(A, &limits, now, false).unwrap();
+        sources.verified(&mut place, now);
+        let strangers =
+            (2..2_000).take_while(|n| sources.arrive(Source::V4(*n), &limits, now, false).is_ok());
+        assert_eq!(strangers.count(), 1_023);
+        let found = std::iter::from_fn(|| sources.arrive(A, &limits, now, true).ok()).count();
+        assert_eq!(found, 1_024 / SURPLUS_PART - 1, "with the one that was there");
     }
 
     #[test]

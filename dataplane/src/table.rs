@@ -61,6 +61,8 @@ pub struct Table {
     generations: u32,
     /// In the order of their arrival; some may be something else by now.
     strangers: VecDeque<Key>,
+    /// Those of them that have had their answer.
+    answered: VecDeque<Key>,
 }
 
 impl Table {
@@ -82,17 +84,19 @@ impl Table {
         if self.strangers.len() > 2 * self.counts[Kind::Stranger as usize] {
             let entries = &self.entries;
             self.strangers.retain(|key| is_stranger(entries, *key));
+            self.answered.retain(|key| is_stranger(entries, *key));
         }
         self.strangers.push_back(key);
     }
 
-    /// Dismisses the stranger that has been one for longest; false if there is none.
-    pub(crate) fn dismiss_oldest_stranger(&mut self) -> bool {
-        while let Some(key) = self.strangers.pop_front() {
+    /// Dismisses a stranger: the first of those that have had their answer, else the one that has been there longest.
+    /// False if there is none.
+    pub(crate) fn dismiss_stranger(&mut self) -> bool {
+        while let Some(key) = self.answered.pop_front().or_else(|| self.strangers.pop_front()) {
             if !is_stranger(&self.entries, key) {
                 continue;
             }
-            let Some(entry) = self.entry(key) else { continue };
+            let Some(entry) = self.entry(key).filter(|entry| entry.dismissed.is_none()) else { continue };
             // Nobody tells a stranger why.
             entry.dismissed = Some(Why::Reset);
             if let Some(waker) = entry.waker.take() {
@@ -193,6 +197,11 @@ impl Seat {
         Poll::Pending
     }
 
+    /// The stranger has had its answer: if somebody has to leave, it is the first.
+    pub(crate) fn answered(&self) {
+        self.local.table.borrow_mut().answered.push_back(self.key);
+    }
+
     /// The connection is this from now on.
     pub(crate) fn becomes(&self, kind: Kind) {
         self.local.table.borrow_mut().change(self.key, kind);
@@ -233,10 +242,28 @@ mod tests {
         let keys: Vec<_> = (0..4).map(|_| table.insert(Kind::Stranger)).collect();
         table.change(keys[0], Kind::Session);
         table.remove(keys[1]);
-        assert!(table.dismiss_oldest_stranger());
+        assert!(table.dismiss_stranger());
         let mut dismissed = |key| table.entry(key).is_some_and(|entry| entry.dismissed.is_some());
         assert_eq!([0, 2, 3].map(|n| dismissed(keys[n])), [false, true, false]);
-        assert!(table.dismiss_oldest_stranger() && !table.dismiss_oldest_stranger());
+        assert!(table.dismiss_stranger() && !table.dismiss_stranger());
+    }
+
+    #[test]
+    fn a_stranger_that_has_its_answer_goes_before_those_that_wait_for_one() {
+        let mut table = Table::default();
+        let keys: Vec<_> = (0..4).map(|_| table.insert(Kind::Stranger)).collect();
+        table.answered.extend([keys[2], keys[1]]);
+        table.remove(keys[1]);
+        let mut dismissed = Vec::new();
+        while table.dismiss_stranger() {
+            dismissed.extend(
+                (0..4)
+                    .filter(|n| table.entry(keys[*n]).is_some_and(|entry| entry.dismissed.is_some()))
+                    .filter(|n| !dismissed.contains(n))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        assert_eq!(dismissed, [2, 0, 3]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Role: deadlines of a worker's tasks.
-//! Invariants: nobody wakes before its time · a sleep holds 32 bytes and about as many in its worker's
+//! Invariants: nobody wakes before its time · a deadline that passed while the whole process stood still ends nothing
+//! that is there by then · a sleep holds 32 bytes and about as many in its worker's
 //! clock (monoio's hold 640, aligned to 128, in whatever future contains them) · a clock belongs to one
 //! runtime and is forgotten with it.
 //! See: `worker`, which makes runtimes.
@@ -20,6 +21,12 @@ use slab::Slab;
 
 /// No time came that was asked for by `checked_add`: farther away than a process lives.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A timer that fires this late shows that the whole process stood still (SIGSTOP, a laptop's lid): what came
+/// meanwhile is yet to be heard, ..
+const LATE: Duration = Duration::from_millis(500);
+/// .. for which this much is enough.
+const GRACE: Duration = Duration::from_millis(100);
 
 thread_local! {
     static CLOCK: Cell<Option<&'static Clock>> = const { Cell::new(None) };
@@ -214,6 +221,11 @@ impl<F: Future> Future for Timeout<F> {
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(Ok(output));
         }
+        std::task::ready!(Pin::new(&mut *this.sleep).poll(cx));
+        if Instant::now() < this.sleep.at + LATE {
+            return Poll::Ready(Err(Elapsed));
+        }
+        *this.sleep = sleep(GRACE);
         Pin::new(this.sleep).poll(cx).map(|()| Err(Elapsed))
     }
 }
@@ -268,6 +280,37 @@ mod tests {
             assert_eq!(timeout_at(Instant::now() + MS * 60_000, sleep(MS)).await, Ok(()));
         })
         .unwrap();
+    }
+
+    #[test]
+    fn what_came_while_the_process_stood_still_is_heard_before_its_deadline_counts() {
+        use std::{io::Write as _, os::unix::net::UnixStream};
+        let still = |waits: bool| {
+            run_alone(false, move |_| async move {
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                let socket = crate::socket::Socket::adopt(ours.into()).unwrap();
+                let begun = Instant::now();
+                let reading = async {
+                    socket.readable().await.unwrap();
+                    socket.try_read(&mut [0; 1]).unwrap()
+                };
+                let stopping = async {
+                    // Once the other one waits.
+                    sleep(MS).await;
+                    std::thread::sleep(LATE + MS * 100);
+                    if waits {
+                        theirs.write_all(b"!").unwrap();
+                    }
+                    theirs
+                };
+                let (read, theirs) = zip(timeout(MS * 50, reading), stopping).await;
+                drop(theirs);
+                (read, begun.elapsed() >= LATE)
+            })
+            .unwrap()
+        };
+        assert_eq!(still(true), (Ok(1), true));
+        assert_eq!(still(false), (Err(Elapsed), true));
     }
 
     #[test]

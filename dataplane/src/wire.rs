@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    budget,
+    budget::{self, Share},
     buffer::BULK_READ_BYTES,
     pipe::Pipe,
     socket::Socket,
@@ -75,6 +75,7 @@ pub struct WireParts {
     fd: OwnedFd,
     tls: Option<Box<Session>>,
     early: Option<Box<Early>>,
+    share: Share,
 }
 
 impl From<Socket> for Wire {
@@ -193,6 +194,11 @@ impl Wire {
                 Io::Plain(_) => true,
                 Io::Tls(tls) => tls.in_kernel(),
             }
+    }
+
+    /// The connection is somebody's from now on.
+    pub(crate) fn belongs_to(&self, share: Share) {
+        self.socket().belongs_to(share);
     }
 
     /// Takes this connection's turn among all that have work left (see [`Socket::turn`]).
@@ -419,12 +425,13 @@ impl Wire {
     /// # Errors
     /// Out of descriptors; the connection is lost then.
     pub fn into_parts(self) -> io::Result<WireParts> {
+        let share = self.socket().share();
         let early = self.early.into_inner();
         match self.io {
-            Io::Plain(socket) => Ok(WireParts { fd: socket.detach()?, tls: None, early }),
+            Io::Plain(socket) => Ok(WireParts { fd: socket.detach()?, tls: None, early, share }),
             Io::Tls(tls) => {
                 let (socket, session) = tls.into_parts();
-                Ok(WireParts { fd: socket.detach()?, tls: Some(Box::new(session)), early })
+                Ok(WireParts { fd: socket.detach()?, tls: Some(Box::new(session)), early, share })
             }
         }
     }
@@ -438,7 +445,9 @@ impl Wire {
             None => Io::Plain(Socket::adopt(parts.fd)?),
             Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
         };
-        Ok(Self { io, early: RefCell::new(parts.early) })
+        let wire = Self { io, early: RefCell::new(parts.early) };
+        wire.belongs_to(parts.share);
+        Ok(wire)
     }
 }
 

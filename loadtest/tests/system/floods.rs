@@ -24,11 +24,17 @@ use narrowlink_proto::{
     token::Kind,
     upgrade::{Framing, LaneProof, Protocol},
 };
+use rustix::process::nice;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
     alone, count,
-    kit::{PATIENCE, asker::random, wait_for},
+    kit::{
+        PATIENCE,
+        asker::random,
+        foe::{Entry, Foe},
+        wait_for,
+    },
     start_echo,
     visitor::{ask, connect},
 };
@@ -156,6 +162,100 @@ fn silent_connections_of_one_source_keep_nobody_else_out() {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    });
+}
+
+/// An address of its own for each.
+fn source(n: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0x7f02_0001 + u32::try_from(n).unwrap()))
+}
+
+#[test]
+fn an_office_whose_tokens_hold_comes_back_all_at_once_while_every_place_is_taken() {
+    const AT_ONCE: usize = 8;
+    let _alone = alone();
+    let lab = guarded();
+    let entry = lab.entry(WS);
+    let token = lab.site.token(Kind::Client, lab.uid, "office", None).unwrap();
+    let bursts = AtomicUsize::new(0);
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let mut held: Vec<_> = (0..SILENT).map(|n| connect_from(source(n), entry)).collect();
+        at_its_worst();
+        while !over.load(Ordering::Relaxed) {
+            for n in 0..20 {
+                held[n] = connect_from(source(n), entry);
+            }
+            thread::scope(|scope| {
+                let log_in =
+                    || log_in(IpAddr::V4(Ipv4Addr::LOCALHOST), entry, &token).map(|(status, _)| status);
+                let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(log_in)).collect();
+                for login in all {
+                    assert_eq!(login.join().unwrap().unwrap_or_default(), 101);
+                }
+            });
+            bursts.fetch_add(1, Ordering::Relaxed);
+            held.rotate_left(20);
+        }
+    });
+    println!("{} bursts of {AT_ONCE} logins", bursts.into_inner());
+}
+
+#[test]
+fn what_strangers_upload_to_the_wrong_place_keeps_no_login_waiting() {
+    const SOURCES: usize = 250;
+    const UPLOADERS: usize = 8;
+    let _alone = alone();
+    let lab = guarded();
+    let (entry, ca) = (lab.entry(WS), lab.site.dir().join("ca.pem"));
+    let wss = Entry::new(lab.entry(Transport { tls: true, raw: false }), Some(&ca));
+    let token = lab.site.token(Kind::Client, lab.uid, "over tls", None).unwrap();
+    let median = || {
+        let mut all: Vec<_> = (0..21)
+            .map(|_| {
+                let begun = Instant::now();
+                Foe::upgrade(&wss, Channel::Stream, &token, None).unwrap();
+                begun.elapsed()
+            })
+            .collect();
+        all.sort_unstable();
+        all[all.len() / 2]
+    };
+    let before = median();
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let (body, uploads) = (vec![7; 300_000], AtomicUsize::new(0));
+        let upload = |n: usize| {
+            let mut stream = connect_from(source(n % SOURCES), entry)?;
+            stream.write_all(b"POST / HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 900000\r\n\r\n")?;
+            stream.set_nonblocking(true)?;
+            let _ = stream.write(&body);
+            Ok::<_, std::io::Error>(stream)
+        };
+        thread::scope(|scope| {
+            let upload_on = |first: usize| {
+                let mut held: Vec<_> = (0..SOURCES).map(|n| upload(n + first)).collect();
+                for next in (first..).step_by(UPLOADERS) {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let at = next / UPLOADERS % SOURCES;
+                    held[at] = upload(next);
+                    uploads.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            for first in 0..UPLOADERS {
+                scope.spawn(move || {
+                    // The gateway is to be busy with them, not the machine.
+                    nice(19).unwrap();
+                    upload_on(first);
+                });
+            }
+            wait_for("uploads", PATIENCE, || (uploads.load(Ordering::Relaxed) > 4_000).then_some(()));
+            let during = median();
+            at_its_worst();
+            let uploads = uploads.load(Ordering::Relaxed);
+            println!("a login over TLS takes {before:?}, beside {uploads} uploads {during:?}");
+            assert!(during < before * 20, "{before:?}, beside uploads {during:?}");
+        });
     });
 }
 
