@@ -62,6 +62,14 @@ fn served_within(addr: SocketAddr) -> Duration {
     since.elapsed()
 }
 
+/// How many of so many connections are answered that are all there before the first has gone.
+fn served_of(all: usize, local: SocketAddr) -> usize {
+    let waiting: Vec<_> = (0..all).map(|_| connect(local)).collect();
+    let asking = waiting.into_iter().map(|mut one| thread::spawn(move || ask(&mut one).is_ok()));
+    let asking: Vec<_> = asking.collect();
+    asking.into_iter().map(|one| one.join().expect("no panic")).filter(|served| *served).count()
+}
+
 /// No more lines than seconds, and one for each beginning.
 fn assert_quiet(program: &Running, words: &str, since: Instant) {
     let said = program.said_times(words);
@@ -92,12 +100,7 @@ fn a_forward_of_thirty_descriptors_serves_a_hundred_connections_one_after_the_ot
     let (mut forward, local) = start_forward(&site, transport, net::start_echo(), 30);
     served_within(local);
     let since = Instant::now();
-    // All are there before the first has gone.
-    let mut waiting: Vec<_> = (0..100).map(|_| connect(local)).collect();
-    let asking: Vec<_> =
-        waiting.drain(..).map(|mut one| thread::spawn(move || ask(&mut one).is_ok())).collect();
-    let served = asking.into_iter().map(|one| one.join().expect("no panic"));
-    let served = served.filter(|served| *served).count();
+    let served = served_of(100, local);
     println!("{transport:?}: {served} of 100 in {:?}", since.elapsed());
     assert_eq!(served, 100);
     // A hundred that say nothing and leave: the next one doesn't wait for their sake.
@@ -133,6 +136,9 @@ fn an_agent_of_forty_descriptors_serves_as_soon_as_sessions_end(transport: Trans
     let recovered = served_within(forward.local);
     println!("{transport:?}: an agent serves again after {recovered:?}");
     assert!(recovered < RECOVERY, "{recovered:?}");
+    // Short sessions, one right behind the other: each lane has a descriptor for its next target, or is not dialled.
+    let served = served_of(100, forward.local);
+    assert_eq!(served, 100, "{transport:?}: an agent that is short of descriptors delays sessions");
     assert_quiet(&agent, "out of descriptors", since);
     agent.assert_running();
 }
