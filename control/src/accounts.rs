@@ -14,6 +14,7 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    file::{self, Reading},
     shares::Descriptors,
     usage::{Account, Usage},
 };
@@ -22,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 /// The file's name in the state directory.
 const FILE: &str = "usage.json";
+/// A longer one is not ours: a million tokens have a tenth of it.
+const FILE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// How many sweeps may pass before what was counted is written.
 const SWEEPS_PER_SAVE: u32 = 10;
 
@@ -227,15 +230,16 @@ fn month(now_s: u64) -> String {
 
 /// Reads the file; one that can't be read is put aside.
 fn load(path: &Path) -> io::Result<Option<Counted>> {
-    let text = match fs::read(path) {
+    // The gateway deals with signals itself by now, so that even at a start nothing may wait here.
+    let text = match file::read(path, Reading::Again, FILE_BYTES_MAX) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text?,
+        text => text,
     };
-    serde_json::from_slice(&text).map(Some).map_err(|e| {
+    let counted = text.and_then(|text| Ok(serde_json::from_slice(&text.bytes)?));
+    counted.map(Some).inspect_err(|_| {
         let mut aside = path.as_os_str().to_owned();
         aside.push(".bad");
         let _ = fs::rename(path, aside);
-        e.into()
     })
 }
 
