@@ -248,7 +248,9 @@ fn store(path: &Path, counted: &Counted) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".new");
     let tmp = PathBuf::from(tmp);
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+    // One that was left behind, or a pipe, which would wait for a reader.
+    let _ = fs::remove_file(&tmp);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&tmp)?;
     file.write_all(&serde_json::to_vec(counted)?)?;
     file.sync_all()?;
     fs::rename(&tmp, path)?;
@@ -257,6 +259,8 @@ fn store(path: &Path, counted: &Counted) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     /// In November 2026, and in December.
@@ -316,6 +320,18 @@ mod tests {
         spend(&accounts, 1, 1);
         accounts.save();
         assert_eq!(fs::read_to_string(dir.path().join("usage.json.bad")).unwrap(), "{\"month\":");
+        assert!(fs::read_to_string(dir.path().join(FILE)).unwrap().contains("2026-11"));
+    }
+
+    #[test]
+    fn pipes_in_the_places_of_its_files_keep_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [FILE, "usage.json.new"] {
+            assert!(Command::new("mkfifo").arg(dir.path().join(name)).status().unwrap().success());
+        }
+        let accounts = Accounts::open(Allowances::default(), Some(dir.path().to_owned()), NOVEMBER);
+        spend(&accounts, 1, 1);
+        accounts.save();
         assert!(fs::read_to_string(dir.path().join(FILE)).unwrap().contains("2026-11"));
     }
 

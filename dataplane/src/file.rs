@@ -87,31 +87,24 @@ fn not_waiting() -> i32 {
 /// # Errors
 /// The system's; or it is no regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(not_waiting()).open(path).map_err(|e| {
-        // A socket can't be opened at all.
-        let kind = fs::metadata(path).ok().and_then(|there| what(there.file_type()));
-        kind.map_or(e, not_regular)
-    })?;
-    match what(file.metadata()?.file_type()) {
-        None => Ok(file),
-        Some(kind) => Err(not_regular(kind)),
-    }
+    // Looked at before it is opened: that alone would end whoever waits to write into a pipe.
+    require_regular(fs::metadata(path)?.file_type())?;
+    let file = OpenOptions::new().read(true).custom_flags(not_waiting()).open(path)?;
+    // It may have been replaced in between.
+    require_regular(file.metadata()?.file_type())?;
+    Ok(file)
 }
 
-/// What it is, if it isn't a regular file.
-fn what(file: FileType) -> Option<&'static str> {
-    match file {
-        file if file.is_file() => None,
-        file if file.is_dir() => Some("directory"),
-        file if file.is_fifo() => Some("pipe"),
-        file if file.is_socket() => Some("socket"),
-        _ => Some("device"),
-    }
-}
-
-fn not_regular(kind: &str) -> io::Error {
+fn require_regular(file: FileType) -> io::Result<()> {
+    let kind = match file {
+        file if file.is_file() => return Ok(()),
+        file if file.is_dir() => "directory",
+        file if file.is_fifo() => "pipe",
+        file if file.is_socket() => "socket",
+        _ => "device",
+    };
     let words = format!("it is a {kind}; a program that runs reads regular files only: put one there");
-    io::Error::new(io::ErrorKind::InvalidInput, words)
+    Err(io::Error::new(io::ErrorKind::InvalidInput, words))
 }
 
 #[cfg(test)]
