@@ -261,7 +261,11 @@ async fn renew(
     let (mut seen, mut again, mut outage) = (None, false, Outage::default());
     loop {
         sleep(TOKEN_LOOK_EVERY).await;
-        let Some(now) = files.stamp(file.clone()).await else { continue };
+        let Some(now) = files.stamp(file.clone()).await else {
+            // Read once it answers, so that the next time it doesn't is news.
+            again = true;
+            continue;
+        };
         if seen == Some(now) && !again {
             continue;
         }
