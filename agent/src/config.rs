@@ -13,6 +13,7 @@ use std::{
 
 use narrowlink_dataplane::{
     demand::TICK,
+    file::{self, Reading},
     process::NoConfig,
     tunnel::{Gateway, LoadError},
 };
@@ -31,6 +32,11 @@ use crate::{
 
 /// The file's name.
 pub const FILE_NAME: &str = "agent.yaml";
+/// It at the most.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How what an endpoint names is read.
+type Load = fn(&SelfHosted, &Path) -> Result<Gateway, LoadError>;
 
 /// What an agent is to do.
 #[derive(Debug, Clone)]
@@ -170,8 +176,8 @@ impl Config {
     /// # Errors
     /// The user's; see [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = file::read_text(path, Reading::First, FILE_BYTES_MAX)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text, path)?;
         config.warn_of_readable_tokens(path);
         Ok(config)
@@ -198,13 +204,17 @@ impl Config {
         Ok(Self { lanes: range, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
     }
 
-    /// Reads what one of the endpoints names.
+    /// Reads again what one of the endpoints names, while the agent runs.
     ///
     /// # Errors
     /// The user's; see [`ConfigError`].
-    pub fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
+    pub fn gateway_again(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
+        self.gateway(endpoint, Gateway::load_again)
+    }
+
+    fn gateway(&self, endpoint: &SelfHosted, load: Load) -> Result<Gateway, ConfigError> {
         let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
-        let gateway = Gateway::load(endpoint, &self.base);
+        let gateway = load(endpoint, &self.base);
         let gateway = gateway.map_err(|source| ConfigError::Load { index, source })?;
         match peek_unverified(gateway.token()) {
             Some(peek) if peek.kind == Kind::Agent => Ok(gateway),
@@ -219,19 +229,20 @@ impl Config {
         endpoint.token_file.as_ref().map(|file| self.base.join(file))
     }
 
-    /// Reads what all the endpoints name.
+    /// Reads what all the endpoints name, at a start.
     ///
     /// # Errors
     /// The user's; see [`ConfigError`].
     pub fn gateways(&self) -> Result<Vec<Gateway>, ConfigError> {
-        self.endpoints.iter().map(|endpoint| self.gateway(endpoint)).collect()
+        self.endpoints.iter().map(|endpoint| self.gateway(endpoint, Gateway::load)).collect()
     }
 
     /// What is to be known at `now` (seconds since 1970) of tokens that have ended (true) or soon will; a token that can't
     /// be read is said elsewhere.
     pub fn endings(&self, now: u64) -> Vec<(String, bool)> {
         let ending = |(index, endpoint)| {
-            let gateway = Gateway::load(endpoint, &self.base).ok()?;
+            // A start has read it before; a pipe has no second reading.
+            let gateway = Gateway::load_again(endpoint, &self.base).ok()?;
             let (words, has_ended) = peek_unverified(gateway.token())?.ending(now)?;
             Some((format!("endpoints[{index}]: {words}"), has_ended))
         };

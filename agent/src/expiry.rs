@@ -9,23 +9,28 @@ use std::{
 use futures_lite::future;
 use narrowlink_dataplane::timer::sleep;
 
-use crate::{Shared, config::Config};
+use crate::{Shared, aside::Aside};
 
 const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Until the agent is told to stop.
 pub(crate) async fn watch(shared: Rc<Shared>) {
+    let aside = Aside::default();
     let daily = async {
         loop {
-            say(&shared.config, seconds_since_1970());
+            let config = shared.config.clone();
+            // A disk that hangs is told of where the token is followed.
+            if let Ok(endings) = aside.run(move || config.endings(seconds_since_1970())).await {
+                say(endings);
+            }
             sleep(INTERVAL).await;
         }
     };
     future::or(shared.stop.wait(), daily).await;
 }
 
-fn say(config: &Config, now: u64) {
-    for (words, has_ended) in config.endings(now) {
+fn say(endings: Vec<(String, bool)>) {
+    for (words, has_ended) in endings {
         if has_ended {
             tracing::error!("{words}");
         } else {

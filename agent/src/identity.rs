@@ -16,6 +16,7 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use narrowlink_dataplane::file::{self, Reading};
 use narrowlink_proto::{
     id::{Nonce, Uid, instance_statement},
     message::Instance,
@@ -23,6 +24,8 @@ use narrowlink_proto::{
 
 /// The key's file in the state directory.
 const FILE_NAME: &str = "instance.key";
+/// A key has less than a hundred.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// An installation's key.
 pub struct Identity {
@@ -74,7 +77,7 @@ impl Identity {
     /// The file system's, or a file that is no key.
     pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(FILE_NAME);
-        match fs::read(&path) {
+        match read(&path) {
             Ok(stored) => Self::parse(&stored, &path),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let made =
@@ -82,7 +85,7 @@ impl Identity {
                 let failed = |source| IdentityError::File { path: path.clone(), source };
                 store(dir, &path, made.as_ref()).map_err(failed)?;
                 // Perhaps not the one just made: whoever stored first has won.
-                Self::parse(&fs::read(&path).map_err(failed)?, &path)
+                Self::parse(&read(&path).map_err(failed)?, &path)
             }
             Err(source) => Err(IdentityError::File { path, source }),
         }
@@ -94,7 +97,7 @@ impl Identity {
     /// As there.
     pub fn probe(dir: &Path) -> Result<(), IdentityError> {
         let path = dir.join(FILE_NAME);
-        match fs::read(&path) {
+        match read(&path) {
             Ok(stored) if Ed25519KeyPair::from_pkcs8(&stored).is_ok() => Ok(()),
             Ok(_) => Err(IdentityError::NotAKey(path)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -122,6 +125,11 @@ impl Identity {
             signature: URL_SAFE_NO_PAD.encode(signature),
         }
     }
+}
+
+/// The agent deals with signals itself by now, so that even at a start nothing may wait here.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    file::read(path, Reading::Again, FILE_BYTES_MAX).map(|contents| contents.bytes)
 }
 
 /// Whether a file could be made in `dir`; of one that is not there yet, in what it would be made in.
@@ -166,6 +174,8 @@ pub fn default_state_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathB
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 
     use super::*;
@@ -217,6 +227,15 @@ mod tests {
         let nowhere = dir.path().join(FILE_NAME).join("below a file");
         assert!(Identity::obtain(Some(&nowhere)).is_some());
         assert!(Identity::obtain(None).is_some());
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_key_keeps_no_agent_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Command::new("mkfifo").arg(dir.path().join(FILE_NAME)).status().unwrap().success());
+        let error = Identity::probe(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("it is a pipe"), "{error}");
+        assert!(Identity::obtain(Some(dir.path())).is_some());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod aside;
 mod bell;
 pub mod check;
 pub mod config;
@@ -49,7 +50,7 @@ const KEPT_FREE: usize = 4;
 
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Config>,
     pub(crate) identity: Option<Identity>,
     pub(crate) ready: Arc<Ready>,
     /// Opens when the agent is told to stop.
@@ -165,7 +166,8 @@ async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Ga
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();
     let (cut_off, cut) = Gate::new();
     let identity = Identity::obtain(state_dir.as_deref());
-    let shared = Rc::new(Shared { config, identity, ready, stop, cut, tasks: Tasks::new() });
+    let shared =
+        Rc::new(Shared { config: Arc::new(config), identity, ready, stop, cut, tasks: Tasks::new() });
     for (endpoint, gateway) in endpoints.into_iter().zip(gateways) {
         let (shared, running) = (shared.clone(), shared.tasks.begin());
         spawn(async move {

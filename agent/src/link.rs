@@ -1,14 +1,16 @@
 //! Role: an agent's hold on one gateway: joins, keeps lanes, and comes back whenever the link is lost.
 //! Invariants: never gives up and never exits; the gateway's name and the token's file are read anew at
 //! each try; the same trouble is logged once, not at every try; a lost link ends no session; a token that was
-//! replaced in its file is taken up while the old link stands, so that no session waits for it.
+//! replaced in its file is taken up while the old link stands, so that no session waits for it; whatever its files have
+//! become keeps nobody waiting, and is said once.
 //! See: ARCHITECTURE.md "The wire".
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::poll_fn,
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
     task::{Poll, Waker},
     time::{Duration, SystemTime},
@@ -30,7 +32,7 @@ use narrowlink_proto::{
     token::{Kind, peek_unverified},
 };
 
-use crate::{Shared, lanes::Lanes};
+use crate::{Shared, aside::Aside, lanes::Lanes};
 
 /// For a link's connection, TLS, upgrade and welcome, each.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,11 +70,61 @@ enum Stood {
     Renewed(Rc<Gateway>, Box<PeerLink>),
 }
 
+/// What an endpoint's files say, read again while the agent runs.
+#[derive(Default)]
+struct Files {
+    aside: Aside,
+    /// What was wrong with them the last time.
+    said: RefCell<Option<String>>,
+}
+
+/// What changes when a file is written or replaced; `None` while there is none.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+impl Files {
+    async fn gateway(&self, shared: &Shared, endpoint: &SelfHosted) -> Option<Gateway> {
+        let (config, endpoint) = (shared.config.clone(), endpoint.clone());
+        let read = move || {
+            let gone =
+                |file: &PathBuf| std::fs::metadata(file).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+            config.gateway_again(&endpoint).map_err(|e| match config.token_place(&endpoint).filter(gone) {
+                // It was there, so that its path may be said.
+                Some(file) => format!("the token file {} is gone", file.display()),
+                None => e.to_string(),
+            })
+        };
+        match self.aside.run(read).await.unwrap_or_else(|e| Err(e.to_string())) {
+            Ok(gateway) => {
+                self.said.take();
+                Some(gateway)
+            }
+            Err(why) => {
+                self.complain(why);
+                None
+            }
+        }
+    }
+
+    /// `None`: it can't be looked at.
+    async fn stamp(&self, file: PathBuf) -> Option<Stamp> {
+        let named = file.display().to_string();
+        let looked = self.aside.run(move || stamp(&file)).await;
+        looked.map_err(|e| self.complain(format!("{named} can't be read: {e}"))).ok()
+    }
+
+    fn complain(&self, why: String) {
+        if self.said.borrow().as_ref() != Some(&why) {
+            tracing::warn!("{why}; going on with what was read before");
+            self.said.replace(Some(why));
+        }
+    }
+}
+
 /// Holds a link to one gateway until the agent stops.
 pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: Rc<Gateway>) {
     let busy = Rc::new(Cell::new(0));
     let mut outage = Outage::default();
-    let mut renewed = None;
+    let (mut renewed, files) = (None, Files::default());
     loop {
         let stopped = async {
             shared.stop.wait().await;
@@ -90,7 +142,7 @@ pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: 
             Some(Ok(link)) => {
                 let stood = Instant::now();
                 outage.said = None;
-                let ended = stand(&shared, &endpoint, &gateway, link, &busy).await;
+                let ended = stand(&shared, &endpoint, &gateway, link, (&busy, &files)).await;
                 if stood.elapsed() >= STABLE_AFTER {
                     outage.backoff.reset();
                 }
@@ -105,10 +157,16 @@ pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: 
             }
         };
         outage.say(&gateway, &error);
-        future::or(shared.stop.wait(), outage.pause(pace(&error))).await;
-        match shared.config.gateway(&endpoint) {
-            Ok(fresh) => gateway = Rc::new(fresh),
-            Err(e) => tracing::warn!("going on with what was read before: {e}"),
+        let again = async {
+            outage.pause(pace(&error)).await;
+            files.gateway(&shared, &endpoint).await
+        };
+        let stopped = async {
+            shared.stop.wait().await;
+            None
+        };
+        if let Some(fresh) = future::or(stopped, again).await {
+            gateway = Rc::new(fresh);
         }
     }
 }
@@ -131,7 +189,7 @@ async fn stand(
     endpoint: &SelfHosted,
     gateway: &Rc<Gateway>,
     mut link: PeerLink,
-    busy: &Rc<Cell<u32>>,
+    (busy, files): (&Rc<Cell<u32>>, &Files),
 ) -> Stood {
     tracing::info!(gateway = gateway.describe(), "connected");
     let lanes = Lanes::new(shared.clone(), gateway.clone(), (link.link, link.secret.clone()), busy.clone());
@@ -147,7 +205,7 @@ async fn stand(
     // Before the conversation: the gateway ends this link as soon as the newer one stands.
     let renewal = Renewal::default();
     let renewed = async {
-        let (newer, link) = renew(shared, endpoint, gateway, &renewal).await;
+        let (newer, link) = renew(shared, endpoint, gateway, (&renewal, files)).await;
         Stood::Renewed(newer, Box::new(link))
     };
     let conversed = async {
@@ -197,29 +255,30 @@ async fn renew(
     shared: &Shared,
     endpoint: &SelfHosted,
     gateway: &Gateway,
-    renewal: &Renewal,
+    (renewal, files): (&Renewal, &Files),
 ) -> (Rc<Gateway>, PeerLink) {
     let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
     // Whatever the file was when this link was asked for, it is looked at once.
     let (mut seen, mut again, mut outage) = (None, false, Outage::default());
     loop {
         sleep(TOKEN_LOOK_EVERY).await;
-        let now = stamp(&file);
-        if now.is_none() || (now == seen && !again) {
+        let Some(now) = files.stamp(file.clone()).await else {
+            // Read once it answers, so that the next time it doesn't is news.
+            again = true;
+            continue;
+        };
+        if seen == Some(now) && !again {
             continue;
         }
-        if now != seen {
+        if seen != Some(now) {
             outage = Outage::default();
         }
-        (seen, again) = (now, false);
-        let fresh = match shared.config.gateway(endpoint) {
-            Ok(fresh) if fresh.token() == gateway.token() => continue,
-            Ok(fresh) => Rc::new(fresh),
-            Err(e) => {
+        (seen, again) = (Some(now), false);
+        let fresh = match files.gateway(shared, endpoint).await {
+            Some(fresh) if fresh.token() == gateway.token() => continue,
+            Some(fresh) => Rc::new(fresh),
+            None => {
                 again = true;
-                if let Some(reason) = outage.news(e.to_string()) {
-                    tracing::warn!("the token was not replaced: {reason}; going on with the one before");
-                }
                 continue;
             }
         };
@@ -256,8 +315,7 @@ async fn renew(
     }
 }
 
-/// What changes when a file is written or replaced; `None` while there is none.
-fn stamp(file: &Path) -> Option<(SystemTime, u64, u64)> {
+fn stamp(file: &Path) -> Stamp {
     let meta = std::fs::metadata(file).ok()?;
     Some((meta.modified().ok()?, meta.ino(), meta.len()))
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    file::{self, Reading},
     process::NoConfig,
     tunnel::{Gateway, LoadError},
 };
@@ -22,6 +23,8 @@ use serde::Deserialize;
 
 /// The file's name.
 pub const FILE_NAME: &str = "client.yaml";
+/// It at the most.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Which gateways a client may use.
 #[derive(Debug, Clone)]
@@ -93,8 +96,8 @@ impl Config {
     /// # Errors
     /// The user's; see [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = file::read_text(path, Reading::First, FILE_BYTES_MAX)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text, path)?;
         config.warn_of_readable_tokens();
         Ok(config)
@@ -151,7 +154,8 @@ impl Config {
     /// read is said elsewhere.
     pub fn endings(&self, now: u64) -> Vec<String> {
         let ending = |(index, endpoint)| {
-            let gateway = Gateway::load(endpoint, self.base()).ok()?;
+            // A pipe is read once, and that is for what is asked.
+            let gateway = Gateway::load_again(endpoint, self.base()).ok()?;
             let (words, _) = peek_unverified(gateway.token())?.ending(now)?;
             Some(format!("endpoints[{index}]: {words}"))
         };

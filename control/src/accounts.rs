@@ -14,6 +14,7 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    file::{self, Reading},
     shares::Descriptors,
     usage::{Account, Usage},
 };
@@ -22,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 /// The file's name in the state directory.
 const FILE: &str = "usage.json";
+/// A longer one is not ours: a million tokens have a tenth of it.
+const FILE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// How many sweeps may pass before what was counted is written.
 const SWEEPS_PER_SAVE: u32 = 10;
 
@@ -227,15 +230,16 @@ fn month(now_s: u64) -> String {
 
 /// Reads the file; one that can't be read is put aside.
 fn load(path: &Path) -> io::Result<Option<Counted>> {
-    let text = match fs::read(path) {
+    // The gateway deals with signals itself by now, so that even at a start nothing may wait here.
+    let text = match file::read(path, Reading::Again, FILE_BYTES_MAX) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text?,
+        text => text,
     };
-    serde_json::from_slice(&text).map(Some).map_err(|e| {
+    let counted = text.and_then(|text| Ok(serde_json::from_slice(&text.bytes)?));
+    counted.map(Some).inspect_err(|_| {
         let mut aside = path.as_os_str().to_owned();
         aside.push(".bad");
         let _ = fs::rename(path, aside);
-        e.into()
     })
 }
 
@@ -244,7 +248,9 @@ fn store(path: &Path, counted: &Counted) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".new");
     let tmp = PathBuf::from(tmp);
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+    // One that was left behind, or a pipe, which would wait for a reader.
+    let _ = fs::remove_file(&tmp);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&tmp)?;
     file.write_all(&serde_json::to_vec(counted)?)?;
     file.sync_all()?;
     fs::rename(&tmp, path)?;
@@ -253,6 +259,8 @@ fn store(path: &Path, counted: &Counted) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     /// In November 2026, and in December.
@@ -312,6 +320,18 @@ mod tests {
         spend(&accounts, 1, 1);
         accounts.save();
         assert_eq!(fs::read_to_string(dir.path().join("usage.json.bad")).unwrap(), "{\"month\":");
+        assert!(fs::read_to_string(dir.path().join(FILE)).unwrap().contains("2026-11"));
+    }
+
+    #[test]
+    fn pipes_in_the_places_of_its_files_keep_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [FILE, "usage.json.new"] {
+            assert!(Command::new("mkfifo").arg(dir.path().join(name)).status().unwrap().success());
+        }
+        let accounts = Accounts::open(Allowances::default(), Some(dir.path().to_owned()), NOVEMBER);
+        spend(&accounts, 1, 1);
+        accounts.save();
         assert!(fs::read_to_string(dir.path().join(FILE)).unwrap().contains("2026-11"));
     }
 

@@ -10,14 +10,13 @@ mod places;
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, Read as _},
+    io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use narrowlink_dataplane::file::{self, Contents, Reading};
 use narrowlink_proto::{
     id::Uid,
     limits::Limits,
@@ -173,20 +172,32 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a config file and the files it names; their paths are relative to its directory.
+    /// Reads a config file and the files it names, at the start of a program; their paths are relative to its directory.
     ///
     /// # Errors
     /// The operator's, see [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, Reading::First)
+    }
+
+    /// As [`load`](Self::load), while a gateway of it runs: what its files have become may keep nobody waiting.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_again(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(path, Reading::Again)
+    }
+
+    fn read(path: &Path, reading: Reading) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let content = |source| ConfigError::Content { path: path.to_owned(), source };
-        let (text, mode) = read_file(path).map_err(read)?;
+        let Contents { bytes: text, mode } = file::read(path, reading, FILE_BYTES_MAX).map_err(read)?;
         let text =
             String::from_utf8(text).map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
         let document = Document::parse(&text).map_err(content)?;
         let input: Input = document.read().map_err(content)?;
         let is_open = input.holds_secret() && open_to_others(mode);
-        let base = path.parent().unwrap_or(Path::new(""));
+        let base = Base { dir: path.parent().unwrap_or(Path::new("")), reading };
         let mut config = input.into_config(base).map_err(|refusal| match refusal {
             Refusal::Complaint(complaint) => content(complaint.locate(&document)),
             Refusal::List(source) => ConfigError::Revocations(source),
@@ -204,33 +215,37 @@ impl Config {
     }
 }
 
-/// A small file and its permission bits.
-fn read_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
-    let file = File::open(path)?;
-    let mode = file.metadata()?.permissions().mode();
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("longer than {FILE_BYTES_MAX} bytes"),
-        ));
-    }
-    Ok((bytes, mode))
+/// Where the files lie that a config names, and when they are read.
+#[derive(Clone, Copy)]
+struct Base<'a> {
+    dir: &'a Path,
+    reading: Reading,
 }
 
-/// Reads a file that others must not read if `is_secret` says so of what is in it: of another one something else is
-/// wrong, and that is what its owner has to hear.
-fn read_private(path: &Path, allow_readable: bool, is_secret: fn(&[u8]) -> bool) -> Result<Vec<u8>, String> {
-    let (bytes, mode) = read_file(path).map_err(|e| no_file(&e))?;
-    if open_to_others(mode) && !allow_readable && is_secret(&bytes) {
-        return Err(format!(
-            "everybody on this machine can read or change this file (mode {:04o}): chmod 640 it, or set \
-             allow_readable_secrets: true",
-            mode & 0o7777
-        ));
+impl Base<'_> {
+    fn join(self, path: &Path) -> PathBuf {
+        self.dir.join(path)
     }
-    Ok(bytes)
+
+    /// Reads a file that others must not read if `is_secret` says so of what is in it: of another one something else is
+    /// wrong, and that is what its owner has to hear.
+    fn read_private(
+        self,
+        path: &Path,
+        allow_readable: bool,
+        is_secret: fn(&[u8]) -> bool,
+    ) -> Result<Vec<u8>, String> {
+        let read = file::read(&self.join(path), self.reading, FILE_BYTES_MAX);
+        let Contents { bytes, mode } = read.map_err(|e| no_file(&e))?;
+        if open_to_others(mode) && !allow_readable && is_secret(&bytes) {
+            return Err(format!(
+                "everybody on this machine can read or change this file (mode {:04o}): chmod 640 it, or set \
+                 allow_readable_secrets: true",
+                mode & 0o7777
+            ));
+        }
+        Ok(bytes)
+    }
 }
 
 /// Why a file that is named in the config can't be read; it stands at that line, so it needn't be named again.
@@ -246,7 +261,7 @@ const fn open_to_others(mode: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, time::Duration};
+    use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
     const SECRET: &str = "hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
@@ -316,6 +331,31 @@ workers: 2
         };
         assert_eq!(config.limits, limits);
         assert!(!config.pin);
+    }
+
+    #[test]
+    fn a_running_gateway_waits_for_no_pipe_in_the_place_of_a_file() {
+        let dir = site();
+        let text = "name: a\nsecret: !File secret\nservices:\n  - !Wss { domains: [gw.example], listen_addr: 127.0.0.1:0, \
+                    tls_config: !File { cert_path: gw.pem } }\nrevocations: revoked.yaml\n";
+        fs::write(dir.path().join("revoked.yaml"), "[]").unwrap();
+        load(&dir, text).unwrap();
+        let path = dir.path().join("gateway.yaml");
+        for (file, place) in [
+            ("secret", "secret: this file can't be read: it is a pipe"),
+            ("gw.pem", "cert_path: this file can't be read: it is a pipe"),
+            ("revoked.yaml", "revocations: this list can't be read: it is a pipe"),
+            ("gateway.yaml", "gateway.yaml: it is a pipe"),
+        ] {
+            let (file, aside) = (dir.path().join(file), dir.path().join("aside"));
+            Config::load_again(&path).unwrap();
+            fs::rename(&file, &aside).unwrap();
+            assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+            let Err(error) = Config::load_again(&path) else { panic!("{place}: it was taken") };
+            let error = error.to_string();
+            assert!(error.contains(place) && error.contains("regular files only"), "{error}");
+            fs::rename(&aside, &file).unwrap();
+        }
     }
 
     /// One change to a good file, and the words it must bring up.

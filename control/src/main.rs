@@ -25,6 +25,7 @@ use narrowlink_dataplane::{
     log,
     process::find_config,
     ready_file::ReadyFile,
+    shares,
     tls::{Ktls, choose_ktls},
 };
 use narrowlink_proto::{
@@ -97,6 +98,9 @@ fn run(args: &Args) -> Result<u8, Failure> {
         None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
     };
     let mut config = load(&path)?;
+    if let Some(words) = shares::scarcity() {
+        tracing::warn!("{words}");
+    }
     if args.check {
         check(&config)?;
         let services = count(config.services.len(), "service");

@@ -74,7 +74,7 @@ impl Reloader {
     }
 
     fn apply(&self, gateway: &Gateway) -> Result<(Changes, Config), String> {
-        let config = Config::load(&self.path).map_err(|e| e.to_string())?;
+        let config = Config::load_again(&self.path).map_err(|e| e.to_string())?;
         if let Some(list) = &self.list
             && config.revocations_path.as_ref() == Some(list)
             && !list.exists()

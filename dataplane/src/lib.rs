@@ -29,6 +29,7 @@ pub mod descriptors;
 pub mod dial;
 pub mod directory;
 pub mod door;
+pub mod file;
 pub mod handover;
 pub mod journal;
 pub mod lane;

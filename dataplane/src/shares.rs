@@ -113,6 +113,21 @@ impl Descriptors {
     }
 }
 
+/// What is wrong with how many descriptors this process may have, if it is so few that hardly anybody can be served.
+pub fn scarcity() -> Option<String> {
+    scarcity_of(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
+
+fn scarcity_of(allowed: u64) -> Option<String> {
+    let few = allowed < OWN + PARTS;
+    few.then(|| {
+        format!(
+            "no more than {allowed} open files are allowed, of which the gateway keeps {OWN} for itself, so hardly anybody \
+             is served: allow it 1024 at least (LimitNOFILE= of systemd, `ulimit -n`)"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +156,13 @@ mod tests {
         }
         assert_eq!(users[0].lanes.load(Ordering::Relaxed), 0);
         assert!(all.take(true, &users[0]).is_ok());
+    }
+
+    #[test]
+    fn so_few_descriptors_that_hardly_anybody_is_served_are_warned_of() {
+        let words = scarcity_of(40).unwrap();
+        assert!(words.contains("than 40 open files") && words.contains("LimitNOFILE="), "{words}");
+        assert!(scarcity_of(OWN + PARTS).is_none() && scarcity_of(u64::MAX).is_none());
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::{
     conn::{Conn, Role},
     descriptors,
     dial::{connect_first, patience_for},
+    file::{self, Reading},
     resolve::{Asker, resolve},
     timer::timeout,
     tls::TlsSocket,
@@ -38,6 +39,10 @@ use crate::{
 
 /// How much of a head is read at once: nearly always all of it.
 const READ_BYTES: usize = 2048;
+/// A token's file at the most; a gateway takes no request that is longer.
+const TOKEN_BYTES_MAX: u64 = 64 * 1024;
+/// A file of authorities at the most: a system's whole bundle has 0.2 MiB.
+const CA_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// A gateway and how to reach it.
 pub struct Gateway {
@@ -116,23 +121,36 @@ pub enum Ask {
 }
 
 impl Gateway {
-    /// Reads what an endpoint names; relative paths are relative to `base`.
+    /// Reads what an endpoint names, at the start of a program; relative paths are relative to `base`.
     ///
     /// # Errors
     /// The user's configuration; see [`LoadError`].
     pub fn load(endpoint: &SelfHosted, base: &Path) -> Result<Self, LoadError> {
+        Self::read(endpoint, base, Reading::First)
+    }
+
+    /// As [`load`](Self::load), not for the first time: what its files have become may keep nobody waiting.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_again(endpoint: &SelfHosted, base: &Path) -> Result<Self, LoadError> {
+        Self::read(endpoint, base, Reading::Again)
+    }
+
+    fn read(endpoint: &SelfHosted, base: &Path, reading: Reading) -> Result<Self, LoadError> {
         endpoint.validate()?;
         let (host, port) = endpoint.host_port()?;
         let server = endpoint.server_name()?;
         let token = match (&endpoint.token, &endpoint.token_file) {
             (Some(token), _) => token.clone(),
-            (None, Some(file)) => read_token(&base.join(file))?,
+            (None, Some(file)) => read_token(&base.join(file), reading)?,
             (None, None) => return Err(EndpointError::NoToken.into()),
         };
         let tls = match endpoint.protocol {
             endpoint::Protocol::Ws => None,
             endpoint::Protocol::Wss => {
-                let config = tls_config(endpoint.ca_file.as_ref().map(|file| base.join(file)).as_deref())?;
+                let ca_file = endpoint.ca_file.as_ref().map(|file| base.join(file));
+                let config = tls_config(ca_file.as_deref(), reading)?;
                 let (config, name) = (Arc::new(config), tls_name(&server)?);
                 Some(Tls { config, name, own_ca: endpoint.ca_file.is_some() })
             }
@@ -200,9 +218,9 @@ fn was_cut(error: &io::Error) -> bool {
     matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }
 
-fn read_token(path: &Path) -> Result<SecretText, LoadError> {
+fn read_token(path: &Path, reading: Reading) -> Result<SecretText, LoadError> {
     const WHAT: &str = "token_file";
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::File {
+    let text = file::read_text(path, reading, TOKEN_BYTES_MAX).map_err(|source| LoadError::File {
         what: WHAT,
         path: path.to_owned(),
         source,
@@ -224,9 +242,12 @@ fn tls_name(server: &Destination) -> Result<ServerName<'static>, LoadError> {
     }
 }
 
-fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, LoadError> {
+fn tls_config(ca_file: Option<&Path>, reading: Reading) -> Result<ClientConfig, LoadError> {
     let mut config = match ca_file {
-        Some(path) => ClientConfig::builder().with_root_certificates(read_roots(path)?).with_no_client_auth(),
+        Some(path) => {
+            let roots = read_roots(path, reading)?;
+            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
+        }
         None => {
             // The system's authorities are read once a process.
             static SYSTEM: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
@@ -239,16 +260,16 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, LoadError> {
     Ok(config)
 }
 
-fn read_roots(path: &Path) -> Result<RootCertStore, LoadError> {
+fn read_roots(path: &Path, reading: Reading) -> Result<RootCertStore, LoadError> {
     const WHAT: &str = "ca_file";
     let content = |problem: String| LoadError::Content { what: WHAT, path: path.to_owned(), problem };
-    let pem = std::fs::read(path).map_err(|source| LoadError::File {
+    let pem = file::read(path, reading, CA_BYTES_MAX).map_err(|source| LoadError::File {
         what: WHAT,
         path: path.to_owned(),
         source,
     })?;
     let mut roots = RootCertStore::empty();
-    for cert in CertificateDer::pem_slice_iter(&pem) {
+    for cert in CertificateDer::pem_slice_iter(&pem.bytes) {
         let cert = cert.map_err(|e| content(format!("is no PEM file: {e}")))?;
         roots.add(cert).map_err(|e| content(format!("holds a certificate that can't be used: {e}")))?;
     }

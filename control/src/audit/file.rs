@@ -1,18 +1,21 @@
 //! Role: the file of the audit log, on the journal's thread: which lines are written, and how.
 //! Invariants: every line of the file is JSON, whatever the disk does · a source that is refused again and again
-//! fills neither the disk nor the log, and the rest of its lines is counted.
+//! fills neither the disk nor the log, and the rest of its lines is counted · a pipe may find its reader later, and lose it:
+//! lines between are counted.
 //! See: `dataplane::journal`.
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::journal::{Appender, Sink};
+use narrowlink_dataplane::{
+    file::{open_regular, open_to_append},
+    journal::{Appender, Sink},
+};
 
 use super::Line;
 
@@ -22,10 +25,13 @@ const REFUSALS_PER_S: u32 = 10;
 const SOURCES_MAX: usize = 4_096;
 /// A line is shorter.
 const TAIL_BYTES: u64 = 128 * 1024;
+/// Why nothing can be written to a pipe.
+const UNREAD: &str = "nobody reads this pipe";
 
 /// Where the lines go.
 pub(super) struct AuditFile {
-    file: Appender<File>,
+    /// `None` while it is a pipe that nobody reads.
+    file: Option<Appender<File>>,
     path: PathBuf,
     /// Refusals in this second, by source; `None` are those of too many sources.
     refusals: HashMap<Option<IpAddr>, u32>,
@@ -34,7 +40,25 @@ pub(super) struct AuditFile {
 impl AuditFile {
     /// Appends to `path`, which is made, for its owner alone, if it isn't there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open(path)?, path: path.to_owned(), refusals: HashMap::new() })
+        let file = open(path)?;
+        if file.is_none() {
+            tracing::warn!(
+                "{}: {}; lines of the audit log are lost until somebody does",
+                path.display(),
+                UNREAD
+            );
+        }
+        Ok(Self { file, path: path.to_owned(), refusals: HashMap::new() })
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = open(&self.path)?;
+        }
+        match &mut self.file {
+            Some(file) => file.append(line),
+            None => Err(io::Error::new(io::ErrorKind::BrokenPipe, UNREAD)),
+        }
     }
 
     /// Whether a refusal of this source is one that is written.
@@ -55,7 +79,7 @@ impl Sink<Box<Line>> for AuditFile {
         }
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
-        self.file.append(&text)
+        self.append(&text)
     }
 
     fn lost(&mut self, lines: u64, why: &str) -> Box<Line> {
@@ -77,7 +101,8 @@ impl Sink<Box<Line>> for AuditFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        match self.file.file().sync_data() {
+        let Some(file) = &self.file else { return Ok(()) };
+        match file.file().sync_data() {
             // A pipe has no disk.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
             synced => synced,
@@ -92,10 +117,10 @@ impl Sink<Box<Line>> for AuditFile {
     }
 }
 
-fn open(path: &Path) -> io::Result<Appender<File>> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+fn open(path: &Path) -> io::Result<Option<Appender<File>>> {
+    let Some(file) = open_to_append(path)? else { return Ok(None) };
     let torn = ends_within_a_line(path, &file).unwrap_or(false);
-    Ok(Appender::owned(file, torn))
+    Ok(Some(Appender::owned(file, torn)))
 }
 
 /// As after a machine that lost its power: the next line must not become a part of that one. Blanks are what is left of
@@ -107,7 +132,7 @@ fn ends_within_a_line(path: &Path, file: &File) -> io::Result<bool> {
     }
     let begin = metadata.len().saturating_sub(TAIL_BYTES);
     let mut tail = Vec::new();
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     file.seek(SeekFrom::Start(begin))?;
     file.take(TAIL_BYTES).read_to_end(&mut tail)?;
     Ok(tail.iter().rfind(|byte| **byte != b' ').is_some_and(|last| *last != b'\n'))
@@ -115,7 +140,7 @@ fn ends_within_a_line(path: &Path, file: &File) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{fs::OpenOptions, io::Write as _, process::Command};
 
     use super::*;
 
@@ -143,6 +168,29 @@ mod tests {
         assert_eq!((count("refused"), count("refused_more")), (12, 1));
         let more = lines.iter().find(|line| line["event"] == "refused_more").unwrap();
         assert_eq!((&more["peer"], &more["lines"]), (&"192.0.2.1".into(), &90.into()));
+    }
+
+    #[test]
+    fn a_pipe_takes_lines_as_soon_as_somebody_reads_it_and_again_when_the_next_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.pipe");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut file = AuditFile::open(&path).unwrap();
+        let line = Box::new(Line::new("login"));
+        for _ in 0..2 {
+            let error = file.write(&line).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{error}");
+            file.sync().unwrap();
+            // Opened by the test for both, for it would wait for a writer.
+            let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            file.write(&line).unwrap();
+            let mut read = [0; 4096];
+            let bytes = reader.read(&mut read).unwrap();
+            assert!(read.starts_with(b"{") && read[..bytes].ends_with(b"\n"));
+            drop(reader);
+        }
+        file.reopen().unwrap();
+        assert!(file.file.is_none());
     }
 
     #[test]

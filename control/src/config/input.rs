@@ -25,7 +25,7 @@ use serde::{
     de::{self, Unexpected},
 };
 
-use super::{Config, Remark, Service, complaint::Complaint, limits::LimitsInput, read_private};
+use super::{Base, Config, Remark, Service, complaint::Complaint, limits::LimitsInput};
 use crate::{
     certificate::{Certificate, Held, Standing, holds_key, key_alone},
     revocations::{RevocationError, Revocations},
@@ -178,7 +178,7 @@ impl Input {
     }
 
     /// Makes sense of it; paths are relative to `base`.
-    pub(super) fn into_config(self, base: &Path) -> Result<Config, Refusal> {
+    pub(super) fn into_config(self, base: Base<'_>) -> Result<Config, Refusal> {
         self.check_scalars()?;
         let (mut files, mut remarks) = (self.files(base), Vec::new());
         let mut secrets = Vec::with_capacity(1 + self.old_secrets.len());
@@ -216,8 +216,8 @@ impl Input {
             limits.drain_timeout = Duration::from_secs(drain_s);
         }
         warn_of_limits(&limits);
-        let state_dir = self.state_dir.map(|dir| base.join(dir));
-        let revocations_path = self.revocations.map(|path| base.join(path));
+        let state_dir = self.state_dir.map(|dir| base.join(&dir));
+        let revocations_path = self.revocations.map(|path| base.join(&path));
         let revocations = match &revocations_path {
             Some(path) => load_revocations(path, &mut remarks)?,
             None => Revocations::default(),
@@ -228,7 +228,7 @@ impl Input {
             pin: self.pin,
             limits,
             users: self.users,
-            audit: self.audit.map(|path| base.join(path)),
+            audit: self.audit.map(|path| base.join(&path)),
             state_dir,
             certificates,
             revocations,
@@ -240,7 +240,7 @@ impl Input {
     }
 
     /// The files that are named here and read once.
-    fn files(&self, base: &Path) -> Vec<PathBuf> {
+    fn files(&self, base: Base<'_>) -> Vec<PathBuf> {
         let secrets =
             std::iter::once(&self.secret).chain(&self.old_secrets).filter_map(|source| match source {
                 SecretSource::File(path) => Some(path),
@@ -274,15 +274,14 @@ impl Input {
         Ok(())
     }
 
-    fn load_secret(&self, source: &SecretSource, at: &[Step], base: &Path) -> Result<Secret, Complaint> {
+    fn load_secret(&self, source: &SecretSource, at: &[Step], base: Base<'_>) -> Result<Secret, Complaint> {
         let secret = match source {
             SecretSource::Inline(secret) => secret.clone(),
             SecretSource::File(path) => {
-                let path = base.join(path);
-                let bytes = read_private(&path, self.allow_readable_secrets, |bytes| {
-                    Secret::from_file(bytes).is_ok()
-                })
-                .map_err(|why| Complaint::new(at, why))?;
+                let is_secret = |bytes: &[u8]| Secret::from_file(bytes).is_ok();
+                let bytes = base
+                    .read_private(path, self.allow_readable_secrets, is_secret)
+                    .map_err(|why| Complaint::new(at, why))?;
                 let bytes = Secret::from_file(&bytes);
                 bytes.map_err(|e| Complaint::new(at, e.to_string()))?
             }
@@ -309,7 +308,7 @@ impl ServiceInput {
     fn into_service(
         self,
         allow_readable: bool,
-        base: &Path,
+        base: Base<'_>,
     ) -> Result<(Service, Option<Standing>), Complaint> {
         match self {
             Self::Ws(input) => {
@@ -381,17 +380,17 @@ impl TlsFile {
         &self,
         domains: &[Destination],
         allow_readable: bool,
-        base: &Path,
+        base: Base<'_>,
     ) -> Result<(Arc<ServerConfig>, Standing), Complaint> {
         let at = |key: &'static str, what: String| Complaint::new(&["tls_config".into(), key.into()], what);
         let in_chain = |what: String| at("cert_path", what);
-        let path = base.join(&self.cert_path);
+        let path = &self.cert_path;
         let pem = match &self.key_path {
-            None => read_private(&path, allow_readable, holds_key).map_err(in_chain)?,
+            None => base.read_private(path, allow_readable, holds_key).map_err(in_chain)?,
             // A chain without its key is public.
             Some(key_path) => {
-                let mut pem = read_private(&path, true, holds_key).map_err(in_chain)?;
-                let key = read_private(&base.join(key_path), allow_readable, holds_key);
+                let mut pem = base.read_private(path, true, holds_key).map_err(in_chain)?;
+                let key = base.read_private(key_path, allow_readable, holds_key);
                 let key = key.and_then(|key| key_alone(key).map_err(|e| e.to_string()));
                 pem.push(b'\n');
                 pem.extend(key.map_err(|what| at("key_path", what))?);

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use narrowlink_dataplane::listen;
+use narrowlink_dataplane::{file::open_to_append, listen};
 
 use super::{StartError, open::explain, rules_of};
 use crate::config::Config;
@@ -73,13 +73,14 @@ fn directory(path: &Path, purpose: Purpose) -> io::Result<()> {
 /// A file that can be added to, or made.
 fn file(path: &Path) -> io::Result<()> {
     let is_new = !path.exists();
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    // A pipe without a reader is one that a start takes, too.
+    open_to_append(path)?;
     if is_new { fs::remove_file(path) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, os::unix::fs::PermissionsExt as _};
+    use std::{net::TcpListener, os::unix::fs::PermissionsExt as _, process::Command};
 
     use super::*;
     use crate::gateway::{
@@ -132,6 +133,16 @@ mod tests {
             check(&good).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
+    }
+
+    #[test]
+    fn neither_a_check_nor_a_start_waits_for_the_reader_of_a_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.pipe");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let config = Config { audit: Some(path), ..config(any()) };
+        check(&config).unwrap();
+        assert!(start(config).unwrap().stop(std::time::Duration::from_secs(10)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use narrowlink_dataplane::file::{self, Reading};
 use narrowlink_proto::yaml::{self, Document};
 
 use super::{Entry, RevocationError, Revocations};
@@ -25,12 +26,11 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<Entry>>, RevocationError> {
 }
 
 fn read_text(path: &Path) -> io::Result<Option<String>> {
-    match fs::metadata(path) {
-        Ok(file) => fits(file.len())?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
+    // A list is followed, and replaced by the next entry: a pipe would be neither.
+    match file::read_text(path, Reading::Again, FILE_BYTES_MAX) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        text => text.map(Some),
     }
-    fs::read_to_string(path).map(Some)
 }
 
 fn fits(bytes: u64) -> io::Result<()> {

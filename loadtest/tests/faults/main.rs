@@ -8,6 +8,7 @@
 mod kit;
 
 mod errors;
+mod fifo;
 mod forward;
 mod hung;
 mod kills;

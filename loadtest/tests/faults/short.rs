@@ -167,6 +167,18 @@ fn a_gateway_of_ninety_descriptors_cuts_silent_connections_off_and_is_never_shor
     gateway.assert_running();
 }
 
+#[test]
+fn a_gateway_of_forty_descriptors_says_that_it_can_hardly_serve_anybody() {
+    const WORDS: &str = "no more than 40 open files are allowed";
+    let mut site = Site::new();
+    let mut command = site.command("narrowlink-gateway");
+    command.arg("--check").arg("-c").arg(site.path("gateway.yaml"));
+    let checked = run(limited(&command, 40), b"", PATIENCE);
+    assert!(checked.status.success() && checked.stderr.contains(WORDS), "{}", checked.stderr);
+    let gateway = site.start_gateway_by(|command| limited(&command, 40));
+    assert_eq!(gateway.said_times(WORDS), 1);
+}
+
 over_ws_and_wss!(
     a_forward_of_thirty_descriptors_serves_a_hundred_connections_one_after_the_other,
     an_agent_of_forty_descriptors_serves_as_soon_as_sessions_end,
