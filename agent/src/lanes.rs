@@ -19,7 +19,7 @@ use narrowlink_dataplane::{
     conn::{Conn, ConnError},
     demand::{Bounds, Census, Demand},
     descriptors::{self, Place},
-    timer::{sleep, sleep_until, timeout, timeout_at},
+    timer::{sleep_until, timeout, timeout_at},
     tunnel::{self, Ask, Gateway, TunnelError},
     worker::spawn,
 };
@@ -52,8 +52,8 @@ const RETIRE_SOON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two tries at the most while descriptors are short: sessions may end at any time.
 const SHORT_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How often a lane that has no descriptor for its next target looks whether one is free.
-const PLACE_PAUSE: Duration = Duration::from_millis(20);
+/// How long a lane waits for its next target's descriptor before it retires: a Dial waits unread meanwhile.
+const PLACE_PATIENCE: Duration = Duration::from_millis(500);
 /// Trouble with lanes that comes and goes is said so often at the most.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -268,7 +268,7 @@ impl Lanes {
     async fn live(&self, opened: Opened) {
         let Opened { mut conn, mut place } = opened;
         let mut last = None;
-        while let Some(dial) = self.next_dial(&conn, last).await {
+        while let Some(dial) = self.next_dial(&conn, last, place.is_some()).await {
             // A gateway that repeats itself has lost count, and might mix two sessions up.
             if last == Some(dial.session) {
                 return conn.close(1002, "this session was dialled before");
@@ -284,8 +284,7 @@ impl Lanes {
                 Some(again) => conn = again,
                 None => return,
             }
-            // A Dial that comes before there is a descriptor for its target waits unread.
-            place = Some(next_place().await);
+            place = descriptors::next_place(PLACE_PATIENCE).await;
         }
         // The gateway has closed it, or does not answer: nothing can be lost.
         match conn.framing() {
@@ -294,11 +293,11 @@ impl Lanes {
         }
     }
 
-    /// Waits idle for the next dial; `None` when the lane has ended.
-    async fn next_dial(&self, conn: &Conn, last: Option<SessionId>) -> Option<Dial> {
+    /// Waits idle for the next dial; `None` when the lane has ended. One that can't serve a dial retires.
+    async fn next_dial(&self, conn: &Conn, last: Option<SessionId>, can_serve: bool) -> Option<Dial> {
         let (retire, retired) = Gate::new();
         // Without its link a lane does not stay: the gate is open as soon as its opener is dropped.
-        let _parked = (!self.closed.get()).then(|| Parked::new(self, retire));
+        let _parked = (can_serve && !self.closed.get()).then(|| Parked::new(self, retire));
         self.demand.borrow_mut().on_idle(self.census().idle);
         self.changed.ring();
         let retired = async {
@@ -326,16 +325,6 @@ impl Lanes {
             }
         };
         let _ = timeout(patience, told).await;
-    }
-}
-
-/// A descriptor for a target, as soon as there is one.
-async fn next_place() -> Place {
-    loop {
-        match descriptors::place() {
-            Ok(place) => return place,
-            Err(_) => sleep(PLACE_PAUSE).await,
-        }
     }
 }
 

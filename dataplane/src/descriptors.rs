@@ -9,12 +9,18 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::{Errno, fcntl_dupfd_cloexec},
 };
+
+use crate::timer::{sleep, timeout};
+
+/// How often it is looked whether a descriptor is free for who waits for one.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 thread_local! {
     static RESERVE: RefCell<Reserve> = RefCell::default();
@@ -28,6 +34,8 @@ struct Reserve {
     held: Vec<OwnedFd>,
     /// Connections to the gateway that are being made out of the reserve.
     lent: usize,
+    /// Those that had a place and wait for their next one: they come before anybody new.
+    owed: usize,
 }
 
 impl Reserve {
@@ -46,6 +54,15 @@ impl Reserve {
         Ok(())
     }
 
+    fn place(&mut self) -> io::Result<Place> {
+        self.refill()?;
+        let held = match self.held.first() {
+            Some(first) => fcntl_dupfd_cloexec(first.as_fd(), 0)?,
+            None => eventfd(0, EventfdFlags::CLOEXEC)?,
+        };
+        Ok(Place { _held: held })
+    }
+
     /// Whether as many descriptors as are held are free besides.
     fn has_room(&self) -> bool {
         let Some(first) = self.held.first() else { return self.wanted == 0 };
@@ -57,7 +74,7 @@ impl Reserve {
 /// From now on this thread keeps `wanted` descriptors free for its gateway.
 pub fn keep_free(wanted: usize) {
     RESERVE.with_borrow_mut(|reserve| {
-        *reserve = Reserve { wanted, ..Reserve::default() };
+        *reserve = Reserve { wanted, owed: reserve.owed, ..Reserve::default() };
         // What can't be had now is taken as soon as something is closed.
         let _ = reserve.refill();
     });
@@ -71,16 +88,45 @@ pub struct Place {
 /// Takes a place for a descriptor that will be needed later.
 ///
 /// # Errors
-/// There is none left besides the reserve.
+/// There is none left besides the reserve, and what is owed to others.
 pub fn place() -> io::Result<Place> {
-    RESERVE.with_borrow_mut(|reserve| {
-        reserve.refill()?;
-        let held = match reserve.held.first() {
-            Some(first) => fcntl_dupfd_cloexec(first.as_fd(), 0)?,
-            None => eventfd(0, EventfdFlags::CLOEXEC)?,
-        };
-        Ok(Place { _held: held })
-    })
+    RESERVE
+        .with_borrow_mut(|reserve| if reserve.owed > 0 { Err(Errno::MFILE.into()) } else { reserve.place() })
+}
+
+/// A place for somebody who had one, before anybody new gets any: as soon as there is one, but not later than after
+/// `patience`.
+pub async fn next_place(patience: Duration) -> Option<Place> {
+    let place = || RESERVE.with_borrow_mut(Reserve::place);
+    if let Ok(place) = place() {
+        return Some(place);
+    }
+    let _owed = Owed::new();
+    let found = async {
+        loop {
+            sleep(LOOK_EVERY).await;
+            if let Ok(place) = place() {
+                return place;
+            }
+        }
+    };
+    timeout(patience, found).await.ok()
+}
+
+/// One that is owed a place, until dropped.
+struct Owed;
+
+impl Owed {
+    fn new() -> Self {
+        RESERVE.with_borrow_mut(|reserve| reserve.owed += 1);
+        Self
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let _ = RESERVE.try_with(|reserve| reserve.borrow_mut().owed -= 1);
+    }
 }
 
 /// Whether there is none left besides the reserve.
@@ -148,6 +194,28 @@ mod tests {
         RESERVE.with_borrow_mut(|reserve| reserve.lent -= 1);
         assert!(place().is_ok());
         assert_eq!(state(), (3, 0), "whole before anything is accepted");
+    }
+
+    #[test]
+    fn who_had_a_place_gets_the_next_one_before_anybody_new() {
+        crate::worker::run_alone(false, |_| async {
+            // As if there were no others.
+            let lent = |lent| RESERVE.with_borrow_mut(|reserve| reserve.lent = lent);
+            lent(1);
+            let taken = async {
+                sleep(LOOK_EVERY).await;
+                lent(0);
+                place().is_err_and(|e| ran_out(&e))
+            };
+            let (found, newcomer_waits) =
+                futures_lite::future::zip(next_place(Duration::from_secs(9)), taken).await;
+            assert!(found.is_some() && newcomer_waits && place().is_ok());
+            lent(1);
+            assert!(next_place(LOOK_EVERY).await.is_none());
+            lent(0);
+            assert!(place().is_ok(), "nobody is owed anything any more");
+        })
+        .unwrap();
     }
 
     #[test]
