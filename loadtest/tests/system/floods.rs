@@ -182,8 +182,8 @@ fn an_office_whose_tokens_hold_comes_back_all_at_once_while_every_place_is_taken
         let mut held: Vec<_> = (0..SILENT).map(|n| connect_from(source(n), entry)).collect();
         at_its_worst();
         while !over.load(Ordering::Relaxed) {
-            for n in 0..20 {
-                held[n] = connect_from(source(n), entry);
+            for (n, one) in held.iter_mut().take(20).enumerate() {
+                *one = connect_from(source(n), entry);
             }
             thread::scope(|scope| {
                 let log_in =
