@@ -1,25 +1,19 @@
-//! Role: the file of the audit log, on the journal's thread: which lines are written, and how.
-//! Invariants: every line of the file is JSON, whatever the disk does · a source that is refused again and again
-//! fills neither the disk nor the log, and the rest of its lines is counted.
-//! See: `dataplane::journal`.
+//! Role: the file of the audit log, on the journal's thread: how lines are written.
+//! Invariants: every line of the file is JSON, whatever the disk does · lines that wait together are one write.
+//! See: `dataplane::journal`; `gate`, whose counts are written here.
 
 use std::{
-    collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
-    net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use narrowlink_dataplane::journal::{Appender, Sink};
+use narrowlink_dataplane::journal::{Appender, Sink, Torn};
 
-use super::Line;
+use super::{Line, gate::Gate};
 
-/// Refusals of one source that are written in one second; the rest is counted.
-const REFUSALS_PER_S: u32 = 10;
-/// Sources that are watched at a time; beyond that all others share one count.
-const SOURCES_MAX: usize = 4_096;
 /// A line is shorter.
 const TAIL_BYTES: u64 = 128 * 1024;
 
@@ -27,35 +21,34 @@ const TAIL_BYTES: u64 = 128 * 1024;
 pub(super) struct AuditFile {
     file: Appender<File>,
     path: PathBuf,
-    /// Refusals in this second, by source; `None` are those of too many sources.
-    refusals: HashMap<Option<IpAddr>, u32>,
+    /// Has counts that are to be written.
+    gate: Arc<Gate>,
 }
 
 impl AuditFile {
     /// Appends to `path`, which is made, for its owner alone, if it isn't there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open(path)?, path: path.to_owned(), refusals: HashMap::new() })
+        Ok(Self { file: open(path)?, path: path.to_owned(), gate: Arc::default() })
     }
 
-    /// Whether a refusal of this source is one that is written.
-    fn counts(&mut self, source: IpAddr) -> bool {
-        let known = self.refusals.len() < SOURCES_MAX || self.refusals.contains_key(&Some(source));
-        let refusals = self.refusals.entry(known.then_some(source)).or_default();
-        *refusals = refusals.saturating_add(1);
-        *refusals <= REFUSALS_PER_S
+    /// What decides, on the workers, which refusals come here as lines.
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 }
 
 impl Sink<Box<Line>> for AuditFile {
     fn write(&mut self, line: &Box<Line>) -> io::Result<()> {
-        if let Some(source) = line.source
-            && !self.counts(source)
-        {
-            return Ok(());
+        self.write_all(std::slice::from_ref(line)).map_err(|torn| torn.why)
+    }
+
+    fn write_all(&mut self, lines: &[Box<Line>]) -> Result<(), Torn> {
+        let mut text = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut text, line).map_err(|e| Torn { written: 0, why: e.into() })?;
+            text.push(b'\n');
         }
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        self.file.append(&text)
+        self.file.append_all(&text)
     }
 
     fn lost(&mut self, lines: u64, why: &str) -> Box<Line> {
@@ -63,12 +56,11 @@ impl Sink<Box<Line>> for AuditFile {
     }
 
     fn tick(&mut self) -> Vec<Box<Line>> {
-        let refused_more = |(source, refusals): (Option<IpAddr>, u32)| {
-            let left_out = refusals.checked_sub(REFUSALS_PER_S).filter(|n| *n > 0)?;
-            let peer = source.map(|ip| ip.to_string());
-            Some(Box::new(Line { peer, lines: Some(left_out.into()), ..Line::new("refused_more") }))
-        };
-        self.refusals.drain().filter_map(refused_more).collect()
+        self.gate.handle_tick()
+    }
+
+    fn last(&mut self) -> Vec<Box<Line>> {
+        self.gate.handle_tick()
     }
 
     fn reopen(&mut self) -> io::Result<()> {
@@ -118,32 +110,6 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-
-    fn lines(path: &Path) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(path).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    #[test]
-    fn refusals_of_one_source_are_counted_and_of_another_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let mut file = AuditFile::open(&path).unwrap();
-        let line = |ip: &str| Box::new(Line { source: Some(ip.parse().unwrap()), ..Line::new("refused") });
-        for _ in 0..100 {
-            file.write(&line("192.0.2.1")).unwrap();
-        }
-        file.write(&line("192.0.2.2")).unwrap();
-        for more in file.tick() {
-            file.write(&more).unwrap();
-        }
-        file.write(&line("192.0.2.1")).unwrap();
-        let lines = lines(&path);
-        let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
-        assert_eq!((count("refused"), count("refused_more")), (12, 1));
-        let more = lines.iter().find(|line| line["event"] == "refused_more").unwrap();
-        assert_eq!((&more["peer"], &more["lines"]), (&"192.0.2.1".into(), &90.into()));
-    }
 
     #[test]
     fn a_line_is_never_written_behind_half_a_line() {
