@@ -213,9 +213,9 @@ impl Line {
     }
 
     /// The same, said now of so many lines.
-    fn counting(&self, lines: u64) -> Box<Self> {
+    fn counting(&self, lines: u64) -> Self {
         let Self { time, .. } = Self::new(self.event);
-        Box::new(Self { time, lines: Some(lines), ..self.clone() })
+        Self { time, lines: Some(lines), ..self.clone() }
     }
 
     fn about(event: &'static str, Entry { jti, uid, name, issued_before }: Entry) -> Self {

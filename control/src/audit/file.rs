@@ -56,11 +56,11 @@ impl Sink<Box<Line>> for AuditFile {
     }
 
     fn tick(&mut self) -> Vec<Box<Line>> {
-        self.gate.handle_tick()
+        self.gate.handle_tick().into_iter().map(Box::new).collect()
     }
 
     fn last(&mut self) -> Vec<Box<Line>> {
-        self.gate.handle_tick()
+        self.tick()
     }
 
     fn reopen(&mut self) -> io::Result<()> {

@@ -90,7 +90,7 @@ impl Gate {
     }
 
     /// The counts of what was not written since the last call. A kind that was not refused since then is forgotten.
-    pub(super) fn handle_tick(&self) -> Vec<Box<Line>> {
+    pub(super) fn handle_tick(&self) -> Vec<Line> {
         let mut others = left_out(&self.others);
         let mut lines = Vec::new();
         for slot in &self.slots {
@@ -150,9 +150,8 @@ mod tests {
         assert_eq!(admitted(1, None, RefusalCode::Unauthenticated), 10, "no token");
         let lines = gate.handle_tick();
         assert!(lines.iter().all(|line| line.lines == Some(90) && line.event == "refused_more"), "{lines:?}");
-        let said = |line: &&Box<Line>| {
-            line.jti.as_deref() == Some("t2") && line.peer.as_deref() == Some("192.0.0.1")
-        };
+        let said =
+            |line: &&Line| line.jti.as_deref() == Some("t2") && line.peer.as_deref() == Some("192.0.0.1");
         assert_eq!((lines.len(), lines.iter().filter(said).count()), (5, 1), "{lines:?}");
         assert_eq!(admitted(1, Some(&one), RefusalCode::Policy), 10, "a second later");
         assert_eq!(gate.handle_tick()[0].jti.as_deref(), Some("t1"));
@@ -184,7 +183,7 @@ mod tests {
             let admit = move |n: &u64| gate.admit(peer((*n / 100 % 7) as u16), None, RefusalCode::Limited);
             move || (0..REFUSALS).map(|at| at + u64::from(n)).filter(admit).count() as u64
         };
-        let counted = |lines: Vec<Box<Line>>| lines.iter().filter_map(|line| line.lines).sum::<u64>();
+        let counted = |lines: Vec<Line>| lines.iter().filter_map(|line| line.lines).sum::<u64>();
         let (mut written, mut left_out) = (0, 0);
         thread::scope(|scope| {
             let workers: Vec<_> = (0..3).map(|n| scope.spawn(workers(n))).collect();
