@@ -1,14 +1,17 @@
-//! Role: how often a relay in steady state asks for memory: never.
+//! Role: how often a relay in steady state asks for memory, and a refusal that the audit log only counts: never.
 //! Invariants: everything on the relay's thread counts, the runtime included; the programs at its ends run
 //! on another one.
-//! See: ARCHITECTURE.md, "Readiness first".
+//! See: ARCHITECTURE.md, "Readiness first"; docs/audit.md, `refused_more`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 #![expect(unsafe_code, reason = "an allocator that counts is one")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -16,12 +19,23 @@ use narrowlink_bench::{
     path::{Path, session},
     programs::{Programs, Shape},
 };
-use narrowlink_dataplane::worker::{self, Driver};
+use narrowlink_control::audit::Audit;
+use narrowlink_dataplane::{
+    door::{Event, Principal},
+    worker::{self, Driver},
+};
+use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
+    id::Uid,
+    message::Speaker,
+};
 
 /// The system's allocator, and a count of what watched threads ask it for.
 struct Counting;
 
 static ASKED: AtomicU64 = AtomicU64::new(0);
+/// Held by the test that counts: all threads share the count.
+static COUNTS: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
@@ -102,9 +116,30 @@ fn allocations(path: Path, shape: Shape, epoll: bool) -> (u64, Driver) {
     (asked.unwrap(), relaying.join().unwrap())
 }
 
-/// One test, because all threads share the count.
+#[test]
+fn a_refusal_that_is_only_counted_allocates_nothing() {
+    let _counts = COUNTS.lock().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let audit = Audit::open(&dir.path().join("audit.log")).unwrap();
+    let who = Principal::new(Speaker::Client, Uid::nil(), "laptop");
+    let refused = Refused::new(RefusalCode::AgentNotFound, "no agent of this name is connected");
+    let peer_addr = ([192, 0, 2, 1], 1000).into();
+    let event = Event::Refused { who: Some(&who), peer_addr, session: None, refused: &refused, cause: None };
+    let round = || {
+        let before = ASKED.load(Ordering::SeqCst);
+        WATCHED.set(true);
+        (0..CHUNKS).for_each(|_| audit.note(&event));
+        WATCHED.set(false);
+        ASKED.load(Ordering::SeqCst) - before
+    };
+    assert!(round() > 0, "the first lines were not counted");
+    // A second that begins in a round has lines of its own.
+    assert_eq!((0..ROUNDS_MAX).map(|_| round()).min(), Some(0));
+}
+
 #[test]
 fn a_relayed_chunk_allocates_nothing() {
+    let _counts = COUNTS.lock().unwrap();
     let mut wrong = Vec::new();
     for path in Path::PLAIN.into_iter().chain(Path::TLS) {
         for shape in Shape::ALL {

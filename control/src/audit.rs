@@ -1,15 +1,17 @@
 //! Role: the audit log: who came, what was refused, opened and closed; one line of JSON each.
 //! Invariants: no token, no secret and no payload in any line · nobody waits for the disk: lines that it
-//! can't take are lost, and counted · every line of the file is JSON.
-//! See: docs/audit.md; `file`, which writes.
+//! can't take are lost, and counted · every line of the file is JSON · a refusal that is only counted is never a line.
+//! See: docs/audit.md; `gate`, which counts; `file`, which writes.
 
 mod file;
+mod gate;
 
 use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,10 +19,10 @@ use narrowlink_dataplane::{
     door::{Event, Principal},
     journal::{Bounds, Journal},
 };
-use narrowlink_proto::{id::SessionId, message::Speaker, when};
+use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
 use serde::Serialize;
 
-use self::file::AuditFile;
+use self::{file::AuditFile, gate::Gate};
 use crate::{
     auth::signer,
     clock,
@@ -34,10 +36,16 @@ const LINE_BYTES: usize = 512;
 
 /// Where lines are left to be written.
 #[derive(Clone)]
-pub struct Audit(Option<Journal<Box<Line>>>);
+pub struct Audit(Option<Lines>);
+
+#[derive(Clone)]
+struct Lines {
+    journal: Journal<Box<Line>>,
+    gate: Arc<Gate>,
+}
 
 /// One line. What isn't known, or doesn't belong to the event, isn't there.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 struct Line {
     /// UTC, with milliseconds.
     time: String,
@@ -77,9 +85,6 @@ struct Line {
     ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lines: Option<u64>,
-    /// For the limit; a refusal's alone.
-    #[serde(skip)]
-    source: Option<IpAddr>,
 }
 
 impl Audit {
@@ -93,14 +98,20 @@ impl Audit {
     /// # Errors
     /// The system's: the file can't be written, or no thread started.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Some(Journal::start("audit", BOUNDS, AuditFile::open(path)?)?)))
+        let file = AuditFile::open(path)?;
+        let gate = file.gate();
+        Ok(Self(Some(Lines { journal: Journal::start("audit", BOUNDS, file)?, gate })))
     }
 
-    /// Leaves a line for an event, without waiting.
+    /// Leaves a line for an event, or counts it, without waiting.
     pub fn note(&self, event: &Event<'_>) {
-        if self.0.is_some() {
-            self.leave(Line::of(event));
+        let Some(Lines { gate, .. }) = &self.0 else { return };
+        if let Event::Refused { who, peer_addr, refused, .. } = *event
+            && !gate.admit(peer_addr, who, refused.code)
+        {
+            return;
         }
+        self.leave(Line::of(event));
     }
 
     /// Leaves a line for each entry that the list of revocations has now and had not before, or the other way round.
@@ -115,7 +126,7 @@ impl Audit {
     }
 
     fn leave(&self, line: Line) {
-        if let Some(journal) = &self.0 {
+        if let Some(Lines { journal, .. }) = &self.0 {
             let bytes = line.bytes();
             journal.leave(Box::new(line), bytes);
         }
@@ -123,7 +134,7 @@ impl Audit {
 
     /// The file may have been moved away by whoever keeps logs: the next line begins a new one.
     pub fn reopen(&self) {
-        if let Some(journal) = &self.0 {
+        if let Some(Lines { journal, .. }) = &self.0 {
             journal.reopen();
         }
     }
@@ -131,7 +142,7 @@ impl Audit {
     /// Waits until what was left so far is on the disk, or lost, but not longer than `patience`. Not to be called on
     /// a worker.
     pub fn flush(&self, patience: Duration) {
-        if let Some(journal) = &self.0 {
+        if let Some(Lines { journal, .. }) = &self.0 {
             journal.flush(patience);
         }
     }
@@ -160,7 +171,6 @@ impl Line {
             }
             Event::Refused { who, peer_addr, session, refused, cause } => {
                 let mut line = Self::new("refused").from(peer_addr);
-                line.source = Some(peer_addr.ip());
                 line.session = session.map(short);
                 line.code = serde_json::to_value(refused.code).ok();
                 line.reason = Some(refused.reason.clone());
@@ -187,6 +197,25 @@ impl Line {
                 ..Self::new("close").by(who).from(peer_addr)
             },
         }
+    }
+
+    /// What counts refusals of one kind, but for the count.
+    fn refused_more(source: IpAddr, who: Option<&Principal>, code: RefusalCode) -> Self {
+        let line = Self {
+            peer: Some(source.to_string()),
+            code: serde_json::to_value(code).ok(),
+            ..Self::new("refused_more")
+        };
+        match who {
+            Some(who) => line.by(who),
+            None => line,
+        }
+    }
+
+    /// The same, said now of so many lines.
+    fn counting(&self, lines: u64) -> Self {
+        let Self { time, .. } = Self::new(self.event);
+        Self { time, lines: Some(lines), ..self.clone() }
     }
 
     fn about(event: &'static str, Entry { jti, uid, name, issued_before }: Entry) -> Self {
@@ -281,6 +310,33 @@ mod tests {
             (&1.into(), &2.into(), &1500.into())
         );
         assert_eq!((&close["code"], &close["reason"]), (&"revoked".into(), &"the token was revoked".into()));
+    }
+
+    #[test]
+    fn refusals_that_are_only_counted_are_said_before_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let audit = Audit::open(&path).unwrap();
+        let refused = Refused::new(RefusalCode::AgentNotFound, "no");
+        let who = Principal::new(Speaker::Client, Uid::nil(), "laptop");
+        let event = Event::Refused {
+            who: Some(&who),
+            peer_addr: peer(),
+            session: None,
+            refused: &refused,
+            cause: None,
+        };
+        (0..1000).for_each(|_| audit.note(&event));
+        audit.note(&Event::LoggedIn { who: &who, peer_addr: peer() });
+        audit.flush(PATIENCE);
+        let lines = lines(&path);
+        let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+        let more = of("refused_more");
+        let counted: u64 = more.iter().filter_map(|line| line["lines"].as_u64()).sum();
+        assert_eq!((of("login").len(), of("refused").len() as u64 + counted), (1, 1000), "{lines:?}");
+        for (field, value) in [("peer", "192.0.2.1"), ("name", "laptop"), ("code", "agent_not_found")] {
+            assert!(more.iter().all(|line| line[field] == value), "{more:?}");
+        }
     }
 
     #[test]

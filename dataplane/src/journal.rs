@@ -1,6 +1,6 @@
 //! Role: lines that many threads leave and one thread writes: the log, and the gateway's audit log.
-//! Invariants: nobody but that thread ever waits for a disk, a pipe or a terminal · a line that is not written is
-//! counted, and the count is written as soon as a line can be · a request to flush has an end.
+//! Invariants: nobody but that thread ever waits for a disk, a pipe or a terminal, nor for that thread · a line that is not
+//! written is counted, and the count is written as soon as a line can be · a request to flush has an end.
 //! See: `log`; the gateway's `audit`.
 
 mod appender;
@@ -13,7 +13,10 @@ use std::{
 };
 
 use self::queue::{Next, Queue};
-pub use self::{appender::Appender, queue::Bounds};
+pub use self::{
+    appender::{Appender, Torn},
+    queue::Bounds,
+};
 
 /// How often a sink gets its tick, and lines lost are looked for when no line comes.
 const TICK: Duration = Duration::from_secs(1);
@@ -28,11 +31,27 @@ pub trait Sink<L>: Send + 'static {
     /// The system's: the line is lost then.
     fn write(&mut self, line: &L) -> io::Result<()>;
 
+    /// Writes lines that wait together, each whole or not at all.
+    ///
+    /// # Errors
+    /// The system's, and how many lines before it are written. The next one is lost then; the others are tried again.
+    fn write_all(&mut self, lines: &[L]) -> Result<(), Torn> {
+        for (written, line) in lines.iter().enumerate() {
+            self.write(line).map_err(|why| Torn { written, why })?;
+        }
+        Ok(())
+    }
+
     /// The line that says how many are missing, and why.
     fn lost(&mut self, lines: u64, why: &str) -> L;
 
     /// What there is to say once a second.
     fn tick(&mut self) -> Vec<L> {
+        Vec::new()
+    }
+
+    /// What else there is to say before an end.
+    fn last(&mut self) -> Vec<L> {
         Vec::new()
     }
 
@@ -82,7 +101,8 @@ impl<L: Send + 'static> Journal<L> {
         let queue = Arc::new(Queue::new(bounds));
         let lines = queue.clone();
         let writer = Writer { sink, lost: 0, why: String::new(), failed: false };
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.work(&lines))?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.work(&lines))?;
+        queue.set_writer(thread.thread().clone());
         Ok(Self(Arc::new(Ends(queue))))
     }
 
@@ -120,19 +140,24 @@ impl<S> Writer<S> {
         S: Sink<L>,
     {
         let mut tick_at = Instant::now() + TICK;
+        let mut batch = Vec::new();
         loop {
-            match queue.next(tick_at) {
-                Next::Line { line, lost } => {
+            match queue.next(tick_at, &mut batch) {
+                Next::Lines { lost } => {
+                    // The gap is in front of the last one.
+                    let (before, behind) =
+                        batch.split_at(if lost > 0 { batch.len() - 1 } else { batch.len() });
+                    self.write(before);
                     self.count(lost);
-                    self.write(&line);
+                    self.write(behind);
+                    batch.clear();
                 }
                 Next::Reopen => {
                     let reopened = self.sink.reopen();
                     self.complain(reopened);
                 }
                 Next::Sync { upto, lost } => {
-                    self.count(lost);
-                    self.say_lost();
+                    self.say_last(lost);
                     let synced = self.sink.sync();
                     self.complain(synced);
                     queue.synced(upto);
@@ -140,16 +165,11 @@ impl<S> Writer<S> {
                 Next::Tick { lost } => {
                     self.count(lost);
                     self.say_lost();
-                    for line in self.sink.tick() {
-                        self.write(&line);
-                    }
+                    let lines = self.sink.tick();
+                    self.write(&lines);
                     tick_at = Instant::now() + TICK;
                 }
-                Next::Closed { lost } => {
-                    self.count(lost);
-                    self.say_lost();
-                    return;
-                }
+                Next::Closed { lost } => return self.say_last(lost),
             }
         }
     }
@@ -161,17 +181,28 @@ impl<S> Writer<S> {
         }
     }
 
-    fn write<L>(&mut self, line: &L)
+    fn say_last<L>(&mut self, lost: u64)
     where
         S: Sink<L>,
     {
-        // What is missing before it comes first; where that can't be written, this can't either.
-        if !self.say_lost() {
-            self.lost += 1;
-            return;
-        }
-        if !self.put(line) {
-            self.lost += 1;
+        self.count(lost);
+        self.say_lost();
+        let lines = self.sink.last();
+        self.write(&lines);
+    }
+
+    fn write<L>(&mut self, mut lines: &[L])
+    where
+        S: Sink<L>,
+    {
+        while !lines.is_empty() {
+            // What is missing before them comes first; where that can't be written, this can't either.
+            let written = if self.say_lost() { self.put(lines) } else { 0 };
+            lines = lines.get(written..).unwrap_or_default();
+            if let [_, others @ ..] = lines {
+                self.lost += 1;
+                lines = others;
+            }
         }
     }
 
@@ -182,25 +213,30 @@ impl<S> Writer<S> {
     {
         if self.lost > 0 {
             let line = self.sink.lost(self.lost, &self.why);
-            if self.put(&line) {
+            if self.put(&[line]) == 1 {
                 self.lost = 0;
             }
         }
         self.lost == 0
     }
 
-    fn put<L>(&mut self, line: &L) -> bool
+    /// How many of these lines are written before one that can't be.
+    fn put<L>(&mut self, lines: &[L]) -> usize
     where
         S: Sink<L>,
     {
-        let written = self.sink.write(line);
-        match &written {
-            Ok(()) => self.failed = false,
-            Err(e) => self.why = e.to_string(),
+        match self.sink.write_all(lines) {
+            Ok(()) => {
+                self.failed = false;
+                lines.len()
+            }
+            Err(Torn { written, why }) => {
+                self.failed &= written == 0;
+                self.why = why.to_string();
+                self.complain(Err(why));
+                written
+            }
         }
-        let is_written = written.is_ok();
-        self.complain(written);
-        is_written
     }
 
     /// A disk that is full is found full at every line: the first time is news.

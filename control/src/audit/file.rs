@@ -1,28 +1,22 @@
-//! Role: the file of the audit log, on the journal's thread: which lines are written, and how.
-//! Invariants: every line of the file is JSON, whatever the disk does · a source that is refused again and again
-//! fills neither the disk nor the log, and the rest of its lines is counted · a pipe may find its reader later, and lose it:
-//! lines between are counted.
-//! See: `dataplane::journal`.
+//! Role: the file of the audit log, on the journal's thread: how lines are written.
+//! Invariants: every line of the file is JSON, whatever the disk does · lines that wait together are one write · a pipe may
+//! find its reader later, and lose it: lines between are counted.
+//! See: `dataplane::journal`; `gate`, whose counts are written here.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
-    net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use narrowlink_dataplane::{
     file::{open_regular, open_to_append},
-    journal::{Appender, Sink},
+    journal::{Appender, Sink, Torn},
 };
 
-use super::Line;
+use super::{Line, gate::Gate};
 
-/// Refusals of one source that are written in one second; the rest is counted.
-const REFUSALS_PER_S: u32 = 10;
-/// Sources that are watched at a time; beyond that all others share one count.
-const SOURCES_MAX: usize = 4_096;
 /// A line is shorter.
 const TAIL_BYTES: u64 = 128 * 1024;
 /// Why nothing can be written to a pipe.
@@ -33,8 +27,8 @@ pub(super) struct AuditFile {
     /// `None` while it is a pipe that nobody reads.
     file: Option<Appender<File>>,
     path: PathBuf,
-    /// Refusals in this second, by source; `None` are those of too many sources.
-    refusals: HashMap<Option<IpAddr>, u32>,
+    /// Has counts that are to be written.
+    gate: Arc<Gate>,
 }
 
 impl AuditFile {
@@ -48,38 +42,37 @@ impl AuditFile {
                 UNREAD
             );
         }
-        Ok(Self { file, path: path.to_owned(), refusals: HashMap::new() })
+        Ok(Self { file, path: path.to_owned(), gate: Arc::default() })
     }
 
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+    fn append_all(&mut self, lines: &[u8]) -> Result<(), Torn> {
         if self.file.is_none() {
-            self.file = open(&self.path)?;
+            self.file = open(&self.path).map_err(|why| Torn { written: 0, why })?;
         }
         match &mut self.file {
-            Some(file) => file.append(line),
-            None => Err(io::Error::new(io::ErrorKind::BrokenPipe, UNREAD)),
+            Some(file) => file.append_all(lines),
+            None => Err(Torn { written: 0, why: io::Error::new(io::ErrorKind::BrokenPipe, UNREAD) }),
         }
     }
 
-    /// Whether a refusal of this source is one that is written.
-    fn counts(&mut self, source: IpAddr) -> bool {
-        let known = self.refusals.len() < SOURCES_MAX || self.refusals.contains_key(&Some(source));
-        let refusals = self.refusals.entry(known.then_some(source)).or_default();
-        *refusals = refusals.saturating_add(1);
-        *refusals <= REFUSALS_PER_S
+    /// What decides, on the workers, which refusals come here as lines.
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 }
 
 impl Sink<Box<Line>> for AuditFile {
     fn write(&mut self, line: &Box<Line>) -> io::Result<()> {
-        if let Some(source) = line.source
-            && !self.counts(source)
-        {
-            return Ok(());
+        self.write_all(std::slice::from_ref(line)).map_err(|torn| torn.why)
+    }
+
+    fn write_all(&mut self, lines: &[Box<Line>]) -> Result<(), Torn> {
+        let mut text = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut text, line).map_err(|e| Torn { written: 0, why: e.into() })?;
+            text.push(b'\n');
         }
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        self.append(&text)
+        self.append_all(&text)
     }
 
     fn lost(&mut self, lines: u64, why: &str) -> Box<Line> {
@@ -87,12 +80,11 @@ impl Sink<Box<Line>> for AuditFile {
     }
 
     fn tick(&mut self) -> Vec<Box<Line>> {
-        let refused_more = |(source, refusals): (Option<IpAddr>, u32)| {
-            let left_out = refusals.checked_sub(REFUSALS_PER_S).filter(|n| *n > 0)?;
-            let peer = source.map(|ip| ip.to_string());
-            Some(Box::new(Line { peer, lines: Some(left_out.into()), ..Line::new("refused_more") }))
-        };
-        self.refusals.drain().filter_map(refused_more).collect()
+        self.gate.handle_tick().into_iter().map(Box::new).collect()
+    }
+
+    fn last(&mut self) -> Vec<Box<Line>> {
+        self.tick()
     }
 
     fn reopen(&mut self) -> io::Result<()> {
@@ -143,32 +135,6 @@ mod tests {
     use std::{fs::OpenOptions, io::Write as _, process::Command};
 
     use super::*;
-
-    fn lines(path: &Path) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(path).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    #[test]
-    fn refusals_of_one_source_are_counted_and_of_another_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let mut file = AuditFile::open(&path).unwrap();
-        let line = |ip: &str| Box::new(Line { source: Some(ip.parse().unwrap()), ..Line::new("refused") });
-        for _ in 0..100 {
-            file.write(&line("192.0.2.1")).unwrap();
-        }
-        file.write(&line("192.0.2.2")).unwrap();
-        for more in file.tick() {
-            file.write(&more).unwrap();
-        }
-        file.write(&line("192.0.2.1")).unwrap();
-        let lines = lines(&path);
-        let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
-        assert_eq!((count("refused"), count("refused_more")), (12, 1));
-        let more = lines.iter().find(|line| line["event"] == "refused_more").unwrap();
-        assert_eq!((&more["peer"], &more["lines"]), (&"192.0.2.1".into(), &90.into()));
-    }
 
     #[test]
     fn a_pipe_takes_lines_as_soon_as_somebody_reads_it_and_again_when_the_next_one_does() {

@@ -23,6 +23,15 @@ pub struct Appender<F> {
     torn: bool,
 }
 
+/// Why not all lines were appended.
+#[derive(Debug)]
+pub struct Torn {
+    /// So many were, before the one that could not be.
+    pub written: usize,
+    /// What the system says.
+    pub why: io::Error,
+}
+
 impl<F: AsFd> Appender<F> {
     /// For a descriptor that others may have, too: standard error.
     pub fn shared(file: F) -> Self {
@@ -44,23 +53,48 @@ impl<F: AsFd> Appender<F> {
     /// # Errors
     /// The system's. Nothing of the line is to be seen then, as far as that can be had.
     pub fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        self.append_all(line).map_err(|torn| torn.why)
+    }
+
+    /// Appends lines, in one call where the file takes them so. Each ends with a newline, and in a file of ours has none
+    /// within.
+    ///
+    /// # Errors
+    /// The system's, and how many lines are written. Nothing of the others is to be seen then, as far as that can be had.
+    pub fn append_all(&mut self, lines: &[u8]) -> Result<(), Torn> {
+        let mut done = 0;
+        self.append_from(lines, &mut done).map_err(|why| Torn { written: count(&lines[..done]), why })
+    }
+
+    /// `done` is where the first line begins that isn't written.
+    fn append_from(&mut self, lines: &[u8], done: &mut usize) -> io::Result<()> {
         if self.torn {
             self.put(b"\n")?;
             self.torn = false;
         }
-        match self.put(line)? {
-            written if written == line.len() => Ok(()),
-            // A file takes less than it is given where its room ends. The line may be had as a whole all the
-            // same (a signal came); it is never in two pieces, which another process could come between.
-            written if self.ours && self.blank(written).is_ok() => match self.put(line)? {
-                again if again == line.len() => Ok(()),
-                again => {
-                    self.torn = self.blank(again).is_err();
-                    Err(Errno::NOSPC.into())
+        let mut is_again = false;
+        while *done < lines.len() {
+            let written = self.put(&lines[*done..])?;
+            let whole = end_of_last(&lines[*done..*done + written]);
+            let part = written - whole;
+            *done += whole;
+            if *done == lines.len() {
+                break;
+            }
+            // A file takes less than it is given where its room ends. The line may be had as a whole all the same (a
+            // signal came); it is never in two pieces, which another process could come between.
+            if self.ours && self.blank(part).is_ok() {
+                if is_again && whole == 0 {
+                    return Err(Errno::NOSPC.into());
                 }
-            },
-            written => self.finish(&line[written..]),
+                is_again = true;
+            } else {
+                let end = end_of_first(&lines[*done..]);
+                self.finish(&lines[*done + part..*done + end])?;
+                *done += end;
+            }
         }
+        Ok(())
     }
 
     /// The rest of a line, for pipes, sockets and terminals.
@@ -114,6 +148,19 @@ impl<F: AsFd> Appender<F> {
     }
 }
 
+/// How many lines end here.
+fn count(lines: &[u8]) -> usize {
+    lines.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn end_of_first(lines: &[u8]) -> usize {
+    lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |at| at + 1)
+}
+
+fn end_of_last(lines: &[u8]) -> usize {
+    lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+}
+
 fn wait(file: BorrowedFd<'_>) -> io::Result<()> {
     match poll(&mut [PollFd::from_borrowed_fd(file, PollFlags::OUT)], None) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -163,15 +210,27 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_is_full_and_must_not_block_gets_the_whole_line() {
+    fn of_lines_that_find_room_for_some_those_are_whole_and_the_others_are_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut appender = Appender::owned(open(&path), false);
+        appender.append_all(b"{\"n\":1}\n{\"n\":2}\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{\"n\":1}\n{\"n\":2}\n");
+        let mut full = Appender::owned(OpenOptions::new().write(true).open("/dev/full").unwrap(), false);
+        let torn = full.append_all(b"1\n2\n").unwrap_err();
+        assert_eq!((torn.written, torn.why.kind()), (0, io::ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn a_pipe_that_is_full_and_must_not_block_gets_whole_lines() {
         let (mut reader, writer) = io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
-        let line = vec![b'x'; 1_000_000];
-        let sent = line.clone();
-        let thread = std::thread::spawn(move || Appender::shared(writer).append(&sent));
+        let lines = [vec![b'x'; 1_000_000], vec![b'y'; 500_000], Vec::new()].join(&b'\n');
+        let sent = lines.clone();
+        let thread = std::thread::spawn(move || Appender::owned(writer, false).append_all(&sent));
         let mut got = Vec::new();
         reader.read_to_end(&mut got).unwrap();
-        assert!(got == line, "{} bytes", got.len());
+        assert!(got == lines, "{} bytes", got.len());
         thread.join().unwrap().unwrap();
     }
 
