@@ -65,6 +65,8 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
             Err(failure) => failure,
         },
         Err(failure) => {
+            // A carrier that breaks says why before it resets the session here, but both may be heard at once.
+            let failure = carriers.broken.1.try_recv().unwrap_or(failure);
             carriers.cut.store(true, Ordering::Relaxed);
             drop(local);
             carriers.write_rest().await;

@@ -168,7 +168,7 @@ fn each_error_has_its_words_and_its_exit_code() {
         ("--list l --token no.token", 2, "neither a file that is there nor a token"),
         ("--list l --token words", 2, "--token: not a token"),
         ("--list no/where.yaml --jti a", 74, "no/where.yaml: No such file or directory"),
-        ("--list dir.yaml --jti a", 74, "dir.yaml: Is a directory"),
+        ("--list dir.yaml --jti a", 74, "dir.yaml: it is a directory"),
         ("--list bad-list.yaml --jti a", 78, "[0]: unknown key; expected `jti`"),
         ("-c no.yaml --jti a", 78, "no.yaml: No such file"),
         ("-c bad.yaml --jti a", 78, "bad.yaml: "),
