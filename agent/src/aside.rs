@@ -10,8 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monoio::time::sleep;
-use narrowlink_dataplane::timer::timeout;
+use narrowlink_dataplane::timer::{sleep, timeout};
 
 /// A disk answers in this time, or is left alone for now.
 const PATIENCE: Duration = Duration::from_secs(5);
