@@ -102,12 +102,12 @@ impl Site {
         Ok(path)
     }
 
-    /// A token for `name` in the space `uid`, good for a day.
+    /// A token for `name` in the space `uid`, good for a month.
     ///
     /// # Errors
     /// Claims that no token may hold.
     pub fn token(&self, kind: Kind, uid: Uid, name: &str, policies: Option<Policies>) -> io::Result<String> {
-        self.token_until(kind, uid, name, policies, now() + 86_400)
+        self.token_until(kind, uid, name, policies, now() + 30 * 86_400)
     }
 
     /// As [`Site::token`], until `exp` (seconds since the epoch).
