@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     task::{Context, Poll, Waker},
@@ -126,6 +126,8 @@ struct Ticker {
     tick: u64,
     /// The runtime that the ticking task belongs to.
     runs_in: Option<u64>,
+    /// Of that task, while nobody waits.
+    resting: Option<Waker>,
 }
 
 struct Waiting {
@@ -145,8 +147,10 @@ impl Overdue {
         TICKER.with_borrow_mut(|ticker| {
             let runtime = worker::runtime();
             if ticker.runs_in != Some(runtime) {
-                ticker.runs_in = Some(runtime);
+                (ticker.runs_in, ticker.resting) = (Some(runtime), None);
                 worker::spawn(tick(runtime));
+            } else if let Some(resting) = ticker.resting.take() {
+                resting.wake();
             }
             let since_tick = ticker.tick;
             Self(ticker.waiting.insert(Waiting { since_tick, waker: None }))
@@ -192,16 +196,30 @@ async fn tick(runtime: u64) {
                     waker.wake();
                 }
             }
-            let ended = idle >= IDLE_TICKS || ticker.runs_in != Some(runtime);
-            if ended && ticker.runs_in == Some(runtime) {
-                ticker.runs_in = None;
-            }
-            ended
+            ticker.runs_in != Some(runtime)
         });
         if ended {
             return;
         }
+        if idle >= IDLE_TICKS {
+            rest().await;
+            idle = 0;
+        }
     }
+}
+
+/// Returns when somebody waits. (A task that ended instead would be made anew for each stretch of bulk.)
+async fn rest() {
+    poll_fn(|cx| {
+        TICKER.with_borrow_mut(|ticker| {
+            if !ticker.waiting.is_empty() {
+                return Poll::Ready(());
+            }
+            ticker.resting = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    })
+    .await;
 }
 
 #[cfg(test)]
@@ -344,9 +362,15 @@ mod tests {
         }
         worker::run_alone(false, |_| async {
             Overdue::begin().await;
-            while TICKER.with_borrow(|ticker| ticker.runs_in.is_some()) {
+            while TICKER.with_borrow(|ticker| ticker.resting.is_none()) {
                 sleep(TICK * IDLE_TICKS / 2).await;
             }
+            let tick = || TICKER.with_borrow(|ticker| ticker.tick);
+            let before = tick();
+            sleep(TICK * IDLE_TICKS).await;
+            assert_eq!(tick(), before, "it rests");
+            Overdue::begin().await;
+            assert!(tick() > before);
         })
         .unwrap();
     }
