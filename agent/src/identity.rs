@@ -101,7 +101,7 @@ impl Identity {
             Ok(stored) if Ed25519KeyPair::from_pkcs8(&stored).is_ok() => Ok(()),
             Ok(_) => Err(IdentityError::NotAKey(path)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                probe_directory(dir).map_err(|source| IdentityError::File { path, source })
+                file::probe_directory(dir).map_err(|source| IdentityError::File { path, source })
             }
             Err(source) => Err(IdentityError::File { path, source }),
         }
@@ -130,15 +130,6 @@ impl Identity {
 /// The agent deals with signals itself by now, so that even at a start nothing may wait here.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     file::read(path, Reading::Again, FILE_BYTES_MAX).map(|contents| contents.bytes)
-}
-
-/// Whether a file could be made in `dir`; of one that is not there yet, in what it would be made in.
-fn probe_directory(dir: &Path) -> io::Result<()> {
-    let is_there = |dir: &&Path| dir.as_os_str().is_empty() || fs::symlink_metadata(dir).is_ok();
-    let there = dir.ancestors().find(is_there).filter(|dir| !dir.as_os_str().is_empty());
-    let probe = there.unwrap_or(Path::new(".")).join(format!(".narrowlink-{}", std::process::id()));
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
-    fs::remove_file(&probe)
 }
 
 /// Stores a key unless one is there: written whole beside it first, then linked into place.

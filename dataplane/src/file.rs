@@ -95,6 +95,19 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether a file could be made in `dir`; of one that is not there yet, in what it would be made in. Nothing is left
+/// behind.
+///
+/// # Errors
+/// The system's: why it could not.
+pub fn probe_directory(dir: &Path) -> io::Result<()> {
+    let is_there = |dir: &&Path| dir.as_os_str().is_empty() || fs::symlink_metadata(dir).is_ok();
+    let there = dir.ancestors().find(is_there).filter(|dir| !dir.as_os_str().is_empty());
+    let probe = there.unwrap_or(Path::new(".")).join(format!(".narrowlink-{}", std::process::id()));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
+    fs::remove_file(&probe)
+}
+
 fn require_regular(file: FileType) -> io::Result<()> {
     let kind = match file {
         file if file.is_file() => return Ok(()),

@@ -3,13 +3,16 @@
 //! See: `open`, which binds for good.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
-use narrowlink_dataplane::{file::open_to_append, listen};
+use narrowlink_dataplane::{
+    file::{open_to_append, probe_directory},
+    listen,
+};
 
 use super::{StartError, open::explain, rules_of};
 use crate::config::Config;
@@ -62,12 +65,7 @@ fn directory(path: &Path, purpose: Purpose) -> io::Result<()> {
         // For nobody else to look into.
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     }
-    // Of one that is not there yet, what it would be made in.
-    let there = path.ancestors().find(|dir| fs::symlink_metadata(dir).is_ok() || dir.as_os_str().is_empty());
-    let there = there.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let probe = there.join(format!(".narrowlink-{}", std::process::id()));
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe)?;
-    fs::remove_file(&probe)
+    probe_directory(path)
 }
 
 /// A file that can be added to, or made.

@@ -5,8 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::{BufRead as _, BufReader},
     path::Path,
     time::Duration,
 };
@@ -26,15 +25,6 @@ use crate::kit::{
 /// How long a program may take to end that has nothing to wait for.
 const END: Duration = Duration::from_secs(10);
 
-fn echo(local: SocketAddr) {
-    let mut stream = TcpStream::connect(local).expect("the forward takes connections");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream.write_all(b"are you there?").expect("the tunnel takes bytes");
-    let mut answer = [0; 14];
-    stream.read_exact(&mut answer).expect("the tunnel gives bytes");
-    assert_eq!(&answer, b"are you there?");
-}
-
 /// A pipe there, whatever was there before; it is never gone in between.
 fn replace_by_pipe(path: &Path) {
     let made = path.with_extension("fifo");
@@ -51,20 +41,20 @@ fn assert_ends(program: &mut Running) {
 fn an_agent_whose_token_file_becomes_a_pipe_or_is_gone_serves_on_says_so_once_and_ends() {
     let mut tunnel = Tunnel::start(Transport::Wss);
     let forward = tunnel.forward(net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     let path = tunnel.site.path("agent.token");
     let (pipe, gone) = ("agent.token can't be read: it is a pipe; ", "agent.token is gone; ");
     replace_by_pipe(&path);
     wait_for("word of the pipe", PATIENCE, || (tunnel.agent.said_times(pipe) > 0).then_some(()));
-    echo(forward.local);
+    net::echo(forward.local);
     // The agent of a gateway that comes back has read its files again, once before the link and once behind it.
     tunnel.gateway.kill_9();
     tunnel.gateway = tunnel.site.start_gateway();
     wait_for("the agent", PATIENCE, || (tunnel.agent.said_times(" connected") >= 2).then_some(()));
-    echo(forward.local);
+    net::echo(forward.local);
     fs::remove_file(&path).expect("the file is ours");
     wait_for("word of the missing file", PATIENCE, || (tunnel.agent.said_times(gone) > 0).then_some(()));
-    echo(forward.local);
+    net::echo(forward.local);
     assert_eq!(tunnel.agent.said_times(pipe), 1, "said at every look");
     replace_by_pipe(&path);
     wait_for("word of the next pipe", PATIENCE, || (tunnel.agent.said_times(pipe) > 1).then_some(()));
@@ -95,7 +85,7 @@ fn a_gateway_whose_files_become_pipes_refuses_them_serves_on_and_ends() {
         fs::copy(path, &aside).expect("the directory is ours");
         replace_by_pipe(path);
         wait_for("its refusal", PATIENCE, || (gateway.said_times(says) > 0).then_some(()));
-        echo(forward.local);
+        net::echo(forward.local);
         let taken = gateway.said_times("gateway.yaml: taken");
         fs::rename(aside, path).expect("the directory is ours");
         wait_for("the file", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > taken).then_some(()));
@@ -119,7 +109,7 @@ fn a_gateway_whose_audit_log_is_a_pipe_that_nobody_reads_serves_and_counts_what_
     let mut gateway = site.start_gateway();
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     let lost = "audit.pipe: nobody reads this pipe; lines of the audit log are lost until it can be written";
     wait_for("word of the pipe", PATIENCE, || (gateway.said_times(lost) > 0).then_some(()));
     // Whoever comes later hears how many lines came before, and then the rest.
@@ -127,11 +117,11 @@ fn a_gateway_whose_audit_log_is_a_pipe_that_nobody_reads_serves_and_counts_what_
     let line = lines.next().expect("the gateway still writes").expect("a pipe can be read");
     let line: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
     assert!(line["event"] == "lost" && line["lines"].as_u64() > Some(0), "{line}");
-    echo(forward.local);
+    net::echo(forward.local);
     let has_opened = |line: &str| line.contains("\"event\":\"open\"");
     assert!(lines.any(|line| has_opened(&line.expect("a pipe can be read"))));
     drop(lines);
-    echo(forward.local);
+    net::echo(forward.local);
     assert_ends(&mut gateway);
 }
 

@@ -31,25 +31,16 @@ const END: Duration = Duration::from_secs(10);
 /// tmpfs counts in these.
 const PAGE: usize = 4096;
 
-fn echo(local: SocketAddr) {
-    let mut stream = TcpStream::connect(local).expect("the forward takes connections");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream.write_all(b"are you there?").expect("the tunnel takes bytes");
-    let mut answer = [0; 14];
-    stream.read_exact(&mut answer).expect("the tunnel gives bytes");
-    assert_eq!(&answer, b"are you there?");
-}
-
 /// What one would hear of: sessions, a client that is refused, a configuration that is read anew.
 fn make_talk(tunnel: &mut Tunnel, forward: &mut Forward) {
     for _ in 0..50 {
-        echo(forward.local);
+        net::echo(forward.local);
     }
     let mut command = tunnel.site.client(tunnel.transport, Holder::Barred);
     command.args(["connect", "-n", AGENT, "127.0.0.1:1"]);
     assert_eq!(run_unheard(command, tunnel.site.ear, PATIENCE), Some(65));
     tunnel.gateway.signal(Signal::HUP);
-    echo(forward.local);
+    net::echo(forward.local);
     tunnel.agent.assert_running();
     tunnel.gateway.assert_running();
     forward.running.assert_running();
@@ -189,16 +180,16 @@ fn an_audit_log_that_reaches_the_limit_of_files_in_mid_line_goes_on_in_a_new_one
     let mut gateway = site.start_gateway();
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     wait_for_sessions(&path, 1);
     let limit = fs::metadata(&path).expect("there is an audit log").len() + 1000;
     gateway.limit_files(limit);
     for _ in 0..10 {
-        echo(forward.local);
+        net::echo(forward.local);
     }
     let is_full = || fs::metadata(&path).expect("there is an audit log").len() == limit;
     gateway.wait_for("the limit", PATIENCE, || is_full().then_some(()));
-    echo(forward.local);
+    net::echo(forward.local);
     gateway.assert_running();
     let before = audit(&path);
     let told = count(&before, "open") + count(&before, "close");
@@ -211,7 +202,7 @@ fn an_audit_log_that_reaches_the_limit_of_files_in_mid_line_goes_on_in_a_new_one
         (lost(&lines) as usize + told >= 2 * 12).then_some(lines)
     });
     assert!(lines[0]["reason"].as_str().is_some_and(|why| why.contains("File too large")), "{lines:?}");
-    echo(forward.local);
+    net::echo(forward.local);
     let ended = gateway.end(Signal::TERM, END);
     assert_eq!(ended.code(), Some(0), "{ended}");
     let lines = audit(&path);
@@ -237,10 +228,10 @@ fn an_audit_log_that_nobody_reads_keeps_nobody_waiting() {
     let mut gateway = site.start_gateway();
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     gateway.signal(Signal::HUP);
     wait_for("the reload", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > 0).then_some(()));
-    echo(forward.local);
+    net::echo(forward.local);
     // 2 s for what waits for the pipe.
     let ended = gateway.end(Signal::TERM, END);
     assert_eq!(ended.code(), Some(0), "{ended}");
@@ -284,7 +275,7 @@ fn full_for_a_while(small: &Path) {
     let mut agent = Running::start("agent", small, command, None);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
     for _ in 0..30 {
-        echo(forward.local);
+        net::echo(forward.local);
     }
     wait_for("word of the full disk", PATIENCE, || {
         (gateway.said_times("lines of the audit log are lost") > 0).then_some(())
@@ -309,7 +300,7 @@ fn full_for_a_while(small: &Path) {
         (told > 0).then_some(())
     });
     for _ in 0..10 {
-        echo(forward.local);
+        net::echo(forward.local);
     }
     wait_for_sessions(&path, 40);
     let ended = [agent.end(Signal::TERM, END), gateway.end(Signal::TERM, END)];

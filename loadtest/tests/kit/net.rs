@@ -43,6 +43,16 @@ pub(crate) fn start_echo() -> SocketAddr {
     echo::start(listen().0)
 }
 
+/// Has [`start_echo`] answer through a forward.
+pub(crate) fn echo(local: SocketAddr) {
+    let mut stream = TcpStream::connect(local).expect("the forward takes connections");
+    stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout can be set");
+    stream.write_all(b"are you there?").expect("the tunnel takes bytes");
+    let mut answer = [0; 14];
+    stream.read_exact(&mut answer).expect("the tunnel gives bytes");
+    assert_eq!(&answer, b"are you there?");
+}
+
 /// Waits until somebody accepts at `addr`.
 pub(crate) fn wait_for_server(what: &str, addr: SocketAddr, patience: Duration) {
     wait_for(what, patience, || TcpStream::connect(addr).ok());
