@@ -6,18 +6,12 @@
 mod file;
 mod gate;
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, SocketAddr},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use narrowlink_dataplane::{
     door::{Event, Principal},
     journal::{Bounds, Journal},
+    sources::Source,
 };
 use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
 use serde::Serialize;
@@ -200,7 +194,7 @@ impl Line {
     }
 
     /// What counts refusals of one kind, but for the count.
-    fn refused_more(source: IpAddr, who: Option<&Principal>, code: RefusalCode) -> Self {
+    fn refused_more(source: Source, who: Option<&Principal>, code: RefusalCode) -> Self {
         let line = Self {
             peer: Some(source.to_string()),
             code: serde_json::to_value(code).ok(),

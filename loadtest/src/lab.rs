@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -43,16 +44,29 @@ impl Lab {
         Self::start_by(workers, clock::since_1970)
     }
 
+    /// As [`Lab::start`], with a gateway that keeps an audit log.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_audited(workers: usize) -> Result<Self> {
+        Self::start_as(workers, clock::since_1970, |config, dir| config.audit = Some(dir.join("audit.log")))
+    }
+
     /// As [`Lab::start`], with a gateway that goes by another clock.
     ///
     /// # Errors
     /// As there.
     pub fn start_by(workers: usize, clock: Clock) -> Result<Self> {
+        Self::start_as(workers, clock, |_, _| {})
+    }
+
+    fn start_as(workers: usize, clock: Clock, set: impl FnOnce(&mut GatewayConfig, &Path)) -> Result<Self> {
         narrowlink_dataplane::tls::install_crypto();
         let dir = tempfile::Builder::new().prefix("narrowlink-").tempdir()?;
         let site = Site::create(dir.path())?;
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        let config = GatewayConfig::load(&site.gateway_yaml(any, any, workers)?)?;
+        let mut config = GatewayConfig::load(&site.gateway_yaml(any, any, workers)?)?;
+        set(&mut config, dir.path());
         let gateway = gateway::start_by(config, clock)?;
         // For programs started by hand: the ports that this gateway got.
         site.gateway_yaml(gateway.addresses()[0], gateway.addresses()[1], workers)?;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use narrowlink_dataplane::door::Principal;
+use narrowlink_dataplane::{door::Principal, sources::Source};
 use narrowlink_proto::ended::RefusalCode;
 
 use super::Line;
@@ -59,13 +59,13 @@ impl Default for Gate {
 impl Gate {
     /// Whether a refusal is one that is written; else it is counted.
     pub(super) fn admit(&self, peer_addr: SocketAddr, who: Option<&Principal>, code: RefusalCode) -> bool {
-        let ip = peer_addr.ip().to_canonical();
+        let source = Source::from(peer_addr);
         let who_is = who.map(|who| (who.uid.as_bytes(), who.token_id.as_str(), who.name.as_str()));
-        let key = self.hasher.hash_one((ip, who_is, code)).max(NOBODY + 1);
+        let key = self.hasher.hash_one((source, who_is, code)).max(NOBODY + 1);
         let refusals = match self.slot(key) {
             Some((slot, is_new)) => {
                 if is_new {
-                    slot.more.store(Some(Arc::new(Line::refused_more(ip, who, code))));
+                    slot.more.store(Some(Arc::new(Line::refused_more(source, who, code))));
                 }
                 &slot.refusals
             }
@@ -160,6 +160,19 @@ mod tests {
             gate.slots.iter().all(|slot| slot.key.load(Ordering::Relaxed) == NOBODY),
             "all are forgotten"
         );
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_are_one_source() {
+        let gate = Gate::default();
+        let admit = |low: &u16| {
+            let peer = ([0x2001, 0xdb8, 1, 2, 0, 0, 0, *low], 1).into();
+            gate.admit(peer, None, RefusalCode::Unauthenticated)
+        };
+        let admitted = (0..1_000).filter(admit).count();
+        let lines = gate.handle_tick();
+        let said: Vec<_> = lines.iter().map(|line| (line.peer.as_deref(), line.lines)).collect();
+        assert_eq!((admitted, said), (10, vec![(Some("2001:db8:1:2::/64"), Some(990))]));
     }
 
     #[test]

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn of_lines_that_find_room_for_some_those_are_whole_and_the_others_are_not_there() {
+    fn lines_are_appended_in_one_call_and_a_full_disk_takes_none_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let mut appender = Appender::owned(open(&path), false);

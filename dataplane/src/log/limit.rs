@@ -193,7 +193,7 @@ mod tests {
 
     fn source(last: u16) -> Source {
         let [high, low] = last.to_be_bytes();
-        Source::Ip(IpAddr::from([192, 0, high, low]))
+        Source::Peer(IpAddr::from([192, 0, high, low]).into())
     }
 
     /// How many of `lines` are written, all at once.

@@ -6,7 +6,7 @@
 use std::{
     fmt::{self, Debug, Write as _},
     hash::{BuildHasher as _, DefaultHasher, Hasher as _, RandomState},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::LazyLock,
 };
 
@@ -14,6 +14,8 @@ use tracing::{
     Event,
     field::{Field, Visit},
 };
+
+use crate::sources;
 
 /// What is kept of a name; names that differ behind that share a limit.
 const NAME_BYTES: usize = 62;
@@ -27,8 +29,8 @@ static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 pub(super) enum Source {
     /// Nobody in particular: the hash of its words.
     Words(u64),
-    /// An IPv4 address, or the /64 of an IPv6 address: a site has one of these to choose from.
-    Ip(IpAddr),
+    /// Where a peer comes from.
+    Peer(sources::Source),
     /// An agent, a gateway.
     Name(Name),
 }
@@ -74,7 +76,7 @@ impl Source {
                 .parse::<SocketAddr>()
                 .map(|addr| addr.ip())
                 .or_else(|_| text.parse::<IpAddr>())
-                .map_or(Self::Name(found.name), Self::site),
+                .map_or(Self::Name(found.name), |ip| Self::Peer(ip.into())),
             _ => Self::Name(found.name),
         }
     }
@@ -84,21 +86,13 @@ impl Source {
         event.record(&mut hashed);
         Self::Words(hashed.0.finish())
     }
-
-    fn site(ip: IpAddr) -> Self {
-        Self::Ip(match ip.to_canonical() {
-            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-            ip @ IpAddr::V4(_) => ip,
-        })
-    }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Words(_) => Ok(()),
-            Self::Ip(ip @ IpAddr::V4(_)) => write!(f, " from {ip}"),
-            Self::Ip(ip @ IpAddr::V6(_)) => write!(f, " from {ip}/64"),
+            Self::Peer(source) => write!(f, " from {source}"),
             Self::Name(name) => write!(f, " from {}", name.as_str()),
         }
     }

@@ -1,8 +1,7 @@
 //! An agent that hangs: its kernel goes on answering for it, so that nothing but its silence tells.
 
 use std::{
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::{ErrorKind, Read as _},
     thread,
     time::{Duration, Instant},
 };
@@ -24,22 +23,14 @@ const LOST_WITHIN: Duration = Duration::from_secs(12);
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 const BACK_WITHIN: Duration = Duration::from_secs(3);
 
-fn echo(local: SocketAddr) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(local)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"are you there?")?;
-    stream.read_exact(&mut [0; 14])?;
-    Ok(stream)
-}
-
 fn an_agent_that_hangs_takes_its_sessions_along_and_is_back_when_it_goes_on(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
     let forward = tunnel.forward(net::start_echo());
-    let mut session = wait_for("a session", PATIENCE, || echo(forward.local).ok());
+    let mut session = wait_for("a session", PATIENCE, || net::try_echo(forward.local).ok());
     tunnel.agent.signal(Signal::STOP);
     let stopped = Instant::now();
-    let waiting = thread::spawn(move || echo(forward.local).map(drop));
+    let waiting = thread::spawn(move || net::try_echo(forward.local).map(drop));
     let ended = session.read(&mut [0]).expect_err("a hung agent is no clean end");
     let lost = stopped.elapsed();
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{ended}");
@@ -48,12 +39,12 @@ fn an_agent_that_hangs_takes_its_sessions_along_and_is_back_when_it_goes_on(tran
     assert_eq!(early.kind(), ErrorKind::ConnectionReset, "{early}");
     let answered = stopped.elapsed();
     let asked = Instant::now();
-    let refused = echo(forward.local).expect_err("the agent is lost");
+    let refused = net::try_echo(forward.local).expect_err("the agent is lost");
     let refused_after = asked.elapsed();
     assert_eq!(refused.kind(), ErrorKind::ConnectionReset, "{refused}");
     tunnel.agent.signal(Signal::CONT);
     let going_on = Instant::now();
-    wait_for("the agent to be back", PATIENCE, || echo(forward.local).ok());
+    wait_for("the agent to be back", PATIENCE, || net::try_echo(forward.local).ok());
     let back = going_on.elapsed();
     println!(
         "its session was reset after {lost:?}, a connection made meanwhile after {answered:?}, the next one after \

@@ -4,8 +4,8 @@
 //! `NARROWLINK_OUTAGES` says how often, `NARROWLINK_OUTAGE_S` how long.
 
 use std::{
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::ErrorKind,
+    net::SocketAddr,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -24,24 +24,13 @@ use crate::{
 const AS_A_RULE: Duration = Duration::from_secs(1);
 const WORST_MAX: Duration = Duration::from_secs(3);
 
-/// One user's attempt: connect, say something, get it back.
-fn echo(local: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(local)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"are you there?")?;
-    let mut answer = [0; 14];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"are you there?");
-    Ok(())
-}
-
 /// Twenty users a second try, each patiently; says when the first was served.
 fn first_echo(local: SocketAddr) -> Instant {
     let (served, first) = mpsc::channel();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let served = served.clone();
-        thread::spawn(move || echo(local).map(|()| served.send(Instant::now())));
+        thread::spawn(move || net::try_echo(local).map(|_| served.send(Instant::now())));
         match first.recv_timeout(Duration::from_millis(50)) {
             Ok(at) => return at,
             Err(_) => assert!(Instant::now() < deadline, "nobody was served at {local} for {PATIENCE:?}"),
@@ -130,7 +119,7 @@ fn a_connection_made_while_the_gateway_is_away_is_reset_in_the_end(transport: Tr
     first_echo(forward.local);
     tunnel.gateway.kill_9();
     let began = Instant::now();
-    let error = echo(forward.local).expect_err("there is no gateway");
+    let error = net::try_echo(forward.local).expect_err("there is no gateway");
     println!("reset after {:?}", began.elapsed());
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     forward.running.assert_running();

@@ -36,14 +36,6 @@ fn connect(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-fn echo(addr: SocketAddr) {
-    let mut stream = connect(addr);
-    stream.write_all(b"are you there?").expect("a new connection takes bytes");
-    let mut answer = [0; 14];
-    stream.read_exact(&mut answer).expect("a new connection is served");
-    assert_eq!(&answer, b"are you there?");
-}
-
 /// What the users of a tunnel saw.
 #[derive(Debug, Default)]
 struct Seen {
@@ -86,7 +78,7 @@ fn under_load(local: SocketAddr, act: impl FnOnce(&Seen)) -> Seen {
         let users = (0..4).map(|_| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    echo(local);
+                    net::echo(local);
                     seen.connections.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -107,7 +99,7 @@ fn many_reloads_under_load(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
     let forward = tunnel.forward(net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     let before = tunnel.gateway.said_times(TAKEN);
     let reloads = reloads();
     let seen = under_load(forward.local, |seen| {
@@ -127,7 +119,7 @@ fn broken_files_change_nothing(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
     let forward = tunnel.forward(net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     let path = tunnel.site.path("gateway.yaml");
     let good = fs::read_to_string(&path).expect("the file is ours");
     let pem = fs::read(tunnel.site.path("gateway.pem")).expect("the file is ours");
@@ -151,7 +143,7 @@ fn broken_files_change_nothing(transport: Transport) {
             refused += 1;
             wait_for(what, PATIENCE, || (tunnel.gateway.said_times(REFUSED) >= refused).then_some(()));
             wait_for(says, PATIENCE, || (tunnel.gateway.said_times(says) > 0).then_some(()));
-            echo(forward.local);
+            net::echo(forward.local);
         }
         // A certificate that is no certificate, found without a signal.
         fs::write(&path, &good).expect("the file is ours");
@@ -162,7 +154,7 @@ fn broken_files_change_nothing(transport: Transport) {
         wait_for("the broken certificate", PATIENCE, || {
             (tunnel.gateway.said_times(REFUSED) > refused).then_some(())
         });
-        echo(forward.local);
+        net::echo(forward.local);
         let taken = tunnel.gateway.said_times(TAKEN);
         fs::write(&pem_path, &pem).expect("the file is ours");
         wait_for("the whole certificate", PATIENCE, || {
@@ -182,7 +174,7 @@ fn services_come_and_go_with_the_file(transport: Transport) {
     let _alone = alone();
     let mut tunnel = Tunnel::start(transport);
     let forward = tunnel.forward(net::start_echo());
-    echo(forward.local);
+    net::echo(forward.local);
     let path = tunnel.site.path("gateway.yaml");
     let good = fs::read_to_string(&path).expect("the file is ours");
     let more = net::free_addr();
@@ -200,7 +192,7 @@ fn services_come_and_go_with_the_file(transport: Transport) {
     standing.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let _ = standing.read_to_string(&mut answer).expect("it answers");
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer:?}");
-    echo(forward.local);
+    net::echo(forward.local);
     assert_once_within("a service that was added listens", Duration::from_secs(3), opened);
     tunnel.gateway.assert_running();
 }

@@ -3,7 +3,7 @@
 //! it: the kernel dials loopback from 127.0.0.1.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -45,12 +45,19 @@ pub(crate) fn start_echo() -> SocketAddr {
 
 /// Has [`start_echo`] answer through a forward.
 pub(crate) fn echo(local: SocketAddr) {
-    let mut stream = TcpStream::connect(local).expect("the forward takes connections");
-    stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout can be set");
-    stream.write_all(b"are you there?").expect("the tunnel takes bytes");
-    let mut answer = [0; 14];
-    stream.read_exact(&mut answer).expect("the tunnel gives bytes");
-    assert_eq!(&answer, b"are you there?");
+    try_echo(local).expect("an echo through the tunnel");
+}
+
+/// As [`echo`]; the connection stays.
+pub(crate) fn try_echo(local: SocketAddr) -> io::Result<TcpStream> {
+    const SAID: &[u8] = b"are you there?";
+    let mut stream = TcpStream::connect(local)?;
+    stream.set_read_timeout(Some(super::PATIENCE))?;
+    stream.write_all(SAID)?;
+    let mut answer = [0; SAID.len()];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(answer, SAID);
+    Ok(stream)
 }
 
 /// Waits until somebody accepts at `addr`.

@@ -276,7 +276,8 @@ fn matrix(tls: bool, workers: usize) {
     let _turn = alone();
     let time = Duration::from_millis(count("NARROWLINK_SHAPE_MS", 150));
     let transport = Transport { tls, raw: false };
-    let lab = Lab::start(workers).unwrap();
+    // What is refused and what is opened is written down, as where it matters.
+    let lab = Lab::start_audited(workers).unwrap();
     let home = lab.agent("home", transport).unwrap();
     let uid = Uid::from_u128(8);
     let den = lab.agent_with(uid, "den", transport, "").unwrap();
