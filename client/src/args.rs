@@ -26,8 +26,9 @@ Examples:
 
 Without -c, client.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/.
 
-Exit codes: 0 done, 2 usage, 65 refused by policy, 69 unreachable or not found, 74 the session was reset, or
-standard input or output broke, 77 authentication, 78 configuration."
+Exit codes: 0 done, 2 usage, 65 refused by policy, 69 unreachable or not found,
+74 the session was reset, or standard input or output broke,
+77 authentication, 78 configuration."
 )]
 pub struct Args {
     /// The configuration file
@@ -70,8 +71,10 @@ Examples:
   narrowlink whoami --offline                              asks nobody, looks at the token alone
   narrowlink whoami --json | jq -r '.[].expires_at'
 
-Every endpoint of client.yaml is shown. Exit code: 0 if each of their gateways accepts its token; else 77 if
-one does not, or 69 if one can't be reached. With --offline: 77 for a token whose time is over.")]
+Every endpoint of client.yaml is shown.
+
+Exit codes: 0 each of their gateways accepts its token, 77 one does not,
+69 one can't be reached. With --offline: 77 for a token whose time is over.")]
     Whoami {
         /// Only say what the token says; ask no gateway
         #[arg(long)]

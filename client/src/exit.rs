@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use narrowlink_dataplane::{link::LinkError, tunnel::TunnelError, worker};
 use narrowlink_proto::{
-    ended::{Ended, RefusalCode, Refused},
+    ended::{Ended, RefusalCode, Refused, Side, Why},
     message::GoodbyeCode,
     printable::printable,
 };
@@ -80,9 +80,17 @@ impl Failure {
         Self { exit, message }
     }
 
-    /// A session that had opened and did not end well.
-    pub fn reset(ended: Ended) -> Self {
-        Self::new(Exit::Reset, format!("the session was reset: {ended}"))
+    /// A session that had opened and did not end well. `farewell` is what the gateway said of it.
+    pub fn reset(ended: Ended, farewell: Option<&str>) -> Self {
+        let why = match (farewell, ended) {
+            (Some(words), _) if !words.is_empty() => words.to_owned(),
+            // A gateway that can says why.
+            (None, Ended { by: Side::Target, why: Why::Reset | Why::Truncated }) => {
+                "the connection to the gateway broke".to_owned()
+            }
+            (_, ended) => ended.to_string(),
+        };
+        Self::new(Exit::Reset, format!("the session was reset: {why}"))
     }
 
     /// Standard input or output broke: `what` of it, and why. Whoever read the output and has left has seen enough.
@@ -100,6 +108,7 @@ impl Failure {
         let message = match refused.code {
             RefusalCode::Unauthenticated => token.to_owned(),
             RefusalCode::AgentNotFound => format!("{reason}; `narrowlink list` shows those that are"),
+            RefusalCode::Policy => format!("{reason}; `narrowlink whoami` shows what it allows"),
             RefusalCode::Limited | RefusalCode::Draining => format!("{reason}; try again later"),
             RefusalCode::LaneLost => format!("{reason}; try again"),
             _ => reason.clone(),
@@ -158,10 +167,7 @@ impl From<LinkError> for Failure {
 mod tests {
     use std::path::PathBuf;
 
-    use narrowlink_proto::{
-        ended::{Side, Why},
-        message::Goodbye,
-    };
+    use narrowlink_proto::message::Goodbye;
 
     use super::*;
 
@@ -200,7 +206,7 @@ mod tests {
                 78,
             ),
             (ConfigError::NotAClient { place: PathBuf::from("t") }.into(), 77),
-            (Failure::reset(Ended { by: Side::Target, why: Why::Reset }), 74),
+            (Failure::reset(Ended { by: Side::Target, why: Why::Reset }, None), 74),
         ];
         for (failure, code) in table {
             assert_eq!(failure.exit.code(), code, "{failure}");
@@ -215,8 +221,16 @@ mod tests {
             "no agent named home is connected; `narrowlink list` shows those that are"
         );
         let painted = Refused::new(RefusalCode::Policy, "no\u{1b}[31m\r\n\u{202e}root#");
-        assert_eq!(Failure::refused(&painted, "").to_string(), "no[31mroot#");
-        let reset = Failure::reset(Ended { by: Side::Target, why: Why::Vanished });
-        assert_eq!(reset.to_string(), "the session was reset: the target's side vanished");
+        let said = Failure::refused(&painted, "").to_string();
+        assert_eq!(said, "no[31mroot#; `narrowlink whoami` shows what it allows");
+        let reset = |why, farewell| Failure::reset(Ended { by: Side::Target, why }, farewell).to_string();
+        for (why, farewell, words) in [
+            (Why::Vanished, None, "the target's side vanished"),
+            (Why::Reset, Some("the token was revoked"), "the token was revoked"),
+            (Why::Reset, Some(""), "the target's side reset the connection"),
+            (Why::Reset, None, "the connection to the gateway broke"),
+        ] {
+            assert_eq!(reset(why, farewell), format!("the session was reset: {words}"));
+        }
     }
 }

@@ -19,7 +19,7 @@ use narrowlink_dataplane::{
     link::{LinkError, PeerLink},
     timer::{sleep, sleep_until},
 };
-use narrowlink_proto::message::{AgentInfo, Message};
+use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 
 use crate::{exit::Failure, routes::Routes};
 
@@ -142,7 +142,12 @@ impl Presence {
         *self.gone.borrow_mut() = async_channel::bounded(1);
         self.back.borrow().0.close();
         let error = self.converse(&mut link).await;
-        tracing::warn!("the gateway is away: {error}");
+        match &error {
+            LinkError::Goodbye(Goodbye { code: GoodbyeCode::Unauthenticated, reason }) => {
+                tracing::warn!("the gateway has sent us away: {reason}");
+            }
+            error => tracing::warn!("the gateway is away: {error}"),
+        }
         self.since.set(None);
         *self.back.borrow_mut() = async_channel::bounded(1);
         self.gone.borrow().0.close();

@@ -150,7 +150,10 @@ fn is_answer(error: &LinkError) -> bool {
 fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
     let place = place.display();
     match peek_unverified(token) {
-        None => format!("what {place} has as its token is none"),
+        None => format!(
+            "{place} holds no token where one belongs: three parts joined by dots, of which the first begins with ey; was \
+             it cut off when it was copied?"
+        ),
         Some(peek) if peek.exp <= now => format!("the token in {place} expired on {}", date(peek.exp)),
         Some(peek) if peek.nbf.is_some_and(|nbf| nbf > now) => {
             format!("the token in {place} is valid only from {}", date(peek.nbf.unwrap_or_default()))
@@ -207,7 +210,7 @@ mod tests {
             keys.sign(&serde_json::from_str::<Claims>(&claims).unwrap()).unwrap()
         };
         let say = |token: &str| token_trouble(token, Path::new("client.yaml"), "gw:443", 1_795_200_000);
-        assert_eq!(say("xyz"), "what client.yaml has as its token is none");
+        assert!(say("xyz").starts_with("client.yaml holds no token where one belongs: "), "{}", say("xyz"));
         let expired = token(r#""exp":1795132800"#);
         assert_eq!(say(&expired), "the token in client.yaml expired on 2026-11-20");
         let early = token(r#""exp":1900000000,"nbf":1800000000"#);

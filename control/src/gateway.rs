@@ -94,7 +94,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The audit log can't be written.
-    #[error("audit: can't be written: {source}")]
+    #[error("audit: can't be written: {source}{}", if source.kind() == io::ErrorKind::NotFound { "; its directory must be there" } else { "" })]
     Audit {
         /// Where.
         path: PathBuf,

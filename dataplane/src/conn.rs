@@ -159,6 +159,8 @@ pub struct Conn {
     mid_frame: Cell<bool>,
     /// A Close has been said: nothing is sent behind it.
     closing: Cell<bool>,
+    /// The peer's words with its Close; behind a thin pointer, for few connections ever have any.
+    farewell: Cell<Option<Box<Box<str>>>>,
     mask_state: Cell<u64>,
     heard_at: Cell<Instant>,
     pinged_at: Cell<Instant>,
@@ -206,6 +208,7 @@ impl Conn {
             control: RefCell::default(),
             mid_frame: Cell::new(false),
             closing: Cell::new(false),
+            farewell: Cell::new(None),
             mask_state: Cell::new(mask_seed | 1),
             heard_at: Cell::new(now),
             pinged_at: Cell::new(now),
@@ -453,6 +456,7 @@ impl Conn {
                 let answer = said.as_ref().map(|(code, _)| frame::close_payload(*code, ""));
                 self.queue_close(&answer.unwrap_or_default());
                 let (code, why) = said.unwrap_or((1005, String::new()));
+                self.farewell.set(Some(Box::new(why.as_str().into())));
                 Err(ConnError::Closed { code, why })
             }
             Some(Event::Ping(payload)) => {
@@ -603,6 +607,11 @@ impl Conn {
     /// Says why this connection ends, unless that was said before, or the peer did; best effort.
     pub fn say_close(&self, code: u16, why: &str) {
         self.queue_close(&frame::close_payload(code, why));
+    }
+
+    /// With which words the peer has closed, if it has; they are given once.
+    pub fn farewell(&self) -> Option<Box<str>> {
+        self.farewell.take().map(|words| *words)
     }
 
     fn queue_close(&self, payload: &[u8]) {

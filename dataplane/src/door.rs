@@ -200,3 +200,21 @@ pub trait Door: Send + Sync + 'static {
     /// A link is gone. Its sessions are not.
     fn release_link(&self, link: LinkId);
 }
+
+/// A login or a session was refused: logs it, and hands it on. `cause` is for the operator alone.
+pub(crate) fn note_refused(
+    door: &dyn Door,
+    (who, peer_addr): (Option<&Principal>, SocketAddr),
+    refused: &Refused,
+    cause: Option<&str>,
+) {
+    tracing::info!(
+        peer = %peer_addr,
+        uid = who.map(|who| display(who.uid)),
+        name = who.map(|who| who.name.as_str()),
+        code = refused.code.name(),
+        "refused: {}",
+        cause.unwrap_or(&refused.reason)
+    );
+    door.note(&Event::Refused { who, peer_addr, session: refused.session, refused, cause });
+}

@@ -27,7 +27,7 @@ use crate::{
     admit::{self, Asked},
     budget::{HANDSHAKE, Share},
     conn::{Conn, Role},
-    door::{Event, Principal, Rejected},
+    door::{Event, Principal, Rejected, note_refused},
     handover::{Local, Note},
     lane::{self, Lane},
     link,
@@ -339,9 +339,7 @@ async fn reject(
 ) -> io::Result<()> {
     let Rejected { refused, cause } = &rejected;
     let cause = cause.as_deref();
-    tracing::info!(peer = %peer_addr, code = ?refused.code, "refused: {}", cause.unwrap_or(&refused.reason));
-    let event = Event::Refused { who, peer_addr, session: refused.session, refused, cause };
-    local.shared.door.note(&event);
+    note_refused(&*local.shared.door, (who, peer_addr), refused, cause);
     if refused.code == RefusalCode::Unauthenticated {
         sleep_until(since + LOGIN_REFUSED_AFTER).await;
     }

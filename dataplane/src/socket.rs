@@ -226,14 +226,29 @@ impl Socket {
     /// `WouldBlock` when nothing is there, or when this connection has to wait for its turn, which
     /// [`Socket::readable`] does; else the connection's end.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.receive(buf, RecvFlags::DONTWAIT)
+    }
+
+    /// As [`Socket::try_read`], but the kernel throws away what it would give (tcp(7), `MSG_TRUNC`): as much as has room
+    /// in `scratch`, which stays as it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_discard(&self, scratch: &mut [u8]) -> io::Result<usize> {
+        self.receive(scratch, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
+    }
+
+    #[inline]
+    fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         if self.account.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.full.set(false);
         loop {
-            match rustix::net::recv(self.fd(), &mut *buf, RecvFlags::DONTWAIT) {
+            match rustix::net::recv(self.fd(), &mut *buf, flags) {
                 Err(rustix::io::Errno::INTR) => {}
-                Ok((n, _)) => {
+                // What has been thrown away is only counted by the second.
+                Ok((_, n)) => {
                     self.account.spend(budget::CALL + n);
                     self.has_brought(n);
                     self.full.set(n == buf.len());

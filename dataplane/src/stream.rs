@@ -27,7 +27,7 @@ use narrowlink_proto::{
 use crate::{
     admit::{self, Asked, Dialling, Unopened},
     conn::{CLOSE_RESET, Conn, ConnError},
-    door::{Event, Principal},
+    door::{Event, Principal, note_refused},
     handover::Local,
     lane::{self, Lane},
     linger,
@@ -129,11 +129,7 @@ impl Visit {
 
     /// Says no; gives the stream back if it can serve on.
     async fn refuse(&self, conn: Box<Conn>, refused: Refused) -> Option<Box<Conn>> {
-        tracing::info!(peer = %self.peer_addr, code = ?refused.code, "refused: {}", refused.reason);
-        let (who, session) = (Some(&*self.who), refused.session);
-        let event =
-            Event::Refused { who, peer_addr: self.peer_addr, session, refused: &refused, cause: None };
-        self.local.shared.door.note(&event);
+        note_refused(&*self.local.shared.door, (Some(&self.who), self.peer_addr), &refused, None);
         let said = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(refused))).await;
         if matches!(said, Ok(Ok(()))) && conn.framing() == Framing::Framed {
             // The next Open may be there, and the one behind it: others have their turn before, and the word
@@ -298,7 +294,7 @@ impl Visit {
             }
             Err(Unopened::Ended(ended)) => {
                 // It counts as a session until both sides have what they were sent.
-                let (words, patience) = (ended.to_string(), linger::patience(ended));
+                let (words, patience) = (ended.by_name("the gateway"), linger::patience(ended));
                 let lane = linger::reset_conn(*lane.conn, &words, patience);
                 future::zip(lane, linger::reset_conn(*stream, &words, patience)).await;
                 return None;
@@ -363,7 +359,7 @@ impl Visit {
                 Ok(idle) => lane::park(&self.local, idle),
                 Err(lane) => lane.conn.close(1002, "half a message behind a session"),
             },
-            Err(ended) => lane.conn.close(CLOSE_RESET, &ended.to_string()),
+            Err(ended) => lane.conn.close(CLOSE_RESET, &ended.by_name("the gateway")),
         }
         settled
     }
@@ -385,7 +381,8 @@ impl Visit {
                 match Box::pin(future::or(settling, dismissed)).await {
                     Ok(()) => Some(stream),
                     Err(ended) => {
-                        linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
+                        linger::reset_conn(*stream, &ended.by_name("the gateway"), linger::patience(ended))
+                            .await;
                         None
                     }
                 }
@@ -395,7 +392,7 @@ impl Visit {
                 None
             }
             (Err(ended), _) => {
-                linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
+                linger::reset_conn(*stream, &ended.by_name("the gateway"), linger::patience(ended)).await;
                 None
             }
         }
@@ -423,7 +420,7 @@ impl Visit {
                 return None;
             }
             Unopened::Ended(ended) => {
-                linger::reset_conn(*stream, &ended.to_string(), linger::patience(ended)).await;
+                linger::reset_conn(*stream, &ended.by_name("the gateway"), linger::patience(ended)).await;
                 return None;
             }
             Unopened::ByAgent(refused) => {

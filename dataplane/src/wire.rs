@@ -266,6 +266,18 @@ impl Wire {
         }
     }
 
+    /// As [`Wire::try_read`], for who only counts what comes: what `scratch` holds then has no meaning. Plain bytes are
+    /// thrown away by the kernel (see [`Socket::try_discard`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_discard(&self, scratch: &mut [u8]) -> io::Result<usize> {
+        match &self.io {
+            Io::Plain(socket) if !self.has_early() => socket.try_discard(scratch),
+            _ => self.try_read(scratch),
+        }
+    }
+
     /// Waits until a write would not block.
     ///
     /// # Errors

@@ -49,6 +49,29 @@ pub enum RefusalCode {
 }
 
 impl RefusalCode {
+    /// As it is written everywhere.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::Policy => "policy",
+            Self::DeniedByAgent => "denied_by_agent",
+            Self::AgentNotFound => "agent_not_found",
+            Self::Limited => "limited",
+            Self::AgentTimeout => "agent_timeout",
+            Self::LaneLost => "lane_lost",
+            Self::TargetRefused => "target_refused",
+            Self::TargetUnresolvable => "target_unresolvable",
+            Self::TargetUnreachable => "target_unreachable",
+            Self::TargetTimeout => "target_timeout",
+            Self::Unsupported => "unsupported",
+            Self::Superseded => "superseded",
+            Self::Draining => "draining",
+            Self::Protocol => "protocol",
+            Self::Internal => "internal",
+            Self::Other => "other",
+        }
+    }
+
     /// The HTTP status that carries this code when the refusal answers an upgrade.
     pub const fn http_status(self) -> u16 {
         match self {
@@ -208,6 +231,18 @@ mod tests {
         let limited = Refused::new(RefusalCode::Limited, "later").retry_after(Duration::from_micros(1));
         assert_eq!(serde_json::to_value(&limited).unwrap()["retry_after_ms"], 1);
         assert!(!text.contains("retry_after_ms"), "{text}");
+    }
+
+    #[test]
+    fn a_code_reads_back_from_its_name() {
+        let names = include_str!("../../docs/audit.md").split("## Codes").nth(1).unwrap();
+        let names: Vec<_> = names.split("Of `close`").next().unwrap().split("\n| `").skip(1).collect();
+        assert_eq!(names.len(), 17, "{names:?}");
+        for row in names {
+            let name = row.split('`').next().unwrap();
+            let code: RefusalCode = serde_json::from_value(name.into()).unwrap();
+            assert_eq!((code.name(), serde_json::to_value(code).unwrap().as_str()), (name, Some(name)));
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct Written {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The system's answer.
-    #[error("{}: {why}", path.display())]
+    #[error("{}: {why}{}", path.display(), if why.kind() == io::ErrorKind::NotADirectory { "; -o takes a directory" } else { "" })]
     System {
         /// Which file or folder.
         path: PathBuf,

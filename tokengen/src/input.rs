@@ -3,10 +3,12 @@
 //! forms of one thing never stand in one entry.
 //! See: docs/tokens.md; tests/seed.yaml and tests/later.yaml, the published examples.
 
+use std::fmt;
+
 use narrowlink_proto::{
     id::Uid,
     token::{Allowance, SecretSource, Services},
-    yaml::{self, Fault},
+    yaml::{Document, Fault},
 };
 use serde::{Deserialize, Deserializer};
 
@@ -25,7 +27,26 @@ pub struct Input {
     /// The gateway's secret.
     pub(crate) secret: SecretSource,
     /// What to sign, and the policies that it names.
-    pub(crate) tokens: Vec<Tagged<Entry>>,
+    tokens: Vec<Tagged<Entry>>,
+    /// Where each begins, from 1.
+    #[serde(skip)]
+    lines: Vec<usize>,
+}
+
+/// An entry as messages call it.
+#[derive(Debug, Clone)]
+pub struct Spot {
+    pub(crate) index: usize,
+    line: usize,
+    /// Tag and name.
+    label: String,
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, line, label } = self;
+        write!(f, "tokens[{index}] ({label}, line {line})")
+    }
 }
 
 /// One entry of `tokens`; the tag says what it is.
@@ -147,7 +168,17 @@ impl Input {
     /// # Errors
     /// The writer's, with path, line and column.
     pub fn parse(yaml: &str) -> Result<Self, Fault> {
-        yaml::read(yaml)
+        let document = Document::parse(yaml)?;
+        let mut input: Self = document.read()?;
+        let line = |index: usize| document.place(&["tokens".into(), index.into()]).line;
+        input.lines = (0..input.tokens.len()).map(line).collect();
+        Ok(input)
+    }
+
+    /// All entries, in their order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (Spot, &Entry)> {
+        let spots = self.tokens.iter().zip(&self.lines).enumerate();
+        spots.map(|(index, (Tagged(entry), line))| (Spot { index, line: *line, label: entry.label() }, entry))
     }
 }
 
@@ -163,7 +194,7 @@ impl Entry {
     }
 
     /// Tag and name, as messages call it.
-    pub(crate) fn label(&self) -> String {
+    fn label(&self) -> String {
         let (Self::Client(ClientToken { name, .. })
         | Self::ClientPolicy(ClientPolicy { name, .. })
         | Self::Agent(AgentToken { name, .. })

@@ -65,7 +65,15 @@ pub enum InspectError {
         /// The system's answer.
         why: io::Error,
     },
-    /// A file with no token, or with several.
+    /// A file of something else.
+    #[error("{}: {}", printable(source_name), if *is_input { INPUT } else { NO_TOKEN })]
+    NoToken {
+        /// Which file.
+        source_name: String,
+        /// It is what tokens are made from.
+        is_input: bool,
+    },
+    /// A file with several tokens.
     #[error("{}: {count} tokens in it, where one is expected", printable(source_name))]
     Count {
         /// Which file.
@@ -80,6 +88,9 @@ pub enum InspectError {
         why: TokenError,
     },
 }
+
+const NO_TOKEN: &str = "no token in it; a token begins with `ey`";
+const INPUT: &str = "no token in it, but what tokens are made from: sign it, and look at what comes out";
 
 fn hint(why: &io::Error) -> &'static str {
     if why.kind() == io::ErrorKind::NotFound { "; and a token would begin with `ey`" } else { "" }
@@ -110,9 +121,16 @@ fn read_text(from: impl Read) -> io::Result<String> {
 fn only_token(text: &str, source_name: &str) -> Result<String, InspectError> {
     let lines: Vec<_> =
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let source_name = source_name.to_owned();
     match lines[..] {
         [token] => Ok(token.to_owned()),
-        _ => Err(InspectError::Count { source_name: source_name.to_owned(), count: lines.len() }),
+        _ => match lines.iter().filter(|line| line.starts_with("ey")).count() {
+            0 => {
+                let is_input = lines.iter().any(|line| line.starts_with("tokens:"));
+                Err(InspectError::NoToken { source_name, is_input })
+            }
+            count => Err(InspectError::Count { source_name, count }),
+        },
     }
 }
 
@@ -220,8 +238,13 @@ mod tests {
                 "the argument names no file that can be read: No such file or directory (os error 2); and a token would begin with `ey`",
             ),
             ("\u{1b}[2J", "", "the argument names no file"),
-            ("-", "# nothing\n", "standard input: 0 tokens in it, where one is expected"),
-            ("-", "a\nb\n", "standard input: 2 tokens in it"),
+            ("-", "# nothing\n", "standard input: no token in it; a token begins with `ey`"),
+            (
+                "-",
+                "secret: x\ntokens:\n  - !Agent\n",
+                "standard input: no token in it, but what tokens are made from",
+            ),
+            ("-", "eya\neyb\n", "standard input: 2 tokens in it"),
         ] {
             let why = fetch(argument, stdin.as_bytes()).unwrap_err().to_string();
             assert!(why.starts_with(says), "{argument}: {why}");

@@ -33,7 +33,7 @@ use narrowlink_proto::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    input::Input,
+    input::{Input, Spot},
     resolve::{Draft, Drafts, Misfit},
 };
 
@@ -120,14 +120,12 @@ pub enum TokengenError {
         why: Misfit,
     },
     /// A token that would not be taken.
-    #[error("{}: tokens[{index}] ({label}): {why}", file.display())]
+    #[error("{}: {spot}: {why}", file.display())]
     Token {
         /// Of which file.
         file: PathBuf,
-        /// Where in the list.
-        index: usize,
-        /// Its tag and name.
-        label: String,
+        /// Which entry.
+        spot: Spot,
         /// What is wrong with it.
         why: TokenError,
     },
@@ -155,11 +153,8 @@ pub fn run(file: &Path, now: u64, mut draw: impl FnMut() -> [u8; 16]) -> Result<
     Ok(Generated { tokens, warnings })
 }
 
-fn sign(Draft { index, claims }: Draft, keys: &Keys, file: &Path) -> Result<Labelled, TokengenError> {
-    let token = keys.sign(&claims).map_err(|why| {
-        let label = format!("{} {}", tag(claims.kind), claims.name);
-        TokengenError::Token { file: file.into(), index, label, why }
-    })?;
+fn sign(Draft { spot, claims }: Draft, keys: &Keys, file: &Path) -> Result<Labelled, TokengenError> {
+    let token = keys.sign(&claims).map_err(|why| TokengenError::Token { file: file.into(), spot, why })?;
     let (kind, uid, name) = (claims.kind, claims.uid, claims.name);
     Ok(Labelled { kind, uid, name, exp: claims.exp, jti: claims.jti, token })
 }

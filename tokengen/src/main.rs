@@ -140,7 +140,10 @@ impl From<TokengenError> for Failure {
 
 impl From<InspectError> for Failure {
     fn from(why: InspectError) -> Self {
-        let broken = matches!(why, InspectError::Broken { .. } | InspectError::Count { .. });
+        let broken = matches!(
+            why,
+            InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. }
+        );
         Self::new(if broken { BAD_TOKEN } else { EX_CONFIG }, &why)
     }
 }

@@ -12,19 +12,19 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    input::{AgentPublishToken, AgentToken, ClientPolicy, ClientToken, Entry, Input},
+    input::{AgentPublishToken, AgentToken, ClientPolicy, ClientToken, Entry, Input, Spot},
     name::Name,
     oddities,
     policies::{List, Pid, Restriction},
-    tagged::{Mapping, Tagged},
+    tagged::Mapping,
     when::When,
 };
 
 /// A token, not signed yet.
 #[derive(Debug)]
 pub struct Draft {
-    /// Where it stands in the file's list.
-    pub index: usize,
+    /// Where it stands in the file.
+    pub spot: Spot,
     /// What it will say.
     pub claims: Claims,
 }
@@ -40,12 +40,10 @@ pub struct Drafts {
 
 /// An entry that names what isn't there, or is in another's way. The operator's fault.
 #[derive(Debug, thiserror::Error)]
-#[error("tokens[{index}] ({label}): {why}")]
+#[error("{spot}: {why}")]
 pub struct Misfit {
-    /// Where in the list.
-    pub index: usize,
-    /// Its tag and name.
-    pub label: String,
+    /// Which.
+    pub spot: Spot,
     /// What is wrong with it.
     pub why: MisfitCause,
 }
@@ -68,8 +66,8 @@ pub enum MisfitCause {
     Foreign {
         /// The id.
         pid: u32,
-        /// Index and label of the policy.
-        holder: String,
+        /// The policy.
+        holder: Box<Spot>,
         /// The policy's uid.
         uid: Uid,
     },
@@ -78,8 +76,8 @@ pub enum MisfitCause {
     Taken {
         /// The id.
         pid: u32,
-        /// Index and label of the other policy.
-        holder: String,
+        /// The other policy.
+        holder: Box<Spot>,
     },
 }
 
@@ -90,10 +88,6 @@ fn list(known: &[u32]) -> String {
     }
 }
 
-fn place(index: usize, label: &str) -> String {
-    format!("tokens[{index}] ({label})")
-}
-
 impl Input {
     /// What its tokens will say. `now` is in seconds since 1970; `fresh_jti` names a token if the file does
     /// not.
@@ -102,14 +96,13 @@ impl Input {
     /// The writer's: the first entry that does not fit the others.
     pub fn drafts(&self, now: u64, mut fresh_jti: impl FnMut() -> String) -> Result<Drafts, Misfit> {
         let mut shelf = Shelf::fill(self)?;
-        let (mut drafts, mut warnings) = (Vec::with_capacity(self.tokens.len()), Vec::new());
-        for (index, Tagged(entry)) in self.tokens.iter().enumerate() {
-            let label = entry.label();
+        let (mut drafts, mut warnings) = (Vec::new(), Vec::new());
+        for (spot, entry) in self.entries() {
             let mut odd = Vec::new();
             let claims = match entry {
                 Entry::Client(client) => {
                     let mut claims = client.claims(now, &mut fresh_jti);
-                    let misfit = |why| Misfit { index, label: label.clone(), why };
+                    let misfit = |why| Misfit { spot: spot.clone(), why };
                     claims.policies = match &client.policies {
                         None => Grant::default(),
                         Some(Restriction::List(list)) => {
@@ -129,11 +122,11 @@ impl Input {
                 Entry::Agent(agent) => Some(agent.claims(now, &mut fresh_jti)),
                 Entry::AgentPublish(publish) => Some(publish.claims(now, &mut fresh_jti)),
             };
-            if let Some(claims) = claims {
-                odd.extend(oddities::of_claims(&claims, now));
-                drafts.push(Draft { index, claims });
+            if let Some(claims) = &claims {
+                odd.extend(oddities::of_claims(claims, now));
             }
-            warnings.extend(odd.iter().map(|odd| format!("{}: {odd}", place(index, &label))));
+            warnings.extend(odd.iter().map(|odd| format!("{spot}: {odd}")));
+            drafts.extend(claims.map(|claims| Draft { spot, claims }));
         }
         warnings.extend(shelf.unused());
         warnings.extend(self.strange_agents());
@@ -145,13 +138,13 @@ impl Input {
     /// Agents that a policy names and no !Agent of its uid has, where the file has agents of that uid at all.
     fn strange_agents(&self) -> Vec<String> {
         let mut agents = HashMap::<Uid, HashSet<&str>>::new();
-        for Tagged(entry) in &self.tokens {
+        for (_, entry) in self.entries() {
             if let Entry::Agent(AgentToken { uid, name: Name(name), .. }) = entry {
                 agents.entry(*uid).or_default().insert(name);
             }
         }
         let mut said = Vec::new();
-        for (index, Tagged(entry)) in self.tokens.iter().enumerate() {
+        for (spot, entry) in self.entries() {
             let (uid, list) = match entry {
                 Entry::Client(ClientToken { uid, policies: Some(Restriction::List(list)), .. }) => {
                     (uid, list)
@@ -162,9 +155,8 @@ impl Input {
             let Some(known) = agents.get(uid) else { continue };
             for (item, agent) in list.policies.iter().enumerate() {
                 if let Some(agent) = agent.agent().filter(|agent| !known.contains(agent)) {
-                    let place = place(index, &entry.label());
                     said.push(format!(
-                        "{place}: policies[{item}]: no !Agent of this uid in this file is named {agent}"
+                        "{spot}: policies[{item}]: no !Agent of this uid in this file is named {agent}"
                     ));
                 }
             }
@@ -177,8 +169,7 @@ impl Input {
 struct Shelf<'a>(HashMap<(Uid, u32), Filed<'a>>);
 
 struct Filed<'a> {
-    index: usize,
-    label: String,
+    spot: Spot,
     policy: &'a ClientPolicy,
     used: bool,
 }
@@ -186,13 +177,12 @@ struct Filed<'a> {
 impl<'a> Shelf<'a> {
     fn fill(input: &'a Input) -> Result<Self, Misfit> {
         let mut shelf = HashMap::<_, Filed<'_>>::new();
-        for (index, Tagged(entry)) in input.tokens.iter().enumerate() {
+        for (spot, entry) in input.entries() {
             let Entry::ClientPolicy(policy) = entry else { continue };
-            let (Pid(pid), label) = (policy.pid, entry.label());
-            let filed = Filed { index, label: label.clone(), policy, used: false };
+            let Pid(pid) = policy.pid;
+            let filed = Filed { spot: spot.clone(), policy, used: false };
             if let Some(other) = shelf.insert((policy.uid, pid), filed) {
-                let holder = place(other.index, &other.label);
-                return Err(Misfit { index, label, why: MisfitCause::Taken { pid, holder } });
+                return Err(Misfit { spot, why: MisfitCause::Taken { pid, holder: Box::new(other.spot) } });
             }
         }
         Ok(Self(shelf))
@@ -212,7 +202,7 @@ impl<'a> Shelf<'a> {
                 return Err(self.missing(claims.uid, pid));
             };
             filed.used = true;
-            let holder = place(filed.index, &filed.label);
+            let holder = &filed.spot;
             let (exp, nbf) = (filed.policy.exp.seconds(now), filed.policy.nbf.map(|nbf| nbf.seconds(now)));
             if exp < claims.exp {
                 odd.push(format!(
@@ -234,9 +224,9 @@ impl<'a> Shelf<'a> {
     }
 
     fn missing(&self, uid: Uid, pid: u32) -> MisfitCause {
-        let foreign = self.0.iter().filter(|((_, other), _)| *other == pid).min_by_key(|(_, f)| f.index);
+        let foreign = self.0.iter().filter(|((_, other), _)| *other == pid).min_by_key(|(_, f)| f.spot.index);
         if let Some(((uid, _), filed)) = foreign {
-            return MisfitCause::Foreign { pid, holder: place(filed.index, &filed.label), uid: *uid };
+            return MisfitCause::Foreign { pid, holder: Box::new(filed.spot.clone()), uid: *uid };
         }
         let mut known: Vec<_> = self.0.keys().filter(|(own, _)| *own == uid).map(|(_, pid)| *pid).collect();
         known.sort_unstable();
@@ -245,12 +235,9 @@ impl<'a> Shelf<'a> {
 
     fn unused(self) -> Vec<String> {
         let mut unused: Vec<_> = self.0.into_iter().filter(|(_, filed)| !filed.used).collect();
-        unused.sort_unstable_by_key(|(_, filed)| filed.index);
+        unused.sort_unstable_by_key(|(_, filed)| filed.spot.index);
         let say = |((_, pid), filed): &((Uid, u32), Filed<'_>)| {
-            format!(
-                "{}: no !Client names policy {pid}: it restricts nobody",
-                place(filed.index, &filed.label)
-            )
+            format!("{}: no !Client names policy {pid}: it restricts nobody", filed.spot)
         };
         unused.iter().map(say).collect()
     }
@@ -338,7 +325,7 @@ mod tests {
         .unwrap();
         assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(
-            drafts.iter().map(|d| (d.index, d.claims.kind)).collect::<Vec<_>>(),
+            drafts.iter().map(|d| (d.spot.index, d.claims.kind)).collect::<Vec<_>>(),
             [(1, Kind::Client), (4, Kind::Client)]
         );
         let agents = |draft: &Draft| -> Vec<String> {
@@ -358,7 +345,9 @@ mod tests {
         let said = |entries: &[String]| drafts(entries).unwrap().warnings;
         assert_eq!(
             said(&[list("hoem"), agent(1)]),
-            ["tokens[0] (Client laptop): policies[0]: no !Agent of this uid in this file is named hoem"]
+            [
+                "tokens[0] (Client laptop, line 3): policies[0]: no !Agent of this uid in this file is named hoem"
+            ]
         );
         assert!(said(&[list("home"), agent(1)]).is_empty() && said(&[list("null"), agent(1)]).is_empty());
         assert!(said(&[list("hoem"), agent(2)]).is_empty(), "its agents may be in another file");
@@ -393,8 +382,10 @@ mod tests {
                 .warnings;
         assert_eq!(
             said,
-            ["tokens[0] (Client laptop): exp is brought forward to 2027-01-31 00:00:00 UTC, when policy 7, \
-              tokens[1] (ClientPolicy one), ends: a restriction that ran out must not become a freedom"]
+            [
+                "tokens[0] (Client laptop, line 3): exp is brought forward to 2027-01-31 00:00:00 UTC, when policy 7, \
+              tokens[1] (ClientPolicy one, line 4), ends: a restriction that ran out must not become a freedom"
+            ]
         );
     }
 
@@ -407,17 +398,17 @@ mod tests {
                     policy(1, "b", "exp: 1d, pid: 2"),
                     policy(1, "a", "exp: 1d, pid: 1"),
                 ],
-                "tokens[0] (Client laptop): policies: no !ClientPolicy has pid 3; uid \
+                "tokens[0] (Client laptop, line 3): policies: no !ClientPolicy has pid 3; uid \
                  00000000-0000-0000-0000-000000000001 has 1, 2",
             ),
             (
                 vec![client(1, "exp: 1d, policies: [3]")],
-                "tokens[0] (Client laptop): policies: no !ClientPolicy has pid 3; uid \
+                "tokens[0] (Client laptop, line 3): policies: no !ClientPolicy has pid 3; uid \
                  00000000-0000-0000-0000-000000000001 has none",
             ),
             (
                 vec![policy(2, "theirs", "exp: 1d, pid: 3"), client(1, "exp: 1d, policies: [3]")],
-                "tokens[1] (Client laptop): policies: pid 3 is that of tokens[0] (ClientPolicy theirs), whose uid is \
+                "tokens[1] (Client laptop, line 4): policies: pid 3 is that of tokens[0] (ClientPolicy theirs, line 3), whose uid is \
                  00000000-0000-0000-0000-000000000002: a policy serves its own uid alone",
             ),
             (
@@ -426,7 +417,7 @@ mod tests {
                     policy(2, "c", "exp: 1d, pid: 3"),
                     policy(1, "b", "exp: 1d, pid: 3"),
                 ],
-                "tokens[2] (ClientPolicy b): pid 3 is that of tokens[0] (ClientPolicy a), too: within a uid every \
+                "tokens[2] (ClientPolicy b, line 5): pid 3 is that of tokens[0] (ClientPolicy a, line 3), too: within a uid every \
                  policy has an id of its own",
             ),
         ] {
@@ -447,8 +438,8 @@ mod tests {
         assert_eq!(
             warnings,
             [
-                "tokens[1] (ClientPolicy b): no !Client names policy 2: it restricts nobody",
-                "tokens[2] (ClientPolicy a): no !Client names policy 1: it restricts nobody",
+                "tokens[1] (ClientPolicy b, line 4): no !Client names policy 2: it restricts nobody",
+                "tokens[2] (ClientPolicy a, line 5): no !Client names policy 1: it restricts nobody",
             ]
         );
     }

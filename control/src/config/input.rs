@@ -350,7 +350,7 @@ fn load_revocations(path: &Path, remarks: &mut Vec<Remark>) -> Result<Revocation
         Ok(Some(list)) => {
             if list.is_empty() {
                 let words = "revocations: the list names nothing, so nothing is revoked";
-                remarks.push(Remark::Warning(words.to_owned()));
+                remarks.push(Remark::Info(words.to_owned()));
             }
             Ok(list)
         }

@@ -99,18 +99,22 @@ fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr
     listen::bind(addr, workers)
 }
 
-/// Says who has the port, or how to find out.
+/// Says who has the port, or how to find out; or that the address is somebody else's.
 pub(super) fn explain(addr: SocketAddr, e: io::Error) -> io::Error {
-    if e.kind() != io::ErrorKind::AddrInUse {
-        return e;
-    }
     let port = addr.port();
-    let words = if listen::is_taken_by_both_families(addr) {
-        format!("[::]:{port} is listened on, and takes IPv4 connections as well: name {addr} before it")
-    } else {
-        format!(
+    let words = match e.kind() {
+        io::ErrorKind::AddrInUse if listen::is_taken_by_both_families(addr) => {
+            format!("[::]:{port} is listened on, and takes IPv4 connections as well: name {addr} before it")
+        }
+        io::ErrorKind::AddrInUse => format!(
             "{e}: another program listens there, or this gateway runs already; `ss -ltnp 'sport = :{port}'` shows which"
-        )
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            format!(
+                "{e}: this machine has none such; `ip addr` shows what it has, and 0.0.0.0 or [::] is all of them"
+            )
+        }
+        _ => return e,
     };
     io::Error::new(e.kind(), words)
 }

@@ -5,6 +5,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
+    process::Stdio,
     thread,
     time::Duration,
 };
@@ -14,7 +15,8 @@ use crate::kit::{
     data::{self, Pattern},
     net,
     process::run,
-    site::{AGENT, Holder, Transport, Tunnel},
+    site::{AGENT, Holder, Transport, Tunnel, UID},
+    wait_for,
 };
 
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;
@@ -100,6 +102,42 @@ fn what_comes_before_a_reset_is_written_and_the_end_is_no_good_one(transport: Tr
     }
     assert_eq!(whole, 2 * TIMES);
 }
+
+/// What `connect` says of a session that `end` ends while it stands.
+fn last_words(transport: Transport, end: impl FnOnce(&mut Tunnel)) -> String {
+    let mut tunnel = Tunnel::start(transport);
+    let mut command = tunnel.site.client(transport, Holder::Free);
+    command.args(["connect", "-n", AGENT, &net::start_echo().to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut connect = command.spawn().expect("connect can be started");
+    let mut input = connect.stdin.take().expect("it has an input");
+    let output = connect.stdout.as_mut().expect("it has an output");
+    input.write_all(b"x").expect("it takes a byte");
+    output.read_exact(&mut [0]).expect("the byte comes back");
+    end(&mut tunnel);
+    let ended = connect.wait_with_output().expect("it ends");
+    drop(input);
+    assert_eq!(ended.status.code(), Some(74));
+    String::from_utf8_lossy(&ended.stderr).into_owned()
+}
+
+fn revoke(tunnel: &mut Tunnel) {
+    let Tunnel { site, gateway, .. } = tunnel;
+    let list = site.write_secret("revoked.yaml", "[]\n");
+    let config = format!("{}revocations: {}\n", site.gateway_config(), list.display());
+    site.write_secret("gateway.yaml", &config);
+    wait_for("the list", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > 0).then_some(()));
+    site.write_secret("revoked.yaml", &format!("- {{ uid: {UID}, name: free }}\n"));
+}
+
+fn connect_says_what_has_ended_its_session(transport: Transport) {
+    let says = |words: &str| format!("narrowlink: the session was reset: {words}\n");
+    assert_eq!(last_words(transport, revoke), says("the token was revoked"));
+    let killed = last_words(transport, |tunnel| tunnel.gateway.kill_9());
+    assert_eq!(killed, says("the connection to the gateway broke"));
+}
+
+over_ws_and_wss!(connect_says_what_has_ended_its_session);
 
 over_ws_and_wss!(what_comes_before_a_reset_is_written_and_the_end_is_no_good_one);
 

@@ -76,7 +76,7 @@ fn claims_that_are_too_long_are_named_by_token() {
     );
     let (stdout, stderr, code) = run(&yaml, &[]);
     assert_eq!((code, stdout.as_str()), (78, ""));
-    assert!(stderr.contains("tokens.yaml: tokens[0] (Client c): "), "{stderr}");
+    assert!(stderr.contains("tokens.yaml: tokens[0] (Client c, line 3): "), "{stderr}");
     assert!(stderr.contains("at most 4096 are taken"), "{stderr}");
 }
 
@@ -159,14 +159,14 @@ fn ids_that_lead_nowhere_are_named_with_their_token() {
     let client = format!("  - !Client {{ uid: {UID}, name: c, exp: 1d, policies: [7] }}\n");
     let other = "00000000-0000-0000-0000-000000000002";
     for (entries, says) in [
-        (client.clone(), format!("tokens[0] (Client c): policies: no !ClientPolicy has pid 7; uid {UID} has none")),
+        (client.clone(), format!("tokens[0] (Client c, line 3): policies: no !ClientPolicy has pid 7; uid {UID} has none")),
         (
             format!("{}{client}", policy(other, "theirs")),
-            format!("tokens[1] (Client c): policies: pid 7 is that of tokens[0] (ClientPolicy theirs), whose uid is {other}: a policy serves its own uid alone"),
+            format!("tokens[1] (Client c, line 4): policies: pid 7 is that of tokens[0] (ClientPolicy theirs, line 3), whose uid is {other}: a policy serves its own uid alone"),
         ),
         (
             format!("{}{client}{}", policy(UID, "p"), policy(UID, "q")),
-            "tokens[2] (ClientPolicy q): pid 7 is that of tokens[0] (ClientPolicy p), too: within a uid every policy has an id of its own".into(),
+            "tokens[2] (ClientPolicy q, line 5): pid 7 is that of tokens[0] (ClientPolicy p, line 3), too: within a uid every policy has an id of its own".into(),
         ),
     ] {
         for arguments in [&[][..], &["--check"]] {

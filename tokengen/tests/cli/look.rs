@@ -144,7 +144,7 @@ fn a_broken_token_says_what_is_broken() {
             "the token's claims can't be taken: EOF while parsing",
         ),
         (&format!("{good}\n{good}"), 1, "standard input: 2 tokens in it, where one is expected"),
-        ("", 1, "standard input: 0 tokens in it"),
+        ("", 1, "standard input: no token in it"),
     ] {
         let ended = site.run_with(text, &["inspect", "-", "--secret", "secret"]);
         assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{text}");

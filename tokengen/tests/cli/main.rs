@@ -105,12 +105,12 @@ fn a_policy_that_ends_first_ends_the_token_and_this_is_said() {
     let client = keys().verify(tokens(&stdout)[0], Kind::Client, now() + 3700).unwrap();
     assert_eq!(client.exp - client.iat.unwrap(), 10 * 24 * 3600);
     for says in [
-        "warning: tokens[0] (Client c): exp is brought forward to ",
-        ", when policy 7, tokens[1] (ClientPolicy p), ends: a restriction that ran out must not become a freedom\n",
-        "warning: tokens[0] (Client c): nbf is put off to ",
-        "warning: tokens[2] (ClientPolicy q): policies[0]: !Any [.., true] in a blacklist",
-        "warning: tokens[2] (ClientPolicy q): policies[1]: comes twice\n",
-        "warning: tokens[2] (ClientPolicy q): no !Client names policy 8: it restricts nobody\n",
+        "warning: tokens[0] (Client c, line 3): exp is brought forward to ",
+        ", when policy 7, tokens[1] (ClientPolicy p, line 4), ends: a restriction that ran out must not become a freedom\n",
+        "warning: tokens[0] (Client c, line 3): nbf is put off to ",
+        "warning: tokens[2] (ClientPolicy q, line 5): policies[0]: !Any [.., true] in a blacklist",
+        "warning: tokens[2] (ClientPolicy q, line 5): policies[1]: comes twice\n",
+        "warning: tokens[2] (ClientPolicy q, line 5): no !Client names policy 8: it restricts nobody\n",
     ] {
         assert!(stderr.contains(says), "{says}\n{stderr}");
     }
@@ -172,7 +172,7 @@ fn the_published_example_is_warned_about() {
     let (stdout, stderr, _) = run(SEED, &[]);
     assert!(stderr.contains("warning: secret: 8 bytes"), "{stderr}");
     assert_eq!(stderr.matches("exp is in the past (2024-03-12 07:16:46 UTC)").count(), 4, "{stderr}");
-    assert!(stderr.contains("tokens[3] (AgentPublish agent_name_3): "), "{stderr}");
+    assert!(stderr.contains("tokens[3] (AgentPublish agent_name_3, line "), "{stderr}");
     assert!(!stdout.contains("warning"));
 }
 

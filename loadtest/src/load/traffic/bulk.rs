@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Result, bail};
 use narrowlink_dataplane::wire::Wire;
-use rustix::net::RecvFlags;
 
 use super::{SCRATCH_BYTES, Scratch, keep_going};
 use crate::load::{
@@ -59,7 +58,7 @@ async fn pour(wire: &Wire, chunk: &[u8]) -> Result<Infallible> {
 async fn drain(wire: &Wire, gauge: &Gauge, scratch: &Scratch) -> Result<Infallible> {
     loop {
         for _ in 0..CALLS_A_TURN {
-            match take(wire, &mut scratch.borrow_mut()) {
+            match wire.try_discard(&mut scratch.borrow_mut()) {
                 Ok(0) => bail!("it ended"),
                 Ok(n) => gauge.add_bytes(n),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -68,13 +67,4 @@ async fn drain(wire: &Wire, gauge: &Gauge, scratch: &Scratch) -> Result<Infallib
         }
         wire.readable().await?;
     }
-}
-
-/// Takes what is there and forgets it.
-fn take(wire: &Wire, scratch: &mut [u8]) -> io::Result<usize> {
-    if wire.is_tls() || wire.has_early() {
-        return wire.try_read(scratch);
-    }
-    let (_, bytes) = rustix::net::recv(wire, scratch, RecvFlags::TRUNC | RecvFlags::DONTWAIT)?;
-    Ok(bytes)
 }
