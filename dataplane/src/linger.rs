@@ -31,6 +31,9 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 /// .. and, doubled each time, at the most.
 const LOOK_MAX: Duration = Duration::from_millis(64);
 
+/// A program that waits for an answer has read it in this time.
+const READ_GRACE: Duration = Duration::from_millis(20);
+
 /// How long the peers of a session that ended so are waited for.
 pub fn patience(ended: Ended) -> Duration {
     if ended.by == Side::Here { HASTE } else { PATIENCE }
@@ -46,6 +49,8 @@ pub async fn reset_session(framed_or_raw: Conn, bare: Wire, ended: Ended) {
 /// reset throws away what its sender's kernel still holds.
 pub async fn reset(wire: Wire, patience: Duration) {
     stall(&wire, patience, Until::Delivered).await;
+    // What its host has, the program may not have read yet: one that sends when the reset comes hears of nothing else.
+    sleep(READ_GRACE.min(patience)).await;
 }
 
 /// Ends a session's connection, telling the peer that it was reset, behind everything that was sent.
