@@ -43,22 +43,49 @@ pub(crate) const HANDSHAKE: usize = 512 * 1024;
 /// Shares that are remembered before those are forgotten that wait for nothing.
 const SHARES_MIN: usize = 64;
 
-/// Whose share of the turns a connection takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Share(u32);
+/// Whose share of the turns a connection takes. Those of all strangers of a kind have one place together in each round,
+/// and take it in rounds of their own, in which each source has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    whose: u32,
+    /// Among strangers: its source's number.
+    source: u32,
+}
 
 impl Share {
-    /// Of those who have not said yet who they are. An agent's or a client's own connections are all of this one.
-    pub(crate) const NEWCOMERS: Self = Self(0);
+    /// Of those who have not said yet who they are, and come from where nobody is known.
+    const STRANGERS: u32 = 0;
+    /// Of those who come from where tokens have held lately.
+    const KNOWN: u32 = 1;
     /// Of strangers from whom nothing more is wanted: what they still send is only thrown away.
-    pub(crate) const LEAVING: Self = Self(1);
+    const LEAVING: u32 = 2;
+    /// How many kinds of strangers there are.
+    const KINDS: usize = 3;
+    /// An agent's or a client's own connections are all of this one.
+    pub(crate) const OWN: Self = Self { whose: 3, source: 0 };
+    const FIRST_USER: u32 = 4;
+
+    /// A stranger's.
+    pub(crate) fn of_stranger(is_known: bool, source: u32) -> Self {
+        Self { whose: if is_known { Self::KNOWN } else { Self::STRANGERS }, source }
+    }
+
+    /// A stranger's who has had its answer.
+    pub(crate) fn leaving(self) -> Self {
+        Self { whose: Self::LEAVING, ..self }
+    }
+
+    /// Which kind of strangers' it is, if it is one.
+    fn kind(self) -> Option<usize> {
+        usize::try_from(self.whose).ok().filter(|kind| *kind < Self::KINDS)
+    }
 
     /// A user's, with all agents and clients.
     pub(crate) fn of(uid: Uid) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *uid.as_bytes();
         let parts = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
         let folded = parts.map(u32::from_ne_bytes).into_iter().fold(0, |all, part| all ^ part);
-        Self(folded.max(Self::LEAVING.0 + 1))
+        Self { whose: folded.max(Self::FIRST_USER), source: 0 }
     }
 }
 
@@ -71,7 +98,7 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) const fn new() -> Self {
-        Self { left: Cell::new(ALLOWANCE), share: Cell::new(Share::NEWCOMERS) }
+        Self { left: Cell::new(ALLOWANCE), share: Cell::new(Share::OWN) }
     }
 
     pub(crate) fn share(&self) -> Share {
@@ -106,17 +133,20 @@ struct Turns {
     count: Cell<u64>,
     /// Work done in it.
     spent: Cell<usize>,
+    /// All that wait, but for strangers: of each kind of them, the first.
     queue: RefCell<Queue>,
+    /// The strangers that wait, by kind.
+    strangers: [RefCell<Queue>; Share::KINDS],
 }
 
-/// The connections that wait.
+/// Those that wait, in rounds among those whose they are.
 struct Queue {
-    /// In their order; the first sees to the next turn.
+    /// In their order; the first moves.
     waiting: VecDeque<(Number, Option<Waker>)>,
     /// The round that is served.
     round: u64,
-    /// The last round in which a share has a place.
-    last: BTreeMap<Share, u64>,
+    /// The last round in which anybody has a place.
+    last: BTreeMap<u32, u64>,
     next_ticket: u64,
 }
 
@@ -132,16 +162,16 @@ impl Queue {
         Self { waiting: VecDeque::new(), round: 0, last: BTreeMap::new(), next_ticket: 0 }
     }
 
-    /// Adds one more of `share`: in the first round in which that has no place yet.
-    fn enter(&mut self, share: Share) -> Number {
-        let last = self.last.get(&share).filter(|last| **last >= self.round);
+    /// Adds one more of `whose`: in the first round in which that has no place yet.
+    fn enter(&mut self, whose: u32) -> Number {
+        let last = self.last.get(&whose).filter(|last| **last >= self.round);
         let number = Number { round: last.map_or(self.round, |last| last + 1), ticket: self.next_ticket };
         self.next_ticket += 1;
         if self.last.len() > SHARES_MIN.max(2 * self.waiting.len()) {
             let round = self.round;
             self.last.retain(|_, last| *last >= round);
         }
-        self.last.insert(share, number.round);
+        self.last.insert(whose, number.round);
         let at = self.waiting.partition_point(|(other, _)| *other < number);
         self.waiting.insert(at, (number, None));
         number
@@ -158,6 +188,7 @@ thread_local! {
             count: Cell::new(0),
             spent: Cell::new(0),
             queue: RefCell::new(Queue::new()),
+            strangers: [const { RefCell::new(Queue::new()) }; Share::KINDS],
         }
     };
 }
@@ -182,8 +213,11 @@ pub(crate) async fn turn(share: Share) {
     if TURNS.with(Turns::is_free) {
         return;
     }
-    let ticket = Ticket::take(share);
-    ticket.is_first().await;
+    let _first_of_its_kind = match share.kind() {
+        Some(kind) => Some(Ticket::first(Which::Strangers(kind), share.source).await),
+        None => None,
+    };
+    let _first = Ticket::first(Which::All, share.whose).await;
     while TURNS.with(Turns::is_used_up) {
         let turn = Turn::current();
         worker::turn().await;
@@ -192,6 +226,13 @@ pub(crate) async fn turn(share: Share) {
 }
 
 impl Turns {
+    fn queue(&self, which: Which) -> &RefCell<Queue> {
+        match which {
+            Which::All => &self.queue,
+            Which::Strangers(kind) => &self.strangers[kind],
+        }
+    }
+
     fn spend(&self, work: usize) {
         self.spent.set(self.spent.get().saturating_add(work));
     }
@@ -213,26 +254,44 @@ impl Turns {
     }
 }
 
-/// A place in the queue, given up when dropped.
-struct Ticket(Number);
+#[derive(Clone, Copy)]
+enum Which {
+    /// The one whose first moves.
+    All,
+    /// That of a kind of strangers: its first goes into the other.
+    Strangers(usize),
+}
+
+/// A place in a queue, given up when dropped.
+struct Ticket {
+    which: Which,
+    number: Number,
+}
 
 impl Ticket {
-    fn take(share: Share) -> Self {
-        Self(TURNS.with(|turns| turns.queue.borrow_mut().enter(share)))
+    fn take(which: Which, whose: u32) -> Self {
+        Self { which, number: TURNS.with(|turns| turns.queue(which).borrow_mut().enter(whose)) }
+    }
+
+    /// A place of `whose`, when it is the first.
+    async fn first(which: Which, whose: u32) -> Self {
+        let ticket = Self::take(which, whose);
+        ticket.is_first().await;
+        ticket
     }
 
     async fn is_first(&self) {
         poll_fn(|cx| {
             TURNS.with(|turns| {
-                let mut queue = turns.queue.borrow_mut();
-                match queue.position(self.0) {
+                let mut queue = turns.queue(self.which).borrow_mut();
+                match queue.position(self.number) {
                     Some(at) if at > 0 => {
                         queue.waiting[at].1 = Some(cx.waker().clone());
                         Poll::Pending
                     }
                     _ => {
                         // Whoever comes now comes behind it.
-                        queue.round = queue.round.max(self.0.round);
+                        queue.round = queue.round.max(self.number.round);
                         Poll::Ready(())
                     }
                 }
@@ -245,8 +304,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = TURNS.try_with(|turns| {
-            let mut queue = turns.queue.borrow_mut();
-            if let Some(at) = queue.position(self.0) {
+            let mut queue = turns.queue(self.which).borrow_mut();
+            if let Some(at) = queue.position(self.number) {
                 queue.waiting.remove(at);
             }
             if let Some((_, waker)) = queue.waiting.front_mut()
@@ -269,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_first_in_the_queue_moves_first_and_one_that_leaves_lets_the_next_move() {
-        let [first, second, third] = [(); 3].map(|()| Ticket::take(Share::NEWCOMERS));
+        let [first, second, third] = [(); 3].map(|()| Ticket::take(Which::All, 7));
         block_on(first.is_first());
         let mut waiting = pin!(third.is_first());
         assert!(block_on(poll_once(second.is_first())).is_none());
@@ -283,8 +342,8 @@ mod tests {
     #[test]
     fn a_share_with_many_connections_has_one_place_in_each_round() {
         let mut queue = Queue::new();
-        let user = |n| Share::of(Uid::from_u128(n));
-        assert_ne!(user(0), Share::NEWCOMERS);
+        let user = |n| Share::of(Uid::from_u128(n)).whose;
+        assert_eq!(Share::of(Uid::nil()).kind(), None);
         let mut names = BTreeMap::new();
         let mut enter = |queue: &mut Queue, share, name| names.insert(queue.enter(share), name);
         for name in ["many 1", "many 2", "many 3"] {
@@ -301,10 +360,45 @@ mod tests {
     }
 
     #[test]
+    fn a_source_waits_for_no_more_than_one_stranger_of_each_other() {
+        const SOURCES: u32 = 20;
+        const EACH: u32 = 50;
+        let moved = Rc::new(RefCell::new(Vec::new()));
+        let log = moved.clone();
+        run_alone(false, move |_| async move {
+            let mover = |is_known, source| {
+                let log = log.clone();
+                async move {
+                    turn(Share::of_stranger(is_known, source)).await;
+                    TURNS.with(|turns| turns.spend(TURN));
+                    log.borrow_mut().push(source);
+                }
+            };
+            TURNS.with(|turns| turns.spend(TURN));
+            let flood = (0..SOURCES * EACH).map(|n| (false, n / EACH));
+            let others = [(false, SOURCES), (false, SOURCES), (true, SOURCES + 1)];
+            let mut waiting: Vec<_> =
+                flood.chain(others).map(|(is_known, source)| Box::pin(mover(is_known, source))).collect();
+            poll_fn(|cx| {
+                waiting.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+                if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        })
+        .unwrap();
+        let moved = moved.borrow();
+        let nth = |source, n| moved.iter().enumerate().filter(|(_, one)| **one == source).nth(n).unwrap().0;
+        let (first, second, known) = (nth(SOURCES, 0), nth(SOURCES, 1), nth(SOURCES + 1, 0));
+        let round = SOURCES as usize + 2;
+        assert!(first <= round && second <= 2 * round, "{first}, {second}");
+        assert!(known <= 3, "{known}");
+    }
+
+    #[test]
     fn shares_that_wait_for_nothing_are_forgotten() {
         let mut queue = Queue::new();
         for n in 0..10_000 {
-            let number = queue.enter(Share::of(Uid::from_u128(n)));
+            let number = queue.enter(n);
             queue.round = number.round + 1;
             queue.waiting.clear();
         }
@@ -338,7 +432,7 @@ mod tests {
                 let log = log.clone();
                 async move {
                     for _ in 0..CHUNKS {
-                        turn(Share::NEWCOMERS).await;
+                        turn(Share::OWN).await;
                         TURNS.with(|turns| turns.spend(TURN));
                         log.borrow_mut().push(who);
                     }

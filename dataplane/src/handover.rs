@@ -27,6 +27,7 @@ use crate::{
     serve::Service,
     shares::Descriptors,
     sources::Sources,
+    strangers::Strangers,
     table::{Kind, Seat, Table},
     timer::{sleep, timeout},
     usage::Slot,
@@ -60,7 +61,7 @@ pub enum Note {
     Lost(LinkId),
     /// The operator's mind has changed: whoever may not stay is dismissed.
     Judge,
-    /// Another worker has a new stranger, and all places are taken: the oldest one here is to leave.
+    /// Another worker has a new stranger, and all places are taken: one here is to leave.
     MakeRoom,
     /// Serve what arrives at this socket, too.
     Listen(Service, TcpListener),
@@ -107,6 +108,8 @@ pub struct Local {
     listening: Listening,
     /// The connections here.
     pub table: RefCell<Table>,
+    /// Those of them that have shown no token.
+    pub(crate) strangers: RefCell<Strangers>,
 }
 
 impl Shared {
@@ -208,6 +211,7 @@ impl Local {
             stop: async_channel::bounded(1),
             listening: Listening::default(),
             table: RefCell::default(),
+            strangers: RefCell::default(),
         })
     }
 
@@ -225,6 +229,15 @@ impl Local {
     fn is_busy(&self) -> bool {
         let table = self.table.borrow();
         table.count(Kind::Session) + table.count(Kind::Link) > 0
+    }
+
+    /// Has a stranger leave, so that another finds room; false if there is none here.
+    pub(crate) fn dismiss_stranger(&self) -> bool {
+        let chosen = self.strangers.borrow_mut().choose();
+        if let Some(key) = chosen {
+            self.table.borrow_mut().dismiss_stranger(key);
+        }
+        chosen.is_some()
     }
 
     fn judge(&self) {
@@ -256,7 +269,7 @@ impl Local {
                 }
                 Note::Judge => self.judge(),
                 Note::MakeRoom => {
-                    self.table.borrow_mut().dismiss_stranger();
+                    self.dismiss_stranger();
                 }
                 Note::Listen(service, socket) => self.listen(service, socket),
                 Note::Unlisten(service) => self.listening.end(service),

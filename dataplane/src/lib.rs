@@ -47,6 +47,7 @@ pub mod serve;
 pub mod shares;
 pub mod socket;
 pub mod sources;
+mod strangers;
 pub mod stream;
 pub mod table;
 pub mod timer;

@@ -33,8 +33,9 @@ use crate::{
     link,
     socket::Socket,
     sources::{self, Source, Unheard},
+    strangers::Waits,
     stream::{self, Session, Visit},
-    table::{Kind, Seat},
+    table::{Key, Kind, Seat},
     timer::{sleep_until, timeout},
     tls::TlsSocket,
     tunnel,
@@ -86,10 +87,11 @@ struct Stranger {
     place: Place,
 }
 
-/// A stranger's place among those of its source, until dropped.
+/// A stranger's place among those of its source, and of this worker, until dropped.
 struct Place {
     local: Rc<Local>,
     of: sources::Place,
+    key: Key,
 }
 
 impl Stranger {
@@ -98,9 +100,9 @@ impl Stranger {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
         let (of, instead) = match sources.arrive(source, &limits, now, false) {
-            // Who has been silent for longest makes room for somebody new.
+            // One of the source that has the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
-                let here = local.table.borrow_mut().dismiss_stranger();
+                let here = local.dismiss_stranger();
                 if !here {
                     // All of them are other workers'.
                     local.shared.tell_another_now(local.index, Note::MakeRoom);
@@ -109,13 +111,23 @@ impl Stranger {
             }
             other => (other?, false),
         };
-        let place = Place { local: local.clone(), of };
         let seat = Seat::for_stranger(local);
+        let place = Place { local: local.clone(), of, key: seat.key() };
+        local.strangers.borrow_mut().arrive(place.of.heard, place.key);
         Ok((Self { local: local.clone(), peer_addr, seat, place }, instead))
     }
 }
 
 impl Place {
+    fn waits(&self, waits: Waits) {
+        self.local.strangers.borrow_mut().waits(self.of.heard.source, self.key, waits);
+    }
+
+    /// Whose share of the turns its connection takes.
+    fn share(&self) -> Share {
+        Share::of_stranger(self.of.heard.is_known, self.of.number)
+    }
+
     /// Its token holds, and it has not come too often.
     fn verified(&mut self) {
         self.local.shared.sources.verified(&mut self.of, StdInstant::now());
@@ -137,6 +149,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.local.strangers.borrow_mut().leave(self.of.heard.source, self.key);
         self.local.shared.sources.leave(&self.of, StdInstant::now());
     }
 }
@@ -148,7 +161,7 @@ async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket, stranger:
         stranger.seat.dismissed().await;
         Err(io::Error::other("its place was needed for another"))
     };
-    let served = match future::or(dismissed, hear(&local, &service, socket, &stranger.seat)).await {
+    let served = match future::or(dismissed, hear(&local, &service, socket, &stranger.place)).await {
         Ok(Some(Asking { wire, request, tls })) => {
             let seen = Sight { tls, peer_addr: Some(peer_addr) };
             let arrived = Arrived { stranger, since: Instant::now(), seen };
@@ -175,9 +188,10 @@ async fn hear(
     local: &Rc<Local>,
     service: &Service,
     socket: Socket,
-    seat: &Seat,
+    place: &Place,
 ) -> io::Result<Option<Asking>> {
     let limits = Arc::clone(&local.shared.limits());
+    socket.belongs_to(place.share());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let mut tls = None;
@@ -187,11 +201,15 @@ async fn hear(
             let Some(config) = local.shared.door.tls(service.index, name) else {
                 return Err(io::Error::other(format!("no certificate for {name:?}")));
             };
-            // Many may arrive at once: they take turns.
-            socket.turn().await;
-            socket.spend(HANDSHAKE);
             // Boxed: what a handshake takes is given back when it is done.
-            let handshake = Box::pin(TlsSocket::accept_bound(socket, config, &early));
+            let handshake = Box::pin(async move {
+                // Many may arrive at once: they take turns.
+                place.waits(Waits::ForUs);
+                socket.turn().await;
+                place.waits(Waits::ForPeer);
+                socket.spend(HANDSHAKE);
+                TlsSocket::accept_bound(socket, config, &early).await
+            });
             let shaken = timeout(limits.tls_handshake_timeout, handshake).await;
             let (socket, binding) = shaken.map_err(|_| late("the TLS handshake"))??;
             tls = Some(binding);
@@ -206,7 +224,7 @@ async fn hear(
         // say to its user then.
         _ => {
             let wire = Wire::from(socket);
-            seat.answered();
+            place.waits(Waits::Answered);
             return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
         }
     };
@@ -216,7 +234,7 @@ async fn hear(
         Ok(request) => Ok(request.map(|request| Asking { wire, request, tls })),
         Err(Unusable::Broken(e)) => Err(e),
         Err(Unusable::Answer(answer)) => {
-            seat.answered();
+            place.waits(Waits::Answered);
             answer_and_close(wire, &answer).await.map(|()| None)
         }
     }
@@ -284,7 +302,7 @@ async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
 /// Answers and closes so that the answer arrives: what the peer still sends is read first.
 async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
     // However many there are: nobody's login waits for what is only thrown away.
-    wire.belongs_to(Share::LEAVING);
+    wire.belongs_to(wire.share().leaving());
     if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(answer)).await {
         wire.hear_out(UNHEARD_BYTES_MAX, ANSWER_TIMEOUT).await;
     }
@@ -311,7 +329,7 @@ impl Arrived {
     }
 
     async fn reject(&self, wire: Wire, who: Option<&Principal>, rejected: Rejected) -> io::Result<()> {
-        self.stranger.seat.answered();
+        self.stranger.place.waits(Waits::Answered);
         let answered = reject(self.local(), wire, (who, self.stranger.peer_addr), rejected, self.since);
         let dismissed = async {
             self.stranger.seat.dismissed().await;

@@ -132,9 +132,21 @@ impl Entry {
     }
 }
 
+/// A source, and what was known of it when somebody came from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// Where the connection comes from.
+    pub source: Source,
+    /// Whether a token from there has held lately.
+    pub is_known: bool,
+}
+
 /// A stranger's place, until it is dropped.
 pub struct Place {
-    source: Source,
+    /// Whose.
+    pub heard: Heard,
+    /// A number of its source's: hardly any two have the same, and nobody can choose it.
+    pub number: u32,
     /// What its arrival cost, to be given back.
     price: u64,
 }
@@ -160,9 +172,14 @@ impl Sources {
         nanos(now.saturating_duration_since(self.start))
     }
 
-    fn shard(&self, source: Source) -> MutexGuard<'_, HashMap<Source, Entry>> {
+    fn number(&self, source: Source) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
-        let index = self.keys.hash_one(source) as usize % SHARDS;
+        let number = self.keys.hash_one(source) as u32;
+        number
+    }
+
+    fn shard(&self, source: Source) -> MutexGuard<'_, HashMap<Source, Entry>> {
+        let index = self.number(source) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -211,14 +228,15 @@ impl Sources {
         }
         shard.insert(source, Entry { strangers: entry.strangers + 1, arrivals_paid_at: paid_at, ..entry });
         self.strangers.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { source, price })
+        let heard = Heard { source, is_known: entry.known_until > now };
+        Ok(Place { heard, number: self.number(source), price })
     }
 
     /// The stranger has shown a good token: what it took of the rate is given back.
     pub fn verified(&self, place: &mut Place, now: Instant) {
         let now = self.since_start(now);
         let price = std::mem::take(&mut place.price);
-        if let Some(entry) = self.shard(place.source).get_mut(&place.source) {
+        if let Some(entry) = self.shard(place.heard.source).get_mut(&place.heard.source) {
             entry.arrivals_paid_at = entry.arrivals_paid_at.saturating_sub(price);
             entry.known_until = now.saturating_add(nanos(KNOWN_FOR));
         }
@@ -227,8 +245,8 @@ impl Sources {
     /// The stranger has shown a bad token; how long its source is punished from now on, if this was one too many.
     pub fn failed(&self, place: &Place, limits: &Limits, now: Instant) -> Option<Duration> {
         let now = self.since_start(now);
-        let mut shard = self.shard(place.source);
-        let entry = shard.get_mut(&place.source)?;
+        let mut shard = self.shard(place.heard.source);
+        let entry = shard.get_mut(&place.heard.source)?;
         if entry.penalties > 0 && now >= entry.penalty_until.saturating_add(nanos(MINUTE)) {
             entry.penalties = 0;
         }
@@ -249,11 +267,11 @@ impl Sources {
     pub fn leave(&self, place: &Place, now: Instant) {
         let now = self.since_start(now);
         self.strangers.fetch_sub(1, Ordering::Relaxed);
-        let mut shard = self.shard(place.source);
-        let Some(entry) = shard.get_mut(&place.source) else { return };
+        let mut shard = self.shard(place.heard.source);
+        let Some(entry) = shard.get_mut(&place.heard.source) else { return };
         entry.strangers -= 1;
         if !entry.is_needed(now) {
-            shard.remove(&place.source);
+            shard.remove(&place.heard.source);
         }
     }
 

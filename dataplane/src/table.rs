@@ -2,10 +2,9 @@
 //! and dismissed.
 //! Invariants: a key names one connection for ever: a slot that serves again has another generation ·
 //! an entry lives exactly as long as its [`Seat`].
-//! See: `sources`, which bounds strangers.
+//! See: `sources`, which bounds strangers; `strangers`, which says who of them leaves.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -36,9 +35,16 @@ const KINDS: usize = 5;
 
 /// Names one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Key {
+pub(crate) struct Key {
     slot: usize,
     generation: u32,
+}
+
+#[cfg(test)]
+impl Key {
+    pub(crate) fn for_test(generation: u32) -> Self {
+        Self { slot: 0, generation }
+    }
 }
 
 /// What every connection holds: it is small.
@@ -59,10 +65,6 @@ pub struct Table {
     entries: Slab<Entry>,
     counts: [usize; KINDS],
     generations: u32,
-    /// In the order of their arrival; some may be something else by now.
-    strangers: VecDeque<Key>,
-    /// Those of them that have had their answer.
-    answered: VecDeque<Key>,
 }
 
 impl Table {
@@ -72,39 +74,16 @@ impl Table {
         let generation = self.generations;
         self.counts[kind as usize] += 1;
         let entry = Entry { generation, kind, who: None, dismissed: None, waker: None };
-        let key = Key { slot: self.entries.insert(entry), generation };
-        if kind == Kind::Stranger {
-            self.remember_stranger(key);
-        }
-        key
+        Key { slot: self.entries.insert(entry), generation }
     }
 
-    fn remember_stranger(&mut self, key: Key) {
-        // Those that are none any more are dropped before they are the most.
-        if self.strangers.len() > 2 * self.counts[Kind::Stranger as usize] {
-            let entries = &self.entries;
-            self.strangers.retain(|key| is_stranger(entries, *key));
-            self.answered.retain(|key| is_stranger(entries, *key));
+    /// Ends a stranger's connection: nobody tells it why.
+    pub(crate) fn dismiss_stranger(&mut self, key: Key) {
+        let Some(entry) = self.entry(key).filter(|entry| entry.kind == Kind::Stranger) else { return };
+        entry.dismissed.get_or_insert(Why::Reset);
+        if let Some(waker) = entry.waker.take() {
+            waker.wake();
         }
-        self.strangers.push_back(key);
-    }
-
-    /// Dismisses a stranger: the first of those that have had their answer, else the one that has been there longest.
-    /// False if there is none.
-    pub(crate) fn dismiss_stranger(&mut self) -> bool {
-        while let Some(key) = self.answered.pop_front().or_else(|| self.strangers.pop_front()) {
-            if !is_stranger(&self.entries, key) {
-                continue;
-            }
-            let Some(entry) = self.entry(key).filter(|entry| entry.dismissed.is_none()) else { continue };
-            // Nobody tells a stranger why.
-            entry.dismissed = Some(Why::Reset);
-            if let Some(waker) = entry.waker.take() {
-                waker.wake();
-            }
-            return true;
-        }
-        false
     }
 
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
@@ -142,11 +121,6 @@ impl Table {
     }
 }
 
-fn is_stranger(entries: &Slab<Entry>, key: Key) -> bool {
-    let entry = entries.get(key.slot).filter(|entry| entry.generation == key.generation);
-    entry.is_some_and(|entry| entry.kind == Kind::Stranger)
-}
-
 /// A connection's place in its worker's table, until dropped.
 pub struct Seat {
     local: Rc<Local>,
@@ -158,6 +132,11 @@ impl Seat {
     pub(crate) fn for_stranger(local: &Rc<Local>) -> Self {
         let key = local.table.borrow_mut().insert(Kind::Stranger);
         Self { local: local.clone(), key }
+    }
+
+    /// The connection's name in the table.
+    pub(crate) fn key(&self) -> Key {
+        self.key
     }
 
     /// Seats a lane that came from another worker. What was decided about its agent while it was on its way
@@ -197,11 +176,6 @@ impl Seat {
         Poll::Pending
     }
 
-    /// The stranger has had its answer: if somebody has to leave, it is the first.
-    pub(crate) fn answered(&self) {
-        self.local.table.borrow_mut().answered.push_back(self.key);
-    }
-
     /// The connection is this from now on.
     pub(crate) fn becomes(&self, kind: Kind) {
         self.local.table.borrow_mut().change(self.key, kind);
@@ -237,43 +211,16 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_stranger_goes_first_and_nobody_else() {
+    fn a_stranger_is_dismissed_and_nobody_that_has_become_somebody() {
         let mut table = Table::default();
-        let keys: Vec<_> = (0..4).map(|_| table.insert(Kind::Stranger)).collect();
+        let keys: Vec<_> = (0..3).map(|_| table.insert(Kind::Stranger)).collect();
         table.change(keys[0], Kind::Session);
         table.remove(keys[1]);
-        assert!(table.dismiss_stranger());
+        for key in &keys {
+            table.dismiss_stranger(*key);
+        }
         let mut dismissed = |key| table.entry(key).is_some_and(|entry| entry.dismissed.is_some());
-        assert_eq!([0, 2, 3].map(|n| dismissed(keys[n])), [false, true, false]);
-        assert!(table.dismiss_stranger() && !table.dismiss_stranger());
-    }
-
-    #[test]
-    fn a_stranger_that_has_its_answer_goes_before_those_that_wait_for_one() {
-        let mut table = Table::default();
-        let keys: Vec<_> = (0..4).map(|_| table.insert(Kind::Stranger)).collect();
-        table.answered.extend([keys[2], keys[1]]);
-        table.remove(keys[1]);
-        let mut dismissed = Vec::new();
-        while table.dismiss_stranger() {
-            dismissed.extend(
-                (0..4)
-                    .filter(|n| table.entry(keys[*n]).is_some_and(|entry| entry.dismissed.is_some()))
-                    .filter(|n| !dismissed.contains(n))
-                    .collect::<Vec<_>>(),
-            );
-        }
-        assert_eq!(dismissed, [2, 0, 3]);
-    }
-
-    #[test]
-    fn what_strangers_have_become_is_not_remembered_for_ever() {
-        let mut table = Table::default();
-        for _ in 0..10_000 {
-            let key = table.insert(Kind::Stranger);
-            table.change(key, Kind::Stream);
-        }
-        assert!(table.strangers.len() < 10, "{}", table.strangers.len());
+        assert_eq!([0, 1, 2].map(|n| dismissed(keys[n])), [false, false, true]);
     }
 
     #[test]

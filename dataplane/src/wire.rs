@@ -196,6 +196,11 @@ impl Wire {
             }
     }
 
+    /// Whose share of the turns this connection takes.
+    pub(crate) fn share(&self) -> Share {
+        self.socket().share()
+    }
+
     /// The connection is somebody's from now on.
     pub(crate) fn belongs_to(&self, share: Share) {
         self.socket().belongs_to(share);
@@ -437,7 +442,7 @@ impl Wire {
     /// # Errors
     /// Out of descriptors; the connection is lost then.
     pub fn into_parts(self) -> io::Result<WireParts> {
-        let share = self.socket().share();
+        let share = self.share();
         let early = self.early.into_inner();
         match self.io {
             Io::Plain(socket) => Ok(WireParts { fd: socket.detach()?, tls: None, early, share }),

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -20,6 +20,7 @@ use narrowlink_proto::{
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject,
 };
+use socket2::{Domain, Socket, Type};
 
 use super::asker::random;
 
@@ -33,6 +34,8 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(20);
 pub(crate) struct Entry {
     addr: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
+    /// Where connections come from, unless the system chooses.
+    source: Option<IpAddr>,
 }
 
 impl Entry {
@@ -45,8 +48,41 @@ impl Entry {
             }
             Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
         });
-        Self { addr, tls }
+        Self { addr, tls, source: None }
     }
+
+    /// The same gateway, seen from this address.
+    pub(crate) fn from(&self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self.clone() }
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        match self.source {
+            None => TcpStream::connect(self.addr),
+            Some(source) => connect_from(source, self.addr),
+        }
+    }
+
+    /// What a client says first over TLS: the same bytes serve any number of times.
+    pub(crate) fn client_hello(&self) -> Vec<u8> {
+        let config = self.tls.clone().expect("a port of TLS");
+        let mut tls = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("TLS");
+        let mut hello = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut hello).expect("a buffer");
+        }
+        hello
+    }
+}
+
+/// A connection from an address of this machine's.
+pub(crate) fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect(&addr.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 /// One connection of a hostile peer.
@@ -59,7 +95,7 @@ pub(crate) struct Foe {
 impl Foe {
     /// Connects, and says nothing of HTTP yet.
     pub(crate) fn connect(entry: &Entry) -> io::Result<Self> {
-        let socket = TcpStream::connect(entry.addr)?;
+        let socket = entry.connect()?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(CALL_TIMEOUT))?;

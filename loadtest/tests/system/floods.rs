@@ -25,14 +25,14 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol},
 };
 use rustix::process::nice;
-use socket2::{Domain, Socket, Type};
+use socket2::SockRef;
 
 use crate::{
     alone, count,
     kit::{
         PATIENCE,
         asker::random,
-        foe::{Entry, Foe},
+        foe::{Entry, Foe, connect_from},
         wait_for,
     },
     start_echo,
@@ -56,15 +56,6 @@ fn guarded() -> Lab {
     let lab = Lab::start(2).unwrap();
     lab.gateway().reload(&Config { limits: Limits::default(), ..lab.config().unwrap() }).unwrap();
     lab
-}
-
-fn connect_from(source: IpAddr, addr: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
-    socket.connect(&addr.into())?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
 }
 
 /// Asks for a stream; the status that comes back. The connection is open as long as its stream.
@@ -255,6 +246,86 @@ fn what_strangers_upload_to_the_wrong_place_keeps_no_login_waiting() {
             let uploads = uploads.load(Ordering::Relaxed);
             println!("a login over TLS takes {before:?}, beside {uploads} uploads {during:?}");
             assert!(during < before * 20, "{before:?}, beside uploads {during:?}");
+        });
+    });
+}
+
+/// Says the same hello again and again, from many sources, each time anew; of those that stay it keeps so many.
+fn replay(entry: SocketAddr, hello: &[u8], (first, stays): (usize, bool), over: &AtomicBool) -> usize {
+    const SOURCES: usize = 300;
+    const STAY: usize = 600;
+    let say = |n: usize| {
+        let mut stream = connect_from(source(n % SOURCES), entry)?;
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        stream.write_all(hello)?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    let mut held: Vec<_> = (0..if stays { STAY } else { 40 }).map(|_| None).collect();
+    for next in 0.. {
+        if over.load(Ordering::Relaxed) {
+            return next;
+        }
+        let at = next % held.len();
+        held[at] = say(next * 7 + first).ok();
+    }
+    0
+}
+
+#[test]
+fn hellos_replayed_from_many_sources_keep_no_login_over_tls_waiting() {
+    const AT_ONCE: usize = 8;
+    const FLOODERS: usize = 4;
+    let _alone = alone();
+    let lab = guarded();
+    let (addr, ca) = (lab.entry(Transport { tls: true, raw: false }), lab.site.dir().join("ca.pem"));
+    let wss = Entry::new(addr, Some(&ca));
+    let token = lab.site.token(Kind::Client, lab.uid, "office", None).unwrap();
+    let log_in = |entry: &Entry| {
+        let begun = Instant::now();
+        Foe::upgrade(entry, Channel::Stream, &token, None).map(|_| begun.elapsed())
+    };
+    log_in(&wss).unwrap();
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let hello = wss.client_hello();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let flooders: Vec<_> = (0..FLOODERS)
+                .map(|n| {
+                    let (hello, done) = (&hello, &done);
+                    scope.spawn(move || replay(addr, hello, (n, n % 2 == 0), done))
+                })
+                .collect();
+            let begun = Instant::now();
+            let mut took = Vec::new();
+            let mut failed = Vec::new();
+            let mut note = |login: std::io::Result<Duration>| match login {
+                Ok(elapsed) => took.push(elapsed),
+                Err(e) => failed.push(e),
+            };
+            thread::sleep(Duration::from_secs(1));
+            for burst in 0..5 {
+                thread::scope(|scope| {
+                    let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(|| log_in(&wss))).collect();
+                    all.into_iter().for_each(|login| note(login.join().unwrap()));
+                });
+                for n in 0..3 {
+                    note(log_in(&wss.from(source(1_000 + burst * 3 + n))));
+                }
+            }
+            at_its_worst();
+            while !over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+            }
+            done.store(true, Ordering::Relaxed);
+            let hellos: usize = flooders.into_iter().map(|flooder| flooder.join().unwrap()).sum();
+            took.sort_unstable();
+            println!(
+                "{} logins over TLS beside {:.0} hellos/s, slowest {:?}, failed {failed:?}",
+                took.len(),
+                hellos as f64 / begun.elapsed().as_secs_f64(),
+                took.last()
+            );
+            assert!(failed.is_empty());
         });
     });
 }
