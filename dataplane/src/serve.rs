@@ -63,14 +63,14 @@ pub struct Service {
     pub tls: bool,
 }
 
-/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. Whether an older one is to
-/// leave for it before the next one is taken.
+/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. Whether those that are to
+/// leave for newer ones have to do so before the next one is taken.
 pub(crate) fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) -> bool {
     let Ok(peer_addr) = socket.peer_addr() else { return false };
     match Stranger::arrive(local, peer_addr) {
-        Ok((stranger, instead)) => {
+        Ok((stranger, full)) => {
             spawn(serve(local.clone(), service.clone(), socket, stranger));
-            instead
+            full
         }
         Err(why) => {
             tracing::debug!(peer = %peer_addr, "cut off: {why}");
@@ -95,11 +95,11 @@ struct Place {
 }
 
 impl Stranger {
-    /// The second value says whether an older stranger was told to leave for it.
+    /// The second value says whether no other finds room before those have left that were told to.
     fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<(Self, bool), Unheard> {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
-        let (of, instead) = match sources.arrive(source, &limits, now, false) {
+        let (of, full) = match sources.arrive(source, &limits, now, false) {
             // One of the source that has the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
                 let here = local.dismiss_stranger();
@@ -107,14 +107,14 @@ impl Stranger {
                     // All of them are other workers'.
                     local.shared.tell_another_now(local.index, Note::MakeRoom);
                 }
-                (sources.arrive(source, &limits, now, true)?, here)
+                (sources.arrive(source, &limits, now, true)?, here && !sources.may_replace(&limits))
             }
             other => (other?, false),
         };
         let seat = Seat::for_stranger(local);
         let place = Place { local: local.clone(), of, key: seat.key() };
         local.strangers.borrow_mut().arrive(place.of.heard, place.key);
-        Ok((Self { local: local.clone(), peer_addr, seat, place }, instead))
+        Ok((Self { local: local.clone(), peer_addr, seat, place }, full))
     }
 }
 
