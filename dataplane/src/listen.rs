@@ -27,7 +27,7 @@ use crate::{
     serve::{self, Service},
     socket::Socket,
     timer::sleep,
-    worker::{self, spawn},
+    worker::spawn,
 };
 
 /// Connections the kernel may hold for us before we accept them.
@@ -216,18 +216,14 @@ pub async fn accept_all_with<R>(
     room: impl FnMut() -> io::Result<R>,
     mut take: impl FnMut(Socket, R),
 ) {
-    let take = |socket, room| {
-        take(socket, room);
-        false
-    };
-    accept_in_turns(listener, room, take).await;
+    accept_in_turns(listener, room, async |socket, room| take(socket, room)).await;
 }
 
-/// As [`accept_all_with`]; when `take` says so, others have a turn before the next connection is taken.
+/// As [`accept_all_with`]; `take` may let others go first before the next connection is taken.
 async fn accept_in_turns<R>(
     listener: &Listener,
     mut room: impl FnMut() -> io::Result<R>,
-    mut take: impl FnMut(Socket, R) -> bool,
+    mut take: impl AsyncFnMut(Socket, R),
 ) {
     let (mut taken, mut rest) = (0, REST_MIN);
     loop {
@@ -235,9 +231,8 @@ async fn accept_in_turns<R>(
             Ok((socket, room)) => {
                 rest = REST_MIN;
                 taken += 1;
-                if take(socket, room) {
-                    worker::turn().await;
-                } else if taken % BATCH == 0 {
+                take(socket, room).await;
+                if taken % BATCH == 0 {
                     // A turn of the ring (see `budget`), until there is one more to take.
                     let _ = listener.ready.readable(false).await;
                 }
@@ -292,8 +287,11 @@ impl Listening {
         self.ends.borrow_mut().insert(service.index, end);
         let (local, service) = (local.clone(), Rc::new(service));
         spawn(async move {
-            let accepting =
-                accept_in_turns(&listener, || Ok(()), |socket, ()| serve::take(&local, &service, socket));
+            let accepting = accept_in_turns(
+                &listener,
+                || Ok(()),
+                async |socket, ()| serve::take(&local, &service, socket).await,
+            );
             let ended = async {
                 // Nothing is ever sent: the end of the channel is the news.
                 let _ = ended.recv().await;
@@ -301,7 +299,7 @@ impl Listening {
             future::or(future::or(local.stopped(), ended), accepting).await;
             // What the kernel has accepted for us already would be reset.
             while let Ok(socket) = accept_now(listener.socket.as_fd()) {
-                serve::take(&local, &service, socket);
+                serve::take(&local, &service, socket).await;
             }
         });
     }

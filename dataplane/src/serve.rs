@@ -41,7 +41,7 @@ use crate::{
     tunnel,
     usage::Slot,
     wire::Wire,
-    worker::spawn,
+    worker::{self, spawn},
 };
 
 /// How much of a first flight is read at once: nearly always all of it.
@@ -50,6 +50,8 @@ const READ_BYTES: usize = 2048;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is read and thrown away behind an answer: an ordinary upload that comes to the wrong place.
 const UNHEARD_BYTES_MAX: usize = 1024 * 1024;
+/// So many turns those have who are to leave for somebody new.
+const LEAVING_TURNS: usize = 16;
 /// A login that fails is answered so long after it was asked for: what is wrong with a token is not to be
 /// heard from how long it took to find.
 const LOGIN_REFUSED_AFTER: Duration = Duration::from_millis(25);
@@ -63,19 +65,21 @@ pub struct Service {
     pub tls: bool,
 }
 
-/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. Whether those that are to
-/// leave for newer ones have to do so before the next one is taken.
-pub(crate) fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) -> bool {
-    let Ok(peer_addr) = socket.peer_addr() else { return false };
-    match Stranger::arrive(local, peer_addr) {
-        Ok((stranger, full)) => {
-            spawn(serve(local.clone(), service.clone(), socket, stranger));
-            full
+/// Takes a connection that has just arrived, or cuts it off: its source may be too loud. When every place is taken, and
+/// all that may have been told to leave, they have some turns to do so.
+pub(crate) async fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) {
+    let Ok(peer_addr) = socket.peer_addr() else { return };
+    let mut stranger = Stranger::arrive(local, peer_addr);
+    for _ in 0..LEAVING_TURNS {
+        if !matches!(stranger, Err(Unheard::All)) {
+            break;
         }
-        Err(why) => {
-            tracing::debug!(peer = %peer_addr, "cut off: {why}");
-            false
-        }
+        worker::turn().await;
+        stranger = Stranger::arrive(local, peer_addr);
+    }
+    match stranger {
+        Ok(stranger) => spawn(serve(local.clone(), service.clone(), socket, stranger)),
+        Err(why) => tracing::debug!(peer = %peer_addr, "cut off: {why}"),
     }
 }
 
@@ -95,26 +99,24 @@ struct Place {
 }
 
 impl Stranger {
-    /// The second value says whether no other finds room before those have left that were told to.
-    fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<(Self, bool), Unheard> {
+    fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<Self, Unheard> {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
-        let (of, full) = match sources.arrive(source, &limits, now, false) {
+        let of = match sources.arrive(source, &limits, now, false) {
             // One of the source that has the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
-                let here = local.dismiss_stranger();
-                if !here {
+                if !local.dismiss_stranger() {
                     // All of them are other workers'.
                     local.shared.tell_another_now(local.index, Note::MakeRoom);
                 }
-                (sources.arrive(source, &limits, now, true)?, here && !sources.may_replace(&limits))
+                sources.arrive(source, &limits, now, true)?
             }
-            other => (other?, false),
+            other => other?,
         };
         let seat = Seat::for_stranger(local);
         let place = Place { local: local.clone(), of, key: seat.key() };
         local.strangers.borrow_mut().arrive(place.of.heard, place.key);
-        Ok((Self { local: local.clone(), peer_addr, seat, place }, full))
+        Ok(Self { local: local.clone(), peer_addr, seat, place })
     }
 }
 

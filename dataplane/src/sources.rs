@@ -213,15 +213,16 @@ impl Sources {
         if mine as u64 >= mine_max || (mine >= few.max(1) && mine >= free) {
             return Err(Unheard::Source);
         }
-        if free == 0 && !instead {
-            return Err(Unheard::All);
-        }
         let second = nanos(Duration::from_secs(1));
         let price = second / entry.scaled(limits.strangers_per_source_per_s.get().into(), now);
         let burst = entry.scaled(limits.strangers_per_source_burst.get().into(), now);
         let paid_at = entry.arrivals_paid_at.max(now).saturating_add(price);
         if paid_at - now > price.saturating_mul(burst) {
             return Err(Unheard::Rate);
+        }
+        // Last: whoever hears this makes an older one leave, and is heard then.
+        if free == 0 && !instead {
+            return Err(Unheard::All);
         }
         if !shard.contains_key(&source) {
             make_room(&mut shard, limits.login_sources_max.div_ceil(SHARDS), now).ok_or(Unheard::All)?;
@@ -399,6 +400,19 @@ mod tests {
             sources.may_replace(&limits) && sources.arrive(Source::V4(*n), &limits, now, true).is_ok()
         });
         assert_eq!(surplus.count(), 128 / SURPLUS_PART + 1 - FEW, "older ones have to leave first");
+    }
+
+    #[test]
+    fn who_comes_too_often_makes_nobody_leave() {
+        let (sources, limits, now) = sources();
+        let limits = Limits { strangers_max: 16, ..limits };
+        while come(&sources, A, &limits, now).is_ok() {}
+        let others = (2..99)
+            .filter_map(|n| sources.arrive(Source::V4(n), &limits, now, false).ok())
+            .collect::<Vec<_>>();
+        assert_eq!(others.len(), 16);
+        assert_eq!(come(&sources, A, &limits, now), Err(Unheard::Rate));
+        assert_eq!(come(&sources, Source::V4(99), &limits, now), Err(Unheard::All));
     }
 
     #[test]
