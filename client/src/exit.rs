@@ -85,7 +85,7 @@ impl Failure {
         let why = match (farewell, ended) {
             (Some(words), _) if !words.is_empty() => words.to_owned(),
             // A gateway that can says why.
-            (None, Ended { by: Side::Target, why: Why::Reset | Why::Truncated }) => {
+            (_, Ended { by: Side::Target, why: Why::Cut }) => {
                 "the connection to the gateway broke".to_owned()
             }
             (_, ended) => ended.to_string(),
@@ -227,8 +227,8 @@ mod tests {
         for (why, farewell, words) in [
             (Why::Vanished, None, "the target's side vanished"),
             (Why::Reset, Some("the token was revoked"), "the token was revoked"),
-            (Why::Reset, Some(""), "the target's side reset the connection"),
-            (Why::Reset, None, "the connection to the gateway broke"),
+            (Why::Reset, None, "the target's side reset the connection"),
+            (Why::Cut, None, "the connection to the gateway broke"),
         ] {
             assert_eq!(reset(why, farewell), format!("the session was reset: {words}"));
         }

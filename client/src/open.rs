@@ -13,7 +13,7 @@ use narrowlink_dataplane::{
     tunnel::{self, Ask, TunnelError},
 };
 use narrowlink_proto::{
-    ended::{Ended, RefusalCode, Refused, Side},
+    ended::{RefusalCode, Refused, Side},
     id::SessionId,
     message::{self, Channel, Message, Speaker},
     target::Target,
@@ -43,10 +43,11 @@ pub(crate) struct Session {
 
 impl Session {
     /// After both directions have ended: waits until the target has everything, and closes.
-    pub(crate) async fn finish(self) -> Result<(), Ended> {
+    pub(crate) async fn finish(self) -> Result<(), Failure> {
         let Self { conn, id, .. } = self;
         if conn.framing() == Framing::Framed {
-            settled(&conn, id, Speaker::Gateway, Side::Target).await?;
+            let settled = settled(&conn, id, Speaker::Gateway, Side::Target).await;
+            settled.map_err(|ended| Failure::reset(ended, conn.farewell().as_deref()))?;
         }
         close(conn);
         Ok(())

@@ -23,14 +23,13 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::Conn,
     linger::{PATIENCE, reset_conn},
     relay::{End, Traffic, relay},
     socket::Socket,
     timer::sleep,
     wire::Wire,
 };
-use narrowlink_proto::{target::Target, upgrade::Framing};
+use narrowlink_proto::target::Target;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
@@ -57,14 +56,14 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
         let target = session.conn.end(session.id);
         relay(End::Bare(&local), target, &traffic)
             .await
-            .map_err(|ended| Failure::reset(ended, farewell(&session.conn).as_deref()))
+            .map_err(|ended| Failure::reset(ended, session.conn.farewell().as_deref()))
     };
     let ended = future::or(async { Err(carriers.broke().await) }, moving).await;
     // What the target sent is in the hands of the carrier: it still has to be written.
     let failure = match ended {
         Ok(()) => match carriers.finish() {
             // And what we sent has to arrive: only then has it gone well.
-            Ok(()) => return session.finish().await.map_err(|ended| Failure::reset(ended, None)),
+            Ok(()) => return session.finish().await,
             Err(failure) => failure,
         },
         Err(failure) => {
@@ -80,11 +79,6 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
     let why = if failure.message.is_empty() { UNWRITTEN } else { &failure.message };
     Box::pin(reset_conn(session.conn, why, PATIENCE)).await;
     Err(failure)
-}
-
-/// What the gateway said of a session that it ended. Plain bytes have no words.
-fn farewell(conn: &Conn) -> Option<Box<str>> {
-    if conn.framing() == Framing::Raw { Some(Box::default()) } else { conn.farewell() }
 }
 
 /// The threads between the session and standard input and output, which may be anything: files, pipes

@@ -116,10 +116,9 @@ impl ConnError {
     /// The same, for a session's end.
     pub fn why(&self) -> Why {
         match self {
-            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Why::Truncated,
             Self::Io(e) if e.kind() == io::ErrorKind::InvalidData => Why::Protocol,
-            Self::Io(_) | Self::Closed { .. } => Why::Reset,
-            Self::Truncated => Why::Truncated,
+            Self::Io(_) | Self::Truncated => Why::Cut,
+            Self::Closed { .. } => Why::Reset,
             Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) | Self::Flood => Why::Protocol,
         }
     }

@@ -154,6 +154,8 @@ pub enum Why {
     Reset,
     /// The connection ended without the mark of a clean end.
     Truncated,
+    /// The peer's own connection, over which sessions come, broke: its process was ended, or something between.
+    Cut,
     /// The peer broke the protocol.
     Protocol,
     /// The peer vanished: nothing came back in time.
@@ -198,6 +200,7 @@ impl Ended {
             Why::UsedUp => {
                 return "nothing is left of what this token, or its user, may use this month".to_owned();
             }
+            Why::Cut => return format!("the connection to {by} broke"),
             Why::Reset => "reset the connection",
             Why::Truncated => "ended without finishing",
             Why::Protocol => "broke the protocol",
@@ -255,6 +258,7 @@ mod tests {
         assert_eq!(said(Side::Here, Why::Revoked), "the token was revoked");
         assert_eq!(said(Side::Here, Why::Shutdown), "this gateway shut down");
         assert_eq!(said(Side::Target, Why::Reset), "the target's side reset the connection");
+        assert_eq!(said(Side::Target, Why::Cut), "the connection to the target's side broke");
         assert_eq!(Ended { by: Side::Here, why: Why::Shutdown }.to_string(), "this program shut down");
     }
 

@@ -14,6 +14,7 @@ mod pump;
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
+    io::ErrorKind,
     pin::{Pin, pin},
     task::Poll,
     time::Duration,
@@ -69,6 +70,25 @@ impl<'a> End<'a> {
         match self {
             End::Bare(wire) => wire,
             End::Framed(conn, _) => conn.wire(),
+        }
+    }
+
+    /// How a session ends when this end is reset: only plain bytes are a program's own.
+    fn reset(&self) -> Why {
+        match self {
+            End::Bare(_) => Why::Reset,
+            End::Framed(..) => Why::Cut,
+        }
+    }
+
+    /// How a session ends when this end breaks so.
+    fn broke(&self, error: &ConnError) -> Why {
+        match (self, error) {
+            (End::Bare(_), ConnError::Io(e)) if e.kind() == ErrorKind::UnexpectedEof => Why::Truncated,
+            _ => match error.why() {
+                Why::Cut => self.reset(),
+                why => why,
+            },
         }
     }
 }
@@ -261,21 +281,27 @@ async fn watch(up: &Pump<'_>, down: &Pump<'_>) -> Ended {
 pub async fn gone(conn: &Conn, by: Side) -> Ended {
     loop {
         sleep(WATCH_EVERY).await;
-        if let Err(ended) = look_at(&End::Bare(conn.wire()), by, true) {
+        if let Err(ended) = stands(conn.wire(), by, Some(Why::Cut)) {
             return ended;
         }
     }
 }
 
-/// Whether the peer of one end is still there; pings it when it has been silent.
-fn look_at(end: &End<'_>, by: Side, reset_counts: bool) -> Result<(), Ended> {
-    if end.wire().peer_vanished(VANISHED_AFTER) {
+/// Whether the peer of a connection is still there, as its kernel says; what a `reset` is, where one counts.
+fn stands(wire: &Wire, by: Side, reset: Option<Why>) -> Result<(), Ended> {
+    if wire.peer_vanished(VANISHED_AFTER) {
         return Err(Ended { by, why: Why::Vanished });
     }
     // A reset that follows a FIN is no event for a direction that is not read any more.
-    if reset_counts && end.wire().is_reset() {
-        return Err(Ended { by, why: Why::Reset });
+    match reset {
+        Some(why) if wire.is_reset() => Err(Ended { by, why }),
+        _ => Ok(()),
     }
+}
+
+/// Whether the peer of one end is still there; pings it when it has been silent.
+fn look_at(end: &End<'_>, by: Side, reset_counts: bool) -> Result<(), Ended> {
+    stands(end.wire(), by, reset_counts.then(|| end.reset()))?;
     let End::Framed(conn, _) = end else { return Ok(()) };
     let a_person_s = by == Side::Client && conn.role() == Role::Gateway;
     let hung_after = if a_person_s { CLIENT_HUNG_AFTER } else { HUNG_AFTER };

@@ -250,8 +250,7 @@ impl Pump<'_> {
                 self.gate.passed(&[]);
                 Ok(Step::Ended)
             }
-            End::Bare(_) => Err(self.joint.break_off(Ended { by: self.source_side, why: Why::Reset })),
-            End::Framed(..) => Err(self.joint.break_off(Ended { by: self.source_side, why: Why::Truncated })),
+            end => Err(self.joint.break_off(Ended { by: self.source_side, why: end.reset() })),
         }
     }
 
@@ -282,7 +281,7 @@ impl Pump<'_> {
     }
 
     fn source_broke(&self, error: &ConnError) -> Ended {
-        self.joint.break_off(Ended { by: self.source_side, why: error.why() })
+        self.joint.break_off(Ended { by: self.source_side, why: self.source.broke(error) })
     }
 
     fn sink_broke(&self, error: io::Error) -> Ended {
@@ -297,7 +296,7 @@ impl Pump<'_> {
     /// error of a later one, and the next call says EPIPE for what was a reset.
     fn splice_broke(&self, error: io::Error) -> Ended {
         let by = if self.source_side == Side::Client { Side::Target } else { Side::Client };
-        self.joint.break_off(Ended { by, why: ConnError::from(error).why() })
+        self.joint.break_off(Ended { by, why: self.sink.broke(&error.into()) })
     }
 
     fn add_moved(&self, bytes: usize) {

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     process::Command,
     thread,
@@ -81,4 +81,27 @@ fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
     }
     let mode = fs::metadata(&path).expect("it was read").permissions().mode();
     assert_eq!(mode & 0o077, 0, "others can read it: {mode:o}");
+}
+
+#[test]
+fn the_end_of_an_agents_process_is_not_said_to_be_its_targets_reset() {
+    let mut site = Site::new();
+    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\n"));
+    let mut gateway = site.start_gateway();
+    for transport in [Transport::Ws, Transport::Wss] {
+        let mut agent = site.start_agent(transport);
+        let forward = site.start_forward(transport, net::start_echo());
+        let mut stream = net::try_echo(forward.local).expect("the tunnel stands");
+        agent.kill_9();
+        let broke = stream.read(&mut [0; 1]).expect_err("an end that nobody said");
+        assert_eq!(broke.kind(), ErrorKind::ConnectionReset);
+        let close = gateway.wait_for("the end", PATIENCE, || {
+            let log = fs::read_to_string(site.path("audit.log")).ok()?;
+            let lines = log.lines().map(|line| serde_json::from_str(line).expect("each line is JSON"));
+            let closes = |line: &serde_json::Value| line["event"] == "close";
+            lines.filter(closes).nth(usize::from(transport == Transport::Wss))
+        });
+        assert_eq!(close["code"], "cut");
+        assert_eq!(close["reason"], "the connection to the target's side broke");
+    }
 }
