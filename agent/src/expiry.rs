@@ -7,9 +7,9 @@ use std::{
 };
 
 use futures_lite::future;
-use narrowlink_dataplane::timer::sleep;
+use narrowlink_dataplane::{aside::Aside, timer::sleep};
 
-use crate::{Shared, aside::Aside};
+use crate::Shared;
 
 const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 

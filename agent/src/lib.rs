@@ -5,7 +5,6 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod aside;
 mod bell;
 pub mod check;
 pub mod config;

@@ -9,17 +9,18 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io::ErrorKind,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     rc::Rc,
     task::{Poll, Waker},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
+    aside::Aside,
     backoff::Backoff,
+    file::Stamp,
     link::{LinkError, PeerLink, join},
     timer::sleep,
     tunnel::{Gateway, TunnelError},
@@ -32,7 +33,7 @@ use narrowlink_proto::{
     token::{Kind, peek_unverified},
 };
 
-use crate::{Shared, aside::Aside, lanes::Lanes};
+use crate::{Shared, lanes::Lanes};
 
 /// For a link's connection, TLS, upgrade and welcome, each.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,9 +79,6 @@ struct Files {
     said: RefCell<Option<String>>,
 }
 
-/// What changes when a file is written or replaced; `None` while there is none.
-type Stamp = Option<(SystemTime, u64, u64)>;
-
 impl Files {
     async fn gateway(&self, shared: &Shared, endpoint: &SelfHosted) -> Option<Gateway> {
         let (config, endpoint) = (shared.config.clone(), endpoint.clone());
@@ -105,10 +103,10 @@ impl Files {
         }
     }
 
-    /// `None`: it can't be looked at.
-    async fn stamp(&self, file: PathBuf) -> Option<Stamp> {
+    /// `None`: the disk does not answer; `Some(None)`: there is no file.
+    async fn stamp(&self, file: PathBuf) -> Option<Option<Stamp>> {
         let named = file.display().to_string();
-        let looked = self.aside.run(move || stamp(&file)).await;
+        let looked = self.aside.run(move || Stamp::of(&file)).await;
         looked.map_err(|e| self.complain(format!("{named} can't be read: {e}"))).ok()
     }
 
@@ -313,11 +311,6 @@ async fn renew(
             }
         }
     }
-}
-
-fn stamp(file: &Path) -> Stamp {
-    let meta = std::fs::metadata(file).ok()?;
-    Some((meta.modified().ok()?, meta.ino(), meta.len()))
 }
 
 async fn converse(link: &mut PeerLink, lanes: &Lanes) -> LinkError {

@@ -12,10 +12,10 @@ use std::{
 use narrowlink_dataplane::{
     file::{self, Reading},
     process::NoConfig,
-    tunnel::{Gateway, LoadError},
+    tunnel::{Gateway, LoadError, read_token_again},
 };
 use narrowlink_proto::{
-    endpoint::{self, Endpoint, FramingChoice, SelfHosted},
+    endpoint::{self, Endpoint, FramingChoice, SecretText, SelfHosted},
     token::{Kind, peek_unverified},
     yaml::{Document, Fault},
 };
@@ -77,6 +77,14 @@ pub enum ConfigError {
         /// What is wrong.
         source: LoadError,
     },
+    /// Something else stands where a token stood when the program started.
+    #[error(
+        "{place} holds no token where one belongs, or a part of one; it is sent to nobody: write the new token there, whole"
+    )]
+    NoToken {
+        /// The file that should hold it.
+        place: PathBuf,
+    },
     /// With an agent's token this would be an agent.
     #[error("the token in {place} is not a client's; ask for a token of kind !Client")]
     NotAClient {
@@ -134,13 +142,30 @@ impl Config {
         self.endpoints.iter().map(|endpoint| self.gateway(endpoint)).collect()
     }
 
+    /// Reads the token of the endpoint at `index` again, while a forward runs.
+    ///
+    /// # Errors
+    /// The user's; see [`ConfigError`]. What is no client's token is one, so that it is sent to nobody.
+    pub fn token_again(&self, index: usize) -> Result<SecretText, ConfigError> {
+        let endpoint = &self.endpoints[index];
+        let token =
+            read_token_again(endpoint, self.base()).map_err(|source| self.load_error(index, source))?;
+        let place = || self.token_place(endpoint);
+        match peek_unverified(token.expose()) {
+            Some(peek) if peek.kind == Kind::Client => Ok(token),
+            Some(_) => Err(ConfigError::NotAClient { place: place() }),
+            None => Err(ConfigError::NoToken { place: place() }),
+        }
+    }
+
+    fn load_error(&self, index: usize, source: LoadError) -> ConfigError {
+        ConfigError::Load { path: self.path.clone(), index, source }
+    }
+
     fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
         let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
-        let gateway = Gateway::load(endpoint, self.base()).map_err(|source| ConfigError::Load {
-            path: self.path.clone(),
-            index,
-            source,
-        })?;
+        let gateway =
+            Gateway::load(endpoint, self.base()).map_err(|source| self.load_error(index, source))?;
         // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
             Some(peek) if peek.kind != Kind::Client => {
@@ -190,6 +215,11 @@ fn is_readable_by_others(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use narrowlink_proto::{
+        id::Uid,
+        token::{Claims, Keys},
+    };
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -249,6 +279,30 @@ mod tests {
         fs::write(&path, text).unwrap();
         let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
         assert!(error.contains(FILE_NAME) && error.contains("token_file can't be read"), "{error}");
+    }
+
+    #[test]
+    fn a_token_that_is_read_again_must_be_a_clients_and_no_error_shows_what_else_it_is() {
+        let claims = |kind: Kind| Claims::new(kind, Uid::nil(), "n", 9, "j");
+        let token = |kind| Keys::new(&[7; 32]).sign(&claims(kind)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t");
+        let text = "endpoints: [!SelfHosted { gateway: 'gw:1', token_file: t }]";
+        let config = Config::parse(text, &dir.path().join(FILE_NAME)).unwrap();
+        let good = token(Kind::Client);
+        fs::write(&file, format!("{good}\n")).unwrap();
+        assert_eq!(config.token_again(0).unwrap().expose(), good);
+        for (text, says) in [
+            (token(Kind::Agent), "is not a client's; ask for a token of kind !Client"),
+            ("hunter2".to_owned(), "t holds no token where one belongs, or a part of one"),
+            (good[..good.len() / 2].to_owned(), "write the new token there, whole"),
+            ("two words".to_owned(), "should hold one token and nothing else"),
+            (String::new(), "should hold one token and nothing else"),
+        ] {
+            fs::write(&file, &text).unwrap();
+            let error = config.token_again(0).map(drop).unwrap_err().to_string();
+            assert!(error.contains(says) && (text.is_empty() || !error.contains(&text)), "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::io;
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError},
+    conn::ConnError,
     linger::{PATIENCE, reset_conn},
     relay::{End, Gate, Traffic, relay_behind},
     timer::timeout,
@@ -24,6 +24,7 @@ use narrowlink_proto::{
 use crate::{
     Stop,
     open::{OPEN_TIMEOUT, Session, close},
+    routes::Route,
     warm::Stream,
 };
 
@@ -61,12 +62,11 @@ impl From<ConnError> for Broken {
 }
 
 /// Asks for a session on `stream` and carries it to its end, or until we stop; `opened` is called in
-/// between. `gateway` is its name, for messages.
+/// between.
 pub(crate) async fn carry(
     stream: Stream,
     open: Open,
     local: &Wire,
-    gateway: &str,
     stop: &Stop,
     opened: impl FnOnce(),
 ) -> Outcome {
@@ -74,14 +74,14 @@ pub(crate) async fn carry(
     let (id, traffic, gate) = (open.session, Traffic::default(), Gate::keeping(EARLY_DATA_BYTES_MAX));
     let answer = async {
         let heard = timeout(OPEN_TIMEOUT, conn.recv(Speaker::Gateway, Channel::Stream)).await;
-        answered(heard.map_err(|_| timed_out(gateway))?, id)?;
+        answered(heard.map_err(|_| timed_out(&route))?, id)?;
         gate.open();
         opened();
         Ok(())
     };
     let carried = async {
         let sent = timeout(OPEN_TIMEOUT, conn.send(&Message::Open(open))).await;
-        sent.map_err(|_| timed_out(gateway))?.map_err(ConnError::from)?;
+        sent.map_err(|_| timed_out(&route))?.map_err(ConnError::from)?;
         relay_behind(End::Bare(local), conn.end(id), &traffic, &gate, answer).await
     };
     let stopped = async { Err(stop.shutdown().await.into()) };
@@ -90,7 +90,7 @@ pub(crate) async fn carry(
         Err(Broken::Ended(ended)) => Err(ended),
         Err(Broken::Refused(refused)) => {
             local.unread(&gate.take_kept());
-            let again = spare(conn, route, &gate);
+            let again = spare(Stream { conn, route }, &gate);
             return Outcome::Refused(refused, again);
         }
         Err(Broken::Unanswered(e)) if gate.was_used() => return Outcome::Lost(e),
@@ -128,16 +128,17 @@ fn answered(heard: Result<Message, ConnError>, id: SessionId) -> Result<(), Brok
 }
 
 /// After a refusal: the gateway reads what went behind the Open, and waits for us to close.
-fn spare(conn: Conn, route: usize, gate: &Gate) -> Option<Stream> {
+fn spare(stream: Stream, gate: &Gate) -> Option<Stream> {
     if gate.was_used() {
-        close(conn);
+        close(stream.conn);
         return None;
     }
-    Some(Stream { conn, route })
+    Some(stream)
 }
 
-fn timed_out(gateway: &str) -> Broken {
-    Broken::Unanswered(TunnelError::TimedOut { gateway: gateway.to_owned(), patience: OPEN_TIMEOUT })
+fn timed_out(route: &Route) -> Broken {
+    let gateway = route.gateway.describe().to_owned();
+    Broken::Unanswered(TunnelError::TimedOut { gateway, patience: OPEN_TIMEOUT })
 }
 
 fn broke() -> TunnelError {

@@ -41,6 +41,7 @@ use crate::{
     outlook::Outlook,
     presence::{AGENT_GRACE, Presence},
     queue::{Number, Queue, Turn},
+    renewal::Renewal,
     warm::{Stream, Warm},
 };
 
@@ -153,7 +154,7 @@ pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
 
 impl Forwarder {
     pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
-        let outlook = Outlook::new(&plan, opener.routes.token());
+        let outlook = Outlook::new(&plan, opener.routes.first().gateway.token());
         Rc::new(Self {
             warm: Warm::new(opener.clone()),
             presence: Presence::new(outlook.roll_call()),
@@ -166,8 +167,8 @@ impl Forwarder {
         })
     }
 
-    /// Forwards until it is stopped.
-    pub(crate) async fn run(self: Rc<Self>, listener: Listener) {
+    /// Forwards until it is stopped, by the newest token that `renewal` finds.
+    pub(crate) async fn run(self: Rc<Self>, listener: Listener, renewal: Renewal) {
         descriptors::keep_free(KEPT_FREE);
         // Streams that are kept ready take descriptors, too.
         let room = || descriptors::place().inspect_err(|_| self.warm.shed());
@@ -185,7 +186,7 @@ impl Forwarder {
             spawn(async move { this.carry(arrival).await });
         });
         let present = async {
-            self.presence.hold(&self.opener.routes).await;
+            self.presence.hold(&self.opener.routes, &renewal, || self.warm.retire_old()).await;
         };
         let ready = self.warm.tend(&self.presence);
         future::or(self.stop.wait(), future::or(accepting, future::or(present, ready))).await;
@@ -301,13 +302,12 @@ impl Forwarder {
 
     /// The same on a stream that stands; `None` when a new one may serve better.
     async fn attempt_on(&self, stream: Stream, arrival: &Arrival) -> Option<Attempt> {
-        let route = stream.route;
+        let route = stream.route.clone();
         let open = match ask_for(&self.plan.agent, &self.plan.target) {
             Ok(open) => open,
             Err(e) => return Some(Attempt::Failed(OpenError::Unreachable(e))),
         };
-        let gateway = self.opener.routes.at(route).gateway.describe();
-        match early::carry(stream, open, &arrival.local, gateway, &self.stop, || arrival.opened()).await {
+        match early::carry(stream, open, &arrival.local, &self.stop, || arrival.opened()).await {
             Outcome::Ended(session, ended) => Some(Attempt::Ended(Box::new(session), ended)),
             Outcome::Refused(refused, again) => {
                 if let Some(stream) = again {
@@ -315,7 +315,7 @@ impl Forwarder {
                 }
                 // A lane that broke while it was opening is no answer: then once more.
                 let lost = refused.code == RefusalCode::LaneLost;
-                (!lost).then(|| Attempt::Failed(self.opener.refused(route, refused)))
+                (!lost).then(|| Attempt::Failed(OpenError::refused(&route, refused)))
             }
             Outcome::Unanswered(e @ TunnelError::TimedOut { .. }) => {
                 Some(Attempt::Failed(OpenError::Unreachable(e)))

@@ -2,7 +2,8 @@
 //!
 //! [`start_forward`], [`connect`], [`agents`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
-//! stand (`warm`), on which a session costs no handshake (`early`).
+//! stand (`warm`), on which a session costs no handshake (`early`), and takes a newer token up as soon as its file has
+//! one (`renewal`).
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -16,6 +17,7 @@ mod open;
 mod outlook;
 mod presence;
 mod queue;
+mod renewal;
 mod routes;
 mod stdio;
 mod warm;
@@ -37,6 +39,7 @@ use crate::{
     exit::{Exit, Failure},
     forward::Forwarder,
     open::Opener,
+    renewal::Renewal,
     routes::Routes,
     whoami::Identity,
 };
@@ -88,21 +91,24 @@ impl Forward {
 /// # Errors
 /// The configuration's, or the local port's. That no gateway can be reached is none.
 pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
-    let routes = Routes::load(config)?;
+    // Looked at before they are read: a later change is noticed then.
+    let renewal = Renewal::new(config);
+    let gateways = config.gateways()?;
     let listener = forward::bind(plan.listen)?;
     let local_addr = listener.local_addr().map_err(|e| Failure::new(Exit::Internal, e))?;
     let (stop, stopped) = async_channel::bounded(1);
     let (started, starting) = mpsc::channel();
-    let require_io_uring = config.require_io_uring;
+    let config = config.clone();
     let thread = std::thread::Builder::new().name("forward".to_owned()).spawn(move || {
-        let ran = run_alone(require_io_uring, |_| async {
+        let ran = run_alone(config.require_io_uring, |_| async {
             let listener = match forward::adopt(listener) {
                 Ok(listener) => listener,
                 Err(failure) => return drop(started.send(Err(failure))),
             };
             let _ = started.send(Ok(()));
-            let forwarder = Forwarder::new(plan, Opener::new(routes), Stop(stopped));
-            forwarder.clone().run(listener).await;
+            let opener = Opener::new(Routes::new(&config, gateways));
+            let forwarder = Forwarder::new(plan, opener, Stop(stopped));
+            forwarder.clone().run(listener, renewal).await;
             for _ in 0..CUT_TICKS_MAX {
                 if Rc::strong_count(&forwarder) == 1 {
                     break;

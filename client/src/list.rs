@@ -8,7 +8,10 @@ use narrowlink_proto::{
     printable::printable,
 };
 
-use crate::{exit::Failure, routes::Routes};
+use crate::{
+    exit::Failure,
+    routes::{JoinError, Routes},
+};
 
 /// For the gateway's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,7 +20,7 @@ const NAME_CHARS_MAX: usize = 128;
 
 /// Asks the first gateway that answers.
 pub(crate) async fn ask(routes: &Routes) -> Result<Vec<AgentInfo>, Failure> {
-    let (_, mut link) = routes.join().await.map_err(|failed| routes.explain(failed))?;
+    let (_, mut link) = routes.join().await.map_err(JoinError::explain)?;
     let answered = async {
         link.send(&Message::List)?;
         let mut all = Vec::new();

@@ -20,7 +20,10 @@ use narrowlink_proto::{
     upgrade::{Framing, Protocol, fits_in_head},
 };
 
-use crate::{exit::Failure, routes::Routes};
+use crate::{
+    exit::Failure,
+    routes::{Route, Routes},
+};
 
 /// For a session's whole set-up; the gateway gives the agent 10 s of it.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -38,7 +41,7 @@ pub(crate) struct Opener {
 pub(crate) struct Session {
     pub(crate) conn: Conn,
     pub(crate) id: SessionId,
-    pub(crate) route: usize,
+    pub(crate) route: Rc<Route>,
 }
 
 impl Session {
@@ -69,6 +72,12 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    /// A refusal by one of the gateways.
+    pub(crate) fn refused(route: &Route, refused: Refused) -> Self {
+        let failure = route.explain(&refused);
+        Self::Refused { refused, failure }
+    }
+
     /// After how long the gateway can serve what it refused now; `None` where it did not say.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -135,14 +144,15 @@ impl Opener {
     async fn open_once(&self, agent: &str, target: &Target) -> Result<Session, OpenError> {
         let mut in_order = self.routes.in_order();
         loop {
-            let Some((route, last)) = in_order.next() else { unreachable!("a configuration has endpoints") };
-            match self.open_by(route, last, agent, target).await {
+            let Some((index, last)) = in_order.next() else { unreachable!("a configuration has endpoints") };
+            let (route, opened) = self.open_at(index, last, agent, target).await;
+            match opened {
                 Ok(session) => {
-                    self.routes.prefer(route);
+                    self.routes.prefer(&route);
                     return Ok(session);
                 }
                 Err(TunnelError::Refused(refused)) if last || refused.code != RefusalCode::Draining => {
-                    return Err(self.refused(route, refused));
+                    return Err(OpenError::refused(&route, refused));
                 }
                 Err(e) if last => return Err(OpenError::Unreachable(e)),
                 Err(e) => tracing::debug!("{e}; trying the next gateway"),
@@ -150,22 +160,45 @@ impl Opener {
         }
     }
 
+    /// Opens a session at one gateway, by the token before where a new one is refused; and by which it was.
+    async fn open_at(
+        &self,
+        index: usize,
+        last: bool,
+        agent: &str,
+        target: &Target,
+    ) -> (Rc<Route>, Result<Session, TunnelError>) {
+        loop {
+            let route = self.routes.at(index);
+            let opened = self.open_by(&route, last, agent, target).await;
+            match &opened {
+                Ok(_) => self.routes.on_taken(&route),
+                Err(TunnelError::Refused(refused))
+                    if refused.code == RefusalCode::Unauthenticated && self.routes.has_another(&route) =>
+                {
+                    continue;
+                }
+                Err(_) => {}
+            }
+            return (route, opened);
+        }
+    }
+
     async fn open_by(
         &self,
-        route: usize,
+        route: &Rc<Route>,
         last: bool,
         agent: &str,
         target: &Target,
     ) -> Result<Session, TunnelError> {
-        let gateway = &self.routes.at(route).gateway;
-        let framing = self.routes.at(route).framing();
-        let protocol = Protocol { channel: Channel::Stream, framing };
+        let gateway = &route.gateway;
+        let protocol = Protocol { channel: Channel::Stream, framing: route.framing() };
         let open = ask_for(agent, target)?;
         let id = open.session;
         if last && fits_in_head(&open) {
             let (conn, opened) = tunnel::open(gateway, protocol, Ask::Open(open), OPEN_TIMEOUT).await?;
             return match opened {
-                Some(opened) if opened.session == id => Ok(Session { conn, id, route }),
+                Some(opened) if opened.session == id => Ok(Session { conn, id, route: route.clone() }),
                 _ => Err(ConnError::Unexpected("a stream without the session that was asked for").into()),
             };
         }
@@ -173,7 +206,7 @@ impl Opener {
         let patience = if last { OPEN_TIMEOUT } else { CONNECT_TIMEOUT };
         let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, patience).await?;
         match self.ask(conn, route, open).await {
-            Asked::Opened(conn) => Ok(Session { conn, id, route }),
+            Asked::Opened(conn) => Ok(Session { conn, id, route: route.clone() }),
             Asked::Refused(refused, conn) => {
                 close(conn);
                 Err(TunnelError::Refused(refused))
@@ -183,7 +216,7 @@ impl Opener {
     }
 
     /// Asks for a session on a stream that stands.
-    async fn ask(&self, conn: Conn, route: usize, open: message::Open) -> Asked {
+    async fn ask(&self, conn: Conn, route: &Route, open: message::Open) -> Asked {
         let id = open.session;
         let asked = async {
             conn.send(&Message::Open(open)).await?;
@@ -195,15 +228,10 @@ impl Opener {
             Ok(Ok(_)) => Asked::Failed(ConnError::Unexpected("no answer to what was asked").into()),
             Ok(Err(e)) => Asked::Failed(e.into()),
             Err(_) => {
-                let gateway = self.routes.at(route).gateway.describe().to_owned();
+                let gateway = route.gateway.describe().to_owned();
                 Asked::Failed(TunnelError::TimedOut { gateway, patience: OPEN_TIMEOUT })
             }
         }
-    }
-
-    pub(crate) fn refused(&self, route: usize, refused: Refused) -> OpenError {
-        let failure = self.routes.refused(route, &refused);
-        OpenError::Refused { refused, failure }
     }
 }
 

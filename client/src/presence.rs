@@ -1,7 +1,8 @@
 //! Role: whether a gateway is there: holds a link, so that a forward knows at once when it comes back.
 //! Invariants: never gives up; who waits for the gateway is woken when it is back; the same trouble is
-//! said once, not at every try; a token that does not hold is not offered again in a hurry.
-//! See: ARCHITECTURE.md "Life of a byte".
+//! said once, not at every try; a token that does not hold is not offered again in a hurry, and a newer one as soon
+//! as it is there; a link by a newer token takes the place of one that stands without a gap.
+//! See: ARCHITECTURE.md "Life of a byte"; `renewal` for where newer tokens come from.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +22,11 @@ use narrowlink_dataplane::{
 };
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 
-use crate::{exit::Failure, routes::Routes};
+use crate::{
+    exit::Failure,
+    renewal::Renewal,
+    routes::{Route, Routes},
+};
 
 /// A gateway that has just come back does not know its agents yet: they come within a second or two.
 pub(crate) const AGENT_GRACE: Duration = Duration::from_secs(3);
@@ -47,6 +52,15 @@ pub(crate) struct Presence {
     locked_out: RefCell<Option<Failure>>,
     /// Who wants to hear once which agents are there.
     roll_call: Cell<Option<RollCall>>,
+}
+
+/// How soon the gateway is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// As an outage demands it, or when somebody waits.
+    Soon,
+    /// After [`TOKEN_PAUSE`].
+    Humble,
 }
 
 /// Hears which agents a gateway shows, until it has heard enough.
@@ -93,58 +107,90 @@ impl Presence {
         let _ = self.poke.0.try_send(());
     }
 
-    /// Holds a link for ever.
-    pub(crate) async fn hold(&self, routes: &Routes) -> Infallible {
+    /// Holds a link for ever; `renewed` is called whenever one by a newer token has taken the place of another.
+    pub(crate) async fn hold(&self, routes: &Routes, renewal: &Renewal, renewed: impl Fn()) -> Infallible {
         let mut backoff = Backoff::default();
         let mut said: Option<String> = None;
         loop {
-            match routes.join().await {
-                Ok((index, link)) => {
-                    routes.prefer(index);
-                    tracing::info!(gateway = routes.at(index).gateway.describe(), "connected");
+            let pause = match routes.join().await {
+                Ok((route, link)) => {
+                    routes.prefer(&route);
+                    tracing::info!(gateway = route.gateway.describe(), "connected");
                     (said, *self.locked_out.borrow_mut()) = (None, None);
-                    let stood = self.stand(link).await;
+                    let stood = self.stand((route, link), routes, renewal, &renewed).await;
                     if stood >= STABLE_AFTER {
                         backoff.reset();
                     }
-                    self.pause(&mut backoff).await;
+                    Pause::Soon
                 }
                 Err(failed) => {
                     let about_the_token = failed.is_about_the_token();
-                    let failure = routes.explain(failed);
+                    let failure = failed.explain();
                     if said.as_ref() != Some(&failure.message) {
                         tracing::warn!("not connected: {failure}; trying again");
                         said = Some(failure.message.clone());
                     }
                     *self.locked_out.borrow_mut() = about_the_token.then_some(failure);
-                    if about_the_token {
-                        sleep(TOKEN_PAUSE).await;
-                    } else {
-                        self.pause(&mut backoff).await;
-                    }
+                    if about_the_token { Pause::Humble } else { Pause::Soon }
                 }
+            };
+            if self.pause(pause, &mut backoff, routes, renewal).await {
+                // Another token is another matter.
+                (said, *self.locked_out.borrow_mut()) = (None, None);
             }
         }
     }
 
-    async fn pause(&self, backoff: &mut Backoff) {
-        let poked = async {
-            sleep(PAUSE_MIN).await;
-            let _ = self.poke.1.recv().await;
+    /// Waits before the next try; a newer token ends the pause. Whether there is one.
+    async fn pause(&self, pause: Pause, backoff: &mut Backoff, routes: &Routes, renewal: &Renewal) -> bool {
+        let pausing = async {
+            match pause {
+                Pause::Humble => sleep(TOKEN_PAUSE).await,
+                Pause::Soon => {
+                    let poked = async {
+                        sleep(PAUSE_MIN).await;
+                        let _ = self.poke.1.recv().await;
+                    };
+                    future::or(backoff.wait(), poked).await;
+                }
+            }
+            renewal.catch_up(routes).await
         };
-        future::or(backoff.wait(), poked).await;
+        let renewed = async {
+            renewal.take_up(routes, renewal.newer(routes).await);
+            true
+        };
+        future::or(pausing, renewed).await
     }
 
-    /// A link while it stands; for how long that was.
-    async fn stand(&self, mut link: PeerLink) -> Duration {
+    /// A link while it, or one by a newer token in its place, stands; for how long that was.
+    async fn stand(
+        &self,
+        (mut route, mut link): (Rc<Route>, PeerLink),
+        routes: &Routes,
+        renewal: &Renewal,
+        renewed: &impl Fn(),
+    ) -> Duration {
         let since = Instant::now();
         self.since.set(Some(since));
         *self.gone.borrow_mut() = async_channel::bounded(1);
         self.back.borrow().0.close();
-        let error = self.converse(&mut link).await;
+        let error = loop {
+            let logged_in = async { Ok(renewal.log_in(routes, route.index).await) };
+            let conversed = async { Err(self.converse(&mut link).await) };
+            match future::or(logged_in, conversed).await {
+                Ok((newer, newer_link)) => {
+                    std::mem::replace(&mut link, newer_link).close();
+                    route = newer;
+                    renewed();
+                }
+                Err(error) => break error,
+            }
+        };
         match &error {
             LinkError::Goodbye(Goodbye { code: GoodbyeCode::Unauthenticated, reason }) => {
                 tracing::warn!("the gateway has sent us away: {reason}");
+                route.on_refused();
             }
             error => tracing::warn!("the gateway is away: {error}"),
         }

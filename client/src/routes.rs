@@ -1,10 +1,13 @@
-//! Role: the gateways of a configuration, in the order in which they are tried.
+//! Role: the gateways of a configuration, in the order in which they are tried, each with the token that it is asked with.
 //! Invariants: the one that answered last comes first; whoever answers ends the search, also with a
-//! refusal, unless it is about to shut down.
+//! refusal, unless it is about to shut down · a token that has taken another's place gives it back when its gateway
+//! refuses it, unless that one was refused as well.
+//! See: `renewal`, which finds newer tokens.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -31,14 +34,25 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The gateways of a configuration.
 pub(crate) struct Routes {
-    routes: Vec<Route>,
+    slots: Vec<RefCell<Slot>>,
     first: Cell<usize>,
 }
 
-/// One gateway.
+/// The place of one endpoint.
+struct Slot {
+    route: Rc<Route>,
+    /// What `route` has replaced, until its gateway has taken it.
+    before: Option<Rc<Route>>,
+}
+
+/// One gateway, asked with one token. Streams and sessions keep the one that they were opened by.
 pub(crate) struct Route {
+    /// Which endpoint this is, from 0.
+    pub(crate) index: usize,
     pub(crate) gateway: Gateway,
     token_place: PathBuf,
+    /// The gateway has refused the token, and has not taken it since.
+    refused: Cell<bool>,
 }
 
 impl Route {
@@ -49,83 +63,180 @@ impl Route {
             FramingChoice::Auto | FramingChoice::Framed => Framing::Framed,
         }
     }
+
+    /// The same gateway with another token, which is in use nowhere yet.
+    pub(crate) fn with(&self, gateway: Gateway) -> Rc<Self> {
+        let token_place = self.token_place.clone();
+        Rc::new(Self { index: self.index, gateway, token_place, refused: Cell::new(false) })
+    }
+
+    /// Where the token lies: its file, or the configuration.
+    pub(crate) fn place(&self) -> &Path {
+        &self.token_place
+    }
+
+    /// Whether the token does not hold, as far as is known.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.get()
+    }
+
+    /// The gateway says that the token does not hold, or holds no more.
+    pub(crate) fn on_refused(&self) {
+        self.refused.set(true);
+    }
+
+    /// A link to this gateway.
+    pub(crate) async fn join(self: &Rc<Self>) -> Result<PeerLink, JoinError> {
+        let joined = join(&self.gateway, None, JOIN_TIMEOUT).await;
+        joined.map_err(|error| JoinError { route: self.clone(), error })
+    }
+
+    /// A refusal by this gateway, for the user.
+    pub(crate) fn explain(&self, refused: &Refused) -> Failure {
+        Failure::refused(refused, &self.token_trouble())
+    }
+
+    /// What is wrong with the token that the gateway has refused, and where it lies.
+    fn token_trouble(&self) -> String {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        token_trouble(self.gateway.token(), &self.token_place, self.gateway.describe(), now.as_secs())
+    }
+
+    /// Says that this new token was refused, and that the one before stays.
+    pub(crate) fn say_refused(&self) {
+        tracing::warn!(
+            gateway = self.gateway.describe(),
+            "the new token does not work: {}; going on with the one before",
+            self.token_trouble()
+        );
+    }
 }
 
 impl Routes {
     /// Reads what the endpoints of a configuration name.
     pub(crate) fn load(config: &Config) -> Result<Self, ConfigError> {
+        Ok(Self::new(config, config.gateways()?))
+    }
+
+    /// The gateways that the endpoints of a configuration name, one for each.
+    pub(crate) fn new(config: &Config, gateways: Vec<Gateway>) -> Self {
         let places = config.endpoints.iter().map(|endpoint| config.token_place(endpoint));
-        let routes = config.gateways()?.into_iter().zip(places);
-        let routes = routes.map(|(gateway, token_place)| Route { gateway, token_place });
-        Ok(Self { routes: routes.collect(), first: Cell::new(0) })
+        let slots = gateways.into_iter().zip(places).enumerate().map(|(index, (gateway, token_place))| {
+            let route = Rc::new(Route { index, gateway, token_place, refused: Cell::new(false) });
+            RefCell::new(Slot { route, before: None })
+        });
+        Self { slots: slots.collect(), first: Cell::new(0) }
     }
 
-    pub(crate) fn at(&self, index: usize) -> &Route {
-        &self.routes[index]
-    }
-
-    /// The token for the one that is tried first.
-    pub(crate) fn token(&self) -> &str {
-        self.at(self.first()).gateway.token()
+    pub(crate) fn at(&self, index: usize) -> Rc<Route> {
+        self.slots[index].borrow().route.clone()
     }
 
     /// The one that is tried first.
-    pub(crate) fn first(&self) -> usize {
-        self.first.get()
+    pub(crate) fn first(&self) -> Rc<Route> {
+        self.at(self.first.get())
     }
 
-    /// The next search begins with this one.
-    pub(crate) fn prefer(&self, index: usize) {
-        self.first.set(index);
+    /// Whether this is the one that is tried first, with the same token.
+    pub(crate) fn is_first(&self, route: &Rc<Route>) -> bool {
+        Rc::ptr_eq(&self.slots[self.first.get()].borrow().route, route)
     }
 
-    /// Their indexes, in the order to try them; and whether it is the last.
+    /// The next search begins with this one's gateway.
+    pub(crate) fn prefer(&self, route: &Route) {
+        self.first.set(route.index);
+    }
+
+    /// Asks this one's gateway with its token from now on.
+    pub(crate) fn replace(&self, newer: Rc<Route>) {
+        let mut slot = self.slots[newer.index].borrow_mut();
+        let older = std::mem::replace(&mut slot.route, newer);
+        // One that nobody has tried yet is not worth going back to.
+        let proven = slot.before.take().unwrap_or(older);
+        slot.before = (!proven.is_refused()).then_some(proven);
+    }
+
+    /// This one's gateway has taken its token.
+    pub(crate) fn on_taken(&self, route: &Rc<Route>) {
+        route.refused.set(false);
+        let mut slot = self.slots[route.index].borrow_mut();
+        if Rc::ptr_eq(&slot.route, route) {
+            slot.before = None;
+        }
+    }
+
+    /// This one's gateway has refused its token: whether it is asked with another one from now on, be it the one
+    /// before, or a newer one.
+    pub(crate) fn has_another(&self, refused: &Rc<Route>) -> bool {
+        let mut slot = self.slots[refused.index].borrow_mut();
+        if !Rc::ptr_eq(&slot.route, refused) {
+            return true;
+        }
+        let Some(before) = slot.before.take() else { return false };
+        slot.route = before;
+        drop(slot);
+        refused.say_refused();
+        true
+    }
+
+    /// The indexes of the endpoints, in the order to try them; and whether it is the last.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = (usize, bool)> {
-        let (first, count) = (self.first.get(), self.routes.len());
+        let (first, count) = (self.first.get(), self.slots.len());
         let rest = (0..count).filter(move |&index| index != first);
         std::iter::once(first).chain(rest).enumerate().map(move |(n, index)| (index, n + 1 == count))
     }
 
     /// A link to the first gateway that answers.
-    pub(crate) async fn join(&self) -> Result<(usize, PeerLink), JoinError> {
+    pub(crate) async fn join(&self) -> Result<(Rc<Route>, PeerLink), JoinError> {
         let mut in_order = self.in_order();
         loop {
             let Some((index, last)) = in_order.next() else { unreachable!("a configuration has endpoints") };
-            match join(&self.at(index).gateway, None, JOIN_TIMEOUT).await {
-                Ok(link) => return Ok((index, link)),
-                Err(error) if last || is_answer(&error) => return Err(JoinError { index, error }),
-                Err(error) => {
-                    tracing::debug!(gateway = self.at(index).gateway.describe(), "no link: {error}");
+            match self.join_at(index).await {
+                Ok(joined) => return Ok(joined),
+                Err(failed) if last || is_answer(&failed.error) => return Err(failed),
+                Err(failed) => {
+                    tracing::debug!(gateway = failed.route.gateway.describe(), "no link: {}", failed.error);
                 }
             }
         }
     }
 
-    /// Why there is no link, for the user.
-    pub(crate) fn explain(&self, failed: JoinError) -> Failure {
-        match failed.error {
-            LinkError::Tunnel(TunnelError::Refused(refused)) => self.refused(failed.index, &refused),
-            error => error.into(),
+    /// A link to one gateway, by the token before where a new one is refused.
+    async fn join_at(&self, index: usize) -> Result<(Rc<Route>, PeerLink), JoinError> {
+        loop {
+            let route = self.at(index);
+            match route.join().await {
+                Ok(link) => {
+                    self.on_taken(&route);
+                    return Ok((route, link));
+                }
+                Err(failed) if !failed.is_about_the_token() => return Err(failed),
+                Err(failed) => {
+                    route.on_refused();
+                    if !self.has_another(&route) {
+                        return Err(failed);
+                    }
+                }
+            }
         }
-    }
-
-    /// A refusal by one of the gateways, for the user.
-    pub(crate) fn refused(&self, index: usize, refused: &Refused) -> Failure {
-        let Route { gateway, token_place } = self.at(index);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let token = token_trouble(gateway.token(), token_place, gateway.describe(), now.as_secs());
-        Failure::refused(refused, &token)
     }
 }
 
 /// Why there is no link, and whose.
-#[derive(Debug)]
 pub(crate) struct JoinError {
-    index: usize,
+    route: Rc<Route>,
     error: LinkError,
 }
 
 impl JoinError {
+    /// For the user.
+    pub(crate) fn explain(self) -> Failure {
+        match self.error {
+            LinkError::Tunnel(TunnelError::Refused(refused)) => self.route.explain(&refused),
+            error => error.into(),
+        }
+    }
+
     /// Whether the token does not hold, so that trying again soon would only count as an attack.
     pub(crate) fn is_about_the_token(&self) -> bool {
         match &self.error {
@@ -170,11 +281,16 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use narrowlink_proto::{
+        endpoint::SecretText,
         message::Goodbye,
         token::{Claims, Keys},
     };
 
     use super::*;
+
+    fn routes(text: &str) -> Routes {
+        Routes::load(&Config::parse(text, Path::new("client.yaml")).unwrap()).unwrap()
+    }
 
     #[test]
     fn the_one_that_answered_last_is_tried_first() {
@@ -183,11 +299,52 @@ mod tests {
   - !SelfHosted { gateway: 'b:1', token: x, protocol: Ws }
   - !SelfHosted { gateway: 'c:1', token: x, protocol: Ws }
 ";
-        let routes = Routes::load(&Config::parse(text, Path::new("client.yaml")).unwrap()).unwrap();
+        let routes = routes(text);
         let order = |routes: &Routes| routes.in_order().collect::<Vec<_>>();
         assert_eq!(order(&routes), [(0, false), (1, false), (2, true)]);
-        routes.prefer(2);
+        routes.prefer(&routes.at(2));
         assert_eq!(order(&routes), [(2, false), (0, false), (1, true)]);
+    }
+
+    const ONE: &str = "endpoints: [!SelfHosted { gateway: 'a:1', token: x, protocol: Ws }]";
+
+    /// Replaces the token of the only gateway.
+    fn renew(routes: &Routes, token: &str) -> Rc<Route> {
+        let route = routes.first();
+        let newer = route.with(route.gateway.with_token(SecretText::new(token.to_owned())));
+        routes.replace(newer.clone());
+        newer
+    }
+
+    #[test]
+    fn a_new_token_that_is_refused_gives_its_place_back_once() {
+        let routes = routes(ONE);
+        let old = routes.first();
+        let newer = renew(&routes, "y");
+        assert!(routes.is_first(&newer) && !routes.is_first(&old));
+        assert!(routes.has_another(&old), "who came with the old one may try the new one");
+        assert!(routes.has_another(&newer) && routes.is_first(&old));
+        assert!(!routes.has_another(&old), "there is no third one");
+    }
+
+    #[test]
+    fn a_new_token_that_was_taken_once_is_the_only_one() {
+        let routes = routes(ONE);
+        let newer = renew(&routes, "y");
+        routes.on_taken(&newer);
+        assert!(!routes.has_another(&newer) && routes.is_first(&newer));
+    }
+
+    #[test]
+    fn a_token_goes_back_neither_to_one_that_was_refused_nor_to_one_that_nobody_tried() {
+        let routes = routes(ONE);
+        let first = routes.first();
+        let untried = renew(&routes, "y");
+        let third = renew(&routes, "z");
+        assert!(routes.has_another(&third) && routes.is_first(&first) && !routes.is_first(&untried));
+        first.on_refused();
+        let fourth = renew(&routes, "z");
+        assert!(!routes.has_another(&fourth) && routes.is_first(&fourth));
     }
 
     #[test]
@@ -229,7 +386,8 @@ mod tests {
         assert!(!is_answer(&refused(RefusalCode::Draining)));
         assert!(!is_answer(&goodbye(GoodbyeCode::Draining)));
         assert!(!is_answer(&LinkError::Closed));
-        let about = |error| JoinError { index: 0, error }.is_about_the_token();
+        let route = routes(ONE).first();
+        let about = |error| JoinError { route: route.clone(), error }.is_about_the_token();
         assert!(about(refused(RefusalCode::Unauthenticated)));
         assert!(!about(refused(RefusalCode::Limited)));
     }

@@ -1,5 +1,6 @@
 //! Role: the streams that a forward keeps ready, so that a session needs no handshake.
-//! Invariants: framed streams only, and only to the gateway that is preferred · a stream serves again
+//! Invariants: framed streams only, and only to the gateway that is preferred, by the token that it is asked with now ·
+//! a stream serves again
 //! only when everything on it has ended cleanly, on both sides · nothing is opened ahead while the
 //! gateway is away, and one that refuses is asked again only after a growing pause.
 //! See: ARCHITECTURE.md "Open".
@@ -25,7 +26,7 @@ use narrowlink_dataplane::{
     worker::spawn,
 };
 use narrowlink_proto::{
-    ended::Side,
+    ended::{RefusalCode, Side},
     message::{Channel, Speaker},
     upgrade::{Framing, Protocol},
 };
@@ -33,6 +34,7 @@ use narrowlink_proto::{
 use crate::{
     open::{Opener, Session, close},
     presence::Presence,
+    routes::Route,
 };
 
 /// One is always ready, so that the first connection after a pause is quick, too; 16 serve 160
@@ -69,7 +71,7 @@ pub(crate) struct Warm {
 /// A stream that stands and serves no session.
 pub(crate) struct Stream {
     pub(crate) conn: Conn,
-    pub(crate) route: usize,
+    pub(crate) route: Rc<Route>,
 }
 
 impl Warm {
@@ -104,7 +106,7 @@ impl Warm {
 
     /// Keeps a stream for its next session.
     pub(crate) fn keep(&self, stream: Stream) {
-        if stream.route != self.opener.routes.first() {
+        if !self.opener.routes.is_first(&stream.route) {
             return close(stream.conn);
         }
         let mut kept = self.kept.borrow_mut();
@@ -135,6 +137,16 @@ impl Warm {
                 }
             }
         });
+    }
+
+    /// Closes those by a token, or to a gateway, that sessions are not asked for with any more; others take their place.
+    pub(crate) fn retire_old(&self) {
+        let kept = std::mem::take(&mut *self.kept.borrow_mut());
+        let (kept, old): (VecDeque<_>, VecDeque<_>) =
+            kept.into_iter().partition(|stream| self.opener.routes.is_first(&stream.route));
+        *self.kept.borrow_mut() = kept;
+        old.into_iter().for_each(|stream| close(stream.conn));
+        self.ring();
     }
 
     /// None of them is worth anything any more.
@@ -209,33 +221,40 @@ impl Warm {
 
     fn open_missing(self: &Rc<Self>) {
         let route = self.opener.routes.first();
-        if self.opener.routes.at(route).framing() == Framing::Raw {
+        if route.framing() == Framing::Raw {
             return;
         }
         for _ in 0..self.demand.borrow().missing(self.census()) {
-            let this = self.clone();
+            let (this, route) = (self.clone(), route.clone());
             self.opening.set(self.opening.get() + 1);
             spawn(async move {
-                let opened = this.open(route).await;
+                let opened = this.open(&route).await;
                 this.opening.set(this.opening.get() - 1);
                 match opened {
                     Ok(conn) => {
                         this.backoff.borrow_mut().reset();
+                        this.opener.routes.on_taken(&route);
                         this.keep(Stream { conn, route });
                     }
+                    Err(e) if this.may_open_by_another(&e, &route) => this.ring(),
                     Err(e) => this.failed(&e),
                 }
             });
         }
     }
 
-    async fn open(&self, route: usize) -> Result<Conn, TunnelError> {
-        let gateway = &self.opener.routes.at(route).gateway;
+    /// Whether a stream was refused for its token, and there is another one to ask with.
+    fn may_open_by_another(&self, error: &TunnelError, route: &Rc<Route>) -> bool {
+        matches!(error, TunnelError::Refused(refused) if refused.code == RefusalCode::Unauthenticated)
+            && self.opener.routes.has_another(route)
+    }
+
+    async fn open(&self, route: &Route) -> Result<Conn, TunnelError> {
         let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
         // Nothing is opened ahead out of the reserve, nor in place of a connection that could be accepted.
         let short = |e| TunnelError::Conn(ConnError::Io(e));
         drop((descriptors::place().map_err(short)?, descriptors::place().map_err(short)?));
-        Ok(tunnel::open(gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
+        Ok(tunnel::open(&route.gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
     }
 
     fn failed(&self, error: &TunnelError) {
@@ -266,7 +285,7 @@ impl Warm {
         if broken || stream.conn.heard_at().elapsed() >= HEARD_WITHIN {
             return None;
         }
-        if stream.route != self.opener.routes.first() {
+        if !self.opener.routes.is_first(&stream.route) {
             close(stream.conn);
             return None;
         }
@@ -283,7 +302,7 @@ mod tests {
     };
 
     use narrowlink_dataplane::{conn::Role, socket::Socket, worker::run_alone};
-    use narrowlink_proto::ended::{RefusalCode, Refused};
+    use narrowlink_proto::{ended::Refused, endpoint::SecretText};
 
     use super::*;
     use crate::{config::Config, routes::Routes};
@@ -298,10 +317,11 @@ mod tests {
     }
 
     /// A stream that stands, and the gateway's end of it.
-    fn stream(route: usize) -> (Stream, UnixStream) {
+    fn stream(warm: &Warm, index: usize) -> (Stream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let socket = Socket::adopt(OwnedFd::from(ours)).unwrap();
+        let route = warm.opener.routes.at(index);
         (Stream { conn: Conn::new(socket.into(), Framing::Framed, Role::Peer, 1), route }, theirs)
     }
 
@@ -313,7 +333,7 @@ mod tests {
     #[test]
     fn the_newest_stream_is_taken_first_and_only_once() {
         test(async |warm| {
-            let ((one, _a), (two, mut b)) = (stream(0), stream(0));
+            let ((one, _a), (two, mut b)) = (stream(&warm, 0), stream(&warm, 0));
             warm.keep(one);
             warm.keep(two);
             let newest = warm.take().await.unwrap();
@@ -327,7 +347,7 @@ mod tests {
     #[test]
     fn a_stream_that_its_gateway_has_closed_is_never_handed_out() {
         test(async |warm| {
-            let ((one, gone), (two, mut there)) = (stream(0), stream(0));
+            let ((one, gone), (two, mut there)) = (stream(&warm, 0), stream(&warm, 0));
             warm.keep(two);
             warm.keep(one);
             drop(gone);
@@ -342,24 +362,44 @@ mod tests {
     #[test]
     fn streams_of_a_gateway_that_is_not_preferred_any_more_are_closed() {
         test(async |warm| {
-            let ((kept, mut old), (other, mut foreign)) = (stream(0), stream(1));
+            let ((kept, mut old), (other, mut foreign)) = (stream(&warm, 0), stream(&warm, 1));
             warm.keep(other);
             assert_ne!(foreign.read(&mut [0; 16]).unwrap(), 0, "it is told so");
             warm.keep(kept);
-            warm.opener.routes.prefer(1);
+            warm.opener.routes.prefer(&warm.opener.routes.at(1));
             assert!(warm.take().await.is_none());
             assert_ne!(old.read(&mut [0; 16]).unwrap(), 0);
         });
     }
 
     #[test]
+    fn streams_by_a_token_that_was_replaced_are_closed_and_others_asked_for() {
+        test(async |warm| {
+            let ((kept, mut old), (busy, mut later)) = (stream(&warm, 0), stream(&warm, 0));
+            warm.keep(kept);
+            let route = warm.opener.routes.first();
+            let token = SecretText::new("newer".to_owned());
+            warm.opener.routes.replace(route.with(route.gateway.with_token(token)));
+            warm.retire_old();
+            assert_ne!(old.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
+            warm.keep(busy);
+            assert_ne!(later.read(&mut [0; 16]).unwrap(), 0, "one that served meanwhile as well");
+            let (new, _new) = stream(&warm, 0);
+            warm.keep(new);
+            warm.retire_old();
+            assert!(warm.take().await.is_some());
+        });
+    }
+
+    #[test]
     fn no_more_than_a_handful_are_kept_and_the_oldest_goes_first() {
         test(async |warm| {
-            let (oldest, mut gone) = stream(0);
+            let (oldest, mut gone) = stream(&warm, 0);
             warm.keep(oldest);
             let mut peers = Vec::new();
             for _ in 0..KEPT_MAX {
-                let (one, peer) = stream(0);
+                let (one, peer) = stream(&warm, 0);
                 warm.keep(one);
                 peers.push(peer);
             }
@@ -372,7 +412,7 @@ mod tests {
     fn a_burst_asks_for_more_and_a_gateway_that_refuses_is_left_alone_for_a_while() {
         test(async |warm| {
             assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
-            let (one, _peer) = stream(0);
+            let (one, _peer) = stream(&warm, 0);
             warm.keep(one);
             assert_eq!(warm.demand.borrow().missing(warm.census()), 0);
             warm.take().await.unwrap();

@@ -54,8 +54,8 @@ impl Identity {
     }
 
     /// Host and port, as the configuration has them.
-    fn gateway(&self) -> &str {
-        self.routes.at(0).gateway.describe()
+    fn gateway(&self) -> String {
+        self.routes.at(0).gateway.describe().to_owned()
     }
 
     fn exit(&self, now: u64) -> Exit {

@@ -3,19 +3,14 @@
 //! changes nothing and is said once · nothing of this runs on a worker.
 //! See: docs/configuration.md "Reload".
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+
+use narrowlink_dataplane::file::Stamp;
 
 use crate::{
     config::{Config, Remark},
     gateway::{Changes, Gateway},
 };
-
-/// What changes when a file does: device, inode, size, and times in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64, i64, i64);
 
 /// Watches the files of a configuration and applies what they say.
 pub struct Reloader {
@@ -58,7 +53,7 @@ impl Reloader {
                 let changed = changed(&self.known, &before);
                 let was = |path: &Path| before.iter().find(|(known, _)| known == path).map(|known| known.1);
                 let known = config.files.into_iter().map(|path| {
-                    let stamp = was(&path).unwrap_or_else(|| stamp(&path));
+                    let stamp = was(&path).unwrap_or_else(|| Stamp::of(&path));
                     (path, stamp)
                 });
                 self.known = known.collect();
@@ -114,28 +109,16 @@ fn say(path: &Path, changed: &[String], changes: &Changes) {
 
 fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Stamp>)> {
     let stamped = paths.into_iter().map(|path| {
-        let stamp = stamp(&path);
+        let stamp = Stamp::of(&path);
         (path, stamp)
     });
     stamped.collect()
 }
 
-/// `None` for a file that can't be looked at.
-fn stamp(path: &Path) -> Option<Stamp> {
-    let file = fs::metadata(path).ok()?;
-    Some((
-        file.dev(),
-        file.ino(),
-        file.size(),
-        file.mtime(),
-        file.mtime_nsec(),
-        file.ctime(),
-        file.ctime_nsec(),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,14 +1,14 @@
 //! Role: opens what the configuration names: files read as a whole, at a start or again while the program runs; and files
-//! that lines are appended to.
+//! that lines are appended to. What tells whether a file has changed.
 //! Invariants: reading again never waits for another program: a pipe, device or socket is refused · no file is read
 //! beyond its bound · opening a pipe to append to it never waits for its reader.
-//! See: open(2) `O_NONBLOCK`; fifo(7). A network mount that hangs still keeps its reader waiting: agents read on a thread
-//! of its own (`narrowlink_agent::aside`).
+//! See: open(2) `O_NONBLOCK`; fifo(7). A network mount that hangs still keeps its reader waiting: agents and
+//! forwards read on a thread of its own ([`aside`](crate::aside)).
 
 use std::{
     fs::{self, File, FileType, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -31,6 +31,32 @@ pub struct Contents {
     pub bytes: Vec<u8>,
     /// Its permission bits.
     pub mode: u32,
+}
+
+/// What changes when a file is written or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Of its contents: seconds since 1970, and nanoseconds.
+    modified_at: (i64, i64),
+    /// Of its inode, in the same units; also when it was renamed or its permissions were changed.
+    changed_at: (i64, i64),
+}
+
+impl Stamp {
+    /// A file's as it is now, that of what a link leads to; `None` for one that can't be looked at.
+    pub fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            modified_at: (file.mtime(), file.mtime_nsec()),
+            changed_at: (file.ctime(), file.ctime_nsec()),
+        })
+    }
 }
 
 /// Reads a file of no more than `bytes_max`.
@@ -180,6 +206,26 @@ mod tests {
         assert_eq!(&line, b"line\n");
         let full = vec![0; 1 << 20];
         assert_eq!(writer.write_all(&full).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_stamp_changes_with_the_contents_the_file_and_its_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        assert_eq!(Stamp::of(&path), None);
+        fs::write(&path, "one").unwrap();
+        let first = Stamp::of(&path).unwrap();
+        assert_eq!(Stamp::of(&path), Some(first));
+        fs::write(&path, "longer").unwrap();
+        let written = Stamp::of(&path).unwrap();
+        assert_ne!(written, first);
+        fs::write(&other, "rename").unwrap();
+        fs::rename(&other, &path).unwrap();
+        let replaced = Stamp::of(&path).unwrap();
+        assert_ne!(replaced.inode, written.inode);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(Stamp::of(&link), Some(replaced), "a link has that of its file");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admit;
+pub mod aside;
 pub mod backoff;
 mod budget;
 pub mod buffer;

@@ -45,6 +45,7 @@ const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 const CA_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// A gateway and how to reach it.
+#[derive(Clone)]
 pub struct Gateway {
     described: String,
     host: String,
@@ -57,6 +58,7 @@ pub struct Gateway {
 }
 
 /// How a gateway is verified.
+#[derive(Clone)]
 struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -141,11 +143,7 @@ impl Gateway {
         endpoint.validate()?;
         let (host, port) = endpoint.host_port()?;
         let server = endpoint.server_name()?;
-        let token = match (&endpoint.token, &endpoint.token_file) {
-            (Some(token), _) => token.clone(),
-            (None, Some(file)) => read_token(&base.join(file), reading)?,
-            (None, None) => return Err(EndpointError::NoToken.into()),
-        };
+        let token = read_token(endpoint, base, reading)?;
         let tls = match endpoint.protocol {
             endpoint::Protocol::Ws => None,
             endpoint::Protocol::Wss => {
@@ -164,6 +162,12 @@ impl Gateway {
         let host_header = if port == usual { bare } else { format!("{bare}:{port}") };
         let described = endpoint.gateway.clone();
         Ok(Self { described, host, port, host_header, tls, token, framing: endpoint.framing })
+    }
+
+    /// The same gateway, to be asked with another token; everything else is as it was read.
+    #[must_use]
+    pub fn with_token(&self, token: SecretText) -> Self {
+        Self { token, ..self.clone() }
     }
 
     /// Host and port, as the user wrote them.
@@ -218,7 +222,23 @@ fn was_cut(error: &io::Error) -> bool {
     matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }
 
-fn read_token(path: &Path, reading: Reading) -> Result<SecretText, LoadError> {
+/// An endpoint's token as it is now, for [`Gateway::with_token`]; what its file has become keeps nobody waiting.
+///
+/// # Errors
+/// The user's: the file can't be read, or holds no token. See [`LoadError`].
+pub fn read_token_again(endpoint: &SelfHosted, base: &Path) -> Result<SecretText, LoadError> {
+    read_token(endpoint, base, Reading::Again)
+}
+
+fn read_token(endpoint: &SelfHosted, base: &Path, reading: Reading) -> Result<SecretText, LoadError> {
+    match (&endpoint.token, &endpoint.token_file) {
+        (Some(token), _) => Ok(token.clone()),
+        (None, Some(file)) => read_token_file(&base.join(file), reading),
+        (None, None) => Err(EndpointError::NoToken.into()),
+    }
+}
+
+fn read_token_file(path: &Path, reading: Reading) -> Result<SecretText, LoadError> {
     const WHAT: &str = "token_file";
     let text = file::read_text(path, reading, TOKEN_BYTES_MAX).map_err(|source| LoadError::File {
         what: WHAT,

@@ -53,7 +53,7 @@ fn paragraph(identity: &Identity, now: u64) -> String {
             say("gateway", &format!("{gateway} accepts it; agents: {}", names.join(", ")));
         }
         // Most failures name the gateway themselves; its label need not be said twice.
-        Answer::Failed(failure) if failure.message.contains(gateway) => {
+        Answer::Failed(failure) if failure.message.contains(&gateway) => {
             let message = &failure.message;
             say("gateway", message.strip_prefix("the gateway ").unwrap_or(message));
         }

@@ -16,6 +16,7 @@ mod logs;
 mod pair;
 mod recovery;
 mod reload;
+mod renewal;
 mod short;
 mod strangers;
 

@@ -1,7 +1,7 @@
-//! Role: reads files again without keeping anybody waiting: on a thread beside the agent's, for so long and no longer.
+//! Role: reads files again without keeping anybody waiting: on a thread beside the worker's, for so long and no longer.
 //! Invariants: sessions, links and signals never wait for a disk or a network mount · one thread at a time, however long it
 //! hangs.
-//! See: `narrowlink_dataplane::file`, which keeps pipes and devices out.
+//! See: [`file`](crate::file), which keeps pipes and devices out.
 
 use std::{
     io,
@@ -10,29 +10,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::timer::{sleep, timeout};
+use crate::timer::{sleep, timeout};
 
 /// A disk answers in this time, or is left alone for now.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a thread that hangs is looked at, within the patience.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A place beside the agent's thread for one reader of files.
+/// A place beside the worker's thread for one reader of files.
 #[derive(Default)]
-pub(crate) struct Aside {
+pub struct Aside {
     /// The thread has a copy while it runs.
     running: Arc<()>,
 }
 
 impl Aside {
-    /// What `read` comes to.
+    /// What `read` comes to. Dropping the future loses what it comes to, and nothing else.
     ///
     /// # Errors
-    /// It took too long, or one before it still hangs; or there is no thread.
-    pub(crate) async fn run<T: Send + 'static>(
-        &self,
-        read: impl FnOnce() -> T + Send + 'static,
-    ) -> io::Result<T> {
+    /// It took longer than 5 s, or one before it still hangs; or there is no thread.
+    pub async fn run<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let deadline = Instant::now() + PATIENCE;
         // The task that asked for the one before may have been dropped.
         while Arc::strong_count(&self.running) > 1 {
@@ -65,9 +62,8 @@ fn hangs() -> io::Error {
 mod tests {
     use std::sync::mpsc;
 
-    use narrowlink_dataplane::worker::run_alone;
-
     use super::*;
+    use crate::worker::run_alone;
 
     #[test]
     fn a_disk_that_hangs_is_given_up_and_read_again_once_it_answers() {
