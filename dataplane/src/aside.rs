@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::timer::{sleep, timeout};
+use crate::{
+    descriptors,
+    timer::{sleep, timeout},
+};
 
 /// A disk answers in this time, or is left alone for now.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,6 +41,8 @@ impl Aside {
             }
             sleep(LOOK_EVERY).await;
         }
+        // A file needs a descriptor, too, and whoever reads one again may be waiting for a new token.
+        let _room = descriptors::lend();
         let (tell, told) = async_channel::bounded(1);
         let running = self.running.clone();
         thread::Builder::new().name("files".to_owned()).spawn(move || {

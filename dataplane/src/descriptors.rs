@@ -1,7 +1,7 @@
 //! Role: descriptors that an agent or a client keeps free, so that being short of them delays its users and
 //! cuts nobody off from the gateway.
 //! Invariants: what is accepted from outside takes a descriptor only while the reserve is whole · the reserve
-//! goes to connections to the gateway, and comes back before anything else is accepted · one thread's own:
+//! goes to connections to the gateway and to files that are read again, and comes back before anything else is accepted · one thread's own:
 //! no lock. A gateway's workers keep none here.
 //! See: `listen`, which accepts; `tunnel`, which the reserve is for.
 
@@ -32,7 +32,7 @@ struct Reserve {
     wanted: usize,
     /// Held so that nobody else takes their numbers; closed when they are needed.
     held: Vec<OwnedFd>,
-    /// Connections to the gateway that are being made out of the reserve.
+    /// Connections to the gateway that are being made, and files that are being read, out of the reserve.
     lent: usize,
     /// Those that had a place and wait for their next one: they come before anybody new.
     owed: usize,
@@ -134,7 +134,8 @@ pub fn are_short() -> bool {
     place().is_err()
 }
 
-/// The reserve, lent to a connection to the gateway (and the look-up of its name) while this lives.
+/// The reserve, lent to a connection to the gateway (and the look-up of its name), or to the reader of a file, while
+/// this lives.
 pub struct Loan {
     taken: bool,
 }

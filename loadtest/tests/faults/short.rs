@@ -4,6 +4,7 @@
 //! See: `dataplane::descriptors`.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::Command,
@@ -16,7 +17,7 @@ use crate::{
     kit::{
         PATIENCE, net,
         process::{Lines, Running, run},
-        site::{AGENT, Holder, Site, Transport},
+        site::{AGENT, Holder, Site, Transport, UID},
         wait_for,
     },
 };
@@ -131,7 +132,13 @@ fn an_agent_of_forty_descriptors_serves_as_soon_as_sessions_end(transport: Trans
     wait_for("the agent to be short", PATIENCE, || {
         (agent.said_times("out of descriptors") > 0).then_some(())
     });
-    thread::sleep(Duration::from_millis(1500));
+    // Shortness is no reason to miss the token of tomorrow.
+    let item = format!("  - !Agent {{ uid: {UID}, name: {AGENT}, exp: 30d, jti: another }}\n");
+    let [token] = site.tokens(&item).try_into().expect("one for each item");
+    let beside = site.write_secret("next.token", &token);
+    fs::rename(beside, site.path("agent.token")).expect("the directory is ours");
+    wait_for("the agent to log in anew", PATIENCE, || (agent.said_times("logged in anew") > 0).then_some(()));
+    assert_eq!(agent.said_times("can't be read"), 0);
     drop(held);
     let recovered = served_within(forward.local);
     println!("{transport:?}: an agent serves again after {recovered:?}");
