@@ -195,11 +195,8 @@ impl Line {
 
     /// What counts refusals of one kind, but for the count.
     fn refused_more(source: Source, who: Option<&Principal>, code: RefusalCode) -> Self {
-        let line = Self {
-            peer: Some(source.to_string()),
-            code: Some(code.name()),
-            ..Self::new("refused_more")
-        };
+        let line =
+            Self { peer: Some(source.to_string()), code: Some(code.name()), ..Self::new("refused_more") };
         match who {
             Some(who) => line.by(who),
             None => line,

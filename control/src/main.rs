@@ -122,6 +122,9 @@ fn check(config: &Config) -> Result<(), Failure> {
     for words in &said.warnings {
         tracing::warn!("{words}");
     }
+    for words in &said.notes {
+        tracing::info!("{words}");
+    }
     if said.errors.is_empty() {
         return Ok(());
     }
