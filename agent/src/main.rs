@@ -152,7 +152,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
-    for warning in check(config, path, seconds_since_1970())? {
+    for warning in check(config, seconds_since_1970())? {
         tracing::warn!("{warning}");
     }
     let count = config.endpoints.len();
