@@ -273,7 +273,7 @@ mod tests {
             parse(&text).unwrap().endings(now).iter().map(ToString::to_string).collect()
         };
         let place = |line: usize, index: usize| {
-            format!("etc/client.yaml: line {line} column 49: endpoints[{index}].token: the token expire")
+            format!("etc/client.yaml: line {line} column 46: endpoints[{index}].token: the token expire")
         };
         assert_eq!(lines([&old, &old, &good]), Vec::<String>::new());
         let said = lines([&soon, &soon, &old]);

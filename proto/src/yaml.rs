@@ -71,6 +71,11 @@ impl Document {
         self.0.find(path).0.place
     }
 
+    /// The same, in `file`.
+    pub fn spot(&self, file: &Path, path: &[Step]) -> Spot {
+        Spot::new(file, &self.0, path)
+    }
+
     /// Where everything stands that it says; `file` has it.
     pub fn outline(&self, file: &Path) -> Outline {
         Outline::new(file, &self.0)

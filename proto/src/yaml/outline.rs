@@ -111,6 +111,11 @@ impl Node {
 }
 
 impl Spot {
+    pub(super) fn new(file: &Path, root: &Node, path: &[Step]) -> Self {
+        let (node, walked) = root.find(path);
+        Self { text: Some((file.into(), node.place)), path: path[..walked].to_vec() }
+    }
+
     /// That which is to be said of it.
     pub fn about<E>(self, what: E) -> Located<E> {
         Located { spot: self, what }
