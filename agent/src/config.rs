@@ -219,6 +219,20 @@ impl Config {
         endpoint.token_file.as_ref().map(|file| self.base.join(file))
     }
 
+    /// How an endpoint gets another token, for whoever has to see to it: its file is read again at each try, and looked at
+    /// while a link stands; this configuration is not.
+    pub fn next_token(&self, endpoint: &SelfHosted) -> String {
+        match self.token_place(endpoint) {
+            Some(file) => {
+                format!("ask for a new one; this agent takes it as soon as it is in {}", file.display())
+            }
+            None => format!(
+                "ask for a new one, write it to {} and start this agent again; from a token_file it would be taken at once",
+                endpoint.token_spot()
+            ),
+        }
+    }
+
     /// Reads what all the endpoints name, at a start.
     ///
     /// # Errors

@@ -113,7 +113,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    log::start(log::Settings { filter: &format!("warn,narrowlink={level}"), with_target: true });
+    log::start(&format!("warn,narrowlink={level}"));
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -156,7 +156,9 @@ impl From<LinkError> for Failure {
         match e {
             LinkError::Tunnel(e) => e.into(),
             LinkError::Goodbye(goodbye) => match goodbye.code {
-                GoodbyeCode::Unauthenticated => Self::new(Exit::Authentication, goodbye.reason),
+                GoodbyeCode::Unauthenticated => {
+                    Self::new(Exit::Authentication, format!("{}; ask for a new token", goodbye.reason))
+                }
                 _ => Self::new(Exit::Unreachable, goodbye.reason),
             },
             e => Self::new(Exit::Unreachable, e),

@@ -69,7 +69,7 @@ pub struct Explain {
     #[arg(long, value_name = "TARGET")]
     pub target: Target,
     /// What the target's name resolves to, as the agent sees it
-    #[arg(long, value_name = "IP", num_args = 1.., action = ArgAction::Append)]
+    #[arg(long, value_name = "IP", num_args = 1.., action = ArgAction::Append, value_parser = parse_ip)]
     pub resolved: Vec<IpAddr>,
     /// The config whose secrets the token is held against; without it, gateway.yaml is looked for where
     /// the gateway looks for it
@@ -142,6 +142,12 @@ impl From<When> for Ktls {
             When::Never => Self::Never,
         }
     }
+}
+
+/// An address; a name is what the policy does not know.
+fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| "expected an address without a port, such as 10.1.2.3 or 2001:db8::7; of a name those that it has")
 }
 
 /// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.

@@ -282,5 +282,5 @@ fn start_log(args: &Args) {
         (0, 1) => "warn",
         (0, 2..) => "error",
     };
-    log::start(log::Settings { filter: level, with_target: false });
+    log::start(level);
 }
