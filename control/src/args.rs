@@ -144,10 +144,12 @@ impl From<When> for Ktls {
     }
 }
 
-/// An address; a name is what the policy does not know.
+/// An address, with brackets or without; a name is what the policy does not know.
 fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    bare.parse().map_err(|_| "expected an address without a port, such as 10.1.2.3 or 2001:db8::7; of a name those that it has")
+    bare.parse().map_err(|_| {
+        "expected an IP address without a port, such as 10.1.2.3 or 2001:db8::7; in place of a name write what it resolves to"
+    })
 }
 
 /// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.
@@ -278,7 +280,8 @@ mod tests {
             assert_eq!(explain.config, Some(PathBuf::from("a.yaml")));
         }
         for (more, says) in [
-            ("--resolved nas", "invalid IP address"),
+            ("--resolved nas", "expected an IP address without a port"),
+            ("--resolved 10.0.0.1:22", "expected an IP address without a port"),
             ("--target nas.lan", "more than once|cannot be used multiple times"),
         ] {
             let refused = parse(&format!("{line} {more}")).unwrap_err().to_string();

@@ -188,7 +188,7 @@ mod tests {
             ("nobody", "--secret: no file that can be read: No such file"),
             ("agent.yaml", "agent.yaml: line 1 column 1: `secret` is missing"),
             ("lost.yml", "lost.yml: line 1 column 9: secret: this file can't be read: No such file"),
-            ("old.yml", "old.yml: line 2 column 22: old_secrets[1]: "),
+            ("old.yml", "old.yml: line 2 column 25: old_secrets[1]: "),
         ] {
             let why = found(dir.path(), spec).unwrap_err();
             assert!(why.contains(says), "{spec}: {why}");

@@ -324,9 +324,9 @@ fn what_stalled_readers_have_taken_is_given_back_when_they_have_left() {
 
 #[test]
 fn a_taken_port_is_waited_for_with_a_word_about_it() {
-    let site = Site::new();
+    let tunnel = Tunnel::start(Transport::Ws);
     let (_occupied, addr) = net::listen();
-    let mut command = site.client(Transport::Ws, Holder::Free);
+    let mut command = tunnel.site.client(Transport::Ws, Holder::Free);
     command.args(["forward", "-n", AGENT, "-l", &addr.to_string(), "127.0.0.1:1"]);
     let Finished { status, stderr, .. } = run(command, b"", PATIENCE);
     assert_eq!(status.code(), Some(69), "{stderr}");
