@@ -30,7 +30,11 @@ struct Part {
 
 /// A place in a file: `agent.yaml: line 7 column 5: endpoints[0].ca_file`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spot {
+pub struct Spot(Box<Way>);
+
+/// Behind a pointer, so that results stay small where nothing is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
     text: Option<(Arc<Path>, Place)>,
     path: Vec<Step>,
 }
@@ -62,7 +66,7 @@ impl Outline {
     /// Where the value at the end of `path` stands, or the last thing on the way that is there.
     pub fn spot(&self, path: &[Step]) -> Spot {
         let (found, path) = self.find(path);
-        Spot { text: found.map(|(file, node)| (file.clone(), node.place)), path }
+        Spot(Box::new(Way { text: found.map(|(file, node)| (file.clone(), node.place)), path }))
     }
 
     /// What is at the end of `path`, if there is a text, and the way there from its root.
@@ -113,7 +117,7 @@ impl Node {
 impl Spot {
     pub(super) fn new(file: &Path, root: &Node, path: &[Step]) -> Self {
         let (node, walked) = root.find(path);
-        Self { text: Some((file.into(), node.place)), path: path[..walked].to_vec() }
+        Self(Box::new(Way { text: Some((file.into(), node.place)), path: path[..walked].to_vec() }))
     }
 
     /// That which is to be said of it.
@@ -124,11 +128,12 @@ impl Spot {
 
 impl fmt::Display for Spot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some((file, Place { line, column })) = &self.text {
+        let Way { text, path } = &*self.0;
+        if let Some((file, Place { line, column })) = text {
             write!(f, "{}: line {line} column {column}", file.display())?;
-            f.write_str(if self.path.is_empty() { "" } else { ": " })?;
+            f.write_str(if path.is_empty() { "" } else { ": " })?;
         }
-        write_path(f, &self.path)
+        write_path(f, path)
     }
 }
 
@@ -142,9 +147,9 @@ impl<E> Located<E> {
 impl<E: fmt::Display> fmt::Display for Located<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { spot, what } = self;
-        match spot {
-            Spot { text: None, path } if path.is_empty() => write!(f, "{what}"),
-            spot => write!(f, "{spot}: {what}"),
+        match &*spot.0 {
+            Way { text: None, path } if path.is_empty() => write!(f, "{what}"),
+            _ => write!(f, "{spot}: {what}"),
         }
     }
 }
