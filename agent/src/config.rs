@@ -224,7 +224,7 @@ impl Config {
     pub fn next_token(&self, endpoint: &SelfHosted) -> String {
         match self.token_place(endpoint) {
             Some(file) => {
-                format!("ask for a new one; this agent takes it as soon as it is in {}", file.display())
+                format!("ask for a new one, which this agent takes as soon as it is in {}", file.display())
             }
             None => format!(
                 "ask for a new one, write it to {} and start this agent again; from a token_file it would be taken at once",
