@@ -1,48 +1,46 @@
 //! Role: what `--check` looks at: all that a start needs of the system and of the files that agent.yaml names.
 //! Invariants: nothing is changed, and no gateway is asked.
 
-use std::path::Path;
-
 use narrowlink_dataplane::worker::run_alone;
 
 use crate::{
     StartError,
-    config::{Config, ConfigError},
-    identity::{Identity, default_state_dir},
+    config::{Config, ConfigError, Unfit},
+    identity::{Identity, NOWHERE},
 };
 
-/// Whether an agent of this configuration, read from `path`, could start here at `now` (seconds since 1970) and be taken
-/// for itself; and what is to be known all the same.
+/// Whether an agent of this configuration could start here at `now` (seconds since 1970) and be taken for itself; and what
+/// is to be known all the same.
 ///
 /// # Errors
 /// Why it could not. A start goes on with a token that has ended, and without a place for its key: it tries again, and warns.
-pub fn check(config: &Config, path: &Path, now: u64) -> Result<Vec<String>, StartError> {
+pub fn check(config: &Config, now: u64) -> Result<Vec<String>, StartError> {
     config.gateways()?;
     let mut warnings = Vec::new();
-    for (words, has_ended) in config.endings(now) {
+    for (ending, has_ended) in config.endings(now) {
         if has_ended {
-            return Err(ConfigError::Ended { path: path.to_owned(), words }.into());
+            return Err(ConfigError::from(ending.map(Unfit::Ended)).into());
         }
-        warnings.push(words);
+        warnings.push(ending.to_string());
     }
-    warnings.extend(look_at_state_dir(config, path)?);
+    warnings.extend(look_at_state_dir(config)?);
     run_alone(config.require_io_uring, |_| async {})?;
     Ok(warnings)
 }
 
 /// A place that the file names has to do; of the usual one it is enough to know.
-fn look_at_state_dir(config: &Config, path: &Path) -> Result<Option<String>, ConfigError> {
-    if let Some(dir) = &config.state_dir {
-        let probed = Identity::probe(dir);
-        probed.map_err(|source| ConfigError::StateDir { path: path.to_owned(), source })?;
-        return Ok(None);
-    }
-    let why = match default_state_dir(|name| std::env::var_os(name)) {
-        Some(dir) => Identity::probe(&dir).err().map(|e| e.to_string()),
-        None => Some("there is no home directory".to_owned()),
+fn look_at_state_dir(config: &Config) -> Result<Option<String>, ConfigError> {
+    let why = match config.state_place(|name| std::env::var_os(name)) {
+        Some((dir, place)) => match Identity::probe(&dir) {
+            Ok(()) => return Ok(None),
+            Err(e) if config.state_dir.is_some() => {
+                return Err(config.state_spot().about(Unfit::StateDir(e)).into());
+            }
+            Err(e) => format!("{place}: {e}"),
+        },
+        None => NOWHERE.to_owned(),
     };
-    Ok(why
-        .map(|why| format!("the instance key can't be kept ({why}): name a directory for it with state_dir")))
+    Ok(Some(format!("the instance key can't be kept ({why}): name a directory for it with state_dir")))
 }
 
 #[cfg(test)]
@@ -67,14 +65,19 @@ mod tests {
         let checked = |state_dir: &str| {
             let endpoint = format!("!SelfHosted {{ gateway: 'gw:80', protocol: Ws, token: {token} }}");
             let text = format!("endpoints: [{endpoint}]\nstate_dir: {state_dir}\n");
-            check(&Config::parse(&text, &path).unwrap(), &path, NOW)
+            check(&Config::parse(&text, &path).unwrap(), NOW)
         };
         assert!(checked("state").unwrap().is_empty());
         fs::write(dir.path().join("file"), "").unwrap();
         let refused = checked("file").unwrap_err();
         let said = refused.to_string();
         assert!(matches!(refused, StartError::Config(_)), "{said}");
-        assert!(said.contains("agent.yaml: instance.key in state_dir: Not a directory"), "{said}");
+        assert!(
+            said.contains(
+                "agent.yaml: line 2 column 12: state_dir: instance.key can't be kept there: Not a directory"
+            ),
+            "{said}"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
     }
 }

@@ -1,9 +1,11 @@
 //! Role: agent.yaml: where it is looked for, what it may say, what is wrong with it.
 //! Invariants: an unknown key is an error and never ignored; every error names the file, and the line
-//! where YAML has one; a token never shows.
+//! where it has one: what is no [`Fault`] of YAML is an [`Unfit`], which there is no way to say without its place; a token
+//! never shows.
 //! See: README.md "Configuration".
 
 use std::{
+    ffi::OsString,
     fs, io,
     num::NonZeroU32,
     os::unix::fs::PermissionsExt,
@@ -21,12 +23,12 @@ use narrowlink_proto::{
     endpoint::{self, Endpoint, SelfHosted},
     limits::Limits,
     token::{Kind, peek_unverified},
-    yaml::{Document, Fault},
+    yaml::{Document, Fault, Located, Outline, Spot},
 };
 use serde::Deserialize;
 
 use crate::{
-    identity::IdentityError,
+    identity::{IdentityError, default_state_dir},
     rules::{Rule, Rules},
 };
 
@@ -36,7 +38,7 @@ pub const FILE_NAME: &str = "agent.yaml";
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// How what an endpoint names is read.
-type Load = fn(&SelfHosted, &Path) -> Result<Gateway, LoadError>;
+type Load = fn(&SelfHosted, &Path) -> Result<Gateway, Located<LoadError>>;
 
 /// What an agent is to do.
 #[derive(Debug, Clone)]
@@ -53,6 +55,8 @@ pub struct Config {
     pub rules: Rules,
     /// What relative paths are relative to.
     pub base: PathBuf,
+    /// Where all of it stands.
+    pub outline: Outline,
     /// Refuse to run on epoll.
     pub require_io_uring: bool,
     /// Sessions may finish for so long once the agent was told to stop.
@@ -114,45 +118,32 @@ pub enum ConfigError {
         /// What, and in which line and column.
         source: Fault,
     },
-    /// A file that it names can't be used.
-    #[error("endpoints[{index}]: {source}")]
-    Load {
-        /// Which endpoint.
-        index: usize,
-        /// What is wrong.
-        source: LoadError,
-    },
+    /// Something that it says can't be used.
+    #[error(transparent)]
+    Unfit(#[from] Located<Unfit>),
+}
+
+/// What can't be used though it is written as it should be; where that stands is known of each.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// A file that an endpoint names, or the endpoint itself.
+    #[error(transparent)]
+    Load(LoadError),
     /// A token that no gateway takes any more.
-    #[error("{}: {words}", path.display())]
-    Ended {
-        /// Which file.
-        path: PathBuf,
-        /// Since when.
-        words: String,
-    },
+    #[error("{0}")]
+    Ended(String),
     /// The instance key can't be kept where it should be.
-    #[error("{}: {source}; without it no gateway can tell a restart of this agent from a stranger", path.display())]
-    StateDir {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: IdentityError,
-    },
+    #[error("{0}; without it no gateway can tell a restart of this agent from a stranger")]
+    StateDir(IdentityError),
     /// Something else stands where the token should.
     #[error(
-        "endpoints[{index}]: what stands as its token, or in its token_file, is no token, or a part of one; it is sent to \
-         nobody. Give the token that narrowlink-tokengen made, whole"
+        "what stands here, or in the file that is named here, is no token, or a part of one; it is sent to nobody. Give the \
+         token that narrowlink-tokengen made, whole"
     )]
-    NoToken {
-        /// Whose.
-        index: usize,
-    },
+    NoToken,
     /// With a client's token this would be a client.
-    #[error("endpoints[{index}]: its token is not an agent's; ask for a token of kind !Agent")]
-    NotAnAgent {
-        /// Whose.
-        index: usize,
-    },
+    #[error("this token is not an agent's; ask for a token of kind !Agent")]
+    NotAnAgent,
 }
 
 impl Config {
@@ -165,6 +156,7 @@ impl Config {
             state_dir: None,
             rules: Rules::default(),
             base,
+            outline: Outline::default(),
             require_io_uring: false,
             drain: Limits::default().drain_timeout,
             warnings: Vec::new(),
@@ -191,15 +183,14 @@ impl Config {
         let yaml = |source| ConfigError::Yaml { path: path.to_owned(), source };
         let document = Document::parse(text).map_err(yaml)?;
         let file: File = document.read().map_err(yaml)?;
-        endpoint::validate(&document, &file.endpoints).map_err(yaml)?;
+        let endpoints = endpoint::settle(&document, path, file.endpoints).map_err(yaml)?;
         let range = file.lanes;
         if range.max == 0 || range.min > range.max {
             let no_room = "no room: max must be at least 1 and at least min";
             return Err(yaml(document.fault(&["lanes".into()], no_room)));
         }
-        let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
-        let config = Self::new(endpoints.collect(), base);
+        let config = Self { outline: document.outline(path), ..Self::new(endpoints, base) };
         let state_dir = file.state_dir.map(|dir| config.base.join(dir));
         Ok(Self { lanes: range, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
     }
@@ -213,20 +204,33 @@ impl Config {
     }
 
     fn gateway(&self, endpoint: &SelfHosted, load: Load) -> Result<Gateway, ConfigError> {
-        let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
-        let gateway = load(endpoint, &self.base);
-        let gateway = gateway.map_err(|source| ConfigError::Load { index, source })?;
-        match peek_unverified(gateway.token()) {
-            Some(peek) if peek.kind == Kind::Agent => Ok(gateway),
-            Some(_) => Err(ConfigError::NotAnAgent { index }),
+        let gateway = load(endpoint, &self.base).map_err(|e| e.map(Unfit::Load))?;
+        let unfit = match peek_unverified(gateway.token()) {
+            Some(peek) if peek.kind == Kind::Agent => return Ok(gateway),
+            Some(_) => Unfit::NotAnAgent,
             // It may be a secret: nobody is shown it, and no gateway is sent it.
-            None => Err(ConfigError::NoToken { index }),
-        }
+            None => Unfit::NoToken,
+        };
+        Err(endpoint.token_spot().about(unfit).into())
     }
 
     /// The file that an endpoint's token lies in; `None` when it stands in the configuration itself.
     pub fn token_place(&self, endpoint: &SelfHosted) -> Option<PathBuf> {
         endpoint.token_file.as_ref().map(|file| self.base.join(file))
+    }
+
+    /// How an endpoint gets another token, for whoever has to see to it: its file is read again at each try, and looked at
+    /// while a link stands; this configuration is not.
+    pub fn next_token(&self, endpoint: &SelfHosted) -> String {
+        match self.token_place(endpoint) {
+            Some(file) => {
+                format!("ask for a new one, which this agent takes as soon as it is in {}", file.display())
+            }
+            None => format!(
+                "ask for a new one, write it to {} and start this agent again; from a token_file it would be taken at once",
+                endpoint.token_spot()
+            ),
+        }
     }
 
     /// Reads what all the endpoints name, at a start.
@@ -237,16 +241,36 @@ impl Config {
         self.endpoints.iter().map(|endpoint| self.gateway(endpoint, Gateway::load)).collect()
     }
 
-    /// What is to be known at `now` (seconds since 1970) of tokens that have ended (true) or soon will; a token that can't
-    /// be read is said elsewhere.
-    pub fn endings(&self, now: u64) -> Vec<(String, bool)> {
-        let ending = |(index, endpoint)| {
+    /// What is to be known at `now` (seconds since 1970) of tokens that have ended (true) or soon will, once of each; a token
+    /// that can't be read is said elsewhere.
+    pub fn endings(&self, now: u64) -> Vec<(Located<String>, bool)> {
+        let mut seen: Vec<Gateway> = Vec::new();
+        let mut endings = Vec::new();
+        for endpoint in &self.endpoints {
             // A start has read it before; a pipe has no second reading.
-            let gateway = Gateway::load_again(endpoint, &self.base).ok()?;
-            let (words, has_ended) = peek_unverified(gateway.token())?.ending(now)?;
-            Some((format!("endpoints[{index}]: {words}"), has_ended))
-        };
-        self.endpoints.iter().enumerate().filter_map(ending).collect()
+            let Ok(gateway) = Gateway::load_again(endpoint, &self.base) else { continue };
+            if seen.iter().any(|before| before.token() == gateway.token()) {
+                continue;
+            }
+            let ending = peek_unverified(gateway.token()).and_then(|peek| peek.ending(now));
+            endings.extend(ending.map(|(words, has_ended)| (endpoint.token_spot().about(words), has_ended)));
+            seen.push(gateway);
+        }
+        endings
+    }
+
+    /// Where the instance key is kept, and how a message calls that place; `None` where nothing says. `env` reads the
+    /// environment.
+    pub fn state_place(&self, env: impl Fn(&str) -> Option<OsString>) -> Option<(PathBuf, String)> {
+        match &self.state_dir {
+            Some(dir) => Some((dir.clone(), self.state_spot().to_string())),
+            None => default_state_dir(env).map(|dir| (dir.clone(), dir.display().to_string())),
+        }
+    }
+
+    /// Where `state_dir` stands.
+    pub fn state_spot(&self) -> Spot {
+        self.outline.spot(&["state_dir".into()])
     }
 
     fn warn_of_readable_tokens(&mut self, path: &Path) {
@@ -358,6 +382,35 @@ deny: ['10.0.0.1']
         }
         let error = gateways(&token("client")).err().unwrap().to_string();
         assert!(error.contains("!Agent"), "{error}");
+    }
+
+    #[test]
+    fn what_only_the_system_refuses_is_said_with_file_and_line_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        fs::write(dir.path().join("t"), "two words").unwrap();
+        let wrong = |endpoint: &str| {
+            let text = format!(
+                "endpoints:\n  - !SelfHosted {{ gateway: 'ws://gw', token: x }}\n  - !SelfHosted\n{endpoint}"
+            );
+            let config = Config::parse(&text, &path).unwrap();
+            let error = config.gateway(&config.endpoints[1], Gateway::load).err().unwrap().to_string();
+            error.strip_prefix(&format!("{}: ", path.display())).map(str::to_owned).expect(&error)
+        };
+        let (ws, wss) = ("    gateway: ws://gw.example\n", "    gateway: wss://gw.example\n");
+        for (gateway, key, says) in [
+            (
+                ws,
+                "    token_file: none",
+                "line 5 column 17: endpoints[1].token_file: this file can't be read: No such",
+            ),
+            (ws, "    token_file: t", "line 5 column 17: endpoints[1].token_file: "),
+            (ws, "    token: x", "line 5 column 12: endpoints[1].token: what stands here"),
+            (wss, "    token: x\n    ca_file: t", "line 6 column 14: endpoints[1].ca_file: "),
+        ] {
+            let said = wrong(&format!("{gateway}{key}\n"));
+            assert!(said.starts_with(says), "{key:?}: {said}");
+        }
     }
 
     #[test]

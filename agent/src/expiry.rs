@@ -8,6 +8,7 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{aside::Aside, timer::sleep};
+use narrowlink_proto::yaml::Located;
 
 use crate::Shared;
 
@@ -29,7 +30,7 @@ pub(crate) async fn watch(shared: Rc<Shared>) {
     future::or(shared.stop.wait(), daily).await;
 }
 
-fn say(endings: Vec<(String, bool)>) {
+fn say(endings: Vec<(Located<String>, bool)>) {
     for (words, has_ended) in endings {
         if has_ended {
             tracing::error!("{words}");

@@ -24,6 +24,8 @@ use narrowlink_proto::{
 
 /// The key's file in the state directory.
 const FILE_NAME: &str = "instance.key";
+/// Why there is no place for it where neither configuration nor system names one.
+pub const NOWHERE: &str = "there is no home directory";
 /// A key has less than a hundred.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -36,7 +38,7 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file can't be read or written. Its path isn't shown: the configuration has it, and it may be no path.
-    #[error("{FILE_NAME} in state_dir: {source}")]
+    #[error("{FILE_NAME} can't be kept there: {source}")]
     File {
         /// Which.
         path: PathBuf,
@@ -52,12 +54,13 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// The key stored in `dir`, made if there is none; with a warning, a key for this run only.
-    /// `None` when the system can't even make that: then this agent counts as a stranger at each start.
-    pub fn obtain(dir: Option<&Path>) -> Option<Self> {
-        let stored = match dir {
-            Some(dir) => Self::load_or_create(dir).map_err(|e| e.to_string()),
-            None => Err("there is no home directory; name one with state_dir".to_owned()),
+    /// The key stored in a directory that messages call by the words beside it, made if there is none; with a warning, a
+    /// key for this run only. `None` when the system can't even make that: then this agent counts as a stranger at each
+    /// start.
+    pub fn obtain(place: Option<(PathBuf, String)>) -> Option<Self> {
+        let stored = match place {
+            Some((dir, place)) => Self::load_or_create(&dir).map_err(|e| format!("{place}: {e}")),
+            None => Err(format!("{NOWHERE}; name one with state_dir")),
         };
         match stored {
             Ok(identity) => Some(identity),
@@ -175,6 +178,10 @@ mod tests {
         identity.sign(&Nonce::from_bytes([0; 32]), &Uid::nil(), "a").key
     }
 
+    fn obtain(dir: &Path) -> Option<Identity> {
+        Identity::obtain(Some((dir.to_owned(), "state_dir".to_owned())))
+    }
+
     #[test]
     fn a_restart_finds_the_key_it_had() {
         let dir = tempfile::tempdir().unwrap();
@@ -213,10 +220,10 @@ mod tests {
         let path = dir.path().join(FILE_NAME);
         fs::write(&path, "not a key").unwrap();
         assert!(matches!(Identity::load_or_create(dir.path()), Err(IdentityError::NotAKey(_))));
-        assert!(Identity::obtain(Some(dir.path())).is_some());
+        assert!(obtain(dir.path()).is_some());
         assert_eq!(fs::read(&path).unwrap(), b"not a key");
         let nowhere = dir.path().join(FILE_NAME).join("below a file");
-        assert!(Identity::obtain(Some(&nowhere)).is_some());
+        assert!(obtain(&nowhere).is_some());
         assert!(Identity::obtain(None).is_some());
     }
 
@@ -226,7 +233,7 @@ mod tests {
         assert!(Command::new("mkfifo").arg(dir.path().join(FILE_NAME)).status().unwrap().success());
         let error = Identity::probe(dir.path()).unwrap_err().to_string();
         assert!(error.contains("it is a pipe"), "{error}");
-        assert!(Identity::obtain(Some(dir.path())).is_some());
+        assert!(obtain(dir.path()).is_some());
     }
 
     #[test]

@@ -161,11 +161,9 @@ impl Agent {
 async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Gate) {
     descriptors::keep_free(KEPT_FREE);
     let drain = config.drain;
-    let state_dir = config.state_dir.clone();
-    let state_dir = state_dir.or_else(|| identity::default_state_dir(|name| std::env::var_os(name)));
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();
     let (cut_off, cut) = Gate::new();
-    let identity = Identity::obtain(state_dir.as_deref());
+    let identity = Identity::obtain(config.state_place(|name| std::env::var_os(name)));
     let shared =
         Rc::new(Shared { config: Arc::new(config), identity, ready, stop, cut, tasks: Tasks::new() });
     for (endpoint, gateway) in endpoints.into_iter().zip(gateways) {

@@ -154,7 +154,7 @@ pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: 
                 }
             }
         };
-        outage.say(&gateway, &error);
+        outage.say(&gateway, described(&error, &shared.config.next_token(&endpoint)));
         let again = async {
             outage.pause(pace(&error)).await;
             files.gateway(&shared, &endpoint).await
@@ -295,7 +295,7 @@ async fn renew(
                 return (fresh, link);
             }
             Err(e) => {
-                if let Some(reason) = outage.news(described(&e)) {
+                if let Some(reason) = outage.news(described(&e, &shared.config.next_token(endpoint))) {
                     tracing::warn!(
                         gateway = fresh.describe(),
                         "the new token in {} does not work: {reason}; going on with the one before",
@@ -324,8 +324,8 @@ async fn converse(link: &mut PeerLink, lanes: &Lanes) -> LinkError {
 }
 
 impl Outage {
-    fn say(&mut self, gateway: &Gateway, error: &LinkError) {
-        if let Some(reason) = self.news(described(error)) {
+    fn say(&mut self, gateway: &Gateway, reason: String) {
+        if let Some(reason) = self.news(reason) {
             tracing::warn!(gateway = gateway.describe(), "not connected: {reason}; trying again");
         }
     }
@@ -370,25 +370,27 @@ fn pace(error: &LinkError) -> Pace {
     }
 }
 
-/// An error, and what the user can do.
-fn described(error: &LinkError) -> String {
-    match advice(error) {
+/// An error, and what the user can do; `next_token` says how there will be another token.
+fn described(error: &LinkError, next_token: &str) -> String {
+    match advice(error, next_token) {
         Some(advice) => format!("{error}; {advice}"),
         None => error.to_string(),
     }
 }
 
 /// What the user can do, where that does not show.
-fn advice(error: &LinkError) -> Option<&'static str> {
+fn advice(error: &LinkError, next_token: &str) -> Option<String> {
     match error {
         LinkError::Tunnel(TunnelError::Refused(refused)) => match refused.code {
-            RefusalCode::Unauthenticated => {
-                Some("is the token an agent's, of this gateway, and not expired?")
-            }
+            // What may be wrong with it the gateway has said.
+            RefusalCode::Unauthenticated => Some(next_token.to_owned()),
             _ => None,
         },
         LinkError::Goodbye(goodbye) => match goodbye.code {
-            GoodbyeCode::Replaced => Some("another agent with this token runs on this installation"),
+            GoodbyeCode::Replaced => {
+                Some("another agent with this token runs on this installation".to_owned())
+            }
+            GoodbyeCode::Unauthenticated => Some(next_token.to_owned()),
             _ => None,
         },
         _ => None,
@@ -431,8 +433,10 @@ mod tests {
 
     #[test]
     fn trouble_with_the_token_or_the_name_comes_with_advice() {
-        assert!(advice(&refused(RefusalCode::Unauthenticated)).is_some());
-        assert!(advice(&goodbye(GoodbyeCode::Replaced)).is_some());
-        assert!(advice(&LinkError::Closed).is_none());
+        let next = "ask for a new one";
+        assert_eq!(described(&goodbye(GoodbyeCode::Unauthenticated), next), "bye; ask for a new one");
+        assert_eq!(described(&refused(RefusalCode::Unauthenticated), next), "no; ask for a new one");
+        assert!(advice(&goodbye(GoodbyeCode::Replaced), next).is_some());
+        assert!(advice(&LinkError::Closed, next).is_none());
     }
 }

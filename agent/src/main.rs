@@ -113,7 +113,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    log::start(log::Settings { filter: &format!("warn,narrowlink={level}"), with_target: true });
+    log::start(&format!("warn,narrowlink={level}"));
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -152,7 +152,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
-    for warning in check(config, path, seconds_since_1970())? {
+    for warning in check(config, seconds_since_1970())? {
         tracing::warn!("{warning}");
     }
     let count = config.endpoints.len();

@@ -45,7 +45,7 @@ fn a_good_configuration_is_said_to_be_good_and_nothing_is_made() {
 #[test]
 fn a_state_dir_that_can_not_be_used_ends_with_78() {
     let (code, said) = check(site("agent.yaml").path(), Stdio::piped());
-    assert!(code == Some(78) && said.contains("instance.key in state_dir: Not a directory"), "{said}");
+    assert!(code == Some(78) && said.contains("state_dir: instance.key can't be kept there: Not"), "{said}");
 }
 
 #[test]

@@ -99,6 +99,7 @@ Examples:
             help = LISTEN_HELP,
             value_name = "[IP:]PORT",
             default_value = "127.0.0.1:0",
+            allow_negative_numbers = true,
             value_parser = parse_listen
         )]
         listen: SocketAddr,
@@ -184,6 +185,7 @@ fn listen_trouble(text: &str) -> String {
             "an IPv6 address stands in brackets, and its port behind them"
         }
         "" if text.is_empty() => "it is empty",
+        "" if text.strip_prefix('-').is_some_and(is_number) => "a port is a number from 0 to 65535",
         "" | "*" if text.contains(':') => {
             return "write 0.0.0.0:PORT for all addresses of this machine".to_owned();
         }
@@ -303,6 +305,7 @@ mod tests {
             ("localhost:99999", "a port is a number from 0 to 65535"),
             ("[::1]:99999", "a port is a number from 0 to 65535"),
             ("nas.lan:22", "no other names"),
+            ("-1", "a port is a number from 0 to 65535"),
             ("", "it is empty"),
         ] {
             let said = parse_listen(text).unwrap_err();
@@ -330,6 +333,7 @@ mod tests {
                 "expected PORT, IP:PORT",
             ),
             ("narrowlink forward -n home -l 65536 a:1", ErrorKind::ValueValidation, "from 0 to 65535"),
+            ("narrowlink forward -n home -l -1 a:1", ErrorKind::ValueValidation, "from 0 to 65535"),
             ("narrowlink forward -n home -l :80 a:1", ErrorKind::ValueValidation, "0.0.0.0:PORT"),
             ("narrowlink forward -n home -L 2222:a:22", ErrorKind::ValueValidation, "-l 2222 127.0.0.1:22"),
             ("narrowlink forward -n home a:22 -L", ErrorKind::ValueValidation, "-l 2222 127.0.0.1:22"),

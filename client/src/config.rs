@@ -1,6 +1,7 @@
 //! Role: client.yaml: where it is looked for, what it may say, what is wrong with it.
 //! Invariants: an unknown key is an error and never ignored; every error names the file, and the line
-//! where YAML has one; a token never shows.
+//! where it has one: what is no [`Fault`] of YAML is an [`Unfit`], which there is no way to say without its place; a token
+//! never shows.
 //! See: README.md "Configuration".
 
 use std::{
@@ -17,7 +18,7 @@ use narrowlink_dataplane::{
 use narrowlink_proto::{
     endpoint::{self, Endpoint, FramingChoice, SecretText, SelfHosted},
     token::{Kind, peek_unverified},
-    yaml::{Document, Fault},
+    yaml::{Document, Fault, Located},
 };
 use serde::Deserialize;
 
@@ -67,30 +68,26 @@ pub enum ConfigError {
         /// What, and in which line and column.
         source: Fault,
     },
-    /// What an endpoint names can't be used.
-    #[error("{path}: endpoints[{index}]: {source}")]
-    Load {
-        /// Which file.
-        path: PathBuf,
-        /// Which endpoint, from 0.
-        index: usize,
-        /// What is wrong.
-        source: LoadError,
-    },
+    /// Something that it says can't be used.
+    #[error(transparent)]
+    Unfit(#[from] Located<Unfit>),
+}
+
+/// What can't be used though it is written as it should be; where that stands is known of each.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// A file that an endpoint names, or the endpoint itself.
+    #[error(transparent)]
+    Load(LoadError),
     /// Something else stands where a token stood when the program started.
     #[error(
-        "{place} holds no token where one belongs, or a part of one; it is sent to nobody: write the new token there, whole"
+        "what stands in the file that is named here is no token, or a part of one; it is sent to nobody: write the new token \
+         there, whole"
     )]
-    NoToken {
-        /// The file that should hold it.
-        place: PathBuf,
-    },
+    NoToken,
     /// With an agent's token this would be an agent.
-    #[error("the token in {place} is not a client's; ask for a token of kind !Client")]
-    NotAClient {
-        /// The file that holds it.
-        place: PathBuf,
-    },
+    #[error("this token is not a client's; ask for a token of kind !Client")]
+    NotAClient,
 }
 
 impl Config {
@@ -120,9 +117,8 @@ impl Config {
         let yaml = |source| ConfigError::Yaml { path: path.clone(), source };
         let document = Document::parse(text).map_err(yaml)?;
         let file: File = document.read().map_err(yaml)?;
-        endpoint::validate(&document, &file.endpoints).map_err(yaml)?;
-        let endpoints = file.endpoints.into_iter().map(|Endpoint::SelfHosted(endpoint)| endpoint);
-        Ok(Self::new(endpoints.collect(), path))
+        let endpoints = endpoint::settle(&document, &path, file.endpoints).map_err(yaml)?;
+        Ok(Self::new(endpoints, path))
     }
 
     /// How payload is to travel, whatever the file says.
@@ -148,43 +144,45 @@ impl Config {
     /// The user's; see [`ConfigError`]. What is no client's token is one, so that it is sent to nobody.
     pub fn token_again(&self, index: usize) -> Result<SecretText, ConfigError> {
         let endpoint = &self.endpoints[index];
-        let token =
-            read_token_again(endpoint, self.base()).map_err(|source| self.load_error(index, source))?;
-        let place = || self.token_place(endpoint);
-        match peek_unverified(token.expose()) {
-            Some(peek) if peek.kind == Kind::Client => Ok(token),
-            Some(_) => Err(ConfigError::NotAClient { place: place() }),
-            None => Err(ConfigError::NoToken { place: place() }),
-        }
-    }
-
-    fn load_error(&self, index: usize, source: LoadError) -> ConfigError {
-        ConfigError::Load { path: self.path.clone(), index, source }
+        let token = read_token_again(endpoint, self.base()).map_err(|e| e.map(Unfit::Load))?;
+        let unfit = match peek_unverified(token.expose()) {
+            Some(peek) if peek.kind == Kind::Client => return Ok(token),
+            Some(_) => Unfit::NotAClient,
+            None => Unfit::NoToken,
+        };
+        Err(endpoint.token_spot().about(unfit).into())
     }
 
     fn gateway(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
-        let index = self.endpoints.iter().position(|own| own == endpoint).unwrap_or_default();
-        let gateway =
-            Gateway::load(endpoint, self.base()).map_err(|source| self.load_error(index, source))?;
+        let gateway = Gateway::load(endpoint, self.base()).map_err(|e| e.map(Unfit::Load))?;
         // What is no token at all is for the gateway to say.
         match peek_unverified(gateway.token()) {
             Some(peek) if peek.kind != Kind::Client => {
-                Err(ConfigError::NotAClient { place: self.token_place(endpoint) })
+                Err(endpoint.token_spot().about(Unfit::NotAClient).into())
             }
             _ => Ok(gateway),
         }
     }
 
-    /// What is to be known at `now` (seconds since 1970) of tokens that have ended or soon will; a token that can't be
-    /// read is said elsewhere.
-    pub fn endings(&self, now: u64) -> Vec<String> {
-        let ending = |(index, endpoint)| {
+    /// What is to be known at `now` (seconds since 1970) of tokens that have ended or soon will, once of each; a token that
+    /// can't be read is said elsewhere, and an end of the first by whatever fails for it.
+    pub fn endings(&self, now: u64) -> Vec<Located<String>> {
+        let mut seen: Vec<Gateway> = Vec::new();
+        let mut endings = Vec::new();
+        for endpoint in &self.endpoints {
             // A pipe is read once, and that is for what is asked.
-            let gateway = Gateway::load_again(endpoint, self.base()).ok()?;
-            let (words, _) = peek_unverified(gateway.token())?.ending(now)?;
-            Some(format!("endpoints[{index}]: {words}"))
-        };
-        self.endpoints.iter().enumerate().filter_map(ending).collect()
+            let Ok(gateway) = Gateway::load_again(endpoint, self.base()) else { continue };
+            if seen.iter().any(|before| before.token() == gateway.token()) {
+                continue;
+            }
+            match peek_unverified(gateway.token()).and_then(|peek| peek.ending(now)) {
+                Some((_, true)) if seen.is_empty() => {}
+                Some((words, _)) => endings.push(endpoint.token_spot().about(words)),
+                None => {}
+            }
+            seen.push(gateway);
+        }
+        endings
     }
 
     /// The file that holds an endpoint's token.
@@ -278,7 +276,33 @@ mod tests {
         let text = "endpoints: [!SelfHosted { gateway: 'gw:1', token_file: none }]";
         fs::write(&path, text).unwrap();
         let error = Config::load(&path).unwrap().gateways().err().unwrap().to_string();
-        assert!(error.contains(FILE_NAME) && error.contains("token_file can't be read"), "{error}");
+        let says = "line 1 column 56: endpoints[0].token_file: this file can't be read: No such file";
+        assert_eq!(error.find(says), Some(path.display().to_string().len() + 2), "{error}");
+    }
+
+    #[test]
+    fn an_end_is_said_once_of_each_token_and_that_of_the_first_by_what_fails() {
+        let token = |exp: u64| {
+            let claims = Claims::new(Kind::Client, Uid::nil(), "n", exp, "j");
+            Keys::new(&[7; 32]).sign(&claims).unwrap()
+        };
+        let now = 1_795_219_200;
+        let (old, soon, good) = (token(now - 9), token(now + 99), token(now + 9_999_999));
+        let lines = |tokens: [&str; 3]| -> Vec<String> {
+            let endpoint = |token| format!("  - !SelfHosted {{ gateway: 'ws://gw', token: {token} }}\n");
+            let text = format!("endpoints:\n{}", tokens.map(endpoint).concat());
+            parse(&text).unwrap().endings(now).iter().map(ToString::to_string).collect()
+        };
+        let place = |line: usize, index: usize| {
+            format!("etc/client.yaml: line {line} column 46: endpoints[{index}].token: the token expire")
+        };
+        assert_eq!(lines([&old, &old, &good]), Vec::<String>::new());
+        let said = lines([&soon, &soon, &old]);
+        assert!(
+            said.len() == 2 && said[0].starts_with(&place(2, 0)) && said[1].starts_with(&place(4, 2)),
+            "{said:?}"
+        );
+        assert_eq!(lines([&good, &old, &old]).len(), 1);
     }
 
     #[test]
@@ -294,7 +318,7 @@ mod tests {
         assert_eq!(config.token_again(0).unwrap().expose(), good);
         for (text, says) in [
             (token(Kind::Agent), "is not a client's; ask for a token of kind !Client"),
-            ("hunter2".to_owned(), "t holds no token where one belongs, or a part of one"),
+            ("hunter2".to_owned(), "in the file that is named here is no token, or a part of one"),
             (good[..good.len() / 2].to_owned(), "write the new token there, whole"),
             ("two words".to_owned(), "should hold one token and nothing else"),
             (String::new(), "should hold one token and nothing else"),

@@ -9,9 +9,10 @@ use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     message::GoodbyeCode,
     printable::printable,
+    yaml::Located,
 };
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Unfit};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,7 +129,7 @@ impl std::error::Error for Failure {}
 impl From<ConfigError> for Failure {
     fn from(e: ConfigError) -> Self {
         let exit = match e {
-            ConfigError::NotAClient { .. } => Exit::Authentication,
+            ConfigError::Unfit(Located { what: Unfit::NotAClient, .. }) => Exit::Authentication,
             _ => Exit::Configuration,
         };
         Self::new(exit, e)
@@ -155,7 +156,9 @@ impl From<LinkError> for Failure {
         match e {
             LinkError::Tunnel(e) => e.into(),
             LinkError::Goodbye(goodbye) => match goodbye.code {
-                GoodbyeCode::Unauthenticated => Self::new(Exit::Authentication, goodbye.reason),
+                GoodbyeCode::Unauthenticated => {
+                    Self::new(Exit::Authentication, format!("{}; ask for a new token", goodbye.reason))
+                }
                 _ => Self::new(Exit::Unreachable, goodbye.reason),
             },
             e => Self::new(Exit::Unreachable, e),
@@ -165,9 +168,7 @@ impl From<LinkError> for Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
-    use narrowlink_proto::message::Goodbye;
+    use narrowlink_proto::{message::Goodbye, yaml::Outline};
 
     use super::*;
 
@@ -205,7 +206,7 @@ mod tests {
                 .into(),
                 78,
             ),
-            (ConfigError::NotAClient { place: PathBuf::from("t") }.into(), 77),
+            (ConfigError::from(Outline::default().spot(&[]).about(Unfit::NotAClient)).into(), 77),
             (Failure::reset(Ended { by: Side::Target, why: Why::Reset }, None), 74),
         ];
         for (failure, code) in table {

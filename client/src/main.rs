@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::Parser as _;
+use clap::{Parser as _, error::ContextKind};
 use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
@@ -30,7 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     narrowlink_dataplane::process::refuse_secrets("narrowlink", &[]);
-    let args = Args::try_parse().unwrap_or_else(|e| usage(&e));
+    let args = Args::try_parse().unwrap_or_else(|e| usage(e));
     if std::process::id() == 1 {
         obey_signals();
     }
@@ -51,7 +51,9 @@ fn main() {
 }
 
 /// What clap has to say: help and version on standard output, which must get there; else how to write it.
-fn usage(error: &clap::Error) -> ! {
+fn usage(mut error: clap::Error) -> ! {
+    // "to pass '-1' as a value, use '-- -1'": no value of ours begins so.
+    error.remove(ContextKind::Suggested);
     if error.use_stderr() {
         narrowlink_dataplane::process::refuse_arguments(&error.to_string(), error.exit_code());
     }
@@ -85,7 +87,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    log::start(log::Settings { filter: &format!("error,narrowlink={level}"), with_target: false });
+    log::start(&format!("error,narrowlink={level}"));
 }
 
 fn run(args: Args) -> Result<Exit, Failure> {

@@ -265,7 +265,9 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
             "{place} holds no token where one belongs: three parts joined by dots, of which the first begins with ey; was \
              it cut off when it was copied?"
         ),
-        Some(peek) if peek.exp <= now => format!("the token in {place} expired on {}", date(peek.exp)),
+        Some(peek) if peek.exp <= now => {
+            format!("the token in {place} expired on {}; ask for a new one", date(peek.exp))
+        }
         Some(peek) if peek.nbf.is_some_and(|nbf| nbf > now) => {
             format!("the token in {place} is valid only from {}", date(peek.nbf.unwrap_or_default()))
         }
@@ -354,7 +356,10 @@ mod tests {
         let token = Keys::new(&[7; 32]).sign(&serde_json::from_str::<Claims>(claims).unwrap()).unwrap();
         let text = format!("endpoints: [!SelfHosted {{ gateway: 'a:1', token: {token}, protocol: Ws }}]");
         let refused = Routes::load(&Config::parse(&text, Path::new("client.yaml")).unwrap()).err().unwrap();
-        assert!(refused.to_string().contains("client.yaml is not a client's"), "{refused}");
+        assert!(
+            refused.to_string().contains("endpoints[0].token: this token is not a client's"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -369,7 +374,7 @@ mod tests {
         let say = |token: &str| token_trouble(token, Path::new("client.yaml"), "gw:443", 1_795_200_000);
         assert!(say("xyz").starts_with("client.yaml holds no token where one belongs: "), "{}", say("xyz"));
         let expired = token(r#""exp":1795132800"#);
-        assert_eq!(say(&expired), "the token in client.yaml expired on 2026-11-20");
+        assert_eq!(say(&expired), "the token in client.yaml expired on 2026-11-20; ask for a new one");
         let early = token(r#""exp":1900000000,"nbf":1800000000"#);
         assert!(say(&early).contains("only from 2027-01-15"));
         let unknown = say(&token(r#""exp":1900000000"#));

@@ -69,7 +69,7 @@ pub struct Explain {
     #[arg(long, value_name = "TARGET")]
     pub target: Target,
     /// What the target's name resolves to, as the agent sees it
-    #[arg(long, value_name = "IP", num_args = 1.., action = ArgAction::Append)]
+    #[arg(long, value_name = "IP", num_args = 1.., action = ArgAction::Append, value_parser = parse_ip)]
     pub resolved: Vec<IpAddr>,
     /// The config whose secrets the token is held against; without it, gateway.yaml is looked for where
     /// the gateway looks for it
@@ -142,6 +142,14 @@ impl From<When> for Ktls {
             When::Never => Self::Never,
         }
     }
+}
+
+/// An address, with brackets or without; a name is what the policy does not know.
+fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| {
+        "expected an IP address without a port, such as 10.1.2.3 or 2001:db8::7; in place of a name write what it resolves to"
+    })
 }
 
 /// The arguments of this process. What is wrong with them is said without what was written: it might be a secret.
@@ -272,7 +280,8 @@ mod tests {
             assert_eq!(explain.config, Some(PathBuf::from("a.yaml")));
         }
         for (more, says) in [
-            ("--resolved nas", "invalid IP address"),
+            ("--resolved nas", "expected an IP address without a port"),
+            ("--resolved 10.0.0.1:22", "expected an IP address without a port"),
             ("--target nas.lan", "more than once|cannot be used multiple times"),
         ] {
             let refused = parse(&format!("{line} {more}")).unwrap_err().to_string();

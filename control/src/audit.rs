@@ -65,7 +65,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<serde_json::Value>,
+    code: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// Of a login that was refused; its peer was only told the reason.
@@ -166,7 +166,7 @@ impl Line {
             Event::Refused { who, peer_addr, session, refused, cause } => {
                 let mut line = Self::new("refused").from(peer_addr);
                 line.session = session.map(short);
-                line.code = serde_json::to_value(refused.code).ok();
+                line.code = Some(refused.code.name());
                 line.reason = Some(refused.reason.clone());
                 line.cause = cause.map(str::to_owned);
                 match who {
@@ -186,7 +186,7 @@ impl Line {
                 up_bytes: Some(up_bytes),
                 down_bytes: Some(down_bytes),
                 ms: Some(u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)),
-                code: serde_json::to_value(ended.why).ok(),
+                code: Some(ended.why.name()),
                 reason: Some(ended.by_name("this gateway")),
                 ..Self::new("close").by(who).from(peer_addr)
             },
@@ -195,11 +195,8 @@ impl Line {
 
     /// What counts refusals of one kind, but for the count.
     fn refused_more(source: Source, who: Option<&Principal>, code: RefusalCode) -> Self {
-        let line = Self {
-            peer: Some(source.to_string()),
-            code: serde_json::to_value(code).ok(),
-            ..Self::new("refused_more")
-        };
+        let line =
+            Self { peer: Some(source.to_string()), code: Some(code.name()), ..Self::new("refused_more") };
         match who {
             Some(who) => line.by(who),
             None => line,

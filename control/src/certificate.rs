@@ -28,6 +28,9 @@ pub use standing::{Held, Standing, Watch};
 
 /// A shorter RSA key is refused everywhere.
 const RSA_BITS_MIN: usize = 2048;
+/// The way to a certificate that clients take, for whoever has another.
+const SIGN_ONE: &str = "have an authority sign one for the gateway, with basicConstraints CA:FALSE and the gateway's names as \
+                        subjectAltName (docs/certificates.md has the commands for an authority of your own)";
 /// A text of another encoding than PEM's.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -74,8 +77,7 @@ pub enum CertificateError {
     Glued,
     /// X.509 version 1 or 2.
     #[error(
-        "the certificate is of an old form (X.509 version {0}) that no client takes and that has no names in it: make one of version \
-         3, with its names (openssl req -x509 .. -addext subjectAltName=DNS:NAME -addext basicConstraints=critical,CA:FALSE)"
+        "the certificate is of an old form (X.509 version {0}) that no client takes and that has no names in it: {SIGN_ONE}"
     )]
     Version(u32),
     /// An RSA key that is too short.

@@ -270,6 +270,9 @@ impl Gateway {
         for words in said.warnings {
             tracing::warn!("{words}");
         }
+        for words in said.notes {
+            tracing::info!("{words}");
+        }
     }
 
     /// Writes what was counted and noted, where there is a place for it; to be called before the process ends. A disk

@@ -122,6 +122,9 @@ fn check(config: &Config) -> Result<(), Failure> {
     for words in &said.warnings {
         tracing::warn!("{words}");
     }
+    for words in &said.notes {
+        tracing::info!("{words}");
+    }
     if said.errors.is_empty() {
         return Ok(());
     }
@@ -279,5 +282,5 @@ fn start_log(args: &Args) {
         (0, 1) => "warn",
         (0, 2..) => "error",
     };
-    log::start(log::Settings { filter: level, with_target: false });
+    log::start(level);
 }

@@ -460,9 +460,7 @@ async fn converse(
             let dismissed = async {
                 let reason = match seat.dismissed().await {
                     Why::Expired => "the token has expired",
-                    Why::SecretRetired => {
-                        "the secret that signed the token is in use no more; ask for a new token"
-                    }
+                    Why::SecretRetired => "the secret that signed the token is in use no more",
                     _ => "the token was revoked",
                 };
                 let reason = reason.to_owned();

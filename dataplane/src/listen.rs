@@ -37,6 +37,8 @@ const BATCH: usize = 32;
 /// How long a port of a process that has just ended is waited for, and how often it is tried.
 const VACATE_TIMEOUT: Duration = Duration::from_secs(1);
 const VACATE_TICK: Duration = Duration::from_millis(5);
+/// A longer wait is said: who sees nothing for a second takes it for a hang.
+const VACATE_QUIET: Duration = Duration::from_millis(100);
 /// How long accepting rests when descriptors or memory have run out: at first, as others may just be ending, ..
 const REST_MIN: Duration = Duration::from_millis(5);
 /// .. and, doubled each time, at the most. A try costs some system calls.
@@ -102,10 +104,18 @@ pub fn probe(addr: SocketAddr) -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn bind_alone(addr: SocketAddr) -> io::Result<StdListener> {
-    let deadline = StdInstant::now() + VACATE_TIMEOUT;
+    let since = StdInstant::now();
+    let mut is_said = false;
     loop {
         match bind_exclusive(addr, false) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && StdInstant::now() < deadline => {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && since.elapsed() < VACATE_TIMEOUT => {
+                if !is_said && since.elapsed() >= VACATE_QUIET {
+                    is_said = true;
+                    tracing::info!(
+                        "{addr} is in use: tried again for {} s, in which the port of a program that has just ended becomes free",
+                        VACATE_TIMEOUT.as_secs()
+                    );
+                }
                 std::thread::sleep(VACATE_TICK);
             }
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && takes_both_families(addr) => {

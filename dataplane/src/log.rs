@@ -40,18 +40,10 @@ thread_local! {
     static CAPTURED: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// What is logged, and how.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings<'a> {
-    /// The filter where `RUST_LOG` sets none.
-    pub filter: &'a str,
-    /// Lines name the module they come from.
-    pub with_target: bool,
-}
-
 /// Starts the log of this process: events, panics and [`say`] go there. Without a thread to write it there is no log,
-/// and the process ends: it could not start its workers either.
-pub fn start(settings: Settings<'_>) {
+/// and the process ends: it could not start its workers either. `usual` is the filter where `RUST_LOG` sets none. Lines have one form in
+/// all programs: they don't name the module that they come from, which is nobody's business but ours.
+pub fn start(usual: &str) {
     let gate = Gate::default();
     let sink = Stderr { out: Appender::shared(io::stderr()), gate: gate.clone() };
     let journal = Journal::start("log", BOUNDS, sink).unwrap_or_else(|e| {
@@ -66,12 +58,12 @@ pub fn start(settings: Settings<'_>) {
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     panic::set_hook(Box::new(log_panic));
     let lines = tracing_subscriber::fmt::layer()
-        .with_target(settings.with_target)
+        .with_target(false)
         .with_ansi(io::stderr().is_terminal())
         // Else a line that can't be formatted would be said with `eprintln`, which panics.
         .log_internal_errors(false)
         .with_writer(Lines);
-    tracing_subscriber::registry().with(filter(settings.filter)).with(gate).with(lines).init();
+    tracing_subscriber::registry().with(filter(usual)).with(gate).with(lines).init();
 }
 
 /// `RUST_LOG` is for those who look into other crates.

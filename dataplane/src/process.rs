@@ -63,7 +63,7 @@ pub fn refuse_secrets(program: &str, takers: &[&str]) {
     }
 }
 
-/// Ends this process with what is wrong with its arguments, of which only options and short words are shown.
+/// Ends this process with what is wrong with its arguments, of which only options, short words and addresses are shown.
 pub fn refuse_arguments(message: &str, code: i32) -> ! {
     let message = secrecy::mask_arguments(&with_tip(message, arguments().skip(1)), arguments().skip(1));
     // Whether anybody reads it changes nothing.

@@ -18,6 +18,7 @@ use narrowlink_proto::{
     message::Open,
     target::Destination,
     upgrade::{self, Answer, Framing, LaneProof, Opened, Request, Sight, Way},
+    yaml::Located,
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -73,20 +74,20 @@ pub enum LoadError {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// A file that it names can't be read.
-    #[error("{what}{} can't be read: {source}{}", shown(path), hint(path))]
+    #[error("{} can't be read: {source}{}", shown(path), hint(path))]
     File {
-        /// Which file.
-        what: &'static str,
+        /// Which key names it.
+        key: &'static str,
         /// Where.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// A file that it names does not hold what it should.
-    #[error("{what}{} {problem}", shown(path))]
+    #[error("{} {problem}", shown(path))]
     Content {
-        /// Which file.
-        what: &'static str,
+        /// Which key names it.
+        key: &'static str,
         /// Where.
         path: PathBuf,
         /// What is wrong with it.
@@ -102,9 +103,21 @@ pub enum LoadError {
     Tls(rustls::Error),
 }
 
+impl LoadError {
+    /// The key that it is about; `None` for the endpoint as a whole.
+    const fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Endpoint(e) => e.key(),
+            Self::File { key, .. } | Self::Content { key, .. } => Some(key),
+            Self::ServerName => Some("domain"),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
 /// A path in an error: only that of a file that is there, for what is none may be anything, a secret too.
 fn shown(path: &Path) -> String {
-    if path.exists() { format!(" {}", path.display()) } else { String::new() }
+    if path.exists() { path.display().to_string() } else { "this file".to_owned() }
 }
 
 fn hint(path: &Path) -> &'static str {
@@ -127,16 +140,16 @@ impl Gateway {
     ///
     /// # Errors
     /// The user's configuration; see [`LoadError`].
-    pub fn load(endpoint: &SelfHosted, base: &Path) -> Result<Self, LoadError> {
-        Self::read(endpoint, base, Reading::First)
+    pub fn load(endpoint: &SelfHosted, base: &Path) -> Result<Self, Located<LoadError>> {
+        Self::read(endpoint, base, Reading::First).map_err(|e| endpoint.spot(e.key()).about(e))
     }
 
     /// As [`load`](Self::load), not for the first time: what its files have become may keep nobody waiting.
     ///
     /// # Errors
     /// As there.
-    pub fn load_again(endpoint: &SelfHosted, base: &Path) -> Result<Self, LoadError> {
-        Self::read(endpoint, base, Reading::Again)
+    pub fn load_again(endpoint: &SelfHosted, base: &Path) -> Result<Self, Located<LoadError>> {
+        Self::read(endpoint, base, Reading::Again).map_err(|e| endpoint.spot(e.key()).about(e))
     }
 
     fn read(endpoint: &SelfHosted, base: &Path, reading: Reading) -> Result<Self, LoadError> {
@@ -226,8 +239,8 @@ fn was_cut(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// The user's: the file can't be read, or holds no token. See [`LoadError`].
-pub fn read_token_again(endpoint: &SelfHosted, base: &Path) -> Result<SecretText, LoadError> {
-    read_token(endpoint, base, Reading::Again)
+pub fn read_token_again(endpoint: &SelfHosted, base: &Path) -> Result<SecretText, Located<LoadError>> {
+    read_token(endpoint, base, Reading::Again).map_err(|e| endpoint.spot(e.key()).about(e))
 }
 
 fn read_token(endpoint: &SelfHosted, base: &Path, reading: Reading) -> Result<SecretText, LoadError> {
@@ -239,16 +252,16 @@ fn read_token(endpoint: &SelfHosted, base: &Path, reading: Reading) -> Result<Se
 }
 
 fn read_token_file(path: &Path, reading: Reading) -> Result<SecretText, LoadError> {
-    const WHAT: &str = "token_file";
+    const KEY: &str = "token_file";
     let text = file::read_text(path, reading, TOKEN_BYTES_MAX).map_err(|source| LoadError::File {
-        what: WHAT,
+        key: KEY,
         path: path.to_owned(),
         source,
     })?;
     let token = SecretText::new(text.trim().to_owned());
     if token.expose().is_empty() || !token.is_one_word() {
         let problem = "should hold one token and nothing else".to_owned();
-        return Err(LoadError::Content { what: WHAT, path: path.to_owned(), problem });
+        return Err(LoadError::Content { key: KEY, path: path.to_owned(), problem });
     }
     Ok(token)
 }
@@ -281,10 +294,10 @@ fn tls_config(ca_file: Option<&Path>, reading: Reading) -> Result<ClientConfig, 
 }
 
 fn read_roots(path: &Path, reading: Reading) -> Result<RootCertStore, LoadError> {
-    const WHAT: &str = "ca_file";
-    let content = |problem: String| LoadError::Content { what: WHAT, path: path.to_owned(), problem };
+    const KEY: &str = "ca_file";
+    let content = |problem: String| LoadError::Content { key: KEY, path: path.to_owned(), problem };
     let pem = file::read(path, reading, CA_BYTES_MAX).map_err(|source| LoadError::File {
-        what: WHAT,
+        key: KEY,
         path: path.to_owned(),
         source,
     })?;

@@ -174,6 +174,26 @@ pub enum Why {
     Internal,
 }
 
+impl Why {
+    /// As it is written everywhere.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Truncated => "truncated",
+            Self::Cut => "cut",
+            Self::Protocol => "protocol",
+            Self::Vanished => "vanished",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::SecretRetired => "secret_retired",
+            Self::UsedUp => "used_up",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Who ended a session, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ended {
@@ -238,13 +258,20 @@ mod tests {
 
     #[test]
     fn a_code_reads_back_from_its_name() {
-        let names = include_str!("../../docs/audit.md").split("## Codes").nth(1).unwrap();
-        let names: Vec<_> = names.split("Of `close`").next().unwrap().split("\n| `").skip(1).collect();
-        assert_eq!(names.len(), 17, "{names:?}");
-        for row in names {
-            let name = row.split('`').next().unwrap();
+        let codes = include_str!("../../docs/audit.md").split("## Codes").nth(1).unwrap();
+        let (of_refusals, of_ends) = codes.split_once("Of `close`").unwrap();
+        let names = |table: &'static str| -> Vec<&str> {
+            table.split("\n| `").skip(1).filter_map(|row| row.split('`').next()).collect()
+        };
+        let (of_refusals, of_ends) = (names(of_refusals), names(of_ends));
+        assert_eq!((of_refusals.len(), of_ends.len()), (17, 11), "{of_refusals:?} {of_ends:?}");
+        for name in of_refusals {
             let code: RefusalCode = serde_json::from_value(name.into()).unwrap();
             assert_eq!((code.name(), serde_json::to_value(code).unwrap().as_str()), (name, Some(name)));
+        }
+        for name in of_ends {
+            let why: Why = serde_json::from_value(name.into()).unwrap();
+            assert_eq!((why.name(), serde_json::to_value(why).unwrap().as_str()), (name, Some(name)));
         }
     }
 

@@ -2,14 +2,17 @@
 //! Invariants: a token never shows in `Debug` and is wiped when dropped. No I/O: who reads the files
 //! named here is the caller.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroize;
 
 use crate::{
     target::{Destination, Target, TargetError},
-    yaml::{self, Document, Fault, Step},
+    yaml::{self, Document, Fault, Outline, Spot, Step},
 };
 
 /// One gateway. A tag in YAML (`!SelfHosted`).
@@ -37,6 +40,8 @@ pub struct SelfHosted {
     pub domain: Option<String>,
     /// How streams and lanes carry data.
     pub framing: FramingChoice,
+    /// Where it stands.
+    pub outline: Outline,
 }
 
 /// As it is written.
@@ -64,7 +69,8 @@ impl From<SelfHostedInput> for SelfHosted {
         let SelfHostedInput { gateway, token, token_file, protocol, ca_file, domain, framing } = input;
         let by_scheme = || Scheme::of(&gateway).map(|(scheme, _)| scheme.protocol);
         let protocol = protocol.or_else(by_scheme).unwrap_or_default();
-        Self { gateway, token, token_file, protocol, ca_file, domain, framing }
+        let outline = Outline::default();
+        Self { gateway, token, token_file, protocol, ca_file, domain, framing, outline }
     }
 }
 
@@ -177,22 +183,24 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Checks a whole `endpoints:` list that was read from `document`.
+/// Checks a whole `endpoints:` list that was read from `document`, the text of `file`; each of them knows then where it stands.
 ///
 /// # Errors
 /// The user's: the first thing that is wrong, and where.
-pub fn validate(document: &Document, endpoints: &[Endpoint]) -> Result<(), Fault> {
+pub fn settle(document: &Document, file: &Path, endpoints: Vec<Endpoint>) -> Result<Vec<SelfHosted>, Fault> {
     if endpoints.is_empty() {
         return Err(document.fault(&["endpoints".into()], "empty: name at least one gateway"));
     }
-    for (index, Endpoint::SelfHosted(endpoint)) in endpoints.iter().enumerate() {
+    let outline = document.outline(file);
+    let endpoints = endpoints.into_iter().enumerate().map(|(index, Endpoint::SelfHosted(endpoint))| {
+        let path = [Step::from("endpoints"), Step::from(index)];
         endpoint.validate().map_err(|why| {
-            let mut path = vec![Step::from("endpoints"), Step::from(index)];
-            path.extend(why.key().map(Step::from));
+            let path: Vec<_> = path.iter().cloned().chain(why.key().map(Step::from)).collect();
             document.fault(&path, why.to_string())
         })?;
-    }
-    Ok(())
+        Ok(SelfHosted { outline: outline.within(&path), ..endpoint })
+    });
+    endpoints.collect()
 }
 
 impl SelfHosted {
@@ -234,6 +242,16 @@ impl SelfHosted {
             (parsed, _) => parsed,
         }
         .map_err(EndpointError::Gateway)
+    }
+
+    /// Where its `key` stands, or else itself.
+    pub fn spot(&self, key: Option<&'static str>) -> Spot {
+        self.outline.spot(&key.map(Step::from).into_iter().collect::<Vec<_>>())
+    }
+
+    /// Where it says what its token is.
+    pub fn token_spot(&self) -> Spot {
+        self.spot(Some(if self.token_file.is_some() { "token_file" } else { "token" }))
     }
 
     /// Whom to ask for there, in SNI, Host and certificate: `domain`, or the host of `gateway`; a
@@ -403,7 +421,7 @@ mod tests {
         let document = Document::parse(&format!("endpoints: {}{yaml}", if yaml == "[]" { "" } else { "\n" }));
         let document = document.map_err(|e| e.to_string())?;
         let File { endpoints } = document.read().map_err(|e| e.to_string())?;
-        validate(&document, &endpoints).map_err(|e| e.to_string())
+        settle(&document, Path::new("agent.yaml"), endpoints).map(drop).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! spelling that a message could have it in.
 //! See: `yaml`, which refuses them where they don't belong; RFC 7519 (JWT).
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// Shorter texts are shown: they are flags, verbs and ports rather than secrets, and the message needs them.
 const SHOWN_BYTES_MAX: usize = 7;
@@ -11,6 +11,10 @@ const SHOWN_BYTES_MAX: usize = 7;
 const SECRET_DIGITS_MIN: usize = 8;
 /// Three parts of a token at the least: its header alone has more.
 const TOKEN_BYTES_MIN: usize = 16;
+/// The longest port.
+const PORT_DIGITS_MAX: usize = 5;
+/// What may stand in front of an address.
+const SCHEMES: [&str; 7] = ["tcp://", "udp://", "icmp://", "ws://", "wss://", "http://", "https://"];
 /// A longer option is none of anybody's.
 const OPTION_BYTES_MAX: usize = 24;
 /// What stands in place of a masked text.
@@ -86,11 +90,11 @@ pub fn shares_a_part(text: &str, value: &str) -> bool {
 }
 
 /// What is wrong with a command line, as its parser says it, without what was written there: of the arguments only
-/// options and short words stay in the message. The parser quotes what it repeats, so that words of ours that happen to be
+/// options, short words and addresses stay in the message. The parser quotes what it repeats, so that words of ours that happen to be
 /// part of an argument, such as an example, are not touched.
 pub fn mask_arguments(message: &str, arguments: impl Iterator<Item = String>) -> String {
     let mut parts: Vec<_> = arguments.flat_map(quotable).collect();
-    parts.retain(|part| part.len() > SHOWN_BYTES_MAX && !is_option(part));
+    parts.retain(|part| part.len() > SHOWN_BYTES_MAX && !is_option(part) && !is_address(part));
     // A part that holds a quoted shorter one must not be left in pieces.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
     parts.iter().fold(message.to_owned(), |text, part| {
@@ -128,6 +132,22 @@ fn without_quoted(mut text: String, part: &str) -> String {
 fn is_option(text: &str) -> bool {
     let name = text.strip_prefix("--").unwrap_or_default();
     (1..=OPTION_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+}
+
+/// `127.0.0.1`, `[::1]:22`, `tcp://localhost:22`, `2222:10.0.0.1:22`: an address by its form is no secret, and whoever wrote it
+/// has to see which one is meant. A name may be a secret.
+fn is_address(text: &str) -> bool {
+    let text = SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let is_port =
+        |text: &str| (1..=PORT_DIGITS_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let is_host = |text: &str| {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        bare.parse::<IpAddr>().is_ok() || text.eq_ignore_ascii_case("localhost")
+    };
+    let is_place = |text: &str| {
+        is_host(text) || text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && is_port(port))
+    };
+    is_place(text) || text.split_once(':').is_some_and(|(port, place)| is_port(port) && is_place(place))
 }
 
 /// The first argument that is a token or a secret where none is taken: its place (the program is 0), and what it is.
@@ -188,6 +208,25 @@ mod tests {
     #[test]
     fn arguments_are_masked_but_for_options_and_short_words() {
         let mask = |message: &str, line: &str| mask_arguments(message, line.split(' ').map(str::to_owned));
+        for address in [
+            "127.79.0.2",
+            "127.79.0.2:99999",
+            "localhost",
+            "LOCALHOST:22",
+            "[2001:db8::7]:22",
+            "2001:db8::7",
+            "udp://127.0.0.1:53",
+            "2222:127.0.0.1:22",
+        ] {
+            let said = format!("bad '{address}' for -l");
+            assert_eq!(mask(&said, &format!("-l {address}")), said);
+            assert_eq!(mask(&said, &format!("-l{address}")), said);
+        }
+        for other in
+            ["nas.lan:22", "127.0.0.1:swordfish", "swordfish:127.0.0.1", "127.0.0.1:123456", "x://127.0.0.1"]
+        {
+            assert_eq!(mask(&format!("bad '{other}'"), other), "bad '…'");
+        }
         assert_eq!(mask("no lst", "lst"), "no lst");
         assert_eq!(mask("bad '12345678' for --resolved", "--resolved 12345678"), "bad '…' for --resolved");
         assert_eq!(mask("bad 'swordfish' for --token", "--token=swordfish"), "bad '…' for --token");
@@ -201,8 +240,8 @@ mod tests {
     #[test]
     fn an_example_that_holds_what_was_written_stays_whole() {
         let mask = |message: &str, argument: &str| mask_arguments(message, [argument.to_owned()].into_iter());
-        let said = "bad '127.0.0.1' for '--listen <[IP:]PORT>': such as 2222, 127.0.0.1:2222";
-        assert_eq!(mask(said, "127.0.0.1"), said.replacen("127.0.0.1", "…", 1));
+        let said = "bad 'nas.lan:22' for '--listen <[IP:]PORT>': such as 2222, nas.lan:22222";
+        assert_eq!(mask(said, "nas.lan:22"), said.replacen("nas.lan:22", "…", 1));
         assert_eq!(
             mask("the argument '--listen <[IP:]PORT>'", "[IP:]PORT"),
             "the argument '--listen <[IP:]PORT>'"

@@ -5,10 +5,11 @@
 
 mod fault;
 mod keys;
+mod outline;
 mod read;
 mod tree;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::Path};
 
 use serde::{
     Deserialize,
@@ -16,6 +17,7 @@ use serde::{
 };
 
 pub use fault::{Fault, Place, Step};
+pub use outline::{Located, Outline, Spot};
 use read::Value;
 use tree::{Node, Shape};
 
@@ -55,7 +57,7 @@ impl Document {
     /// A rule that the value at the end of `path` breaks, and where that value stands; where it is missing, the last
     /// thing on the way that is there.
     pub fn fault(&self, path: &[Step], rule: impl Into<Cow<'static, str>>) -> Fault {
-        let (node, walked) = self.find(path);
+        let (node, walked) = self.0.find(path);
         // What was written with the program has nothing of the user's in it.
         let fault = match rule.into() {
             Cow::Borrowed(rule) => Fault::rule(rule).or_at(node.place, std::iter::empty()),
@@ -66,21 +68,31 @@ impl Document {
 
     /// Where the value at the end of `path` stands, or the last thing on the way that is there.
     pub fn place(&self, path: &[Step]) -> Place {
-        self.find(path).0.place
+        self.0.find(path).0.place
     }
 
+    /// The same, in `file`.
+    pub fn spot(&self, file: &Path, path: &[Step]) -> Spot {
+        Spot::new(file, &self.0, path)
+    }
+
+    /// Where everything stands that it says; `file` has it.
+    pub fn outline(&self, file: &Path) -> Outline {
+        Outline::new(file, &self.0)
+    }
+}
+
+impl Node {
     /// The last thing on `path` that is there, and how many steps away it is.
-    fn find(&self, path: &[Step]) -> (&Node, usize) {
-        let mut node = &self.0;
+    fn find(&self, path: &[Step]) -> (&Self, usize) {
+        let mut node = self;
         for (walked, step) in path.iter().enumerate() {
             let Some(next) = node.step(step) else { return (node, walked) };
             node = next;
         }
         (node, path.len())
     }
-}
 
-impl Node {
     fn step(&self, step: &Step) -> Option<&Self> {
         match (step, &self.shape) {
             (Step::Key(wanted), Shape::Map(pairs)) => {

@@ -168,7 +168,14 @@ impl Input {
     /// # Errors
     /// The writer's, with path, line and column.
     pub fn parse(yaml: &str) -> Result<Self, Fault> {
-        let document = Document::parse(yaml)?;
+        Self::read(&Document::parse(yaml)?)
+    }
+
+    /// What a whole file says.
+    ///
+    /// # Errors
+    /// The writer's, with path, line and column.
+    pub fn read(document: &Document) -> Result<Self, Fault> {
         let mut input: Self = document.read()?;
         let line = |index: usize| document.place(&["tokens".into(), index.into()]).line;
         input.lines = (0..input.tokens.len()).map(line).collect();

@@ -28,7 +28,7 @@ use std::{
 use narrowlink_proto::{
     id::Uid,
     token::{Keys, Kind, SecretError, TokenError},
-    yaml::Fault,
+    yaml::{Document, Fault, Located},
 };
 use serde::{Serialize, Serializer};
 
@@ -91,15 +91,10 @@ pub enum TokengenError {
         /// What is wrong with it.
         why: SecretError,
     },
-    /// A secret file that can't be read. Its path isn't shown: it may be no path, but a secret.
-    #[error("{}: the file that a secret names can't be read: {why}; its path is relative to the directory of this one", config.display())]
-    SecretFile {
-        /// What names it.
-        config: PathBuf,
-        /// The system's answer.
-        why: io::Error,
-    },
-    /// The same, of a command line.
+    /// A file that a secret names can't be used.
+    #[error(transparent)]
+    SecretFile(#[from] Located<SecretFileError>),
+    /// A command line's that can't be read.
     #[error("--secret: no file that can be read: {why}; a secret would begin with hex: or base64:")]
     NoSecretFile {
         /// The system's answer.
@@ -131,6 +126,24 @@ pub enum TokengenError {
     },
 }
 
+/// Why a file that a secret names can't be used; where it is named is known of each.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFileError {
+    /// It can't be read. Its path isn't shown: it may be no path, but a secret.
+    #[error(
+        "this file can't be read: {0}; a path that does not begin with / is relative to the directory of the file that names it"
+    )]
+    Read(io::Error),
+    /// It holds no secret.
+    #[error("{}: {why}", file.display())]
+    Content {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: SecretError,
+    },
+}
+
 /// Reads `file` and signs what it asks for. `now` is in seconds since 1970; `draw` gives the 128 random
 /// bits that name a token whose `jti` the file leaves out.
 ///
@@ -138,8 +151,10 @@ pub enum TokengenError {
 /// The operator's.
 pub fn run(file: &Path, now: u64, mut draw: impl FnMut() -> [u8; 16]) -> Result<Generated, TokengenError> {
     let text = fs::read_to_string(file).map_err(|why| TokengenError::Read { file: file.into(), why })?;
-    let input = Input::parse(&text).map_err(|why| TokengenError::Yaml { file: file.into(), why })?;
-    let secret = secrets::read(&input.secret, file)?;
+    let yaml = |why| TokengenError::Yaml { file: file.into(), why };
+    let document = Document::parse(&text).map_err(yaml)?;
+    let input = Input::read(&document).map_err(yaml)?;
+    let secret = secrets::read(&input.secret, file, || document.spot(file, &["secret".into()]))?;
     let fresh_jti = || format!("{:032x}", u128::from_be_bytes(draw()));
     let misfit = |why| TokengenError::Misfit { file: file.into(), why };
     let Drafts { drafts, warnings } = input.drafts(now, fresh_jti).map_err(misfit)?;

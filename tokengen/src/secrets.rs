@@ -10,11 +10,11 @@ use std::{
 
 use narrowlink_proto::{
     token::{Secret, SecretSource},
-    yaml,
+    yaml::{Document, Located, Spot, Step},
 };
 use serde::Deserialize;
 
-use crate::TokengenError;
+use crate::{SecretFileError, TokengenError};
 
 /// A secret, and where it stood.
 #[derive(Debug)]
@@ -62,11 +62,14 @@ fn is_yaml(file: &Path, text: &str) -> bool {
 }
 
 fn in_yaml(file: &Path, text: &str) -> Result<Vec<Candidate>, TokengenError> {
-    let holder: Holder = yaml::read(text).map_err(|why| TokengenError::Yaml { file: file.into(), why })?;
-    let first = ("secret".to_owned(), &holder.secret);
-    let old = holder.old_secrets.iter().enumerate().map(|(i, old)| (format!("old_secrets[{i}]"), old));
-    let candidate = |(key, source)| {
-        let secret = read(source, file)?;
+    let yaml = |why| TokengenError::Yaml { file: file.into(), why };
+    let document = Document::parse(text).map_err(yaml)?;
+    let holder: Holder = document.read().map_err(yaml)?;
+    let first = ("secret".to_owned(), &holder.secret, vec![Step::from("secret")]);
+    let old = holder.old_secrets.iter().enumerate();
+    let old = old.map(|(i, old)| (format!("old_secrets[{i}]"), old, vec!["old_secrets".into(), i.into()]));
+    let candidate = |(key, source, path): (String, &SecretSource, Vec<Step>)| {
+        let secret = read(source, file, || document.spot(file, &path))?;
         Ok(Candidate { place: format!("{key} in {}", file.display()), secret })
     };
     std::iter::once(first).chain(old).map(candidate).collect()
@@ -81,19 +84,24 @@ pub fn spell(secret: &[u8]) -> String {
     })
 }
 
-/// The secret that `config` names.
+/// The secret that `config` names at `spot`.
 ///
 /// # Errors
 /// The operator's: a file that can't be read or holds none.
-pub(crate) fn read(source: &SecretSource, config: &Path) -> Result<Secret, TokengenError> {
+pub(crate) fn read(
+    source: &SecretSource,
+    config: &Path,
+    spot: impl Fn() -> Spot,
+) -> Result<Secret, Located<SecretFileError>> {
     match source {
         SecretSource::Inline(secret) => Ok(secret.clone()),
         SecretSource::File(path) => {
             let file = beside(config, path);
-            match fs::read(&file) {
-                Ok(bytes) => Secret::from_file(&bytes).map_err(|why| TokengenError::Secret { file, why }),
-                Err(why) => Err(TokengenError::SecretFile { config: config.into(), why }),
-            }
+            let read = fs::read(&file).map_err(SecretFileError::Read);
+            let secret = read.and_then(|bytes| {
+                Secret::from_file(&bytes).map_err(|why| SecretFileError::Content { file, why })
+            });
+            secret.map_err(|e| spot().about(e))
         }
     }
 }
@@ -171,13 +179,16 @@ mod tests {
         fs::write(dir.path().join("empty"), "\n").unwrap();
         fs::write(dir.path().join("agent.yaml"), "endpoints: []\n").unwrap();
         fs::write(dir.path().join("lost.yml"), "secret: !File nowhere\n").unwrap();
+        let old = "secret: [1]\nold_secrets: [\"hex:01\", !File empty]\n";
+        fs::write(dir.path().join("old.yml"), old).unwrap();
         for (spec, says) in [
             ("hex:0", "--secret: not hexadecimal"),
             ("base64:?", "--secret: not base64"),
             ("empty", "empty: the secret is empty"),
             ("nobody", "--secret: no file that can be read: No such file"),
             ("agent.yaml", "agent.yaml: line 1 column 1: `secret` is missing"),
-            ("lost.yml", "lost.yml: the file that a secret names can't be read: No such file"),
+            ("lost.yml", "lost.yml: line 1 column 9: secret: this file can't be read: No such file"),
+            ("old.yml", "old.yml: line 2 column 25: old_secrets[1]: "),
         ] {
             let why = found(dir.path(), spec).unwrap_err();
             assert!(why.contains(says), "{spec}: {why}");

@@ -1,7 +1,9 @@
 //! Role: whether clients would take a certificate: its time, its names, its chain; and when to say so.
-//! Invariants: time is a parameter · what clients refuse for certain is a fault, what they may refuse a warning.
+//! Invariants: time is a parameter · what clients refuse for certain is a fault, what they may refuse a warning, what may
+//! be meant so a note.
 //! See: RFC 5280, 4.1.2.5 (validity), 4.2.2.1 (where issuers are found).
 
+use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 use narrowlink_proto::when::{date, distance};
 use rustls::{
     CertificateError, Error, RootCertStore,
@@ -12,6 +14,8 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, ParsedExtension, X509Certificate};
 
+use super::SIGN_ONE;
+
 const DAY_S: u64 = 24 * 60 * 60;
 /// From so long before its end on a certificate is warned of; renewals come at a third of their life, 30 days.
 const AHEAD_S: u64 = 14 * DAY_S;
@@ -21,6 +25,8 @@ const CA_ISSUERS: &str = "1.3.6.1.5.5.7.48.2";
 /// What is known of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
+    /// Of the whole chain: another one is another certificate, whatever else they have in common.
+    fingerprint: [u8; SHA256_OUTPUT_LEN],
     not_before: u64,
     not_after: u64,
     chain: Chain,
@@ -60,6 +66,9 @@ impl Standing {
         let parsed: Vec<_> =
             chain.iter().map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect::<Option<_>>()?;
         let own = parsed.first()?;
+        let mut hash = digest::Context::new(&SHA256);
+        chain.iter().for_each(|der| hash.update(der));
+        let fingerprint = hash.finish().as_ref().try_into().ok()?;
         let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
         let not_before = seconds(own.validity().not_before.timestamp());
         let not_after = seconds(own.validity().not_after.timestamp());
@@ -76,7 +85,7 @@ impl Standing {
             (None, _) => Chain::Whole,
         };
         let is_authority = own.is_ca();
-        Some(Self { not_before, not_after, chain, is_authority, covered: 0, uncovered: 0 })
+        Some(Self { fingerprint, not_before, not_after, chain, is_authority, covered: 0, uncovered: 0 })
     }
 
     /// Why clients refuse it at `now` (seconds since 1970).
@@ -94,11 +103,9 @@ impl Standing {
             ));
         }
         if self.is_authority {
-            faults.push(
-                "it is the certificate of an authority (CA:TRUE), which no client takes for a server's: make one with \
-                 basicConstraints CA:FALSE (openssl req -x509 .. -addext basicConstraints=critical,CA:FALSE)"
-                    .to_owned(),
-            );
+            faults.push(format!(
+                "it is the certificate of an authority (CA:TRUE), which no client takes for a server's: {SIGN_ONE}"
+            ));
         }
         if self.covered == 0 && self.uncovered > 0 {
             faults.push(
@@ -134,13 +141,13 @@ impl Standing {
                 "the certificate is not for {none} of the {all} `domains`: clients refuse it for these"
             ));
         }
-        if self.chain == Chain::Alone {
-            warnings.push(
-                "the certificate stands without its issuer's: only clients that name the issuer with `ca_file` take it"
-                    .to_owned(),
-            );
-        }
         warnings
+    }
+
+    /// What is as it should be where its operator meant it so.
+    pub fn notes(&self) -> Vec<String> {
+        let alone = "the certificate stands without its issuer's: only clients and agents that name the issuer with `ca_file` take it";
+        if self.chain == Chain::Alone { vec![alone.to_owned()] } else { Vec::new() }
     }
 }
 
@@ -179,20 +186,25 @@ fn names_issuers(cert: &X509Certificate<'_>) -> bool {
     })
 }
 
-/// Says once a day what is wrong with certificates, and at once when one has just expired or another came.
+/// Says once a day what is wrong with certificates, and at once when one has just expired or another came. What is
+/// only to be known is said once of each.
 #[derive(Debug, Default)]
 pub struct Watch {
-    /// When it was said last, in seconds since 1970.
+    /// When all was said last, in seconds since 1970.
     said_at: Option<u64>,
+    /// The configuration was read anew since then.
+    is_reloaded: bool,
+    /// Those that stood at the last look.
+    known: Vec<Standing>,
 }
 
 impl Watch {
-    /// Has it said again.
-    pub fn reset(&mut self) {
-        self.said_at = None;
+    /// Has said again what clients refuse: whoever reloads wants to hear that it is so still.
+    pub fn reload(&mut self) {
+        self.is_reloaded = true;
     }
 
-    /// What to say at `now` (seconds since 1970): errors and warnings, each with the place of its service.
+    /// What to say at `now` (seconds since 1970), each with the place of its service.
     pub fn handle_tick<'a>(&mut self, now: u64, held: impl Iterator<Item = &'a Held>) -> Said {
         let held: Vec<_> = held.collect();
         let expired_since = |at: u64| held.iter().any(|held| (at..now).contains(&held.standing.not_after));
@@ -201,15 +213,27 @@ impl Watch {
             // A clock that was set back.
             Some(at) => now < at || now - at >= DAY_S || expired_since(at),
         };
-        if !is_due {
-            return Said::default();
-        }
-        self.said_at = Some(now);
+        let is_reloaded = std::mem::take(&mut self.is_reloaded);
         let mut said = Said::default();
-        for Held { service, place, standing } in held {
+        for (nth, Held { service, place, standing }) in held.iter().enumerate() {
+            let is_new = !self.known.contains(standing);
             let at = |words: String| format!("{place}services[{service}].tls_config: {words}");
-            said.errors.extend(standing.faults(now).into_iter().map(at));
-            said.warnings.extend(standing.warnings(now).into_iter().map(at));
+            if is_due || is_new || is_reloaded {
+                said.errors.extend(standing.faults(now).into_iter().map(at));
+            }
+            if is_due || is_new {
+                said.warnings.extend(standing.warnings(now).into_iter().map(at));
+            }
+            // Services may share one.
+            if is_new && held[..nth].iter().all(|before| before.standing != *standing) {
+                said.notes.extend(standing.notes().into_iter().map(at));
+            }
+        }
+        if is_due {
+            self.said_at = Some(now);
+        }
+        if !held.iter().map(|held| &held.standing).eq(&self.known) {
+            self.known = held.iter().map(|held| held.standing.clone()).collect();
         }
         said
     }
@@ -222,6 +246,8 @@ pub struct Said {
     pub errors: Vec<String>,
     /// What they may refuse, or soon will.
     pub warnings: Vec<String>,
+    /// What is good to know, and may be as it is meant.
+    pub notes: Vec<String>,
 }
 
 #[cfg(test)]
@@ -285,6 +311,8 @@ mod tests {
         check(format!("{cert}{}{key}", ours.pem()), &["gw.example", "b.example"], None);
         check(format!("{cert}{}{key}", ours.pem()), &["b.example"], Some("for another name"));
         check(format!("{cert}{}{key}", other.pem()), &["gw.example"], Some("certificate 1 is not signed by"));
+        let own = format!("{}{}", ours.pem(), ours.key.serialize_pem());
+        check(own, &[], Some("have an authority sign one for the gateway, with basicConstraints CA:FALSE"));
         check(
             format!("{cert}{}{key}", namesake.pem()),
             &["gw.example"],
@@ -329,10 +357,35 @@ mod tests {
         assert!(faults.len() == 1 && faults[0].contains("full chain"), "{faults:?}");
         let (house, key) = ours.sign(|_| {});
         let house = standing(&format!("{house}{key}"), &["gw.example"]);
-        assert!(house.faults(NOW).is_empty() && house.warnings(NOW)[0].contains("ca_file"));
+        assert!(house.faults(NOW).is_empty() && house.warnings(NOW).is_empty());
+        assert!(house.notes()[0].contains("ca_file"), "{:?}", house.notes());
         let made = rcgen::generate_simple_self_signed(vec!["gw.example".to_owned()]).unwrap();
         let own = standing(&(made.cert.pem() + &made.signing_key.serialize_pem()), &["gw.example"]);
-        assert!(own.faults(NOW).is_empty() && own.warnings(NOW).is_empty());
+        assert!(own.faults(NOW).is_empty() && own.warnings(NOW).is_empty() && own.notes().is_empty());
+    }
+
+    #[test]
+    fn that_clients_need_ca_file_is_said_once_of_each_certificate_and_not_at_each_reload() {
+        let ours = Authority::new("ours");
+        let held = |service| {
+            let (cert, key) = ours.sign(|_| {});
+            let standing = standing(&format!("{cert}{key}"), &["gw.example"]);
+            Held { service, place: String::new(), standing }
+        };
+        let (first, second) = (held(0), held(1));
+        let shared = Held { service: 2, ..first.clone() };
+        let mut watch = Watch::default();
+        let mut notes = |now, held: &[&Held]| {
+            watch.reload();
+            let Said { errors, warnings, notes } = watch.handle_tick(now, held.iter().copied());
+            assert!(errors.is_empty() && warnings.is_empty(), "{errors:?} {warnings:?}");
+            notes.len()
+        };
+        assert_eq!(notes(NOW, &[&first, &shared]), 1, "two services with one certificate");
+        assert_eq!(notes(NOW + 1, &[&first, &shared]), 0, "a reload that changes nothing of it");
+        assert_eq!(notes(NOW + 2 * DAY_S, &[&first]), 0, "another day");
+        assert_eq!(notes(NOW + 2 * DAY_S, &[&first, &second]), 1, "another certificate");
+        assert_eq!(notes(NOW + 2 * DAY_S, &[&second, &first]), 0);
     }
 
     #[test]
@@ -347,7 +400,7 @@ mod tests {
         }];
         let mut watch = Watch::default();
         let mut said_at = |now| {
-            let Said { errors, warnings } = watch.handle_tick(now, held.iter());
+            let Said { errors, warnings, .. } = watch.handle_tick(now, held.iter());
             (errors.len(), warnings.len())
         };
         assert_eq!(said_at(NOW - 2 * DAY_S), (0, 0));
@@ -359,7 +412,7 @@ mod tests {
         assert_eq!(said_at(end + 1), (1, 0), "it has just expired");
         assert_eq!(said_at(end + 2), (0, 0));
         assert_eq!(said_at(end + DAY_S + 1), (1, 0));
-        watch.reset();
+        watch.reload();
         let said = watch.handle_tick(end + DAY_S + 2, held.iter());
         assert!(
             said.errors[0].starts_with("services[3].tls_config: the certificate expired on 2026-12-05"),

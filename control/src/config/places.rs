@@ -45,7 +45,8 @@ impl Places {
             StartError::Listen { service, .. } => self.listen_addrs.get(*service).map_or("", String::as_str),
             StartError::Audit { .. } => &self.audit,
             StartError::StateDir { .. } => &self.state_dir,
-            _ => "",
+            // About nothing that stands in a file.
+            StartError::Incomplete(_) | StartError::Control(_) | StartError::Workers(_) => "",
         };
         format!("{at}{error}")
     }

@@ -103,7 +103,7 @@ impl Gateway {
         self.shared.tell_all(|| Note::Judge);
         changes.after_restart = self.fixed.differences(config);
         open.services = services;
-        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).reload();
         Ok(changes)
     }
 }

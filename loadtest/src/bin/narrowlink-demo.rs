@@ -162,10 +162,14 @@ fn print_commands(lab: &Lab, entry: SocketAddr, page: SocketAddr) {
     println!(
         "\nIt keeps running. Try, in another terminal:
 
+  # {entry} is a forward's port on this side of the tunnel: a web page at {page}, on the agent's side
   curl http://{entry}/
+  # who is connected
   {narrowlink} -c {client} list
+  # the same page at a port of your choice, and without a port
   {narrowlink} -c {client} forward -n home -l 127.0.0.1:8080 {page}
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | {narrowlink} -c {client} connect -n home {page}
+  # this machine's own sshd, if it has one
   ssh -o ProxyCommand='{narrowlink} -c {client} connect -n home 127.0.0.1:22' {}@home
 
 The configurations that were written:

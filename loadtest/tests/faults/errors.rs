@@ -48,6 +48,10 @@ written) or 78. An agent and a forward that were started well never end by thems
 `narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends), `revoke` with 74 (the list can't be read or
 written): [policies](policy.md).
 
+Of what was written on a command line a message repeats options, words of up to seven characters, and addresses with or without their
+port; in place of anything else it has '…', for that might be a secret. Of what stands in a file nothing is repeated but keys: the
+message says in which file, line and column it is.
+
 What each says, on standard error. Words in capitals stand for addresses and directories.
 
 | situation | program | message | exit code |
@@ -205,7 +209,13 @@ fn usage_cases(scene: &Scene) -> Vec<Case> {
             "forward -n home -l ::1:2222 127.0.0.1:22",
         ),
         case("a local port that is none", "narrowlink", "forward -n home -l 99999 127.0.0.1:22"),
+        case("a local port below zero", "narrowlink", "forward -n home -l -1 127.0.0.1:22"),
         case("a forward as ssh has it", "narrowlink", "forward -n home -L 2222:127.0.0.1:22"),
+        case(
+            "a name where an address belongs",
+            "narrowlink-gateway",
+            "explain --token t --agent home --target nas.lan:22 --resolved localhost",
+        ),
         case("a configuration without -c", "narrowlink", "list client.yaml"),
         case("a configuration without -c", "narrowlink-agent", "agent.yaml"),
     ]
@@ -222,6 +232,8 @@ fn connection_cases(scene: &Scene) -> Vec<Case> {
     cases.push(Case { situation: "framing: raw through a proxy that ends TLS", command, exit_code: 69 });
     cases
 }
+
+const NO_SECRET: &str = "secret: !File absent.secret\ntokens: []\n";
 
 /// Everything that can be wrong about a configuration.
 fn config_cases(scene: &Scene) -> Vec<Case> {
@@ -249,10 +261,11 @@ fn config_cases(scene: &Scene) -> Vec<Case> {
         occupied.replace(&site.gateway_addr(Transport::Wss).to_string(), &net::free_addr().to_string());
     let weak = "name: weak\nsecret: [2, 0, 2, 3]\nservices: [!Ws { domains: [gw.test], listen_addr: \"127.0.0.1:0\" }]\n";
     let no_ca = format!(
-        "endpoints: [!SelfHosted {{ gateway: \"{}\", protocol: Wss, token: x, ca_file: {} }}]\n",
-        scene.closed,
+        "endpoints: [!SelfHosted {{ gateway: \"gw.test:443\", protocol: Wss, token: x, ca_file: {} }}]\n",
         site.path("absent.pem").display()
     );
+    let no_token = no_ca.replace("token: x", "token_file: absent.token");
+    let stray = "endpoints: [!SelfHosted { gateway: \"ws://gw.test\", token: x }]\n";
     let misplaced = |key: &str, value: &str| {
         let text = format!("endpoints: [!SelfHosted {{ gateway: \"https://gw.test\", {key}: {value} }}]\n");
         site.write_secret(&format!("{}.yaml", key.split(':').next().unwrap_or(key)), &text)
@@ -270,6 +283,22 @@ fn config_cases(scene: &Scene) -> Vec<Case> {
         case("unreadable certificate", gateway("absent-pem.yaml", &other_cert("absent.pem")), 78),
         case("not a certificate", gateway("text-pem.yaml", &other_cert("text.pem")), 78),
         case("unreadable own CA", list(with("narrowlink", site.write_secret("no-ca.yaml", &no_ca))), 78),
+        case(
+            "unreadable token file",
+            list(with("narrowlink", site.write_secret("no-token.yaml", &no_token))),
+            78,
+        ),
+        case("unreadable token file", with("narrowlink-agent", site.path("no-token.yaml")), 78),
+        case(
+            "no token where one belongs",
+            with("narrowlink-agent", site.write_secret("stray.yaml", stray)),
+            78,
+        ),
+        case(
+            "unreadable secret",
+            with("narrowlink-tokengen", site.write_secret("no-secret.yaml", NO_SECRET)),
+            78,
+        ),
         case("weak secret", gateway("weak.yaml", weak), 78),
         case("misspelt key", gateway("misspelt.yaml", &placed.replace("services:", "sevices:")), 78),
         case("a key of another file", gateway("elsewhere.yaml", &format!("{placed}endpoints: []\n")), 78),

@@ -321,3 +321,16 @@ fn what_stalled_readers_have_taken_is_given_back_when_they_have_left() {
     let left = wait_for("the memory", PATIENCE, || Some(used()).filter(|left| *left <= bound));
     println!("{readers} stalled readers: {before} KiB before, {most} KiB at the most, {left} KiB after");
 }
+
+#[test]
+fn a_taken_port_is_waited_for_with_a_word_about_it() {
+    let tunnel = Tunnel::start(Transport::Ws);
+    let (_occupied, addr) = net::listen();
+    let mut command = tunnel.site.client(Transport::Ws, Holder::Free);
+    command.args(["forward", "-n", AGENT, "-l", &addr.to_string(), "127.0.0.1:1"]);
+    let Finished { status, stderr, .. } = run(command, b"", PATIENCE);
+    assert_eq!(status.code(), Some(69), "{stderr}");
+    let said: Vec<_> = stderr.lines().filter(|line| line.contains(&addr.to_string())).collect();
+    assert!(said.len() == 2 && said[0].contains("is in use: tried again for 1 s"), "{stderr}");
+    assert!(said[1].ends_with("is in use by another program; choose another with -l"), "{stderr}");
+}

@@ -97,6 +97,21 @@ sign() { openssl x509 -req -in bad.csr -CA ca.pem -CAkey ca.key -CAcreateserial 
 ";
 
 #[test]
+fn a_gateway_that_would_show_its_authority_is_told_the_way_of_the_document() {
+    let site = Site::new();
+    for (_, text) in blocks().filter(|(_, text)| text.contains("openssl ")) {
+        shell(&site, text).succeeded();
+    }
+    shell(&site, "cat ca.pem ca.key > both.pem; chmod 600 both.pem").succeeded();
+    let text = site.gateway_config().replace("gateway.pem", "both.pem");
+    site.write_secret("authority.yaml", &text);
+    let Finished { status, stderr, .. } = shell(&site, "narrowlink-gateway -c authority.yaml --check");
+    assert_eq!(status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("(CA:TRUE)") && stderr.contains("docs/certificates.md"), "{stderr}");
+    assert!(!stderr.contains("x509"), "{stderr}");
+}
+
+#[test]
 fn what_went_wrong_with_a_certificate_by_hand_is_said_with_the_way_out() {
     let site = Site::new();
     for (_, text) in blocks().filter(|(_, text)| text.contains("openssl ")) {

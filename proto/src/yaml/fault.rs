@@ -169,19 +169,25 @@ impl fmt::Display for Fault {
         if let Some(Place { line, column }) = self.0.place {
             write!(f, "line {line} column {column}: ")?;
         }
-        for (at, step) in self.0.path.iter().enumerate() {
-            match step {
-                Step::Key(key) if at == 0 => f.write_str(key)?,
-                Step::Key(key) => write!(f, ".{key}")?,
-                Step::Chosen => f.write_str(if at == 0 { "…" } else { ".…" })?,
-                Step::Index(index) => write!(f, "[{index}]")?,
-            }
-        }
+        write_path(f, &self.0.path)?;
         if !self.0.path.is_empty() {
             f.write_str(": ")?;
         }
         self.0.what.write(f, self.last_key())
     }
+}
+
+/// A way down from the root, as messages have it: `endpoints[0].ca_file`.
+pub(super) fn write_path(f: &mut fmt::Formatter<'_>, path: &[Step]) -> fmt::Result {
+    for (at, step) in path.iter().enumerate() {
+        match step {
+            Step::Key(key) if at == 0 => f.write_str(key)?,
+            Step::Key(key) => write!(f, ".{key}")?,
+            Step::Chosen => f.write_str(if at == 0 { "…" } else { ".…" })?,
+            Step::Index(index) => write!(f, "[{index}]")?,
+        }
+    }
+    Ok(())
 }
 
 impl What {

@@ -89,8 +89,9 @@ fn files_that_are_missing_or_hold_no_secret_are_named() {
         let ended = Site::new().run(&["-c", file.to_str().unwrap()]);
         assert_eq!(ended.code, 78, "{}", ended.stderr);
         assert!(ended.stderr.contains(says), "{}", ended.stderr);
+        assert!(ended.stderr.contains("tokens.yaml: line 1 column 9: secret: "), "{}", ended.stderr);
     };
-    check("the file that a secret names can't be read: No such file");
+    check("this file can't be read: No such file");
     fs::create_dir(site.path("keys")).unwrap();
     site.write("keys/secret", "\n");
     check("the secret is empty");

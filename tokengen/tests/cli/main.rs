@@ -153,7 +153,10 @@ fn a_check_says_what_would_be_and_shows_no_token() {
     assert!(code == 0 && stdout.contains(" UTC (in 2") && stdout.ends_with(" hours)\n"), "{stdout}");
     let (stdout, stderr, code) = run("secret: !File nowhere\ntokens: []\n", &["--check"]);
     assert_eq!((code, stdout.as_str()), (78, ""));
-    assert!(stderr.contains("the file that a secret names can't be read: No such file"), "{stderr}");
+    assert!(
+        stderr.contains("tokens.yaml: line 1 column 9: secret: this file can't be read: No such file"),
+        "{stderr}"
+    );
 }
 
 #[test]
