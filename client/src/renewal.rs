@@ -367,7 +367,7 @@ mod tests {
             let (file, agents) = (&at.renewal.files[0], token(Kind::Agent, "j"));
             for (text, says) in [
                 ("", "should hold one token and nothing else"),
-                ("hunter2", "a holds no token where one belongs"),
+                ("hunter2", "in the file that is named here is no token"),
                 (&agents, "is not a client's"),
             ] {
                 replace(&path, text);

@@ -44,12 +44,12 @@ pub(crate) const HANDSHAKE: usize = 512 * 1024;
 const SHARES_MIN: usize = 64;
 
 /// Whose share of the turns a connection takes. Those of all strangers of a kind have one place together in each round,
-/// and take it in rounds of their own, in which each source has one.
+/// and take it in rounds of their own, in which each source has one; those from where tokens have held, each token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     whose: u32,
-    /// Among strangers: its source's number.
-    source: u32,
+    /// Among strangers: the number of its source, or of the token that has held there.
+    within: u32,
 }
 
 impl Share {
@@ -62,12 +62,17 @@ impl Share {
     /// How many kinds of strangers there are.
     const KINDS: usize = 3;
     /// An agent's or a client's own connections are all of this one.
-    pub(crate) const OWN: Self = Self { whose: 3, source: 0 };
+    pub(crate) const OWN: Self = Self { whose: 3, within: 0 };
     const FIRST_USER: u32 = 4;
 
-    /// A stranger's.
-    pub(crate) fn of_stranger(is_known: bool, source: u32) -> Self {
-        Self { whose: if is_known { Self::KNOWN } else { Self::STRANGERS }, source }
+    /// A stranger's whose source has this number.
+    pub(crate) fn of_stranger(source: u32) -> Self {
+        Self { whose: Self::STRANGERS, within: source }
+    }
+
+    /// A stranger's from where a token with this number has held.
+    pub(crate) fn of_known(token: u16) -> Self {
+        Self { whose: Self::KNOWN, within: token.into() }
     }
 
     /// A stranger's who has had its answer.
@@ -85,7 +90,7 @@ impl Share {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *uid.as_bytes();
         let parts = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
         let folded = parts.map(u32::from_ne_bytes).into_iter().fold(0, |all, part| all ^ part);
-        Self { whose: folded.max(Self::FIRST_USER), source: 0 }
+        Self { whose: folded.max(Self::FIRST_USER), within: 0 }
     }
 }
 
@@ -214,7 +219,7 @@ pub(crate) async fn turn(share: Share) {
         return;
     }
     let _first_of_its_kind = match share.kind() {
-        Some(kind) => Some(Ticket::first(Which::Strangers(kind), share.source).await),
+        Some(kind) => Some(Ticket::first(Which::Strangers(kind), share.within).await),
         None => None,
     };
     let _first = Ticket::first(Which::All, share.whose).await;
@@ -363,13 +368,17 @@ mod tests {
     fn a_source_waits_for_no_more_than_one_stranger_of_each_other() {
         const SOURCES: u32 = 20;
         const EACH: u32 = 50;
+        let share = |is_known, n: u32| match is_known {
+            true => Share::of_known(n.try_into().unwrap()),
+            false => Share::of_stranger(n),
+        };
         let moved = Rc::new(RefCell::new(Vec::new()));
         let log = moved.clone();
         run_alone(false, move |_| async move {
             let mover = |is_known, source| {
                 let log = log.clone();
                 async move {
-                    turn(Share::of_stranger(is_known, source)).await;
+                    turn(share(is_known, source)).await;
                     TURNS.with(|turns| turns.spend(TURN));
                     log.borrow_mut().push(source);
                 }

@@ -88,10 +88,10 @@ pub struct Shared {
     pub claims: Claims,
     /// Where strangers come from.
     pub sources: Sources,
+    /// How heavy the heaviest strangers of each worker are (see [`Strangers::heaviest`]).
+    heaviest: Vec<AtomicUsize>,
     limits: ArcSwap<Limits>,
     mailboxes: Vec<(Sender<Note>, Receiver<Note>)>,
-    /// Whom [`tell_another_now`](Self::tell_another_now) tells next.
-    next_other: AtomicUsize,
 }
 
 /// What one worker has.
@@ -109,7 +109,7 @@ pub struct Local {
     /// The connections here.
     pub table: RefCell<Table>,
     /// Those of them that have shown no token.
-    pub(crate) strangers: RefCell<Strangers>,
+    strangers: RefCell<Strangers>,
 }
 
 impl Shared {
@@ -124,9 +124,9 @@ impl Shared {
             directory,
             claims: Claims::default(),
             sources,
+            heaviest: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             limits,
             mailboxes,
-            next_other: AtomicUsize::new(0),
         }
     }
 
@@ -182,16 +182,6 @@ impl Shared {
         }
     }
 
-    /// Tells one worker, another one each time, but never `index`. Best effort: dropped where its mailbox is full;
-    /// for hints only.
-    pub(crate) fn tell_another_now(&self, index: usize, note: Note) {
-        let others = self.mailboxes.len() - 1;
-        if others > 0 {
-            let step = 1 + self.next_other.fetch_add(1, Ordering::Relaxed) % others;
-            let _ = self.mailboxes[(index + step) % self.mailboxes.len()].0.try_send(note);
-        }
-    }
-
     /// Tells every worker. Best effort: dropped where a mailbox is full; for hints only.
     pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
         for (mailbox, _) in &self.mailboxes {
@@ -231,13 +221,30 @@ impl Local {
         table.count(Kind::Session) + table.count(Kind::Link) > 0
     }
 
-    /// Has a stranger leave, so that another finds room; false if there is none here.
-    pub(crate) fn dismiss_stranger(&self) -> bool {
-        let chosen = self.strangers.borrow_mut().choose();
-        if let Some(key) = chosen {
+    /// Changes what is known of the strangers here, and tells the other workers how heavy the heaviest is.
+    pub(crate) fn strangers<R>(&self, change: impl FnOnce(&mut Strangers) -> R) -> R {
+        let mut strangers = self.strangers.borrow_mut();
+        let changed = change(&mut strangers);
+        self.shared.heaviest[self.index].store(strangers.heaviest(), Ordering::Relaxed);
+        changed
+    }
+
+    /// Has a stranger leave, so that another finds room: here, or on the worker that has the heaviest.
+    pub(crate) fn make_room(&self) {
+        let heaviest = self.shared.heaviest.iter().map(|one| one.load(Ordering::Relaxed)).enumerate();
+        let here = self.strangers.borrow().heaviest();
+        let heavier = heaviest.filter(|(_, weight)| *weight > here).max_by_key(|(_, weight)| *weight);
+        let told = heavier
+            .is_some_and(|(worker, _)| self.shared.mailboxes[worker].0.try_send(Note::MakeRoom).is_ok());
+        if !told {
+            self.dismiss_stranger();
+        }
+    }
+
+    fn dismiss_stranger(&self) {
+        if let Some(key) = self.strangers(Strangers::choose) {
             self.table.borrow_mut().dismiss_stranger(key);
         }
-        chosen.is_some()
     }
 
     fn judge(&self) {
@@ -268,9 +275,7 @@ impl Local {
                     self.judge();
                 }
                 Note::Judge => self.judge(),
-                Note::MakeRoom => {
-                    self.dismiss_stranger();
-                }
+                Note::MakeRoom => self.dismiss_stranger(),
                 Note::Listen(service, socket) => self.listen(service, socket),
                 Note::Unlisten(service) => self.listening.end(service),
                 Note::Stop => {

@@ -28,11 +28,11 @@ use crate::{
     budget::{HANDSHAKE, Share},
     conn::{Conn, Role},
     door::{Event, Principal, Rejected, note_refused},
-    handover::{Local, Note},
+    handover::Local,
     lane::{self, Lane},
     link,
     socket::Socket,
-    sources::{self, Source, Unheard},
+    sources::{self, Bearer, Source, Unheard},
     strangers::Waits,
     stream::{self, Session, Visit},
     table::{Key, Kind, Seat},
@@ -105,34 +105,34 @@ impl Stranger {
         let of = match sources.arrive(source, &limits, now, false) {
             // One of the source that has the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
-                if !local.dismiss_stranger() {
-                    // All of them are other workers'.
-                    local.shared.tell_another_now(local.index, Note::MakeRoom);
-                }
+                local.make_room();
                 sources.arrive(source, &limits, now, true)?
             }
             other => other?,
         };
         let seat = Seat::for_stranger(local);
         let place = Place { local: local.clone(), of, key: seat.key() };
-        local.strangers.borrow_mut().arrive(place.of.heard, place.key);
+        local.strangers(|all| all.arrive(place.of.heard, place.key));
         Ok(Self { local: local.clone(), peer_addr, seat, place })
     }
 }
 
 impl Place {
     fn waits(&self, waits: Waits) {
-        self.local.strangers.borrow_mut().waits(self.of.heard.source, self.key, waits);
+        self.local.strangers(|all| all.waits(self.of.heard, self.key, waits));
     }
 
     /// Whose share of the turns its connection takes.
     fn share(&self) -> Share {
-        Share::of_stranger(self.of.heard.is_known, self.of.number)
+        match self.of.heard.known_by {
+            Some(Bearer(number)) => Share::of_known(number),
+            None => Share::of_stranger(self.of.number),
+        }
     }
 
     /// Its token holds, and it has not come too often.
-    fn verified(&mut self) {
-        self.local.shared.sources.verified(&mut self.of, StdInstant::now());
+    fn verified(&mut self, who: &Principal) {
+        self.local.shared.sources.verified(&mut self.of, who.uid, &who.token_id, StdInstant::now());
     }
 
     /// Its token does not.
@@ -151,7 +151,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.local.strangers.borrow_mut().leave(self.of.heard.source, self.key);
+        self.local.strangers(|all| all.leave(self.of.heard, self.key));
         self.local.shared.sources.leave(&self.of, StdInstant::now());
     }
 }
@@ -341,8 +341,8 @@ impl Arrived {
     }
 
     /// It is somebody now: its source has a place more.
-    fn becomes(mut self, kind: Kind) -> (Rc<Local>, SocketAddr, Seat) {
-        self.stranger.place.verified();
+    fn becomes(mut self, who: &Principal, kind: Kind) -> (Rc<Local>, SocketAddr, Seat) {
+        self.stranger.place.verified(who);
         let Stranger { local, peer_addr, seat, .. } = self.stranger;
         seat.becomes(kind);
         (local, peer_addr, seat)
@@ -428,14 +428,14 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
                 Ok(slot) => slot,
                 Err(refused) => return arrived.refuse(wire, Some(&who), refused).await,
             };
-            let (local, peer_addr, seat) = arrived.becomes(Kind::Link);
+            let (local, peer_addr, seat) = arrived.becomes(&who, Kind::Link);
             wire.write_all(&accept.encode(None)).await?;
             spawn(link::serve(local, wire, who, peer_addr, (seat, slot)));
             Ok(())
         }
         (Channel::Lane, Some(proof), None) => match admit::lane(arrived.local(), &who, &proof) {
             Ok((entry, slot)) => {
-                let (local, _, seat) = arrived.becomes(Kind::Lane);
+                let (local, _, seat) = arrived.becomes(&who, Kind::Lane);
                 // All lanes of an agent share one: this login's is given back.
                 seat.belongs_to(&entry.principal);
                 wire.write_all(&accept.encode(None)).await?;
@@ -475,7 +475,7 @@ async fn enter_stream(
     accept: Accept,
 ) -> io::Result<()> {
     let since = arrived.since;
-    let (local, peer_addr, seat) = arrived.becomes(Kind::Stream);
+    let (local, peer_addr, seat) = arrived.becomes(&who, Kind::Stream);
     let session = match open {
         None => {
             wire.write_all(&accept.encode(None)).await?;

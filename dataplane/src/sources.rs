@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_proto::limits::Limits;
+use narrowlink_proto::{id::Uid, limits::Limits};
 
 const SHARDS: usize = 64;
 /// How much more a source gets that has shown a good token, and how much less one that is punished.
@@ -102,8 +102,10 @@ pub struct Sources {
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     strangers: u32,
+    /// Whose token made it known.
+    known_by: Bearer,
     /// The penalties in a row.
-    penalties: u32,
+    penalties: u8,
     /// When all its arrivals are paid for.
     arrivals_paid_at: u64,
     /// When all its failed logins are.
@@ -137,9 +139,13 @@ impl Entry {
 pub struct Heard {
     /// Where the connection comes from.
     pub source: Source,
-    /// Whether a token from there has held lately.
-    pub is_known: bool,
+    /// Whose token has held there lately.
+    pub known_by: Option<Bearer>,
 }
+
+/// A number of a token's: hardly any two have the same, and nobody can choose it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Bearer(pub u16);
 
 /// A stranger's place, until it is dropped.
 pub struct Place {
@@ -229,17 +235,21 @@ impl Sources {
         }
         shard.insert(source, Entry { strangers: entry.strangers + 1, arrivals_paid_at: paid_at, ..entry });
         self.strangers.fetch_add(1, Ordering::Relaxed);
-        let heard = Heard { source, is_known: entry.known_until > now };
+        let known_by = (entry.known_until > now).then_some(entry.known_by);
+        let heard = Heard { source, known_by };
         Ok(Place { heard, number: self.number(source), price })
     }
 
     /// The stranger has shown a good token: what it took of the rate is given back.
-    pub fn verified(&self, place: &mut Place, now: Instant) {
+    pub fn verified(&self, place: &mut Place, uid: Uid, token_id: &str, now: Instant) {
         let now = self.since_start(now);
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
+        let bearer = Bearer(self.keys.hash_one((uid, token_id)) as u16);
         let price = std::mem::take(&mut place.price);
         if let Some(entry) = self.shard(place.heard.source).get_mut(&place.heard.source) {
             entry.arrivals_paid_at = entry.arrivals_paid_at.saturating_sub(price);
             entry.known_until = now.saturating_add(nanos(KNOWN_FOR));
+            entry.known_by = bearer;
         }
     }
 
@@ -257,7 +267,7 @@ impl Sources {
             entry.failures_paid_at = paid_at;
             return None;
         }
-        let doubled = 1u32.checked_shl(entry.penalties).unwrap_or(u32::MAX);
+        let doubled = 1u32.checked_shl(entry.penalties.into()).unwrap_or(u32::MAX);
         let penalty = limits.login_penalty_min.saturating_mul(doubled).min(limits.login_penalty_max);
         entry.penalties = entry.penalties.saturating_add(1);
         entry.penalty_until = entry.penalty_until.max(now.saturating_add(nanos(penalty)));
@@ -420,7 +430,7 @@ mod tests {
         let (sources, limits, now) = sources();
         let limits = Limits { strangers_max: 1_024, ..limits };
         let mut place = sources.arrive(A, &limits, now, false).unwrap();
-        sources.verified(&mut place, now);
+        sources.verified(&mut place, Uid::nil(), "t", now);
         let strangers =
             (2..2_000).take_while(|n| sources.arrive(Source::V4(*n), &limits, now, false).is_ok());
         assert_eq!(strangers.count(), 1_023);
@@ -435,8 +445,8 @@ mod tests {
         assert_eq!(heard(&sources, A, &limits, now + SECOND), 50);
         for _ in 0..1_000 {
             let mut place = sources.arrive(Source::V4(2), &limits, now, false).unwrap();
-            sources.verified(&mut place, now);
-            sources.verified(&mut place, now);
+            sources.verified(&mut place, Uid::nil(), "t", now);
+            sources.verified(&mut place, Uid::nil(), "t", now);
             sources.leave(&place, now);
         }
         // Its programs may all come back at once.
@@ -489,7 +499,7 @@ mod tests {
             });
             if n % 3 == 0 {
                 let mut place = sources.arrive(A, &limits, at, false).unwrap();
-                sources.verified(&mut place, at);
+                sources.verified(&mut place, Uid::nil(), "t", at);
                 sources.leave(&place, at);
             }
         }

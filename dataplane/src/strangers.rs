@@ -1,6 +1,6 @@
 //! Role: the strangers of one worker: which of them leaves when somebody new needs a place.
-//! Invariants: an entry lives as long as its connection is a stranger, and has not been chosen to leave · a source that
-//! has few leaves none to one that has more · work that is already queued for somebody is thrown away last.
+//! Invariants: an entry lives as long as its connection is a stranger, and has not been chosen to leave · who has few
+//! leaves none to one that has more · work that is already queued for somebody is thrown away last.
 //! See: `sources`, which counts them over all workers; docs/configuration.md "Who connects".
 
 use std::{
@@ -9,12 +9,12 @@ use std::{
 };
 
 use crate::{
-    sources::{Heard, Source},
+    sources::{Bearer, Heard, Source},
     table::Key,
 };
 
-/// A source whose tokens hold has so many times the places of another before it is the one to leave some: an office
-/// of many, all of whom come back at once.
+/// So many of those from where a token has held weigh as much as one of another source: an office of many, all of whom
+/// come back at once.
 const KNOWN_WEIGHS: usize = 32;
 
 /// What a stranger waits for.
@@ -34,32 +34,51 @@ struct Stranger {
     waits: Waits,
 }
 
-/// The strangers of one source, in the order of their arrival: never none.
-struct Group {
-    is_known: bool,
-    strangers: VecDeque<Stranger>,
+/// Those who are weighed together: of one source, or of all from where the same token has held. So one token with many
+/// addresses is worth no more than with one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Whose {
+    Source(Source),
+    Bearer(Bearer),
 }
 
-/// How many a source has, for what is known of it; then when its first came. The last in this order leaves first; no
-/// two sources have the same.
+impl From<Heard> for Whose {
+    fn from(heard: Heard) -> Self {
+        heard.known_by.map_or(Self::Source(heard.source), Self::Bearer)
+    }
+}
+
+/// In the order of their arrival: never none.
+#[derive(Default)]
+struct Group(VecDeque<Stranger>);
+
+/// How much a group weighs; then when its first came. The last in this order leaves first; no two groups have the same.
 type Rank = (usize, Reverse<u64>);
 
 /// All strangers of one worker.
 #[derive(Default)]
 pub(crate) struct Strangers {
-    groups: HashMap<Source, Group>,
-    ranks: BTreeMap<Rank, Source>,
+    groups: HashMap<Whose, Group>,
+    ranks: BTreeMap<Rank, Whose>,
     /// Those that have had their answer, in the order of that; some have left.
-    answered: VecDeque<(Source, Key)>,
+    answered: VecDeque<(Whose, Key)>,
+    /// How many of them have not.
+    answered_here: usize,
     len: usize,
     arrivals: u64,
 }
 
 impl Group {
-    fn rank(&self) -> Rank {
-        let count = self.strangers.len();
-        let weighed = if self.is_known { count / KNOWN_WEIGHS } else { count };
-        (weighed, Reverse(self.strangers.front().map_or(u64::MAX, |first| first.arrival)))
+    fn rank(&self, whose: Whose) -> Rank {
+        let weight = match whose {
+            Whose::Source(_) => self.0.len(),
+            Whose::Bearer(_) => self.0.len().div_ceil(KNOWN_WEIGHS),
+        };
+        (weight, Reverse(self.0.front().map_or(u64::MAX, |first| first.arrival)))
+    }
+
+    fn position(&self, key: Key) -> Option<usize> {
+        self.0.iter().position(|one| one.key == key)
     }
 }
 
@@ -69,81 +88,88 @@ impl Strangers {
         self.arrivals += 1;
         self.len += 1;
         let stranger = Stranger { arrival: self.arrivals, key, waits: Waits::ForPeer };
-        self.change(from.source, |groups| {
-            let empty = || Group { is_known: false, strangers: VecDeque::new() };
-            let group = groups.entry(from.source).or_insert_with(empty);
-            group.is_known = from.is_known;
-            group.strangers.push_back(stranger);
-        });
+        self.change(from.into(), |groups, whose| groups.entry(whose).or_default().0.push_back(stranger));
     }
 
     /// It is a stranger no more, or has left.
-    pub(crate) fn leave(&mut self, source: Source, key: Key) {
-        let Some(group) = self.groups.get(&source) else { return };
-        if let Some(at) = group.strangers.iter().position(|one| one.key == key) {
-            self.remove(source, at);
+    pub(crate) fn leave(&mut self, from: Heard, key: Key) {
+        let whose = from.into();
+        if let Some(at) = self.position(whose, key) {
+            self.remove(whose, at);
         }
     }
 
     /// What it waits for from now on.
-    pub(crate) fn waits(&mut self, source: Source, key: Key, waits: Waits) {
-        let group = self.groups.get_mut(&source);
-        let Some(one) = group.and_then(|group| group.strangers.iter_mut().find(|one| one.key == key)) else {
-            return;
-        };
-        one.waits = waits;
-        if waits == Waits::Answered {
+    pub(crate) fn waits(&mut self, from: Heard, key: Key, waits: Waits) {
+        let whose = from.into();
+        let Some(at) = self.position(whose, key) else { return };
+        let group = self.groups.get_mut(&whose).expect("it was found there");
+        let before = std::mem::replace(&mut group.0[at].waits, waits);
+        if waits == Waits::Answered && before != Waits::Answered {
+            self.answered_here += 1;
             // Those that have left are dropped before they are the most.
             if self.answered.len() > 2 * self.len {
                 let groups = &self.groups;
-                self.answered.retain(|(source, key)| position(groups, *source, *key).is_some());
+                self.answered.retain(|(whose, key)| {
+                    groups.get(whose).is_some_and(|group| group.position(*key).is_some())
+                });
             }
-            self.answered.push_back((source, key));
+            self.answered.push_back((whose, key));
         }
     }
 
-    /// Chooses who leaves: the first that has had its answer; else one of the source that has the most, which is the
-    /// first that waits for its own peer, or the last of all that wait for us.
+    /// How much those weigh of whom one would be chosen to leave.
+    pub(crate) fn heaviest(&self) -> usize {
+        if self.answered_here > 0 {
+            return usize::MAX;
+        }
+        self.ranks.last_key_value().map_or(0, |(rank, _)| rank.0)
+    }
+
+    /// Chooses who leaves: the first that has had its answer; else one of the heaviest group, which is the first that waits
+    /// for its own peer, or the last of all that wait for us.
     pub(crate) fn choose(&mut self) -> Option<Key> {
-        while let Some((source, key)) = self.answered.pop_front() {
-            if let Some(at) = position(&self.groups, source, key) {
-                return Some(self.remove(source, at));
+        while let Some((whose, key)) = self.answered.pop_front() {
+            if let Some(at) = self.position(whose, key) {
+                return Some(self.remove(whose, at));
             }
         }
-        let (_, &source) = self.ranks.last_key_value()?;
-        let group = &self.groups[&source];
-        let idle = group.strangers.iter().position(|one| one.waits != Waits::ForUs);
-        let at = idle.unwrap_or(group.strangers.len() - 1);
-        Some(self.remove(source, at))
+        let (_, &whose) = self.ranks.last_key_value()?;
+        let group = &self.groups[&whose].0;
+        let idle = group.iter().position(|one| one.waits != Waits::ForUs);
+        let at = idle.unwrap_or(group.len() - 1);
+        Some(self.remove(whose, at))
     }
 
-    fn remove(&mut self, source: Source, at: usize) -> Key {
+    fn position(&self, whose: Whose, key: Key) -> Option<usize> {
+        self.groups.get(&whose)?.position(key)
+    }
+
+    fn remove(&mut self, whose: Whose, at: usize) -> Key {
+        let gone = self.change(whose, |groups, whose| {
+            let group = groups.get_mut(&whose).expect("it was found there");
+            let gone = group.0.remove(at).expect("it was found there");
+            if group.0.is_empty() {
+                groups.remove(&whose);
+            }
+            gone
+        });
         self.len -= 1;
-        self.change(source, |groups| {
-            let group = groups.get_mut(&source).expect("it was found there");
-            let gone = group.strangers.remove(at).expect("it was found there");
-            if group.strangers.is_empty() {
-                groups.remove(&source);
-            }
-            gone.key
-        })
+        self.answered_here -= usize::from(gone.waits == Waits::Answered);
+        gone.key
     }
 
-    /// Changes a source's group, and its rank with it.
-    fn change<R>(&mut self, source: Source, change: impl FnOnce(&mut HashMap<Source, Group>) -> R) -> R {
-        if let Some(group) = self.groups.get(&source) {
-            self.ranks.remove(&group.rank());
+    /// Changes a group, and its rank with it.
+    fn change<R>(&mut self, whose: Whose, change: impl FnOnce(&mut HashMap<Whose, Group>, Whose) -> R) -> R {
+        if let Some(group) = self.groups.get(&whose) {
+            self.ranks.remove(&group.rank(whose));
         }
-        let changed = change(&mut self.groups);
-        if let Some(group) = self.groups.get(&source) {
-            self.ranks.insert(group.rank(), source);
+        let changed = change(&mut self.groups, whose);
+        if let Some(group) = self.groups.get(&whose) {
+            self.ranks.insert(group.rank(whose), whose);
         }
         changed
     }
-}
-
-fn position(groups: &HashMap<Source, Group>, source: Source, key: Key) -> Option<usize> {
-    groups.get(&source)?.strangers.iter().position(|one| one.key == key)
 }
 
 #[cfg(test)]
@@ -158,23 +184,26 @@ mod tests {
         Key::for_test(n)
     }
 
-    fn source(n: u32) -> Source {
-        Source::V4(n)
+    /// Where strangers of this number come from.
+    fn heard(n: u32) -> Heard {
+        let known_by = (n >= OFFICE).then_some(Bearer(7));
+        Heard { source: Source::V4(n), known_by }
     }
 
     /// Strangers that have come in this order; each has its place in the order as its key.
     fn strangers(from: &[u32]) -> Strangers {
         let mut strangers = Strangers::default();
-        for (n, from) in (0..).zip(from) {
-            let heard = Heard { source: source(*from), is_known: *from == OFFICE };
-            strangers.arrive(heard, key(n));
-        }
+        (0..).zip(from).for_each(|(n, from)| strangers.arrive(heard(*from), key(n)));
         strangers
     }
 
     fn leave_all(mut strangers: Strangers) -> Vec<Key> {
         let all: Vec<_> = std::iter::from_fn(|| strangers.choose()).collect();
-        assert!(strangers.groups.is_empty() && strangers.ranks.is_empty() && strangers.len == 0);
+        assert!(
+            strangers.groups.is_empty()
+                && strangers.ranks.is_empty()
+                && strangers.len + strangers.answered_here == 0
+        );
         all
     }
 
@@ -187,18 +216,28 @@ mod tests {
 
     #[test]
     fn an_office_whose_tokens_hold_has_many_more_before_one_leaves() {
-        let from: Vec<_> = [OFFICE; 40].into_iter().chain([LOUD, LOUD]).collect();
+        let from: Vec<_> = [OFFICE; 40].into_iter().chain([LOUD, LOUD, LOUD]).collect();
         let mut strangers = strangers(&from);
+        // Where both weigh as much, the one whose first came first.
         assert_eq!([(); 2].map(|()| strangers.choose()), [Some(key(40)), Some(key(0))]);
+    }
+
+    #[test]
+    fn a_token_with_many_addresses_is_weighed_as_one() {
+        let offices = (OFFICE..OFFICE + 70).flat_map(|office| [office; 29]);
+        let mut strangers = strangers(&[QUIET].into_iter().chain(offices).collect::<Vec<_>>());
+        assert_eq!(strangers.heaviest(), 64);
+        let left: Vec<_> = (0..1_966).map(|_| strangers.choose().unwrap()).collect();
+        assert!(!left.contains(&key(0)), "nobody else has left for them");
     }
 
     #[test]
     fn who_waits_for_us_stays_and_of_those_the_last_goes_first() {
         let mut strangers = strangers(&[LOUD; 4]);
         for n in [0, 2, 3] {
-            strangers.waits(source(LOUD), key(n), Waits::ForUs);
+            strangers.waits(heard(LOUD), key(n), Waits::ForUs);
         }
-        strangers.waits(source(LOUD), key(2), Waits::ForPeer);
+        strangers.waits(heard(LOUD), key(2), Waits::ForPeer);
         assert_eq!(leave_all(strangers), [1, 2, 3, 0].map(key));
     }
 
@@ -206,9 +245,10 @@ mod tests {
     fn who_has_had_its_answer_goes_before_everybody_else() {
         let mut strangers = strangers(&[LOUD, LOUD, LOUD, QUIET, OFFICE]);
         for (from, n) in [(OFFICE, 4), (LOUD, 1), (QUIET, 3)] {
-            strangers.waits(source(from), key(n), Waits::Answered);
+            strangers.waits(heard(from), key(n), Waits::Answered);
         }
-        strangers.leave(source(LOUD), key(1));
+        assert_eq!(strangers.heaviest(), usize::MAX, "whoever has these has the first to leave");
+        strangers.leave(heard(LOUD), key(1));
         assert_eq!(leave_all(strangers), [4, 3, 0, 2].map(key));
     }
 
@@ -216,13 +256,14 @@ mod tests {
     fn those_that_have_left_are_not_remembered_and_may_leave_twice() {
         let mut strangers = Strangers::default();
         for n in 0..10_000 {
-            strangers.arrive(Heard { source: source(n % 7), is_known: false }, key(n));
-            strangers.waits(source(n % 7), key(n), Waits::Answered);
-            strangers.leave(source(n % 7), key(n));
-            strangers.leave(source(n % 7), key(n));
-            strangers.waits(source(n % 7), key(n), Waits::ForPeer);
+            let from = heard(n % 7);
+            strangers.arrive(from, key(n));
+            strangers.waits(from, key(n), Waits::Answered);
+            strangers.leave(from, key(n));
+            strangers.leave(from, key(n));
+            strangers.waits(from, key(n), Waits::ForPeer);
         }
         assert!(strangers.answered.len() < 10, "{}", strangers.answered.len());
-        assert_eq!(strangers.choose(), None);
+        assert_eq!((strangers.choose(), strangers.heaviest()), (None, 0));
     }
 }

@@ -264,7 +264,7 @@ mod tests {
             table.split("\n| `").skip(1).filter_map(|row| row.split('`').next()).collect()
         };
         let (of_refusals, of_ends) = (names(of_refusals), names(of_ends));
-        assert_eq!((of_refusals.len(), of_ends.len()), (17, 11), "{of_refusals:?} {of_ends:?}");
+        assert_eq!((of_refusals.len(), of_ends.len()), (17, 12), "{of_refusals:?} {of_ends:?}");
         for name in of_refusals {
             let code: RefusalCode = serde_json::from_value(name.into()).unwrap();
             assert_eq!((code.name(), serde_json::to_value(code).unwrap().as_str()), (name, Some(name)));

@@ -145,7 +145,7 @@ fn what_is_no_good_token_is_said_once_and_the_one_before_stays() {
         (Some(read(&tunnel.site, "Stranger.token")), "ask for a new one; going on with the one before"),
         (
             Some(read(&tunnel.site, "Expired.token")),
-            "Free.token expired on 2001-09-09; going on with the one before",
+            "Free.token expired on 2001-09-09; ask for a new one; going on with the one before",
         ),
         (
             Some(good[..good.len() / 2].to_owned()),

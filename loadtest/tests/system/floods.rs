@@ -61,6 +61,11 @@ fn guarded() -> Lab {
 /// Asks for a stream; the status that comes back. The connection is open as long as its stream.
 fn log_in(source: IpAddr, addr: SocketAddr, token: &str) -> std::io::Result<(u16, TcpStream)> {
     let mut stream = connect_from(source, addr)?;
+    Ok((ask_for_a_stream(&mut stream, token)?, stream))
+}
+
+/// The status that an asking for a stream comes to.
+fn ask_for_a_stream(stream: &mut TcpStream, token: &str) -> std::io::Result<u16> {
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
@@ -70,7 +75,7 @@ fn log_in(source: IpAddr, addr: SocketAddr, token: &str) -> std::io::Result<(u16
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     let status = std::str::from_utf8(&head[9..]).ok().and_then(|status| status.parse().ok());
-    Ok((status.expect("an answer of HTTP"), stream))
+    Ok(status.expect("an answer of HTTP"))
 }
 
 fn descriptors() -> usize {
@@ -248,6 +253,40 @@ fn what_strangers_upload_to_the_wrong_place_keeps_no_login_waiting() {
             assert!(during < before * 20, "{before:?}, beside uploads {during:?}");
         });
     });
+}
+
+#[test]
+fn one_token_that_has_held_at_many_addresses_keeps_no_newcomer_out() {
+    const ADDRESSES: usize = 80;
+    const EACH: usize = 40;
+    let _alone = alone();
+    let lab = guarded();
+    let entry = lab.entry(WS);
+    let [evil, good] =
+        ["evil", "good"].map(|name| lab.site.token(Kind::Client, lab.uid, name, None).unwrap());
+    for n in 0..ADDRESSES {
+        assert_eq!(log_in(source(n), entry, &evil).unwrap().0, 101);
+    }
+    let (mut newcomers, mut refused) = (0, Vec::new());
+    beside_a_victim(&lab, |over, at_its_worst| {
+        let mut held: Vec<_> =
+            (0..ADDRESSES * EACH).map(|n| connect_from(source(n % ADDRESSES), entry)).collect();
+        at_its_worst();
+        while !over.load(Ordering::Relaxed) || newcomers < 20 {
+            let mut newcomer = connect_from(source(1_000 + newcomers), entry).unwrap();
+            for n in 0..ADDRESSES {
+                held[(newcomers % EACH) * ADDRESSES + n] = connect_from(source(n), entry);
+            }
+            // So long a token is on its way.
+            thread::sleep(Duration::from_millis(20));
+            newcomers += 1;
+            if let Err(e) = ask_for_a_stream(&mut newcomer, &good) {
+                refused.push(e);
+            }
+        }
+    });
+    println!("{newcomers} newcomers, refused {refused:?}");
+    assert!(refused.is_empty());
 }
 
 /// Says the same hello again and again, from many sources, each time anew; of those that stay it keeps so many.
