@@ -1,5 +1,5 @@
-//! Role: subjects against each other, A B A B .., and one subject by itself.
-//! Invariants: every subject has its turn in every round, under the same conditions · what is held against others is
+//! Role: subjects against each other, A B C B C A .., and one subject by itself.
+//! Invariants: every subject has its turn in every round, under the same conditions, and none is always the first · what is held against others is
 //! there twice (A/A), as two processes of the same build · a subject that can't be had is an error, never left out.
 
 use anyhow::{Context as _, Result, ensure};
@@ -92,7 +92,8 @@ impl Comparison {
     ) -> Result<Vec<Series>> {
         let mut series: Vec<_> = standing.iter().map(Standing::series).collect();
         for round in 0..self.rounds {
-            for (one, series) in standing.iter().zip(&mut series) {
+            for at in order(round, standing.len()) {
+                let (one, series) = (&standing[at], &mut series[at]);
                 let fresh = scenario.needs_a_fresh_subject();
                 let anew = if fresh { Some(Subject::start(one.spec, &self.setup)?) } else { None };
                 let subject = anew.as_ref().unwrap_or(&one.subject);
@@ -169,10 +170,27 @@ pub fn alone(
     Ok(all)
 }
 
+/// The order in which a round measures so many subjects. Whoever comes first finds another machine than the others (clock,
+/// caches, what was going on before), so that the first of all would differ from itself.
+fn order(round: usize, subjects: usize) -> impl Iterator<Item = usize> {
+    (0..subjects).map(move |turn| (round + turn) % subjects)
+}
+
 /// Says what a round gave.
 fn show(figures: &Figures, name: &str, connections: usize, progress: &str) {
     let shown =
         figures.values.iter().map(|(metric, value)| format!("{value:.*} {}", metric.digits, metric.title));
     let shown: Vec<_> = shown.collect();
     eprintln!("{progress}, {connections} connections: {name}: {}", shown.join(", "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_subject_has_its_turn_in_each_round_and_each_place_in_as_many_rounds_as_there_are() {
+        let rounds: Vec<Vec<_>> = (0..3).map(|round| order(round, 3).collect()).collect();
+        assert_eq!(rounds, [[0, 1, 2], [1, 2, 0], [2, 0, 1]]);
+    }
 }
