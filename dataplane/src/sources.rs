@@ -184,8 +184,9 @@ impl Sources {
         number
     }
 
-    fn shard(&self, source: Source) -> MutexGuard<'_, HashMap<Source, Entry>> {
-        let index = self.number(source) as usize % SHARDS;
+    /// That of the sources with this number.
+    fn shard(&self, number: u32) -> MutexGuard<'_, HashMap<Source, Entry>> {
+        let index = number as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -207,7 +208,8 @@ impl Sources {
         instead: bool,
     ) -> Result<Place, Unheard> {
         let now = self.since_start(now);
-        let mut shard = self.shard(source);
+        let number = self.number(source);
+        let mut shard = self.shard(number);
         let entry = shard.get(&source).copied().unwrap_or_default();
         let max = limits.strangers_max.min(self.strangers_max);
         let free = max.saturating_sub(self.strangers());
@@ -237,7 +239,7 @@ impl Sources {
         self.strangers.fetch_add(1, Ordering::Relaxed);
         let known_by = (entry.known_until > now).then_some(entry.known_by);
         let heard = Heard { source, known_by };
-        Ok(Place { heard, number: self.number(source), price })
+        Ok(Place { heard, number, price })
     }
 
     /// The stranger has shown a good token: what it took of the rate is given back.
@@ -246,7 +248,7 @@ impl Sources {
         #[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
         let bearer = Bearer(self.keys.hash_one((uid, token_id)) as u16);
         let price = std::mem::take(&mut place.price);
-        if let Some(entry) = self.shard(place.heard.source).get_mut(&place.heard.source) {
+        if let Some(entry) = self.shard(place.number).get_mut(&place.heard.source) {
             entry.arrivals_paid_at = entry.arrivals_paid_at.saturating_sub(price);
             entry.known_until = now.saturating_add(nanos(KNOWN_FOR));
             entry.known_by = bearer;
@@ -256,7 +258,7 @@ impl Sources {
     /// The stranger has shown a bad token; how long its source is punished from now on, if this was one too many.
     pub fn failed(&self, place: &Place, limits: &Limits, now: Instant) -> Option<Duration> {
         let now = self.since_start(now);
-        let mut shard = self.shard(place.heard.source);
+        let mut shard = self.shard(place.number);
         let entry = shard.get_mut(&place.heard.source)?;
         if entry.penalties > 0 && now >= entry.penalty_until.saturating_add(nanos(MINUTE)) {
             entry.penalties = 0;
@@ -278,7 +280,7 @@ impl Sources {
     pub fn leave(&self, place: &Place, now: Instant) {
         let now = self.since_start(now);
         self.strangers.fetch_sub(1, Ordering::Relaxed);
-        let mut shard = self.shard(place.heard.source);
+        let mut shard = self.shard(place.number);
         let Some(entry) = shard.get_mut(&place.heard.source) else { return };
         entry.strangers -= 1;
         if !entry.is_needed(now) {

@@ -32,6 +32,8 @@ struct Stranger {
     arrival: u64,
     key: Key,
     waits: Waits,
+    /// Its place among those that have had their answer.
+    answer: Option<u64>,
 }
 
 /// Those who are weighed together: of one source, or of all from where the same token has held. So one token with many
@@ -60,11 +62,9 @@ type Rank = (usize, Reverse<u64>);
 pub(crate) struct Strangers {
     groups: HashMap<Whose, Group>,
     ranks: BTreeMap<Rank, Whose>,
-    /// Those that have had their answer, in the order of that; some have left.
-    answered: VecDeque<(Whose, Key)>,
-    /// How many of them have not.
-    answered_here: usize,
-    len: usize,
+    /// Those that have had their answer, in the order of that.
+    answered: BTreeMap<u64, (Whose, Key)>,
+    answers: u64,
     arrivals: u64,
 }
 
@@ -86,14 +86,16 @@ impl Strangers {
     /// A connection has come.
     pub(crate) fn arrive(&mut self, from: Heard, key: Key) {
         self.arrivals += 1;
-        self.len += 1;
-        let stranger = Stranger { arrival: self.arrivals, key, waits: Waits::ForPeer };
+        let stranger = Stranger { arrival: self.arrivals, key, waits: Waits::ForPeer, answer: None };
         self.change(from.into(), |groups, whose| groups.entry(whose).or_default().0.push_back(stranger));
     }
 
     /// It is a stranger no more, or has left.
     pub(crate) fn leave(&mut self, from: Heard, key: Key) {
-        let whose = from.into();
+        self.leave_group(from.into(), key);
+    }
+
+    fn leave_group(&mut self, whose: Whose, key: Key) {
         if let Some(at) = self.position(whose, key) {
             self.remove(whose, at);
         }
@@ -104,23 +106,18 @@ impl Strangers {
         let whose = from.into();
         let Some(at) = self.position(whose, key) else { return };
         let group = self.groups.get_mut(&whose).expect("it was found there");
-        let before = std::mem::replace(&mut group.0[at].waits, waits);
-        if waits == Waits::Answered && before != Waits::Answered {
-            self.answered_here += 1;
-            // Those that have left are dropped before they are the most.
-            if self.answered.len() > 2 * self.len {
-                let groups = &self.groups;
-                self.answered.retain(|(whose, key)| {
-                    groups.get(whose).is_some_and(|group| group.position(*key).is_some())
-                });
-            }
-            self.answered.push_back((whose, key));
+        let one = &mut group.0[at];
+        one.waits = waits;
+        if waits == Waits::Answered && one.answer.is_none() {
+            self.answers += 1;
+            one.answer = Some(self.answers);
+            self.answered.insert(self.answers, (whose, key));
         }
     }
 
     /// How much those weigh of whom one would be chosen to leave.
     pub(crate) fn heaviest(&self) -> usize {
-        if self.answered_here > 0 {
+        if !self.answered.is_empty() {
             return usize::MAX;
         }
         self.ranks.last_key_value().map_or(0, |(rank, _)| rank.0)
@@ -129,10 +126,9 @@ impl Strangers {
     /// Chooses who leaves: the first that has had its answer; else one of the heaviest group, which is the first that waits
     /// for its own peer, or the last of all that wait for us.
     pub(crate) fn choose(&mut self) -> Option<Key> {
-        while let Some((whose, key)) = self.answered.pop_front() {
-            if let Some(at) = self.position(whose, key) {
-                return Some(self.remove(whose, at));
-            }
+        if let Some((_, &(whose, key))) = self.answered.first_key_value() {
+            self.leave_group(whose, key);
+            return Some(key);
         }
         let (_, &whose) = self.ranks.last_key_value()?;
         let group = &self.groups[&whose].0;
@@ -154,8 +150,9 @@ impl Strangers {
             }
             gone
         });
-        self.len -= 1;
-        self.answered_here -= usize::from(gone.waits == Waits::Answered);
+        if let Some(answer) = gone.answer {
+            self.answered.remove(&answer);
+        }
         gone.key
     }
 
@@ -199,11 +196,7 @@ mod tests {
 
     fn leave_all(mut strangers: Strangers) -> Vec<Key> {
         let all: Vec<_> = std::iter::from_fn(|| strangers.choose()).collect();
-        assert!(
-            strangers.groups.is_empty()
-                && strangers.ranks.is_empty()
-                && strangers.len + strangers.answered_here == 0
-        );
+        assert!(strangers.groups.is_empty() && strangers.ranks.is_empty() && strangers.answered.is_empty());
         all
     }
 

@@ -59,6 +59,16 @@ struct Entry {
     waker: Option<Waker>,
 }
 
+impl Entry {
+    /// Has it end; the first word counts.
+    fn dismiss(&mut self, why: Why) {
+        self.dismissed.get_or_insert(why);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 /// All connections of one worker.
 #[derive(Default)]
 pub struct Table {
@@ -80,10 +90,7 @@ impl Table {
     /// Ends a stranger's connection: nobody tells it why.
     pub(crate) fn dismiss_stranger(&mut self, key: Key) {
         let Some(entry) = self.entry(key).filter(|entry| entry.kind == Kind::Stranger) else { return };
-        entry.dismissed.get_or_insert(Why::Reset);
-        if let Some(waker) = entry.waker.take() {
-            waker.wake();
-        }
+        entry.dismiss(Why::Reset);
     }
 
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
@@ -108,10 +115,7 @@ impl Table {
     pub(crate) fn judge(&mut self, judge: impl Fn(&Principal) -> Result<(), Why>) {
         for (_, entry) in &mut self.entries {
             let Some(Err(why)) = entry.who.as_deref().map(&judge) else { continue };
-            entry.dismissed.get_or_insert(why);
-            if let Some(waker) = entry.waker.take() {
-                waker.wake();
-            }
+            entry.dismiss(why);
         }
     }
 
