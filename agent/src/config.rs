@@ -17,7 +17,7 @@ use narrowlink_dataplane::{
     demand::TICK,
     file::{self, Reading},
     process::NoConfig,
-    tunnel::{Gateway, LoadError},
+    tunnel::{Gateway, LoadError, load_distinct},
 };
 use narrowlink_proto::{
     endpoint::{self, Endpoint, SelfHosted},
@@ -244,19 +244,13 @@ impl Config {
     /// What is to be known at `now` (seconds since 1970) of tokens that have ended (true) or soon will, once of each; a token
     /// that can't be read is said elsewhere.
     pub fn endings(&self, now: u64) -> Vec<(Located<String>, bool)> {
-        let mut seen: Vec<Gateway> = Vec::new();
-        let mut endings = Vec::new();
-        for endpoint in &self.endpoints {
-            // A start has read it before; a pipe has no second reading.
-            let Ok(gateway) = Gateway::load_again(endpoint, &self.base) else { continue };
-            if seen.iter().any(|before| before.token() == gateway.token()) {
-                continue;
-            }
-            let ending = peek_unverified(gateway.token()).and_then(|peek| peek.ending(now));
-            endings.extend(ending.map(|(words, has_ended)| (endpoint.token_spot().about(words), has_ended)));
-            seen.push(gateway);
-        }
-        endings
+        // A start has read them before; a pipe has no second reading.
+        let gateways = load_distinct(&self.endpoints, &self.base);
+        let ending = |(endpoint, gateway): (&SelfHosted, Gateway)| {
+            let (words, has_ended) = peek_unverified(gateway.token())?.ending(now)?;
+            Some((endpoint.token_spot().about(words), has_ended))
+        };
+        gateways.into_iter().filter_map(ending).collect()
     }
 
     /// Where the instance key is kept, and how a message calls that place; `None` where nothing says. `env` reads the

@@ -44,8 +44,8 @@ use crate::{
 /// Sessions that were cut off are given so long to reset their connections.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and for a token's
-/// file.
+/// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
+/// for a token's file.
 const KEPT_FREE: usize = 5;
 
 /// What all of an agent's tasks share.

@@ -13,7 +13,7 @@ use std::{
 use narrowlink_dataplane::{
     file::{self, Reading},
     process::NoConfig,
-    tunnel::{Gateway, LoadError, read_token_again},
+    tunnel::{Gateway, LoadError, load_distinct, read_token_again},
 };
 use narrowlink_proto::{
     endpoint::{self, Endpoint, FramingChoice, SecretText, SelfHosted},
@@ -167,22 +167,13 @@ impl Config {
     /// What is to be known at `now` (seconds since 1970) of tokens that have ended or soon will, once of each; a token that
     /// can't be read is said elsewhere, and an end of the first by whatever fails for it.
     pub fn endings(&self, now: u64) -> Vec<Located<String>> {
-        let mut seen: Vec<Gateway> = Vec::new();
-        let mut endings = Vec::new();
-        for endpoint in &self.endpoints {
-            // A pipe is read once, and that is for what is asked.
-            let Ok(gateway) = Gateway::load_again(endpoint, self.base()) else { continue };
-            if seen.iter().any(|before| before.token() == gateway.token()) {
-                continue;
-            }
-            match peek_unverified(gateway.token()).and_then(|peek| peek.ending(now)) {
-                Some((_, true)) if seen.is_empty() => {}
-                Some((words, _)) => endings.push(endpoint.token_spot().about(words)),
-                None => {}
-            }
-            seen.push(gateway);
-        }
-        endings
+        // A pipe is read once, and that is for what is asked.
+        let gateways = load_distinct(&self.endpoints, self.base()).into_iter().enumerate();
+        let ending = |(index, (endpoint, gateway)): (usize, (&SelfHosted, Gateway))| {
+            let (words, has_ended) = peek_unverified(gateway.token())?.ending(now)?;
+            (index > 0 || !has_ended).then(|| endpoint.token_spot().about(words))
+        };
+        gateways.filter_map(ending).collect()
     }
 
     /// The file that holds an endpoint's token.

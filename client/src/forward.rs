@@ -56,8 +56,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
 /// How often a connection that waits is asked whether it has left.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Descriptors for a link that is made anew while connections have all others: its own, and those of a look-up; and for a token's
-/// file.
+/// Descriptors for a link that is made anew while connections have all others: its own, and those of a look-up; and one
+/// for a token's file.
 const KEPT_FREE: usize = 5;
 /// The same trouble is said once in so long.
 const SAY_EVERY: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! Role: descriptors that an agent or a client keeps free, so that being short of them delays its users and
 //! cuts nobody off from the gateway.
 //! Invariants: what is accepted from outside takes a descriptor only while the reserve is whole · the reserve
-//! goes to connections to the gateway and to files that are read again, and comes back before anything else is accepted · one thread's own:
-//! no lock. A gateway's workers keep none here.
+//! goes to connections to the gateway and to files that are read again, and comes back before anything else is
+//! accepted · one thread's own: no lock. A gateway's workers keep none here.
 //! See: `listen`, which accepts; `tunnel`, which the reserve is for.
 
 use std::{

@@ -41,8 +41,8 @@ thread_local! {
 }
 
 /// Starts the log of this process: events, panics and [`say`] go there. Without a thread to write it there is no log,
-/// and the process ends: it could not start its workers either. `usual` is the filter where `RUST_LOG` sets none. Lines have one form in
-/// all programs: they don't name the module that they come from, which is nobody's business but ours.
+/// and the process ends: it could not start its workers either. `usual` is the filter where `RUST_LOG` sets none. Lines
+/// have one form in all programs: they don't name the module that they come from, which is nobody's business but ours.
 pub fn start(usual: &str) {
     let gate = Gate::default();
     let sink = Stderr { out: Appender::shared(io::stderr()), gate: gate.clone() };

@@ -103,7 +103,7 @@ impl Stranger {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
         let (source, now) = (Source::from(peer_addr), StdInstant::now());
         let of = match sources.arrive(source, &limits, now, false) {
-            // One of the source that has the most makes room for somebody new.
+            // One of those that have the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
                 local.make_room();
                 sources.arrive(source, &limits, now, true)?

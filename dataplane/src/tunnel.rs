@@ -235,6 +235,19 @@ fn was_cut(error: &io::Error) -> bool {
     matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }
 
+/// The gateways of these endpoints as they are now, not for the first time, and of those with the same token one; what
+/// can't be read is left out.
+pub fn load_distinct<'a>(endpoints: &'a [SelfHosted], base: &Path) -> Vec<(&'a SelfHosted, Gateway)> {
+    let mut distinct: Vec<(&SelfHosted, Gateway)> = Vec::new();
+    for endpoint in endpoints {
+        let Ok(gateway) = Gateway::load_again(endpoint, base) else { continue };
+        if distinct.iter().all(|(_, before)| before.token() != gateway.token()) {
+            distinct.push((endpoint, gateway));
+        }
+    }
+    distinct
+}
+
 /// An endpoint's token as it is now, for [`Gateway::with_token`]; what its file has become keeps nobody waiting.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Role: subjects against each other, A B C B C A .., and one subject by itself.
-//! Invariants: every subject has its turn in every round, under the same conditions, and none is always the first · what is held against others is
-//! there twice (A/A), as two processes of the same build · a subject that can't be had is an error, never left out.
+//! Invariants: every subject has its turn in every round, under the same conditions, and none is always the first · what
+//! is held against others is there twice (A/A), as two processes of the same build · a subject that can't be had is an error, never left out.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
