@@ -29,6 +29,13 @@ pub struct Wire {
     early: RefCell<Option<Box<Early>>>,
 }
 
+/// What a splice has brought.
+pub(crate) struct Spliced {
+    pub(crate) bytes: usize,
+    /// As much as was asked for: there may be more.
+    pub(crate) more: bool,
+}
+
 /// What was read too early: the next reads return it first.
 #[derive(Default)]
 struct Early {
@@ -226,17 +233,23 @@ impl Wire {
         self.socket().spend(work);
     }
 
-    /// Moves what is there into a pipe. `None` when only reading tells what is next.
+    /// Moves what is there into an empty pipe, at most `max` bytes. `None` when only reading tells what is next.
     ///
     /// # Errors
     /// As [`Pipe::fill`].
-    pub(crate) fn splice_out(&self, pipe: &mut Pipe) -> io::Result<Option<usize>> {
-        let moved = match &self.io {
-            Io::Plain(socket) => pipe.fill(socket, pipe.capacity()).map(|n| Some(n).filter(|n| *n > 0)),
-            Io::Tls(tls) => splice_records(tls, pipe),
+    pub(crate) fn splice_out(&self, pipe: &mut Pipe, max: usize) -> io::Result<Option<Spliced>> {
+        let (max, cost) = match &self.io {
+            Io::Plain(_) => (max.min(pipe.capacity()), budget::SPLICED),
+            // The kernel opens it: that is the work that it is for us.
+            Io::Tls(_) => (max.min(BULK_READ_BYTES), 1),
         };
-        self.spend(budget::CALL + pipe.held());
-        moved
+        let moved = match &self.io {
+            Io::Plain(socket) => pipe.fill(socket, max).map(drop),
+            Io::Tls(tls) => splice_records(tls, pipe, max),
+        };
+        let bytes = pipe.held();
+        self.spend(budget::CALL + bytes / cost);
+        moved.map(|()| (bytes > 0).then_some(Spliced { bytes, more: bytes >= max }))
     }
 
     /// Moves a pipe's bytes on; whether it is empty, and all is with the kernel.
@@ -469,9 +482,9 @@ impl Wire {
 }
 
 /// The kernel gives a record at a time: as many as there are, so that they leave together.
-fn splice_records(tls: &TlsSocket, pipe: &mut Pipe) -> io::Result<Option<usize>> {
-    while pipe.held() < BULK_READ_BYTES {
-        match pipe.fill_opened(tls, BULK_READ_BYTES) {
+fn splice_records(tls: &TlsSocket, pipe: &mut Pipe, max: usize) -> io::Result<()> {
+    while pipe.held() < max {
+        match pipe.fill_opened(tls, max) {
             Ok(Some(_)) => {}
             Ok(None) => break,
             // The next call meets it again.
@@ -479,7 +492,7 @@ fn splice_records(tls: &TlsSocket, pipe: &mut Pipe) -> io::Result<Option<usize>>
             Err(e) => return Err(e),
         }
     }
-    Ok(Some(pipe.held()).filter(|held| *held > 0))
+    Ok(())
 }
 
 impl AsFd for Wire {

@@ -22,10 +22,10 @@ use super::{
 use crate::{
     budget::CALL,
     conn::ConnError,
-    pipe::{PIPE_BYTES, Pipe},
+    pipe::{Pipe, SMALL_BYTES},
     timer::{sleep, timeout},
     usage::{Room, Usage},
-    wire::Wire,
+    wire::{Spliced, Wire},
 };
 
 /// A read below this is little.
@@ -109,8 +109,8 @@ impl Pump<'_> {
             }
             self.at_rest.set(false);
             let mut step = Step::Buffer;
-            if bulk && splice == Splice::Yes && room >= PIPE_BYTES && self.is_spliceable() {
-                step = self.through_pipe(&mut splice, waited).await?;
+            if bulk && splice == Splice::Yes && room >= SMALL_BYTES && self.is_spliceable() {
+                step = self.through_pipe(&mut splice, waited, room).await?;
             }
             if let Step::Buffer = step {
                 step = self.through_buffer(bulk, room).await?;
@@ -185,10 +185,10 @@ impl Pump<'_> {
         self.source.wire().is_spliceable() && self.sink.wire().is_spliceable()
     }
 
-    async fn through_pipe(&self, splice: &mut Splice, waited: bool) -> Result<Step, Ended> {
+    async fn through_pipe(&self, splice: &mut Splice, waited: bool, room: usize) -> Result<Step, Ended> {
         let Some(mut pipe) = Pipe::take() else { return Ok(Step::Buffer) };
-        let bytes = match self.source.wire().splice_out(&mut pipe) {
-            Ok(Some(bytes)) => bytes,
+        let Spliced { bytes, more } = match self.source.wire().splice_out(&mut pipe, room) {
+            Ok(Some(spliced)) => spliced,
             // An end, or a word of TLS's.
             Ok(None) => return Ok(Step::Buffer),
             // Nothing is there; or, where the kernel has just said that something is, an urgent byte, which stops
@@ -206,7 +206,7 @@ impl Pump<'_> {
             self.sink_takes_more().await?;
         }
         self.add_moved(bytes);
-        Ok(Step::Moved { bytes, more: bytes == pipe.capacity() })
+        Ok(Step::Moved { bytes, more })
     }
 
     async fn through_buffer(&self, bulk: bool, room: usize) -> Result<Step, Ended> {
