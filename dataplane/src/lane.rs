@@ -301,7 +301,7 @@ async fn hold(local: &Local, lane: &Lane) -> (u16, &'static str) {
     };
     let dismissed = async {
         lane.seat.dismissed().await;
-        (1008, "the token does not hold any more")
+        (1008, "the agent's link is gone, or its token does not hold any more")
     };
     future::or(future::or(broke, dismissed), pings).await
 }

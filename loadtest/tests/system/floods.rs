@@ -1,9 +1,11 @@
 //! Floods from one source, and of one token, keep nobody else out.
 
 use std::{
+    cell::Cell,
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    rc::Rc,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -11,6 +13,7 @@ use std::{
 
 use narrowlink_control::config::Config;
 use narrowlink_dataplane::{
+    conn::Conn,
     link, process,
     tunnel::{self, Ask, Gateway, TunnelError},
     worker,
@@ -400,6 +403,29 @@ fn failed_logins_of_one_source_keep_nobody_else_out() {
     assert_eq!(login.0, 101);
 }
 
+/// How often a connection that is only held looks whether all is over.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Lanes that stand.
+#[derive(Default)]
+struct Held {
+    count: Cell<usize>,
+    is_over: Cell<bool>,
+}
+
+/// Answers a lane's pings until all is over: one that answers none has its place taken.
+fn hold(lane: Conn, held: Rc<Held>) {
+    held.count.set(held.count.get() + 1);
+    monoio::spawn(async move {
+        while !held.is_over.get() {
+            if monoio::time::timeout(LOOK_EVERY, lane.attend()).await.is_ok() {
+                break;
+            }
+        }
+        held.count.set(held.count.get() - 1);
+    });
+}
+
 #[test]
 fn lanes_of_one_agent_keep_nobody_else_out() {
     let _alone = alone();
@@ -413,15 +439,24 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
     beside_a_victim(&lab, |over, at_its_worst| {
         let flooding = worker::run_alone(false, |_| async {
             let before = descriptors();
-            let link = link::join(&gateway, None, PATIENCE).await.unwrap();
-            let (mut held, mut limited, mut cut_off) = (Vec::new(), 0, 0);
+            let mut link = link::join(&gateway, None, PATIENCE).await.unwrap();
+            let (id, secret) = (link.link, link.secret.clone());
+            let (held, mut limited, mut cut_off) = (Rc::new(Held::default()), 0, 0);
+            // A link that answers no ping is gone after 9 s, and its lanes with it.
+            let is_held = Rc::clone(&held);
+            monoio::spawn(async move {
+                while !is_held.is_over.get() {
+                    if let Ok(Err(_)) = monoio::time::timeout(LOOK_EVERY, link.next()).await {
+                        break;
+                    }
+                }
+            });
             for _ in 0..asked {
                 let lane = LaneId::from_bytes(random());
-                let proof =
-                    LaneProof { link: link.link, lane, proof: link.secret.prove_lane(&link.link, &lane) };
+                let proof = LaneProof { link: id, lane, proof: secret.prove_lane(&id, &lane) };
                 let protocol = Protocol { channel: Channel::Lane, framing: Framing::Framed };
                 match tunnel::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
-                    Ok((conn, _)) => held.push(conn),
+                    Ok((conn, _)) => hold(conn, Rc::clone(&held)),
                     Err(TunnelError::Refused(refused)) => {
                         assert_eq!(refused.code, RefusalCode::Limited, "{refused}");
                         assert!(refused.reason.contains(" lanes already"), "{refused}");
@@ -434,13 +469,14 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
                     }
                 }
             }
-            println!("{} lanes stand, {limited} were refused, {cut_off} cut off", held.len());
-            assert_eq!(held.len(), asked.min(Limits::default().agent_lanes_max as usize));
+            let stand = held.count.get();
+            println!("{stand} lanes stand, {limited} were refused, {cut_off} cut off");
+            assert_eq!(stand, asked.min(Limits::default().agent_lanes_max as usize));
             at_its_worst();
             while !over.load(Ordering::Relaxed) {
                 monoio::time::sleep(Duration::from_millis(5)).await;
             }
-            drop((held, link));
+            held.is_over.set(true);
             // They are closed by this runtime, which must run until they are.
             let deadline = Instant::now() + PATIENCE;
             while descriptors() > before + FEW && Instant::now() < deadline {
