@@ -238,17 +238,19 @@ impl Wire {
     /// # Errors
     /// As [`Pipe::fill`].
     pub(crate) fn splice_out(&self, pipe: &mut Pipe, max: usize) -> io::Result<Option<Spliced>> {
-        let (max, cost) = match &self.io {
-            Io::Plain(_) => (max.min(pipe.capacity()), budget::SPLICED),
+        let (max, moved, cost) = match &self.io {
+            Io::Plain(socket) => {
+                let max = max.min(pipe.capacity());
+                (max, pipe.fill(socket, max).map(drop), pipe.held() / budget::SPLICED)
+            }
             // The kernel opens it: that is the work that it is for us.
-            Io::Tls(_) => (max.min(BULK_READ_BYTES), 1),
+            Io::Tls(tls) => {
+                let max = max.min(BULK_READ_BYTES);
+                (max, splice_records(tls, pipe, max), pipe.held())
+            }
         };
-        let moved = match &self.io {
-            Io::Plain(socket) => pipe.fill(socket, max).map(drop),
-            Io::Tls(tls) => splice_records(tls, pipe, max),
-        };
+        self.spend(budget::CALL + cost);
         let bytes = pipe.held();
-        self.spend(budget::CALL + bytes / cost);
         moved.map(|()| (bytes > 0).then_some(Spliced { bytes, more: bytes >= max }))
     }
 

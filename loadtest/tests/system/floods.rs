@@ -443,9 +443,9 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
             let (id, secret) = (link.link, link.secret.clone());
             let (held, mut limited, mut cut_off) = (Rc::new(Held::default()), 0, 0);
             // A link that answers no ping is gone after 9 s, and its lanes with it.
-            let is_held = Rc::clone(&held);
+            let link_held = Rc::clone(&held);
             monoio::spawn(async move {
-                while !is_held.is_over.get() {
+                while !link_held.is_over.get() {
                     if let Ok(Err(_)) = monoio::time::timeout(LOOK_EVERY, link.next()).await {
                         break;
                     }
