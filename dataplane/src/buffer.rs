@@ -14,7 +14,6 @@ use std::{
     ops::{Deref, DerefMut, Range},
     pin::Pin,
     ptr::{self, NonNull},
-    slice,
     task::{Context, Poll, Waker},
 };
 
@@ -41,63 +40,83 @@ pub struct Buffer {
     pub marks: Vec<Range<usize>>,
 }
 
-/// A buffer's memory: from the allocator, or, from [`BULK_BYTES`] on, straight from the kernel.
-struct Bytes {
-    at: NonNull<u8>,
-    len: usize,
+/// A buffer's memory: small from the allocator, bulk straight from the kernel.
+enum Bytes {
+    Small(Box<[u8]>),
+    Bulk(Pages),
 }
-
-// SAFETY: it owns its memory as a box does, and both the allocator and the kernel take it back on any thread.
-unsafe impl Send for Bytes {}
 
 impl Bytes {
     /// Zeroed.
     fn new(len: usize) -> Self {
-        if len < BULK_BYTES {
-            let small = Box::leak(vec![0; len].into_boxed_slice());
-            return Self { at: NonNull::from_mut(small).cast(), len };
-        }
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: new pages at a place of the kernel's choice; nothing that is there is touched.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
-        match NonNull::new(at.cast::<u8>()) {
-            Some(place) if at != libc::MAP_FAILED => Self { at: place, len },
-            // As the allocator has it, which would have asked for the same pages.
-            _ => handle_alloc_error(Layout::new::<[u8; BULK_BYTES]>()),
-        }
+        if len == BULK_BYTES { Self::Bulk(Pages::map()) } else { Self::Small(vec![0; len].into()) }
     }
 
     /// None at all.
-    const fn none() -> Self {
-        Self { at: NonNull::dangling(), len: 0 }
+    fn none() -> Self {
+        Self::Small(Box::default())
     }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `new` made `len` bytes at `at`, zeroed, which are this value's alone until it is dropped.
-        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Bulk(pages) => pages,
+        }
     }
 }
 
 impl DerefMut for Bytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; and `self` is borrowed for as long.
-        unsafe { slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Bulk(pages) => pages,
+        }
     }
 }
 
-impl Drop for Bytes {
-    fn drop(&mut self) {
-        if self.len < BULK_BYTES {
-            // SAFETY: `new` leaked this box, or there are no bytes, and then it is the empty one.
-            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.len)) });
-        } else {
-            // SAFETY: `new` mapped these pages, and nothing borrows them any more.
-            let unmapped = unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
-            debug_assert_eq!(unmapped, 0, "what was mapped can be unmapped");
+/// [`BULK_BYTES`] of the kernel's.
+struct Pages(NonNull<[u8; BULK_BYTES]>);
+
+// SAFETY: it owns its memory as a box does, and the kernel takes it back on any thread.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    /// Zeroed.
+    fn map() -> Self {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new pages at a place of the kernel's choice; nothing that is there is touched.
+        let at = unsafe { libc::mmap(ptr::null_mut(), BULK_BYTES, access, kind, -1, 0) };
+        match NonNull::new(at.cast()) {
+            Some(place) if at != libc::MAP_FAILED => Self(place),
+            // As the allocator has it, which would have asked for the same pages.
+            _ => handle_alloc_error(Layout::new::<[u8; BULK_BYTES]>()),
         }
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `map` made these bytes, zeroed, which are this value's alone until it is dropped.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; and `self` is borrowed for as long.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: `map` mapped these pages, and nothing borrows them any more.
+        let unmapped = unsafe { libc::munmap(self.0.as_ptr().cast(), BULK_BYTES) };
+        debug_assert_eq!(unmapped, 0, "what was mapped can be unmapped");
     }
 }
 
@@ -244,7 +263,7 @@ impl Drop for Buffer {
         // A buffer that outlives its thread's pool (at thread exit) is simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            let class = if stock.0.len() == BULK_BYTES { &mut pool.bulk } else { &mut pool.small };
+            let class = if matches!(stock.0, Bytes::Bulk(_)) { &mut pool.bulk } else { &mut pool.small };
             class.give(stock);
             pool.call();
         });
