@@ -1,5 +1,4 @@
-//! Role: how often a relay in steady state asks for memory, and a refusal that the audit log only counts: never;
-//! and how much a buffer takes.
+//! Role: how often a relay in steady state asks for memory, and a refusal that the audit log only counts: never.
 //! Invariants: everything on the relay's thread counts, the runtime included; the programs at its ends run
 //! on another one.
 //! See: ARCHITECTURE.md, "Readiness first"; docs/audit.md, `refused_more`.
@@ -11,7 +10,7 @@ use std::{
     cell::Cell,
     sync::{
         Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
@@ -22,7 +21,6 @@ use narrowlink_bench::{
 };
 use narrowlink_control::audit::Audit;
 use narrowlink_dataplane::{
-    buffer::{Buffer, SMALL_BYTES},
     door::{Event, Principal},
     worker::{self, Driver},
 };
@@ -36,8 +34,6 @@ use narrowlink_proto::{
 struct Counting;
 
 static ASKED: AtomicU64 = AtomicU64::new(0);
-/// Bytes that were asked for, less those given back, each by its own word for how many they are. Wraps.
-static HELD: AtomicUsize = AtomicUsize::new(0);
 /// Held by the test that counts: all threads share the count.
 static COUNTS: Mutex<()> = Mutex::new(());
 
@@ -45,36 +41,34 @@ thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
-fn note(taken: usize, given: usize) {
+fn note() {
     // Neither lazily made nor dropped, so this never allocates and works until the thread's end.
     if WATCHED.get() {
-        ASKED.fetch_add(u64::from(taken > 0), Ordering::SeqCst);
-        HELD.fetch_add(taken.wrapping_sub(given), Ordering::SeqCst);
+        ASKED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 // SAFETY: every call goes to `System` as it came; counting allocates nothing and does not unwind.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size(), 0);
+        note();
         // SAFETY: the caller keeps `alloc`'s contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note(layout.size(), 0);
+        note();
         // SAFETY: the caller keeps `alloc_zeroed`'s contract.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        note(bytes, layout.size());
+        note();
         // SAFETY: the caller keeps `realloc`'s contract; the block is `System`'s.
         unsafe { System.realloc(block, layout, bytes) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        note(0, layout.size());
         // SAFETY: the caller keeps `dealloc`'s contract; the block is `System`'s.
         unsafe { System.dealloc(block, layout) }
     }
@@ -120,24 +114,6 @@ fn allocations(path: Path, shape: Shape, epoll: bool) -> (u64, Driver) {
         least
     });
     (asked.unwrap(), relaying.join().unwrap())
-}
-
-#[test]
-fn a_buffer_takes_what_it_says_and_gives_it_back() {
-    const BUFFERS: usize = 200;
-    /// The lists around them.
-    const BESIDE_BYTES: usize = 16 * 1024;
-    let _counts = COUNTS.lock().unwrap();
-    let before = HELD.load(Ordering::SeqCst);
-    let held = || HELD.load(Ordering::SeqCst).wrapping_sub(before);
-    WATCHED.set(true);
-    let buffers: Vec<_> = (0..BUFFERS).map(|_| Buffer::take_now(false)).collect();
-    let out = held();
-    drop(buffers);
-    let idle = held();
-    WATCHED.set(false);
-    assert!((BUFFERS * SMALL_BYTES..BUFFERS * SMALL_BYTES + BESIDE_BYTES).contains(&out), "{out} bytes");
-    assert!(idle < BUFFERS / 4 * SMALL_BYTES, "{idle} bytes of buffers that nobody has");
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! Role: the buffers that bytes pass through, pooled per worker.
 //! Invariants: a buffer is held only while bytes flow · the pool is bounded: when it is used up,
-//! reading waits · a buffer goes back to the pool it came from, whatever ends its user · a bulk buffer that
-//! nobody needs any more is the system's again at once: an allocator would keep it back (95 MB after 800 readers
-//! that had stalled).
-#![expect(unsafe_code, reason = "bulk buffers are the kernel's own pages")]
+//! reading waits · a buffer goes back to the pool it came from, whatever ends its user.
+//! See: `stock` for how many are kept.
 
 use std::{
-    alloc::{Layout, handle_alloc_error},
     cell::RefCell,
     collections::VecDeque,
     future::Future,
+    mem,
     num::NonZeroU64,
     ops::{Deref, DerefMut, Range},
     pin::Pin,
-    ptr::{self, NonNull},
     task::{Context, Poll, Waker},
+};
+
+use crate::{
+    pages::Pages,
+    stock::{Place, Stock},
 };
 
 /// What one read of bulk may bring. At 256 KiB a plain relay costs 0.20 CPU-seconds per GiB, at 64 KiB 0.50.
@@ -30,128 +32,52 @@ pub const SMALL_BYTES: usize = SMALL_READ_BYTES + 512;
 const BULK_MAX: usize = 256;
 /// Small buffers per worker: 132 MiB. When they are all out, reading waits.
 const SMALL_MAX: usize = 8192;
-/// Kept for the next user when they come back; the rest returns to the system.
-const IDLE_MAX: usize = 32;
 
 /// A buffer on loan from this worker's pool.
 pub struct Buffer {
-    bytes: Bytes,
+    bytes: Pages,
     /// For its user's notes about what is where; pooled with it, so that it keeps its room.
     pub marks: Vec<Range<usize>>,
 }
 
-/// A buffer's memory: small from the allocator, bulk straight from the kernel.
-enum Bytes {
-    Small(Box<[u8]>),
-    Bulk(Pages),
-}
+/// Pooled: its memory, and its user's notes.
+type Item = (Pages, Vec<Range<usize>>);
 
-impl Bytes {
-    /// Zeroed.
-    fn new(len: usize) -> Self {
-        if len == BULK_BYTES { Self::Bulk(Pages::map()) } else { Self::Small(vec![0; len].into()) }
-    }
-
-    /// None at all.
-    fn none() -> Self {
-        Self::Small(Box::default())
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Small(bytes) => bytes,
-            Self::Bulk(pages) => pages,
-        }
-    }
-}
-
-impl DerefMut for Bytes {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Small(bytes) => bytes,
-            Self::Bulk(pages) => pages,
-        }
-    }
-}
-
-/// [`BULK_BYTES`] of the kernel's.
-struct Pages(NonNull<[u8; BULK_BYTES]>);
-
-// SAFETY: it owns its memory as a box does, and the kernel takes it back on any thread.
-unsafe impl Send for Pages {}
-
-impl Pages {
-    /// Zeroed.
-    fn map() -> Self {
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: new pages at a place of the kernel's choice; nothing that is there is touched.
-        let at = unsafe { libc::mmap(ptr::null_mut(), BULK_BYTES, access, kind, -1, 0) };
-        match NonNull::new(at.cast()) {
-            Some(place) if at != libc::MAP_FAILED => Self(place),
-            // As the allocator has it, which would have asked for the same pages.
-            _ => handle_alloc_error(Layout::new::<[u8; BULK_BYTES]>()),
-        }
-    }
-}
-
-impl Deref for Pages {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        // SAFETY: `map` made these bytes, zeroed, which are this value's alone until it is dropped.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl DerefMut for Pages {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; and `self` is borrowed for as long.
-        unsafe { self.0.as_mut() }
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: `map` mapped these pages, and nothing borrows them any more.
-        let unmapped = unsafe { libc::munmap(self.0.as_ptr().cast(), BULK_BYTES) };
-        debug_assert_eq!(unmapped, 0, "what was mapped can be unmapped");
-    }
-}
-
-type Stock = (Bytes, Vec<Range<usize>>);
-
-#[derive(Default)]
+/// The size of a buffer, and what a worker has of it.
 struct Class {
-    idle: Vec<Stock>,
-    lent: usize,
+    bytes: usize,
+    lent_max: usize,
+    stock: &'static Place<Item>,
 }
+
+static BULK: Class = Class { bytes: BULK_BYTES, lent_max: BULK_MAX, stock: &BULK_STOCK };
+static SMALL: Class = Class { bytes: SMALL_BYTES, lent_max: SMALL_MAX, stock: &SMALL_STOCK };
 
 impl Class {
-    fn take(&mut self, bytes: usize, max: usize) -> Option<Buffer> {
-        (self.lent < max).then(|| self.take_beyond(bytes))
+    fn is_left(&self) -> bool {
+        self.stock.with_borrow(Stock::lent) < self.lent_max
     }
 
-    fn take_beyond(&mut self, bytes: usize) -> Buffer {
-        self.lent += 1;
-        let (bytes, marks) = self.idle.pop().unwrap_or_else(|| (Bytes::new(bytes), Vec::new()));
+    fn take(&self) -> Option<Buffer> {
+        self.is_left().then(|| self.take_beyond())
+    }
+
+    fn take_beyond(&self) -> Buffer {
+        let make = || (Pages::map(self.bytes), Vec::new());
+        let (bytes, marks) = self.stock.with_borrow_mut(|stock| stock.take(make));
         Buffer { bytes, marks }
-    }
-
-    fn give(&mut self, (bytes, mut marks): Stock) {
-        self.lent -= 1;
-        if self.idle.len() < IDLE_MAX {
-            marks.clear();
-            self.idle.push((bytes, marks));
-        }
     }
 }
 
+/// A bulk buffer if one is wanted and left, or a small one, if one is.
+fn lend(bulk: bool) -> Option<Buffer> {
+    let big = if bulk { BULK.take() } else { None };
+    big.or_else(|| SMALL.take())
+}
+
+/// Those who wait for a buffer.
 #[derive(Default)]
-struct Pool {
-    bulk: Class,
-    small: Class,
+struct Queue {
     waiting: VecDeque<Waiter>,
     last_ticket: u64,
 }
@@ -163,15 +89,10 @@ struct Waiter {
     waker: Waker,
 }
 
-impl Pool {
-    fn take(&mut self, bulk: bool) -> Option<Buffer> {
-        let big = if bulk { self.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
-        big.or_else(|| self.small.take(SMALL_BYTES, SMALL_MAX))
-    }
-
+impl Queue {
     /// Calls whoever has waited for longest and could be served now.
     fn call(&mut self) {
-        let (small, bulk) = (self.small.lent < SMALL_MAX, self.bulk.lent < BULK_MAX);
+        let (small, bulk) = (SMALL.is_left(), BULK.is_left());
         let first = self.waiting.iter().position(|waiter| small || (bulk && waiter.bulk));
         if let Some(waiter) = first.and_then(|at| self.waiting.remove(at)) {
             waiter.waker.wake();
@@ -211,26 +132,26 @@ impl Future for Take {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Buffer> {
         let this = &mut *self;
-        POOL.with_borrow_mut(|pool| match pool.take(this.bulk) {
-            Some(buffer) => Poll::Ready(buffer),
-            None => {
-                this.ticket = Some(pool.wait(this.ticket, this.bulk, cx.waker()));
-                Poll::Pending
-            }
-        })
+        if let Some(buffer) = lend(this.bulk) {
+            return Poll::Ready(buffer);
+        }
+        this.ticket = Some(QUEUE.with_borrow_mut(|queue| queue.wait(this.ticket, this.bulk, cx.waker())));
+        Poll::Pending
     }
 }
 
 impl Drop for Take {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let _ = POOL.try_with(|pool| pool.borrow_mut().leave(ticket));
+            let _ = QUEUE.try_with(|queue| queue.borrow_mut().leave(ticket));
         }
     }
 }
 
 thread_local! {
-    static POOL: RefCell<Pool> = RefCell::default();
+    static BULK_STOCK: RefCell<Stock<Item>> = const { RefCell::new(Stock::new(1, 4)) };
+    static SMALL_STOCK: RefCell<Stock<Item>> = const { RefCell::new(Stock::new(4, 64)) };
+    static QUEUE: RefCell<Queue> = RefCell::default();
 }
 
 impl Buffer {
@@ -245,10 +166,7 @@ impl Buffer {
     /// Borrows a buffer without waiting, for whoever must go on to give others back: a bulk one if
     /// `bulk` and one is left, else a small one, beyond the bound if need be.
     pub fn take_now(bulk: bool) -> Self {
-        POOL.with_borrow_mut(|pool| {
-            let big = if bulk { pool.bulk.take(BULK_BYTES, BULK_MAX) } else { None };
-            big.unwrap_or_else(|| pool.small.take_beyond(SMALL_BYTES))
-        })
+        lend(bulk).unwrap_or_else(|| SMALL.take_beyond())
     }
 
     /// The bytes, and the notes about them.
@@ -259,14 +177,11 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let stock = (std::mem::replace(&mut self.bytes, Bytes::none()), std::mem::take(&mut self.marks));
-        // A buffer that outlives its thread's pool (at thread exit) is simply freed.
-        let _ = POOL.try_with(|pool| {
-            let mut pool = pool.borrow_mut();
-            let class = if matches!(stock.0, Bytes::Bulk(_)) { &mut pool.bulk } else { &mut pool.small };
-            class.give(stock);
-            pool.call();
-        });
+        let (bytes, mut marks) = (mem::take(&mut self.bytes), mem::take(&mut self.marks));
+        let class = if bytes.len() == BULK_BYTES { &BULK } else { &SMALL };
+        marks.clear();
+        Stock::give(class.stock, (bytes, marks));
+        let _ = QUEUE.try_with(|queue| queue.borrow_mut().call());
     }
 }
 
@@ -292,9 +207,12 @@ mod tests {
             atomic::{AtomicBool, Ordering},
         },
         task::Wake,
+        time::Duration,
     };
 
     use futures_lite::future::{block_on, poll_once};
+
+    use crate::{timer::sleep, worker::run_alone};
 
     /// A waker, and whether it was woken.
     fn parking() -> (impl Fn() -> bool, Waker) {
@@ -354,21 +272,25 @@ mod tests {
     }
 
     #[test]
-    fn bulk_beyond_what_is_kept_is_the_system_s_again() {
+    fn what_nobody_needs_any_more_is_the_system_s_again() {
+        const SMALL_TAKEN: usize = 2000;
         let mapped = || {
             let maps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
             let line = maps.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
             line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
         };
-        let mut all: Vec<_> = (0..BULK_MAX).map(|_| Buffer::take_now(true)).collect();
-        all.iter_mut().for_each(|buffer| buffer.fill(1));
-        assert!(all.iter().all(|buffer| buffer[BULK_BYTES - 1] == 1));
-        let full = mapped();
-        drop(all);
-        let kept = (BULK_MAX - IDLE_MAX) * BULK_BYTES / 1024;
-        // Other tests of this process come and go with some of their own.
-        assert!(mapped() + kept * 3 / 4 < full, "{full} KiB with all, {} after", mapped());
-        assert_eq!(POOL.with_borrow(|pool| pool.bulk.idle.len()), IDLE_MAX);
+        run_alone(false, |_| async {
+            let bulk = (0..BULK_MAX).map(|_| Buffer::take_now(true));
+            let mut all: Vec<_> = bulk.chain((0..SMALL_TAKEN).map(|_| Buffer::take_now(false))).collect();
+            all.iter_mut().for_each(|buffer| buffer.fill(1));
+            let full = mapped();
+            drop(all);
+            let taken = (BULK_MAX * BULK_BYTES + SMALL_TAKEN * SMALL_BYTES) / 1024;
+            sleep(Duration::from_millis(2500)).await;
+            // Other tests of this process come and go with some of their own.
+            assert!(mapped() + taken * 3 / 4 < full, "{full} KiB with all, {} after", mapped());
+        })
+        .unwrap();
     }
 
     #[test]
@@ -381,6 +303,6 @@ mod tests {
         assert!(block_on(poll_once(waiting.as_mut())).is_none());
         drop((beyond, all));
         assert_eq!(block_on(waiting).len(), SMALL_BYTES);
-        assert_eq!(POOL.with_borrow(|pool| (pool.small.lent, pool.bulk.lent)), (0, 0));
+        assert_eq!([&BULK, &SMALL].map(|class| class.stock.with_borrow(Stock::lent)), [0, 0]);
     }
 }

@@ -276,6 +276,7 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
     timer::start_anew();
     RUNTIME.set(RUNTIME.get() + 1);
     ON_RING.set(matches!(runtime, AnyRuntime::IoUring(_)));
+    let _running = Running::begin();
     let output = runtime.block_on(async {
         let output = future.await;
         // Belong to this runtime: the thread's next one makes its own.
@@ -293,12 +294,34 @@ thread_local! {
     static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
     static BELL: RefCell<Option<Rc<Bell>>> = const { RefCell::new(None) };
     static RUNTIME: Cell<u64> = const { Cell::new(0) };
+    static IS_RUNNING: Cell<bool> = const { Cell::new(false) };
     static ON_RING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Which of this thread's runtimes this is: tasks of an earlier one run no more.
 pub(crate) fn runtime() -> u64 {
     RUNTIME.get()
+}
+
+/// The runtime that runs on this thread now, in which tasks can be spawned.
+pub(crate) fn running() -> Option<u64> {
+    IS_RUNNING.get().then(runtime)
+}
+
+/// A runtime runs until this is dropped.
+struct Running;
+
+impl Running {
+    fn begin() -> Self {
+        IS_RUNNING.set(true);
+        Self
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        IS_RUNNING.set(false);
+    }
 }
 
 fn ready() -> io::Result<Rc<Socket>> {

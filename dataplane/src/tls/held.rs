@@ -3,19 +3,20 @@
 //! Invariants: nothing is lent across an await · a connection with nothing on hold has no memory
 //! here · in steady state nothing is allocated: what is given back serves the next.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+};
 
 use super::record::RECORD_BYTES_MAX;
-use crate::buffer::BULK_BYTES;
+use crate::{buffer::BULK_BYTES, pages::Pages, stock::Stock};
 
 /// What is received at once: for a bulk buffer, or the longest record.
 pub(super) const SCRATCH_BYTES: usize = BULK_BYTES;
-/// Places kept for the next connection that needs one: 1.1 MiB a worker.
-const IDLE_MAX: usize = 64;
 
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    static IDLE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static PLACES: RefCell<Stock<Pages>> = const { RefCell::new(Stock::new(4, 64)) };
 }
 
 /// Lends the worker's scratch.
@@ -31,7 +32,7 @@ pub(super) fn with_scratch<R>(user: impl FnOnce(&mut [u8]) -> R) -> R {
 #[derive(Default)]
 pub(super) struct Held {
     /// Empty while nothing is on hold.
-    place: Box<[u8]>,
+    place: Pages,
     from: usize,
     to: usize,
 }
@@ -61,9 +62,12 @@ impl Held {
     pub(super) fn room(&mut self, bytes: usize) -> &mut [u8] {
         (self.from, self.to) = (0, 0);
         if self.place.len() < bytes {
+            self.give_back();
             // More than a record is held once at most: what came behind a handshake.
-            let idle = if bytes <= RECORD_BYTES_MAX { IDLE.with_borrow_mut(Vec::pop) } else { None };
-            self.place = idle.unwrap_or_else(|| vec![0; bytes.max(RECORD_BYTES_MAX)].into_boxed_slice());
+            self.place = match bytes {
+                ..=RECORD_BYTES_MAX => PLACES.with_borrow_mut(|places| places.take(new_place)),
+                more => Pages::map(more),
+            };
         }
         &mut self.place
     }
@@ -94,17 +98,15 @@ impl Held {
 
     fn give_back(&mut self) {
         (self.from, self.to) = (0, 0);
-        let place = std::mem::take(&mut self.place);
+        let place = mem::take(&mut self.place);
         if place.len() == RECORD_BYTES_MAX {
-            // At the thread's end there is nobody to give it to.
-            let _ = IDLE.try_with(|idle| {
-                let mut idle = idle.borrow_mut();
-                if idle.len() < IDLE_MAX {
-                    idle.push(place);
-                }
-            });
+            Stock::give(&PLACES, place);
         }
     }
+}
+
+fn new_place() -> Pages {
+    Pages::map(RECORD_BYTES_MAX)
 }
 
 impl Drop for Held {
@@ -140,6 +142,6 @@ mod tests {
         assert_eq!(held.bytes().len(), RECORD_BYTES_MAX + 1);
         held.consume(RECORD_BYTES_MAX + 1);
         assert!(held.place.is_empty());
-        assert_eq!(IDLE.with_borrow(Vec::len), 0);
+        assert_eq!(PLACES.with_borrow(Stock::lent), 0);
     }
 }

@@ -38,19 +38,42 @@ pub(crate) mod spell;
 pub(crate) mod timing;
 pub(crate) mod tls_end;
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 /// How long a program may take to come up or to go: far more than it needs, so that only a hang meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks `look` until it sees something; fails the test after `patience`.
 pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    wait_until(what, patience, || look().ok_or("nothing"))
+}
+
+/// Asks for a number until it is `bound` at the most; fails the test after `patience`, with the last one.
+pub(crate) fn wait_for_at_most(what: &str, bound: u64, patience: Duration, look: impl Fn() -> u64) -> u64 {
+    let looked = || {
+        let found = look();
+        if found <= bound { Ok(found) } else { Err(found) }
+    };
+    wait_until(&format!("{what}, {bound} at the most"), patience, looked)
+}
+
+/// Until `look` sees something; what it found else, it says.
+fn wait_until<T, E: Display>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + patience;
     loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}{}", conditions::trouble());
+        let found = match look() {
+            Ok(seen) => return seen,
+            Err(found) => found,
+        };
+        let is_in_vain = Instant::now() >= deadline;
+        assert!(
+            !is_in_vain,
+            "waited {patience:?} in vain for {what}: there is {found}{}",
+            conditions::trouble()
+        );
         // The grain of the question, not a guess at the answer.
         std::thread::sleep(Duration::from_millis(2));
     }
