@@ -54,9 +54,27 @@ impl Gateway {
         Self(child, ready["services"][0]["address"].as_str().unwrap().parse().unwrap())
     }
 
-    /// Its descriptors now.
+    /// How many descriptors it has now.
     fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.0.id())).map_or(0, Iterator::count)
+        self.list_descriptors().len()
+    }
+
+    /// How many, when those of connections that have left are gone.
+    fn settled_descriptors(&self) -> usize {
+        let mut last = usize::MAX;
+        loop {
+            match self.descriptors() {
+                same if same == last => return same,
+                other => last = other,
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// What they are.
+    fn list_descriptors(&self) -> Vec<String> {
+        let all = fs::read_dir(format!("/proc/{}/fd", self.0.id())).into_iter().flatten().flatten();
+        all.filter_map(|one| Some(fs::read_link(one.path()).ok()?.display().to_string())).collect()
     }
 }
 
@@ -107,8 +125,13 @@ fn connect_from(source: u8, addr: SocketAddr) -> io::Result<TcpStream> {
 fn who_takes_every_descriptor_leaves_some_for_others() {
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(dir.path());
-    let (addr, before) = (gateway.1, gateway.descriptors());
+    let addr = gateway.1;
     let (greedy, victim) = (token(1, "greedy"), token(2, "victim"));
+    // Every worker has begun to listen when it has served somebody.
+    for source in 1..=20 {
+        log_in(source, addr, &victim).unwrap();
+    }
+    let before = gateway.settled_descriptors();
     let mut held = Vec::new();
     let refused = loop {
         let (head, stream) = log_in(2, addr, &greedy).unwrap();
@@ -150,7 +173,8 @@ fn who_takes_every_descriptor_leaves_some_for_others() {
     let deadline = Instant::now() + PATIENCE;
     // Each worker keeps the event that it took its first turn with.
     while gateway.descriptors() > before + 2 {
-        assert!(Instant::now() < deadline, "{} descriptors, {before} before", gateway.descriptors());
+        let now = gateway.list_descriptors();
+        assert!(Instant::now() < deadline, "{} descriptors, {before} before: {now:?}", now.len());
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(!fs::read_to_string(dir.path().join("log")).unwrap().contains("no connection can be accepted"));

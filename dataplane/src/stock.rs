@@ -1,6 +1,7 @@
 //! Role: memory of one kind, of which a worker keeps some for whoever needs it next.
 //! Invariants: what was out at once within the last second or two is kept when it comes back; the rest is the
-//! system's again, a little between two turns, whether anybody uses the stock or not.
+//! system's again, a little between two turns, whether anybody uses the stock or not · what was lent on one thread may
+//! come back on another: only differences of the counts mean anything then.
 //! See: `buffer` and `tls::held`, which have one each.
 
 use std::{cell::RefCell, thread::LocalKey, time::Duration};
@@ -13,9 +14,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is kept, and how much is out.
 pub(crate) struct Stock<T> {
     idle: Vec<T>,
-    lent: usize,
+    /// Below zero where more came back than was lent here.
+    lent: isize,
     /// The most that was lent at once since the last look.
-    most: usize,
+    most: isize,
     /// So many are kept whether they are needed or not, ..
     least: usize,
     /// .. and so many let go at once.
@@ -33,8 +35,9 @@ impl<T> Stock<T> {
         Self { idle: Vec::new(), lent: 0, most: 0, least, at_once, tended_in: None }
     }
 
+    /// How many are out, where none goes to another thread.
     pub(crate) fn lent(&self) -> usize {
-        self.lent
+        self.lent.max(0).unsigned_abs()
     }
 
     /// Lends one; if there is none, one that `make` makes.
@@ -46,7 +49,7 @@ impl<T> Stock<T> {
 
     /// How many nobody has needed since the last look.
     fn look(&mut self) -> usize {
-        let needed = (self.most - self.lent).max(self.least);
+        let needed = (self.most - self.lent).unsigned_abs().max(self.least);
         self.most = self.lent;
         self.idle.len().saturating_sub(needed)
     }
@@ -126,6 +129,16 @@ mod tests {
             assert_eq!(PLACE.with_borrow(|stock| stock.tended_in), None, "nobody looks any more");
         })
         .unwrap();
+    }
+
+    #[test]
+    fn one_that_was_lent_on_another_thread_is_kept_where_it_comes_back() {
+        let one = std::thread::spawn(take).join().unwrap();
+        Stock::give(&PLACE, one);
+        assert_eq!(idle(), 1);
+        drop((take(), take()));
+        let (surplus, lent) = PLACE.with_borrow_mut(|stock| (stock.look(), stock.lent()));
+        assert_eq!((surplus, lent), (0, 1), "of two that were lent one came back before");
     }
 
     #[test]
