@@ -10,6 +10,19 @@ pub fn printable(text: &str, chars_max: usize) -> String {
     text.chars().filter(|&c| is_printable(c)).take(chars_max).collect()
 }
 
+/// A text with what can't be printed escaped, for whoever looks at it closely.
+pub fn escaped(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        // Quotes do no harm, and `escape_debug` alone would take the vowels out of many scripts.
+        if matches!(c, '"' | '\'' | '\\') || c.is_alphanumeric() {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_debug());
+        }
+        shown
+    })
+}
+
 /// Whether a character shows, and shows in its place.
 pub fn is_printable(c: char) -> bool {
     !c.is_control() && !is_invisible(c)
@@ -51,6 +64,11 @@ mod tests {
             assert_eq!(printable(text, 99), shown);
         }
         assert_eq!(printable("\u{202e}abc\u{202e}def", 4), "abcd", "what is left out does not count");
+    }
+
+    #[test]
+    fn what_is_escaped_steers_no_terminal_and_writing_stays() {
+        assert_eq!(escaped("a\u{1b}[2J\u{202e}\n\"'\\ äß家कि"), "a\\u{1b}[2J\\u{202e}\\n\"'\\ äß家कि");
     }
 
     proptest! {

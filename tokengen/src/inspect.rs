@@ -7,10 +7,13 @@ use std::{
     io::{self, Read},
 };
 
-use narrowlink_proto::token::{Claims, KeyId, Keys, Kind, TokenError, read_unverified};
+use narrowlink_proto::{
+    printable::escaped,
+    token::{Claims, KeyId, Keys, Kind, TokenError, read_unverified},
+};
 use serde::Serialize;
 
-use crate::{secrets::Candidate, show::printable};
+use crate::secrets::Candidate;
 
 /// A file that holds one token and a few words about it at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -66,7 +69,7 @@ pub enum InspectError {
         why: io::Error,
     },
     /// A file of something else.
-    #[error("{}: {}", printable(source_name), if *is_input { INPUT } else { NO_TOKEN })]
+    #[error("{}: {}", escaped(source_name), if *is_input { INPUT } else { NO_TOKEN })]
     NoToken {
         /// Which file.
         source_name: String,
@@ -74,7 +77,7 @@ pub enum InspectError {
         is_input: bool,
     },
     /// A file with several tokens.
-    #[error("{}: {count} tokens in it, where one is expected", printable(source_name))]
+    #[error("{}: {count} tokens in it, where one is expected", escaped(source_name))]
     Count {
         /// Which file.
         source_name: String,
@@ -82,7 +85,7 @@ pub enum InspectError {
         count: usize,
     },
     /// No gateway could read it.
-    #[error("{}", printable(&why.to_string()))]
+    #[error("{}", escaped(&why.to_string()))]
     Broken {
         /// What is broken.
         why: TokenError,
