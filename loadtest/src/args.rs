@@ -8,9 +8,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use narrowlink_loadtest::{
     load::{
         compare::{Comparison, alone},
+        conditions::Conditions,
         network::Network,
         plan::{Direction, FarTls, NearTls, Way},
-        round::Conditions,
         scenario::Scenario,
         subject::{Setup, Spec, Subject},
         urgency::Urgency,

@@ -7,6 +7,7 @@
 //! bytes ([`traffic`]), told by lines on its standard input ([`hand`]).
 
 pub mod compare;
+pub mod conditions;
 pub mod crew;
 pub mod figures;
 pub mod gauge;
@@ -18,7 +19,9 @@ pub mod report;
 pub mod round;
 pub mod sample;
 pub mod scenario;
+pub mod spread;
 pub mod subject;
 pub mod traffic;
 pub mod urgency;
 pub mod verdict;
+pub mod word;

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
+    conditions::Conditions,
     figures::Figures,
     network::{self, Network},
     report::{self, Series},
-    round::{Conditions, interrupted, measure},
+    round::{interrupted, measure},
     scenario::Scenario,
     subject::{Setup, Spec, Subject},
 };

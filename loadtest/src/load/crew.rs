@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
+    conditions::Conditions,
     plan::{Ask, Mark, Plan, Word},
-    round::Conditions,
     subject::spawn_on,
 };
 

@@ -2,13 +2,9 @@
 //! Invariants: it lives no longer than whoever started it: the end of its input is its end · it never goes
 //! on after something has failed.
 
-use std::{
-    io::{self, Write as _},
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, sync::Arc, time::Instant};
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use narrowlink_dataplane::worker::run_alone;
 
 use super::{
@@ -16,6 +12,7 @@ use super::{
     plan::{Ask, Mark, Plan, Word},
     traffic,
     urgency::MOST_URGENT_NICE,
+    word::{fail, say},
 };
 
 /// Runs a load process to its end.
@@ -82,16 +79,4 @@ fn mark(gauge: &Gauge, began: Instant) -> Result<Mark> {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let cpu_ns = u64::try_from(cpu.tv_sec)? * 1_000_000_000 + u64::try_from(cpu.tv_nsec)?;
     Ok(Mark { at_ns, bytes, events, cpu_ns })
-}
-
-fn say(word: &Word) -> Result<()> {
-    let mut line = serde_json::to_vec(word)?;
-    line.push(b'\n');
-    Ok(io::stdout().lock().write_all(&line)?)
-}
-
-/// Ends this load process with a sentence: a figure with a lost connection in it is none.
-pub fn fail(error: &Error) -> ! {
-    let _ = say(&Word::Failed(format!("{error:#}")));
-    std::process::exit(1)
 }

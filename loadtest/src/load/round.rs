@@ -3,7 +3,6 @@
 //! same edges · connections are new in every round · a signal ends the round, and with it all processes.
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -15,6 +14,7 @@ use anyhow::{Result, ensure};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
+    conditions::Conditions,
     crew::Crew,
     figures::{Figures, Window},
     plan::Plan,
@@ -22,21 +22,6 @@ use super::{
     scenario::Scenario,
     subject::Subject,
 };
-
-/// How long is measured, and where the load runs.
-#[derive(Debug, Clone)]
-pub struct Conditions {
-    /// This program.
-    pub program: PathBuf,
-    /// Before the window.
-    pub warmup: Duration,
-    /// The window.
-    pub window: Duration,
-    /// Of the load processes; none: anywhere.
-    pub cores: Vec<usize>,
-    /// Before everybody else's processes.
-    pub urgent: bool,
-}
 
 /// Measures a subject once.
 ///

@@ -15,9 +15,9 @@ use narrowlink_dataplane::worker::spawn;
 
 use super::{
     gauge::Gauge,
-    hand::fail,
     peer::{self, Tunnel, join_many},
     plan::{Plan, Traffic, Way},
+    word::fail,
 };
 
 /// Bytes read at a time, and thrown away.

@@ -1,7 +1,7 @@
 //! Role: what may be said of the ratio of two subjects' figures.
 //! Invariants: what one build differs from itself by (A/A) is called no difference between two builds.
 
-use super::{figures::Better, report::Spread};
+use super::{figures::Better, spread::Spread};
 
 /// Of fewer rounds nobody knows by how much a build differs from itself.
 const ROUNDS_MIN: usize = 3;

@@ -143,7 +143,7 @@ fn keep(mut link: PeerLink) {
                 break error;
             }
         };
-        crate::load::hand::fail(&anyhow!("a link ended: {error}"));
+        crate::load::word::fail(&anyhow!("a link ended: {error}"));
     });
 }
 

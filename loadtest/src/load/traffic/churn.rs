@@ -15,8 +15,8 @@ use narrowlink_proto::{
 use super::keep_going;
 use crate::load::{
     gauge::Gauge,
-    hand::fail,
     peer::{Forwarder, Frames, Got, Tunnel, bare},
+    word::fail,
 };
 
 /// Streams and lanes that stand.
