@@ -5,7 +5,10 @@ mod kit;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use narrowlink_dataplane::tls::record::{Cipher, Opener, PLAIN_BYTES_MAX, Sealer, Secret, Version};
+use narrowlink_dataplane::tls::{
+    record::{Opener, PLAIN_BYTES_MAX, Sealer},
+    secret::{Cipher, Secret, Version},
+};
 use rustls::ContentType;
 
 const BYTES: usize = 256 * 1024;

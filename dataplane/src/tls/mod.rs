@@ -8,10 +8,12 @@
 mod fault;
 mod handshake;
 mod held;
+mod info;
 mod kernel;
 mod post;
 mod receive;
 pub mod record;
+pub mod secret;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -32,7 +34,8 @@ use kernel::{Kernel, System};
 pub use kernel::{Ktls, KtlsState, choose_ktls};
 use post::Post;
 use receive::Receiver;
-use record::{Opener, Sealer, Secret};
+use record::{Opener, Sealer};
+use secret::Secret;
 use send::Sender;
 
 use crate::socket::Socket;

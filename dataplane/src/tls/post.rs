@@ -12,8 +12,9 @@ use rustls::{
 
 use super::{
     fault::TlsError,
-    kernel::{Direction, Info},
-    record::{Opener, Sealer, Secret, Version},
+    info::{Direction, Info},
+    record::{Opener, Sealer},
+    secret::{Secret, Version},
 };
 
 /// The longest message; the library takes no longer one in a handshake either.

@@ -6,10 +6,13 @@
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
-use narrowlink_proto::id::ChannelBinding;
-use rustls::{ConnectionTrafficSecrets, ContentType, crypto::cipher::AeadKey};
+use rustls::{ContentType, crypto::cipher::AeadKey};
 
-use super::{fault::TlsError, kernel::Info};
+use super::{
+    fault::TlsError,
+    info::Info,
+    secret::{Cipher, Secret, Version},
+};
 
 /// A record's header: type, version, length.
 pub const HEADER_BYTES: usize = 5;
@@ -28,75 +31,6 @@ const RAW_BYTES: usize = 32;
 /// No sequence number comes near its end, whatever a suite allows.
 const SEQUENCE_MAX: u64 = u64::MAX - (1 << 16);
 
-/// The version that was agreed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// TLS 1.2.
-    Tls12,
-    /// TLS 1.3.
-    Tls13,
-}
-
-/// The ciphers that both versions have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cipher {
-    /// AES-128-GCM.
-    Aes128Gcm,
-    /// AES-256-GCM.
-    Aes256Gcm,
-    /// ChaCha20-Poly1305.
-    ChaCha20Poly1305,
-}
-
-/// One direction's key.
-pub struct Secret<'a> {
-    cipher: Cipher,
-    key: &'a [u8],
-    iv: [u8; NONCE_LEN],
-}
-
-impl<'a> Secret<'a> {
-    /// From its parts.
-    pub fn new(cipher: Cipher, key: &'a [u8], iv: [u8; NONCE_LEN]) -> Self {
-        Self { cipher, key, iv }
-    }
-
-    /// Whose key it is.
-    pub(super) fn cipher(&self) -> Cipher {
-        self.cipher
-    }
-
-    /// The key itself.
-    pub(super) fn key(&self) -> &'a [u8] {
-        self.key
-    }
-
-    /// The initial vector.
-    pub(super) fn iv(&self) -> [u8; NONCE_LEN] {
-        self.iv
-    }
-
-    /// What shows to who has the same secret that it is the same.
-    pub(super) fn binding(&self) -> ChannelBinding {
-        ChannelBinding::new(self.key, &self.iv)
-    }
-}
-
-impl<'a> TryFrom<&'a ConnectionTrafficSecrets> for Secret<'a> {
-    type Error = TlsError;
-
-    fn try_from(secrets: &'a ConnectionTrafficSecrets) -> Result<Self, TlsError> {
-        let (cipher, key, iv) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Cipher::Aes128Gcm, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Cipher::Aes256Gcm, key, iv),
-            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (Cipher::ChaCha20Poly1305, key, iv),
-            _ => return Err(rustls::Error::General("a cipher that nobody knows here".into()).into()),
-        };
-        let iv = iv.as_ref().try_into().map_err(|_| rustls::Error::General("an odd nonce".into()))?;
-        Ok(Self { cipher, key: key.as_ref(), iv })
-    }
-}
-
 /// What sealing and opening have in common: a key, and where its nonces are.
 struct Keyed {
     key: LessSafeKey,
@@ -112,19 +46,19 @@ struct Keyed {
 
 impl Keyed {
     fn new(version: Version, seq: u64, secret: &Secret<'_>) -> Result<Self, TlsError> {
-        let algorithm = match secret.cipher {
+        let algorithm = match secret.cipher() {
             Cipher::Aes128Gcm => &AES_128_GCM,
             Cipher::Aes256Gcm => &AES_256_GCM,
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
-        let key = UnboundKey::new(algorithm, secret.key)
+        let key = UnboundKey::new(algorithm, secret.key())
             .map_err(|_| rustls::Error::General("a key of the wrong length".into()))?;
         let mut raw = [0; RAW_BYTES];
-        raw[..secret.key.len()].copy_from_slice(secret.key);
-        let explicit = version == Version::Tls12 && secret.cipher != Cipher::ChaCha20Poly1305;
+        raw[..secret.key().len()].copy_from_slice(secret.key());
+        let explicit = version == Version::Tls12 && secret.cipher() != Cipher::ChaCha20Poly1305;
         let explicit_bytes = if explicit { EXPLICIT_BYTES } else { 0 };
         let (key, raw) = (LessSafeKey::new(key), AeadKey::from(raw));
-        Ok(Self { key, raw, cipher: secret.cipher, iv: secret.iv, seq, version, explicit_bytes })
+        Ok(Self { key, raw, cipher: secret.cipher(), iv: secret.iv(), seq, version, explicit_bytes })
     }
 
     /// The key and where it stands, for the kernel to go on with.

@@ -12,7 +12,8 @@ use super::{
     Carrier,
     fault::TlsError,
     post::Post,
-    record::{Cipher, HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer, Version},
+    record::{HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer},
+    secret::{Cipher, Version},
 };
 use crate::buffer::{Buffer, SMALL_BYTES};
 

@@ -4,7 +4,6 @@
 //! key" nothing is sent before the kernel has it · no key seals more records than it may.
 //! See: the kernel's Documentation/networking/tls.rst; ARCHITECTURE.md "Decisions".
 
-mod info;
 mod probe;
 mod system;
 
@@ -19,15 +18,16 @@ use rustls::{AlertDescription, ContentType};
 
 pub use self::probe::{Ktls, KtlsState, choose_ktls};
 pub(super) use self::{
-    info::Info,
     probe::allowed,
-    system::{Direction, Received, System},
+    system::{Received, System},
 };
 use super::{
     fault::TlsError,
+    info::{Direction, Info},
     post::{Ask, Post},
     receive::End,
-    record::{Cipher, HEADER_BYTES, OVERHEAD_BYTES_MAX, Sealer, Version},
+    record::{HEADER_BYTES, OVERHEAD_BYTES_MAX, Sealer},
+    secret::{Cipher, Version},
     send::KEY_UPDATE,
 };
 use crate::socket::Socket;

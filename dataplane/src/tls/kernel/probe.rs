@@ -13,9 +13,11 @@ use std::{
 };
 
 use super::{
-    super::record::{Cipher, Secret, Version},
-    info::Info,
-    system::{Direction, attach, next_seq, set_key},
+    super::{
+        info::{Direction, Info},
+        secret::{Cipher, Secret, Version},
+    },
+    system::{attach, next_seq, set_key},
 };
 
 /// Which TLS connections the kernel may take over, where it can.

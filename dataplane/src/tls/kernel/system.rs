@@ -11,20 +11,14 @@ use std::{
 
 use rustls::ContentType;
 
-use super::{super::record::Cipher, info::Info};
+use super::super::{
+    info::{Direction, Info},
+    secret::Cipher,
+};
 use crate::{budget, socket::Socket};
 
 const TLS_SET_RECORD_TYPE: libc::c_int = 1;
 const TLS_GET_RECORD_TYPE: libc::c_int = 2;
-
-/// A direction, by its socket option.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Direction {
-    /// `TLS_TX`
-    Out = 1,
-    /// `TLS_RX`
-    In = 2,
-}
 
 /// What one look at the socket brought.
 #[derive(Debug, PartialEq, Eq)]

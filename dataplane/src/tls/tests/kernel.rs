@@ -6,8 +6,10 @@ use rustls::{AlertDescription, ContentType};
 use super::*;
 use crate::tls::{
     fault::TlsError,
-    kernel::{Direction, Info, Received, System},
-    record::{Cipher, Opener, PLAIN_BYTES_MAX, Sealer, Secret, Version},
+    info::{Direction, Info},
+    kernel::{Received, System},
+    record::{Opener, PLAIN_BYTES_MAX, Sealer},
+    secret::{Cipher, Secret, Version},
 };
 
 /// The kernel's side of a line.

@@ -4,7 +4,7 @@
 
 use zeroize::Zeroizing;
 
-use super::super::record::{Cipher, Secret, Version};
+use super::secret::{Cipher, Secret, Version};
 
 /// The longest: version and cipher, 44 bytes of key and nonce, sequence number.
 const BYTES_MAX: usize = 4 + 12 + 32 + SEQ_BYTES;
@@ -12,16 +12,25 @@ const SEQ_BYTES: usize = 8;
 /// The part of a nonce that is the same in all records of TLS 1.2 AES-GCM.
 const SALT_BYTES: usize = 4;
 
+/// A direction, by its socket option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// `TLS_TX`
+    Out = 1,
+    /// `TLS_RX`
+    In = 2,
+}
+
 /// What `TLS_TX` and `TLS_RX` are set to. For both versions the structs are the same, although
 /// their names say 12.
-pub(in super::super) struct Info {
+pub(super) struct Info {
     bytes: Zeroizing<[u8; BYTES_MAX]>,
     len: usize,
 }
 
 impl Info {
     /// The key for the record of number `seq` and all behind it.
-    pub(in super::super) fn new(version: Version, secret: &Secret<'_>, seq: u64) -> Self {
+    pub(super) fn new(version: Version, secret: &Secret<'_>, seq: u64) -> Self {
         let (cipher, key, mut nonce) = (secret.cipher(), secret.key(), secret.iv());
         if version == Version::Tls12 && cipher != Cipher::ChaCha20Poly1305 {
             nonce = fresh_nonce(nonce);
@@ -55,7 +64,7 @@ impl Info {
     }
 
     /// For the system call.
-    pub(in super::super) fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 
