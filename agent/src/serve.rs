@@ -86,7 +86,7 @@ async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<
     let Origin::Client { name, peer_addr } = &dial.origin;
     tracing::debug!(?session, client = ?name, peer = %peer_addr, target = %dial.target, "session");
     let traffic = Traffic::default();
-    let moving = relay(conn.end(session), End::Bare(&target), &traffic);
+    let moving = relay(End::of(&conn, session), End::Bare(&target), &traffic);
     let ended = future::or(moving, cut_off(shared)).await;
     let (up_bytes, down_bytes) = (traffic.up_bytes.get(), traffic.down_bytes.get());
     match &ended {

@@ -14,8 +14,9 @@ use async_channel::{Receiver, Sender};
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_control::registry::{Act, Registry};
 use narrowlink_dataplane::{
-    directory::Directory,
-    door::{LinkOrder, LinkRequest, Principal},
+    directory::{Directory, LinkOrder},
+    door::LinkRequest,
+    principal::Principal,
 };
 use narrowlink_proto::{
     id::{AgentKey, LinkId, LinkSecret, Nonce, Uid},

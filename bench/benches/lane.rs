@@ -23,10 +23,13 @@ use narrowlink_control::{
     revocations::Revocations,
 };
 use narrowlink_dataplane::{
+    attend::attend,
     conn::{Conn, Role},
     directory::{AgentEntry, Directory},
-    handover::{Local, Shared},
-    lane::{IdleLane, Lane, park, take},
+    lane::{IdleLane, Lane},
+    local::Local,
+    parking::{park, take},
+    shared::Shared,
     socket::Socket,
     table::{self, Seat},
     worker::{Main, Options, Workers, spawn},
@@ -78,7 +81,7 @@ impl Gateway {
             let (orders, report) = (taken[index].clone(), report.clone());
             Box::pin(async move {
                 let local = Local::new(index, shared);
-                spawn(local.clone().attend_mailbox());
+                spawn(attend(local.clone(), Vec::new()));
                 work(&local, &entry, &orders, &report).await;
             })
         });
@@ -147,7 +150,7 @@ async fn work(
                     idle(Lane {
                         conn: Box::new(conn),
                         entry: entry.clone(),
-                        seat: Seat::for_lane(local, &entry.principal),
+                        seat: Seat::for_lane(&local.table, &entry.principal),
                         slot: entry.principal.usage.lane(&Limits::default()).unwrap(),
                     }),
                 );
@@ -168,7 +171,7 @@ async fn work(
             }
         }
         turn.writable().await.unwrap();
-        let lanes = local.table.borrow().count(table::Kind::Lane);
+        let lanes = local.table.count(table::Kind::Lane);
         reports.send(Report { took, lanes }).await.unwrap();
     }
 }

@@ -9,7 +9,7 @@ use std::{io, os::fd::OwnedFd, os::unix::net::UnixStream, sync::Arc};
 use futures_lite::future;
 use narrowlink_dataplane::{
     conn::{Conn, Role},
-    relay::{Traffic, relay},
+    relay::{End, Traffic, relay},
     socket::Socket,
     tls::{TlsSocket, install_crypto},
     wire::Wire,
@@ -157,7 +157,7 @@ impl Between {
         let client = Conn::new(wires.0, client.framing, client.role, 1);
         let target = Conn::new(wires.1, target.framing, target.role, 1);
         let id = SessionId::from_bytes([9; 32]);
-        relay(client.end(id), target.end(id), &Traffic::default()).await
+        relay(End::of(&client, id), End::of(&target, id), &Traffic::default()).await
     }
 }
 

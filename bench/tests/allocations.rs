@@ -21,7 +21,8 @@ use narrowlink_bench::{
 };
 use narrowlink_control::audit::Audit;
 use narrowlink_dataplane::{
-    door::{Event, Principal},
+    door::Event,
+    principal::Principal,
     worker::{self, Driver},
 };
 use narrowlink_proto::{

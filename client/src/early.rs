@@ -22,9 +22,9 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    Stop,
     open::{OPEN_TIMEOUT, Session, close},
     routes::Route,
+    stop::Stop,
     warm::Stream,
 };
 
@@ -82,7 +82,7 @@ pub(crate) async fn carry(
     let carried = async {
         let sent = timeout(OPEN_TIMEOUT, conn.send(&Message::Open(open))).await;
         sent.map_err(|_| timed_out(&route))?.map_err(ConnError::from)?;
-        relay_behind(End::Bare(local), conn.end(id), &traffic, &gate, answer).await
+        relay_behind(End::Bare(local), End::of(&conn, id), &traffic, &gate, answer).await
     };
     let stopped = async { Err(stop.shutdown().await.into()) };
     let ended = match future::or(carried, stopped).await {

@@ -28,20 +28,18 @@ use narrowlink_dataplane::{
     wire::Wire,
     worker::spawn,
 };
-use narrowlink_proto::{
-    ended::{Ended, RefusalCode},
-    target::Target,
-};
+use narrowlink_proto::ended::{Ended, RefusalCode};
 
 use crate::{
-    Stop,
     early::{self, Outcome, say_ended},
     exit::{Exit, Failure},
     open::{OpenError, Opener, Session, ask_for},
     outlook::Outlook,
+    plan::Plan,
     presence::{AGENT_GRACE, Presence},
     queue::{Number, Queue, Turn},
     renewal::Renewal,
+    stop::Stop,
     warm::{Stream, Warm},
 };
 
@@ -63,17 +61,6 @@ const KEPT_FREE: usize = 5;
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Different troubles that are remembered.
 const SAID_MAX: usize = 64;
-
-/// What is to be forwarded, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// The agent that dials.
-    pub agent: String,
-    /// What it dials.
-    pub target: Target,
-    /// Where to listen.
-    pub listen: SocketAddr,
-}
 
 /// A forward at work.
 pub(crate) struct Forwarder {
@@ -295,7 +282,7 @@ impl Forwarder {
         };
         arrival.opened();
         let traffic = Traffic::default();
-        let moving = relay(End::Bare(&arrival.local), session.conn.end(session.id), &traffic);
+        let moving = relay(End::Bare(&arrival.local), End::of(&session.conn, session.id), &traffic);
         let ended = future::or(moving, async { Err(self.stop.shutdown().await) }).await;
         say_ended(&traffic, ended);
         Attempt::Ended(Box::new(session), ended)

@@ -15,25 +15,23 @@ mod forward;
 pub mod list;
 mod open;
 mod outlook;
+mod plan;
 mod presence;
 mod queue;
 mod renewal;
 mod routes;
 mod stdio;
+mod stop;
 mod warm;
 pub mod whoami;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
 
-use async_channel::{Receiver, Sender};
+use async_channel::Sender;
 use narrowlink_dataplane::{timer::sleep, worker::run_alone};
-use narrowlink_proto::{
-    ended::{Ended, Side, Why},
-    message::AgentInfo,
-    target::Target,
-};
+use narrowlink_proto::{message::AgentInfo, target::Target};
 
-pub use crate::forward::Plan;
+pub use crate::plan::Plan;
 use crate::{
     config::{Config, ConfigError},
     exit::{Exit, Failure},
@@ -41,6 +39,7 @@ use crate::{
     open::Opener,
     renewal::Renewal,
     routes::Routes,
+    stop::Stop,
     whoami::Identity,
 };
 
@@ -48,22 +47,6 @@ use crate::{
 const CUT_TICK: Duration = Duration::from_millis(5);
 /// .. and how often at the most.
 const CUT_TICKS_MAX: usize = 200;
-
-/// Over as soon as the other half is dropped.
-#[derive(Clone)]
-pub(crate) struct Stop(Receiver<Infallible>);
-
-impl Stop {
-    pub(crate) async fn wait(&self) {
-        let _ = self.0.recv().await;
-    }
-
-    /// Waits, and says how a session ends then.
-    pub(crate) async fn shutdown(&self) -> Ended {
-        self.wait().await;
-        Ended { by: Side::Here, why: Why::Shutdown }
-    }
-}
 
 /// A running forward. Dropping it stops it.
 pub struct Forward {
@@ -96,7 +79,7 @@ pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
     let gateways = config.gateways()?;
     let listener = forward::bind(plan.listen)?;
     let local_addr = listener.local_addr().map_err(|e| Failure::new(Exit::Internal, e))?;
-    let (stop, stopped) = async_channel::bounded(1);
+    let (stop, stopped) = Stop::new();
     let (started, starting) = mpsc::channel();
     let config = config.clone();
     let thread = std::thread::Builder::new().name("forward".to_owned()).spawn(move || {
@@ -107,7 +90,7 @@ pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
             };
             let _ = started.send(Ok(()));
             let opener = Opener::new(Routes::new(&config, gateways));
-            let forwarder = Forwarder::new(plan, opener, Stop(stopped));
+            let forwarder = Forwarder::new(plan, opener, stopped);
             forwarder.clone().run(listener, renewal).await;
             for _ in 0..CUT_TICKS_MAX {
                 if Rc::strong_count(&forwarder) == 1 {

@@ -11,7 +11,7 @@ use narrowlink_proto::{
     token::{Claims, read_unverified},
 };
 
-use crate::{Plan, presence::RollCall};
+use crate::{plan::Plan, presence::RollCall};
 
 /// Names that are repeated in a hint.
 const NAMES_MAX: usize = 8;

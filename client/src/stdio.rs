@@ -53,7 +53,7 @@ pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Res
 
     let traffic = Traffic::default();
     let moving = async {
-        let target = session.conn.end(session.id);
+        let target = End::of(&session.conn, session.id);
         relay(End::Bare(&local), target, &traffic)
             .await
             .map_err(|ended| Failure::reset(ended, session.conn.farewell().as_deref()))

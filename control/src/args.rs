@@ -7,7 +7,7 @@ use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum
 use narrowlink_dataplane::{process, tls::Ktls};
 use narrowlink_proto::{id::Uid, target::Target};
 
-use crate::revoke::Moment;
+use crate::moment::Moment;
 
 /// The gateway of Narrowlink: agents and clients meet here.
 #[derive(Debug, Parser)]

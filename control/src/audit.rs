@@ -9,8 +9,9 @@ mod gate;
 use std::{collections::BTreeSet, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use narrowlink_dataplane::{
-    door::{Event, Principal},
+    door::Event,
     journal::{Bounds, Journal},
+    principal::Principal,
     sources::Source,
 };
 use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
@@ -18,8 +19,8 @@ use serde::Serialize;
 
 use self::{file::AuditFile, gate::Gate};
 use crate::{
-    auth::signer,
     clock,
+    credentials::signer,
     revocations::{Entry, Revocations},
 };
 

@@ -15,15 +15,16 @@ use std::{
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::{
     directory::Directory,
-    door::{Door, Event, FOR_EVER, LinkRequest, Principal, Rejected},
+    door::{Door, Event, LinkRequest, Rejected},
+    principal::Principal,
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     id::LinkId,
-    message::{AgentInfo, Channel, Dial, Open, Origin, Speaker},
-    policy::{Grant, Verdict},
+    message::{AgentInfo, Channel, Dial, Open, Origin},
+    policy::Verdict,
     target::{Destination, Target},
-    token::{Claims, KeyId, KeyRing, Keys, Kind, LEEWAY_S, Secret, TokenError},
+    token::{Claims, KeyId, KeyRing, Keys, Kind, Secret, TokenError},
 };
 use rustls::ServerConfig;
 
@@ -33,6 +34,7 @@ use crate::{
     clerk::Counter,
     clock::{self, Clock},
     config::Service,
+    credentials::{Credentials, granted, principal},
     revocations::{Bearer, Revocations},
 };
 
@@ -55,17 +57,6 @@ pub struct Rules {
     /// By number; numbers stay the same over reloads.
     services: BTreeMap<usize, Service>,
     revocations: Revocations,
-}
-
-/// What the operator remembers of a bearer.
-struct Credentials {
-    grant: Grant,
-    /// When the token was issued.
-    iat: Option<u64>,
-    /// What it was signed with.
-    key: KeyId,
-    /// When it holds no more, in seconds since 1970.
-    ends_s: u64,
 }
 
 impl Rules {
@@ -285,31 +276,6 @@ fn say_ids(ids: impl Iterator<Item = KeyId>) -> String {
     ids.fold(first, |words, id| words + ", formerly with " + &id)
 }
 
-/// What the token of somebody who was let in is signed with.
-pub(crate) fn signer(who: &Principal) -> Option<KeyId> {
-    who.grant.downcast_ref().map(|Credentials { key, .. }| *key)
-}
-
-/// What a client's token grants; an agent's grants nothing here.
-fn granted(who: &Principal) -> Result<&Grant, Refused> {
-    match (who.speaker, who.grant.downcast_ref()) {
-        (Speaker::Client, Some(Credentials { grant, .. })) => Ok(grant),
-        _ => Err(Refused::new(RefusalCode::Policy, "only a client's token may ask for this")),
-    }
-}
-
-fn principal(claims: Claims, key: KeyId, since_1970: Duration, now: Instant) -> Principal {
-    let ends_s = claims.exp.saturating_add(LEEWAY_S);
-    let left = Duration::from_secs(ends_s).saturating_sub(since_1970);
-    let speaker = if claims.kind == Kind::Client { Speaker::Client } else { Speaker::Agent };
-    Principal {
-        token_id: claims.jti,
-        expires_at: now + left.min(FOR_EVER),
-        grant: Arc::new(Credentials { grant: claims.policies, iat: claims.iat, key, ends_s }),
-        ..Principal::new(speaker, claims.uid, &claims.name)
-    }
-}
-
 /// Foreign words in our own sentence: no longer than a sentence.
 fn shown(words: &impl ToString) -> String {
     let words = words.to_string();
@@ -326,6 +292,7 @@ mod tests {
     use narrowlink_dataplane::directory::AgentEntry;
     use narrowlink_proto::{
         id::{LinkSecret, SessionId, Uid},
+        message::Speaker,
         token::{PublishProtocol, Published, Services},
     };
 
@@ -479,18 +446,6 @@ mod tests {
         let words = |token| warden.login(Channel::Stream, token).err().map(|rejected| rejected.refused);
         assert_eq!(words(&good), words(&bad));
         assert!(words(&other).is_none());
-    }
-
-    #[test]
-    fn a_token_ends_when_it_says() {
-        let now = Instant::now();
-        let at = |exp: u64, millis: u64| {
-            let claims = Claims { exp, ..claims(Kind::Client) };
-            principal(claims, key(), Duration::from_millis(millis), now).expires_at - now
-        };
-        assert_eq!(at(1000, 900_500), Duration::from_millis(99_500 + LEEWAY_S * 1000));
-        assert_eq!(at(1000, 5_000_000), Duration::ZERO);
-        assert_eq!(at(u64::MAX, 0), FOR_EVER);
     }
 
     fn client(policies: Option<&str>) -> Principal {

@@ -10,10 +10,7 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use narrowlink_dataplane::{
-    door::{LinkOrder, LinkRequest},
-    handover::{Note, Shared},
-};
+use narrowlink_dataplane::{directory::LinkOrder, door::LinkRequest, mailbox::Note, shared::Shared};
 use narrowlink_proto::{
     id::{LinkId, LinkSecret},
     limits::Limits,
@@ -150,7 +147,7 @@ impl Clerk {
                     tracing::info!(
                         "the clock was set, or this machine slept: every token's end is looked at again"
                     );
-                    self.shared.tell_all(|| Note::Judge);
+                    self.shared.mailboxes.tell_all(|| Note::Judge);
                 }
                 sweep_at = now + SWEEP_EVERY;
             }
@@ -201,7 +198,7 @@ impl Clerk {
                         orders.close();
                     }
                 }
-                Act::Forget(link) => self.shared.tell_all(|| Note::Forget(link)),
+                Act::Forget(link) => self.shared.mailboxes.tell_all(|| Note::Forget(link)),
             }
         }
     }
@@ -225,10 +222,7 @@ mod tests {
         auth::{Rules, Warden},
         revocations::Revocations,
     };
-    use narrowlink_dataplane::{
-        directory::Directory,
-        door::{LinkGrant, Principal},
-    };
+    use narrowlink_dataplane::{directory::Directory, door::LinkGrant, principal::Principal};
     use narrowlink_proto::{
         id::{AgentKey, Nonce, Uid},
         limits::Limits,

@@ -23,9 +23,12 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    attend::attend,
     directory::Directory,
-    handover::{Local, Note, Shared},
-    serve::Service,
+    local::Local,
+    mailbox::Note,
+    service::Service,
+    shared::Shared,
     worker::{self, Driver, Options, Workers},
 };
 
@@ -42,7 +45,7 @@ use crate::{
     certificate::Watch,
     clerk::{self, Counter},
     clock::{self, Clock},
-    config::Config,
+    config::{Config, Places},
     registry::Registry,
 };
 
@@ -109,6 +112,20 @@ pub enum StartError {
     Workers(#[from] worker::StartError),
 }
 
+impl StartError {
+    /// What it says, and in front of it where in the config stands what it is about.
+    pub fn located(&self, places: &Places) -> String {
+        let at = match self {
+            Self::Listen { service, .. } => places.listen_addr(*service),
+            Self::Audit { .. } => places.audit(),
+            Self::StateDir { .. } => places.state_dir(),
+            // About nothing that stands in a file.
+            Self::Incomplete(_) | Self::Control(_) | Self::Workers(_) => "",
+        };
+        format!("{at}{self}")
+    }
+}
+
 /// What one worker listens on, until it has started.
 type Seats = Vec<Mutex<Vec<(Service, TcpListener)>>>;
 
@@ -157,7 +174,7 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
     let workers = Workers::start("worker", &options, &worker_main(seats, shared.clone(), ended.clone()))?;
     let control =
         inbox.serve(Registry::new(count, limits), shared.clone(), accounts.clone(), clock).map_err(|e| {
-            shared.tell_all(|| Note::Stop);
+            shared.mailboxes.tell_all(|| Note::Stop);
             StartError::Control(e)
         })?;
     let (open, fixed) = (Mutex::new(open), Fixed::of(&config));
@@ -203,11 +220,7 @@ fn worker_main(seats: Seats, shared: Arc<Shared>, ended: Arc<AtomicUsize>) -> wo
         let (shared, ended) = (shared.clone(), CountEnd(ended.clone()));
         Box::pin(async move {
             let _ended = ended;
-            let local = Local::new(index, shared);
-            for (service, socket) in listeners {
-                local.listen(service, socket);
-            }
-            local.attend_mailbox().await;
+            attend(Local::new(index, shared), listeners).await;
         })
     })
 }
@@ -255,7 +268,7 @@ impl Gateway {
     /// Ends what is idle: links are told and end, nothing new is accepted. Sessions go on.
     pub fn begin_stop(&self) {
         self.counter.drain(GOODBYE_PATIENCE);
-        self.shared.tell_all(|| Note::Stop);
+        self.shared.mailboxes.tell_all(|| Note::Stop);
     }
 
     /// Says what is wrong with certificates, at first and then once a day; to be asked every now and then, at `now`

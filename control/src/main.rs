@@ -138,7 +138,7 @@ fn refused(e: StartError, places: &Places) -> Failure {
         StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
         _ => INTERNAL,
     };
-    Failure { code, error: anyhow!(places.locate(&e)) }
+    Failure { code, error: anyhow!(e.located(places)) }
 }
 
 fn answer(args: &Explain) -> Result<u8, Failure> {

@@ -16,8 +16,8 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use imbl::OrdMap;
 use narrowlink_dataplane::{
-    directory::AgentEntry,
-    door::{LinkGrant, LinkOrder, LinkRequest},
+    directory::{AgentEntry, LinkOrder},
+    door::{LinkGrant, LinkRequest},
 };
 use narrowlink_proto::{
     id::{AgentKey, LinkId, LinkSecret, instance_statement},

@@ -79,7 +79,7 @@ impl Reloader {
                 "{list}: gone, and with it what it revokes: write [] there to revoke nothing"
             ));
         }
-        let changes = gateway.reload(&config).map_err(|e| config.places.locate(&e))?;
+        let changes = gateway.reload(&config).map_err(|e| e.located(&config.places))?;
         Ok((changes, config))
     }
 }

@@ -21,9 +21,11 @@ use crate::{
     claims::{Claim, ClaimError, Use},
     conn::Conn,
     directory::AgentEntry,
-    door::{Principal, Rejected},
-    handover::Local,
-    lane::{self, Lane},
+    door::Rejected,
+    lane::Lane,
+    local::Local,
+    parking,
+    principal::Principal,
     timer::timeout_at,
     usage::Slot,
 };
@@ -172,7 +174,7 @@ pub(crate) fn refusal(local: &Rc<Local>, lane: Lane, unopened: Unopened, session
             if lane.conn.framing() == Framing::Framed
                 && let Ok(idle) = lane.idle()
             {
-                lane::park(local, idle);
+                parking::park(local, idle);
             }
             refused
         }
@@ -203,7 +205,7 @@ async fn find_and_dial(
     let message = Message::Dial(dial);
     let mut entry = entry;
     loop {
-        let lane = match lane::take(local, &entry, deadline).await {
+        let lane = match parking::take(local, &entry, deadline).await {
             Ok(lane) => lane,
             Err(refused) => {
                 // The agent has connected anew while this one waited: then its new link has lanes.
@@ -214,7 +216,7 @@ async fn find_and_dial(
         };
         if let Err(refused) = still_stands(local, who) {
             if let Ok(idle) = lane.idle() {
-                lane::park(local, idle);
+                parking::park(local, idle);
             }
             return Err(refused);
         }

@@ -23,7 +23,6 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     budget,
     deframe::{Deframer, Event},
-    relay::End,
     timer::timeout,
     wire::{Wire, WireParts},
 };
@@ -229,14 +228,6 @@ impl Conn {
     /// The bytes below.
     pub fn wire(&self) -> &Wire {
         &self.wire
-    }
-
-    /// This connection as one end of a session.
-    pub fn end(&self, session: SessionId) -> End<'_> {
-        match self.framing {
-            Framing::Raw => End::Bare(&self.wire),
-            Framing::Framed => End::Framed(self, session),
-        }
     }
 
     /// Counts a decision that the peer has asked for: its next word waits for its turn.

@@ -16,10 +16,10 @@ use async_channel::Sender;
 use imbl::OrdMap;
 use narrowlink_proto::{
     id::{AgentKey, LinkId, LinkSecret, Uid},
-    message::AgentInfo,
+    message::{AgentInfo, Goodbye},
 };
 
-use crate::door::{LinkOrder, Principal};
+use crate::principal::Principal;
 
 /// All agents that can be reached, by user space and name.
 #[derive(Default)]
@@ -47,6 +47,15 @@ pub struct AgentEntry {
     link_down: AtomicBool,
     need_asked: AtomicBool,
     ping_us: AtomicU64,
+}
+
+/// What a link is told to do.
+#[derive(Debug, Clone)]
+pub enum LinkOrder {
+    /// Ask the agent for as many lanes as sessions wait for.
+    NeedLane,
+    /// Say goodbye and end.
+    Goodbye(Goodbye),
 }
 
 /// One worker's lanes of one agent.

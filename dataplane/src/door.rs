@@ -3,62 +3,24 @@
 //! means is the operator's business; it passes through here unseen.
 
 use std::{
-    any::Any,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool},
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use async_channel::Sender;
 use narrowlink_proto::{
     ended::{Ended, Refused, Why},
-    id::{LinkId, LinkSecret, Nonce, SessionId, Uid},
-    message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open, Speaker},
+    id::{LinkId, LinkSecret, Nonce, SessionId},
+    message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open},
     target::Target,
 };
 use rustls::ServerConfig;
 
-use crate::{directory::AgentEntry, usage::Usage};
-
-/// A right that never ends, as far as one process is concerned.
-pub const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// Who a token says its bearer is.
-pub struct Principal {
-    /// An agent or a client.
-    pub speaker: Speaker,
-    /// The user's space.
-    pub uid: Uid,
-    /// The agent's or client's name within it.
-    pub name: String,
-    /// The token's own id.
-    pub token_id: String,
-    /// When the token's right ends.
-    pub expires_at: Instant,
-    /// Where what it does is counted.
-    pub usage: Usage,
-    /// What it grants, in the operator's own terms.
-    pub grant: Arc<dyn Any + Send + Sync>,
-    /// Set once its link got no answer any more although its connection stands: its process hangs, and all that
-    /// it has here ends.
-    pub vanished: AtomicBool,
-}
-
-impl Principal {
-    /// One whose right never ends, and of whom the operator knows no more.
-    pub fn new(speaker: Speaker, uid: Uid, name: &str) -> Self {
-        Self {
-            speaker,
-            uid,
-            name: name.to_owned(),
-            token_id: String::new(),
-            expires_at: Instant::now() + FOR_EVER,
-            usage: Usage::default(),
-            grant: Arc::new(()),
-            vanished: AtomicBool::new(false),
-        }
-    }
-}
+use crate::{
+    directory::{AgentEntry, LinkOrder},
+    principal::Principal,
+};
 
 /// A link that wants to be known.
 pub struct LinkRequest {
@@ -84,15 +46,6 @@ pub struct LinkGrant {
     pub secret: LinkSecret,
     /// The agent's entry; clients have none.
     pub agent: Option<Arc<AgentEntry>>,
-}
-
-/// What a link is told to do.
-#[derive(Debug, Clone)]
-pub enum LinkOrder {
-    /// Ask the agent for as many lanes as sessions wait for.
-    NeedLane,
-    /// Say goodbye and end.
-    Goodbye(Goodbye),
 }
 
 /// A login that was refused.
@@ -199,6 +152,11 @@ pub trait Door: Send + Sync + 'static {
 
     /// A link is gone. Its sessions are not.
     fn release_link(&self, link: LinkId);
+}
+
+/// Whether `who`, who was let in once, may still be here; else why not.
+pub(crate) fn standing(door: &dyn Door, who: &Principal) -> Result<(), Why> {
+    if who.vanished.load(Ordering::Acquire) { Err(Why::Vanished) } else { door.standing(who) }
 }
 
 /// A login or a session was refused: logs it, and hands it on. `cause` is for the operator alone.

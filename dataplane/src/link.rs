@@ -34,9 +34,11 @@ use crate::{
     budget,
     conn::{ConnError, IdleFrames},
     deframe::Heads,
-    directory::AgentEntry,
-    door::{LinkGrant, LinkOrder, LinkRequest, Principal},
-    handover::{Local, Note},
+    directory::{AgentEntry, LinkOrder},
+    door::{LinkGrant, LinkRequest},
+    local::Local,
+    mailbox::Note,
+    principal::Principal,
     quiet::Quiet,
     table::Seat,
     timer::{sleep_until, timeout},
@@ -408,9 +410,9 @@ async fn take_down(local: &Local, socket: Box<LinkSocket>, link: LinkId, ended: 
         if let LinkError::Silent(_) = *ended {
             // A process that hangs, while its kernel goes on answering for it.
             agent.principal.vanished.store(true, Ordering::Release);
-            local.shared.tell_all_soon(|| Note::Lost(link)).await;
+            local.shared.mailboxes.tell_all_soon(|| Note::Lost(link)).await;
         } else {
-            local.shared.tell_all_now(|| Note::LinkDown(link));
+            local.shared.mailboxes.tell_all_now(|| Note::LinkDown(link));
         }
     }
     local.shared.door.release_link(link);

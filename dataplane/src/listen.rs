@@ -3,32 +3,20 @@
 //! call · out of descriptors, the loop waits and says so once a second at most.
 
 use std::{
-    cell::RefCell,
-    collections::HashMap,
     io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::{AsFd, BorrowedFd},
-    rc::Rc,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant as StdInstant},
 };
 
-use async_channel::Sender;
-use futures_lite::future;
 use rustix::{
     net::SocketFlags,
     process::{Resource, getrlimit},
 };
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
-use crate::{
-    descriptors,
-    handover::Local,
-    serve::{self, Service},
-    socket::Socket,
-    timer::sleep,
-    worker::spawn,
-};
+use crate::{descriptors, socket::Socket, timer::sleep};
 
 /// Connections the kernel may hold for us before we accept them.
 const BACKLOG: i32 = 4096;
@@ -189,6 +177,11 @@ impl Listener {
         Ok(self.accept_if(&mut || Ok(())).await?.0)
     }
 
+    /// One more of those that the kernel has accepted for us already.
+    pub(crate) fn accept_left(&self) -> Option<Socket> {
+        accept_now(self.socket.as_fd()).ok()
+    }
+
     /// The next connection, and what `room` gave for it; where that fails, none is taken. Dropping the future
     /// loses none.
     ///
@@ -230,7 +223,7 @@ pub async fn accept_all_with<R>(
 }
 
 /// As [`accept_all_with`]; `take` may let others go first before the next connection is taken.
-async fn accept_in_turns<R>(
+pub(crate) async fn accept_in_turns<R>(
     listener: &Listener,
     mut room: impl FnMut() -> io::Result<R>,
     mut take: impl AsyncFnMut(Socket, R),
@@ -272,51 +265,6 @@ fn say_once_a_second(e: &io::Error) {
         );
     } else {
         tracing::warn!("no connection can be accepted: {e}; trying again");
-    }
-}
-
-/// The services that a worker listens for.
-#[derive(Default)]
-pub struct Listening {
-    /// By the service's number; a listener ends when its channel does.
-    ends: RefCell<HashMap<usize, Sender<()>>>,
-}
-
-impl Listening {
-    /// Serves a service on this worker until that, or the worker, stops.
-    pub(crate) fn begin(&self, local: &Rc<Local>, service: Service, socket: StdListener) {
-        let listener = match Listener::adopt(socket) {
-            Ok(listener) => listener,
-            // Its socket is closed: the other workers get its share of the connections.
-            Err(e) => {
-                let (worker, service) = (local.index, service.index);
-                return tracing::error!(worker, service, "a worker can't listen: {e}");
-            }
-        };
-        let (end, ended) = async_channel::bounded(1);
-        self.ends.borrow_mut().insert(service.index, end);
-        let (local, service) = (local.clone(), Rc::new(service));
-        spawn(async move {
-            let accepting = accept_in_turns(
-                &listener,
-                || Ok(()),
-                async |socket, ()| serve::take(&local, &service, socket).await,
-            );
-            let ended = async {
-                // Nothing is ever sent: the end of the channel is the news.
-                let _ = ended.recv().await;
-            };
-            future::or(future::or(local.stopped(), ended), accepting).await;
-            // What the kernel has accepted for us already would be reset.
-            while let Ok(socket) = accept_now(listener.socket.as_fd()) {
-                serve::take(&local, &service, socket).await;
-            }
-        });
-    }
-
-    /// Stops listening for a service.
-    pub(crate) fn end(&self, service: usize) {
-        self.ends.borrow_mut().remove(&service);
     }
 }
 

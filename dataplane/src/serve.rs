@@ -27,10 +27,13 @@ use crate::{
     admit::{self, Asked},
     budget::{HANDSHAKE, Share},
     conn::{Conn, Role},
-    door::{Event, Principal, Rejected, note_refused},
-    handover::Local,
-    lane::{self, Lane},
+    door::{Event, Rejected, note_refused},
+    lane::Lane,
     link,
+    local::Local,
+    parking,
+    principal::Principal,
+    service::Service,
     socket::Socket,
     sources::{self, Bearer, Source, Unheard},
     strangers::Waits,
@@ -55,15 +58,6 @@ const LEAVING_TURNS: usize = 16;
 /// A login that fails is answered so long after it was asked for: what is wrong with a token is not to be
 /// heard from how long it took to find.
 const LOGIN_REFUSED_AFTER: Duration = Duration::from_millis(25);
-
-/// What a listener is for.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// Its number in the configuration.
-    pub index: usize,
-    /// Whether TLS is spoken there.
-    pub tls: bool,
-}
 
 /// Takes a connection that has just arrived, or cuts it off: its source may be too loud. When every place is taken, and
 /// all that may have been told to leave, they have some turns to do so.
@@ -110,7 +104,7 @@ impl Stranger {
             }
             other => other?,
         };
-        let seat = Seat::for_stranger(local);
+        let seat = Seat::for_stranger(&local.table);
         let place = Place { local: local.clone(), of, key: seat.key() };
         local.strangers(|all| all.arrive(place.of.heard, place.key));
         Ok(Self { local: local.clone(), peer_addr, seat, place })
@@ -440,7 +434,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
                 seat.belongs_to(&entry.principal);
                 wire.write_all(&accept.encode(None)).await?;
                 if let Ok(idle) = (Lane { conn: conn(wire), entry, seat, slot }).idle() {
-                    lane::place(&local, idle);
+                    parking::place(&local, idle);
                 }
                 Ok(())
             }

@@ -5,7 +5,7 @@
 //! SO_LINGER is {1, 0} from adoption until [`Socket::close_gently`], so that a killed process, a
 //! panic or an early return is a reset for the peer and never looks like a clean end.
 //! See: ARCHITECTURE.md "Readiness first".
-#![expect(unsafe_code, reason = "borrows the descriptor that monoio owns")]
+#![expect(unsafe_code, reason = "asks the system what no library asks")]
 
 use std::{
     cell::Cell,
@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use monoio::net::TcpStream;
 use pin_project_lite::pin_project;
 use rustix::{
     event::{PollFd, PollFlags},
@@ -27,6 +26,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::{
     budget::{self, Account, Share, Turn},
+    pollable::Pollable,
     timer::sleep,
 };
 
@@ -47,8 +47,7 @@ pub(crate) const TCP_CLOSE: u8 = 7;
 /// A connected stream socket (TCP, or a local socket pair) of this thread's runtime.
 #[derive(Debug)]
 pub struct Socket {
-    /// monoio's type serves any pollable descriptor here: of it we use only the readiness calls.
-    stream: TcpStream,
+    fd: Pollable,
     account: Account,
     /// How often in a row it was said to be readable, and nothing came of it.
     fruitless: Cell<u8>,
@@ -105,13 +104,12 @@ impl Socket {
                 .with_interval(KEEPALIVE_INTERVAL)
                 .with_retries(KEEPALIVE_PROBES),
         );
-        let stream = TcpStream::from_std(fd.into())?;
-        Ok(Self { stream, account: Account::new(), fruitless: Cell::new(0), full: Cell::new(false) })
+        let fd = Pollable::adopt(fd)?;
+        Ok(Self { fd, account: Account::new(), fruitless: Cell::new(0), full: Cell::new(false) })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `stream` owns the descriptor and lives as long as the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
+        self.fd.as_fd()
     }
 
     /// Waits until a read may bring something (data, end or error): for the kernel, or for this connection's
@@ -129,7 +127,7 @@ impl Socket {
         if self.fruitless.get() >= FRUITLESS_MAX {
             Box::pin(self.pause()).await;
         }
-        self.wait(self.stream.readable(false)).await?;
+        self.wait(self.fd.readable()).await?;
         self.fruitless.set(self.fruitless.get().saturating_add(1));
         Ok(())
     }
@@ -217,7 +215,7 @@ impl Socket {
     /// # Errors
     /// The runtime's.
     pub async fn writable(&self) -> io::Result<()> {
-        self.wait(self.stream.writable(false)).await
+        self.wait(self.fd.writable()).await
     }
 
     /// Reads what is there. `Ok(0)` is the peer's FIN.
@@ -310,7 +308,7 @@ impl Socket {
     /// # Errors
     /// The peer is gone already, or this is no TCP socket.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr().map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+        self.fd.peer_addr().map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()))
     }
 
     /// Our address.
@@ -318,7 +316,7 @@ impl Socket {
     /// # Errors
     /// The system's, or this is no TCP socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.local_addr()
+        self.fd.local_addr()
     }
 
     /// A second descriptor of the same connection, to go on with on another thread; this one is

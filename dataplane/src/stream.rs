@@ -27,11 +27,13 @@ use narrowlink_proto::{
 use crate::{
     admit::{self, Asked, Dialling, Unopened},
     conn::{CLOSE_RESET, Conn, ConnError},
-    door::{Event, Principal, note_refused},
-    handover::Local,
-    lane::{self, Lane},
+    door::{Event, note_refused},
+    lane::Lane,
     linger,
-    relay::{Gate, Traffic, gone, relay_behind, settle, settled},
+    local::Local,
+    parking,
+    principal::Principal,
+    relay::{End, Gate, Traffic, gone, relay_behind, settle, settled},
     table::{Kind, Seat},
     timer::{sleep_until, timeout, timeout_at},
     usage::Slot,
@@ -228,7 +230,8 @@ impl Visit {
                     }
                 };
                 let over = async { Err(self.over(&standing.lane).await.into()) };
-                let moving = relay_behind(stream.end(session), lane.end(session), &traffic, &gate, answer);
+                let moving =
+                    relay_behind(End::of(&stream, session), End::of(lane, session), &traffic, &gate, answer);
                 future::or(moving, over).await
             };
             match ended {
@@ -356,7 +359,7 @@ impl Visit {
         let settled = future::or(settled(&lane.conn, session, Speaker::Agent, Side::Target), over).await;
         match settled {
             Ok(()) => match lane.idle() {
-                Ok(idle) => lane::park(&self.local, idle),
+                Ok(idle) => parking::park(&self.local, idle),
                 Err(lane) => lane.conn.close(1002, "half a message behind a session"),
             },
             Err(ended) => lane.conn.close(CLOSE_RESET, &ended.by_name("the gateway")),

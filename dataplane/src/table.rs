@@ -5,6 +5,7 @@
 //! See: `sources`, which bounds strangers; `strangers`, which says who of them leaves.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -14,7 +15,10 @@ use std::{
 use narrowlink_proto::ended::Why;
 use slab::Slab;
 
-use crate::{door::Principal, handover::Local};
+use crate::{
+    door::{self, Door},
+    principal::Principal,
+};
 
 /// What a connection has turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,31 +74,57 @@ impl Entry {
 }
 
 /// All connections of one worker.
-#[derive(Default)]
 pub struct Table {
-    entries: Slab<Entry>,
+    door: Arc<dyn Door>,
+    entries: RefCell<Entries>,
+}
+
+impl Table {
+    /// An empty one; `door` knows who may be here.
+    pub fn new(door: Arc<dyn Door>) -> Rc<Self> {
+        Rc::new(Self { door, entries: RefCell::default() })
+    }
+
+    /// How many connections are of this kind.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.entries.borrow().counts[kind as usize]
+    }
+
+    /// Ends a stranger's connection: nobody tells it why.
+    pub(crate) fn dismiss_stranger(&self, key: Key) {
+        self.entries.borrow_mut().dismiss_stranger(key);
+    }
+
+    /// Dismisses every connection whose bearer may not be here any more.
+    pub(crate) fn judge(&self) {
+        self.entries.borrow_mut().judge(|who| door::standing(&*self.door, who));
+    }
+}
+
+#[derive(Default)]
+struct Entries {
+    slots: Slab<Entry>,
     counts: [usize; KINDS],
     generations: u32,
 }
 
-impl Table {
+impl Entries {
     fn insert(&mut self, kind: Kind) -> Key {
         // A slot would have to serve four billion times while somebody still held its first key.
         self.generations = self.generations.wrapping_add(1);
         let generation = self.generations;
         self.counts[kind as usize] += 1;
         let entry = Entry { generation, kind, who: None, dismissed: None, waker: None };
-        Key { slot: self.entries.insert(entry), generation }
+        Key { slot: self.slots.insert(entry), generation }
     }
 
-    /// Ends a stranger's connection: nobody tells it why.
-    pub(crate) fn dismiss_stranger(&mut self, key: Key) {
+    fn dismiss_stranger(&mut self, key: Key) {
         let Some(entry) = self.entry(key).filter(|entry| entry.kind == Kind::Stranger) else { return };
         entry.dismiss(Why::Reset);
     }
 
     fn entry(&mut self, key: Key) -> Option<&mut Entry> {
-        self.entries.get_mut(key.slot).filter(|entry| entry.generation == key.generation)
+        self.slots.get_mut(key.slot).filter(|entry| entry.generation == key.generation)
     }
 
     fn change(&mut self, key: Key, kind: Kind) {
@@ -108,34 +138,29 @@ impl Table {
         let Some(entry) = self.entry(key) else { return };
         let kind = entry.kind;
         self.counts[kind as usize] -= 1;
-        self.entries.remove(key.slot);
+        self.slots.remove(key.slot);
     }
 
     /// Dismisses every connection whose bearer `judge` does not let stay.
-    pub(crate) fn judge(&mut self, judge: impl Fn(&Principal) -> Result<(), Why>) {
-        for (_, entry) in &mut self.entries {
+    fn judge(&mut self, judge: impl Fn(&Principal) -> Result<(), Why>) {
+        for (_, entry) in &mut self.slots {
             let Some(Err(why)) = entry.who.as_deref().map(&judge) else { continue };
             entry.dismiss(why);
         }
-    }
-
-    /// How many connections are of this kind.
-    pub fn count(&self, kind: Kind) -> usize {
-        self.counts[kind as usize]
     }
 }
 
 /// A connection's place in its worker's table, until dropped.
 pub struct Seat {
-    local: Rc<Local>,
+    table: Rc<Table>,
     key: Key,
 }
 
 impl Seat {
     /// Seats a connection that has just arrived.
-    pub(crate) fn for_stranger(local: &Rc<Local>) -> Self {
-        let key = local.table.borrow_mut().insert(Kind::Stranger);
-        Self { local: local.clone(), key }
+    pub(crate) fn for_stranger(table: &Rc<Table>) -> Self {
+        let key = table.entries.borrow_mut().insert(Kind::Stranger);
+        Self { table: table.clone(), key }
     }
 
     /// The connection's name in the table.
@@ -145,19 +170,19 @@ impl Seat {
 
     /// Seats a lane that came from another worker. What was decided about its agent while it was on its way
     /// is decided again.
-    pub fn for_lane(local: &Rc<Local>, agent: &Arc<Principal>) -> Self {
-        let key = local.table.borrow_mut().insert(Kind::Lane);
-        let seat = Self { local: local.clone(), key };
+    pub fn for_lane(table: &Rc<Table>, agent: &Arc<Principal>) -> Self {
+        let key = table.entries.borrow_mut().insert(Kind::Lane);
+        let seat = Self { table: table.clone(), key };
         seat.belongs_to(agent);
         seat
     }
 
     /// The connection's bearer has shown a token. If that doesn't hold any more, the connection is dismissed.
     pub(crate) fn belongs_to(&self, who: &Arc<Principal>) {
-        let mut table = self.local.table.borrow_mut();
-        if let Some(entry) = table.entry(self.key) {
+        let mut entries = self.table.entries.borrow_mut();
+        if let Some(entry) = entries.entry(self.key) {
             entry.who = Some(who.clone());
-            entry.dismissed = self.local.shared.standing(who).err();
+            entry.dismissed = door::standing(&*self.table.door, who).err();
         }
     }
 
@@ -168,8 +193,8 @@ impl Seat {
 
     /// As [`dismissed`](Self::dismissed).
     pub(crate) fn poll_dismissed(&self, cx: &Context<'_>) -> Poll<Why> {
-        let mut table = self.local.table.borrow_mut();
-        let Some(entry) = table.entry(self.key) else { return Poll::Pending };
+        let mut entries = self.table.entries.borrow_mut();
+        let Some(entry) = entries.entry(self.key) else { return Poll::Pending };
         if let Some(why) = entry.dismissed {
             return Poll::Ready(why);
         }
@@ -182,13 +207,13 @@ impl Seat {
 
     /// The connection is this from now on.
     pub(crate) fn becomes(&self, kind: Kind) {
-        self.local.table.borrow_mut().change(self.key, kind);
+        self.table.entries.borrow_mut().change(self.key, kind);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.local.table.borrow_mut().remove(self.key);
+        self.table.entries.borrow_mut().remove(self.key);
     }
 }
 
@@ -200,7 +225,7 @@ mod tests {
 
     #[test]
     fn who_may_not_stay_is_dismissed_and_nobody_else() {
-        let mut table = Table::default();
+        let mut table = Entries::default();
         let keys = [None, Some("a"), Some("b"), Some("a")].map(|name| {
             let key = table.insert(Kind::Session);
             table.entry(key).unwrap().who =
@@ -216,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_stranger_is_dismissed_and_nobody_that_has_become_somebody() {
-        let mut table = Table::default();
+        let mut table = Entries::default();
         let keys: Vec<_> = (0..3).map(|_| table.insert(Kind::Stranger)).collect();
         table.change(keys[0], Kind::Session);
         table.remove(keys[1]);
@@ -229,14 +254,14 @@ mod tests {
 
     #[test]
     fn a_key_never_names_the_next_connection_in_its_slot() {
-        let mut table = Table::default();
+        let mut table = Entries::default();
         let first = table.insert(Kind::Stranger);
         table.remove(first);
         let second = table.insert(Kind::Lane);
         assert_eq!(first.slot, second.slot);
         table.change(first, Kind::Session);
         table.remove(first);
-        assert_eq!((table.count(Kind::Lane), table.count(Kind::Session)), (1, 0));
+        assert_eq!((table.counts[Kind::Lane as usize], table.counts[Kind::Session as usize]), (1, 0));
     }
 
     #[test]
@@ -246,11 +271,11 @@ mod tests {
 
     #[test]
     fn counts_follow_what_connections_become() {
-        let mut table = Table::default();
+        let mut table = Entries::default();
         let key = table.insert(Kind::Stranger);
         table.change(key, Kind::Session);
-        assert_eq!((table.count(Kind::Stranger), table.count(Kind::Session)), (0, 1));
+        assert_eq!((table.counts[Kind::Stranger as usize], table.counts[Kind::Session as usize]), (0, 1));
         table.remove(key);
-        assert_eq!(table.count(Kind::Session), 0);
+        assert_eq!(table.counts[Kind::Session as usize], 0);
     }
 }

@@ -25,7 +25,7 @@ use futures_lite::future;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 use rustix::event::EventfdFlags;
 
-use crate::{caught::Caught, socket::Socket, timer};
+use crate::{caught::Caught, pollable::Pollable, timer};
 
 /// Submission entries of each ring.
 const RING_ENTRIES: u32 = 4096;
@@ -291,7 +291,7 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
 
 thread_local! {
     /// Something that is always ready.
-    static READY: RefCell<Option<Rc<Socket>>> = const { RefCell::new(None) };
+    static READY: RefCell<Option<Rc<Pollable>>> = const { RefCell::new(None) };
     static BELL: RefCell<Option<Rc<Bell>>> = const { RefCell::new(None) };
     static RUNTIME: Cell<u64> = const { Cell::new(0) };
     static IS_RUNNING: Cell<bool> = const { Cell::new(false) };
@@ -324,7 +324,7 @@ impl Drop for Running {
     }
 }
 
-fn ready() -> io::Result<Rc<Socket>> {
+fn ready() -> io::Result<Rc<Pollable>> {
     READY.with_borrow_mut(|ready| match ready {
         Some(ready) => Ok(ready.clone()),
         None => Ok(ready.insert(Rc::new(event()?)).clone()),
@@ -332,8 +332,8 @@ fn ready() -> io::Result<Rc<Socket>> {
 }
 
 /// Always writable, and readable once it was written to.
-fn event() -> io::Result<Socket> {
-    Socket::adopt(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+fn event() -> io::Result<Pollable> {
+    Pollable::adopt(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 /// Lets everything else on this worker have its turn: ready tasks, timers, and whoever waits for what the
@@ -359,7 +359,7 @@ pub async fn turn() {
 /// same bell. A turn allocates nothing.
 struct Bell {
     /// Rung by writing to it.
-    event: Socket,
+    event: Pollable,
     rounds: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
     /// As `waiting`; the two take turns.
@@ -428,8 +428,7 @@ impl Bell {
             rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
             heard.await?;
         }
-        let read = rustix::io::read(&self.event, &mut [0; 8])?;
-        self.event.has_brought(read);
+        rustix::io::read(&self.event, &mut [0; 8])?;
         Ok(())
     }
 }

@@ -99,7 +99,7 @@ async fn session(
     let target = Wire::from(dial::connect(target, Duration::from_secs(5)).await.unwrap());
     let local = Wire::from(local);
     spawn(async move {
-        match relay(End::Bare(&local), client.end(id), &Traffic::default()).await {
+        match relay(End::Bare(&local), End::of(&client, id), &Traffic::default()).await {
             Ok(()) => {
                 local.close_gently();
                 client.close_gently();
@@ -108,7 +108,7 @@ async fn session(
         }
     });
     spawn(async move {
-        match relay(stream.end(id), lane.end(id), &Traffic::default()).await {
+        match relay(End::of(&stream, id), End::of(&lane, id), &Traffic::default()).await {
             Ok(()) => {
                 stream.close_gently();
                 lane.close_gently();
@@ -121,7 +121,7 @@ async fn session(
         }
     });
     spawn(async move {
-        match relay(agent.end(id), End::Bare(&target), &Traffic::default()).await {
+        match relay(End::of(&agent, id), End::Bare(&target), &Traffic::default()).await {
             Ok(()) => {
                 target.close_gently();
                 agent.close_gently();

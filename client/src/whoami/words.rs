@@ -9,7 +9,7 @@ use narrowlink_proto::{
     when::{distance, show},
 };
 
-use super::{Answer, Identity};
+use super::identity::{Answer, Identity};
 
 /// From then on one is warned of a token's end.
 const WARNING_S: u64 = 7 * 24 * 60 * 60;

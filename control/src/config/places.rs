@@ -5,8 +5,6 @@ use std::path::Path;
 
 use narrowlink_proto::yaml::{Document, Step};
 
-use crate::gateway::StartError;
-
 /// The places of one config, as words that stand in front of an error. Of one that was read from no file they are empty.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
@@ -39,15 +37,18 @@ impl Places {
         self.tls_configs.get(service).map_or("", String::as_str)
     }
 
-    /// A start's error, and where what it is about stands.
-    pub fn locate(&self, error: &StartError) -> String {
-        let at = match error {
-            StartError::Listen { service, .. } => self.listen_addrs.get(*service).map_or("", String::as_str),
-            StartError::Audit { .. } => &self.audit,
-            StartError::StateDir { .. } => &self.state_dir,
-            // About nothing that stands in a file.
-            StartError::Incomplete(_) | StartError::Control(_) | StartError::Workers(_) => "",
-        };
-        format!("{at}{error}")
+    /// Where the address of this service stands.
+    pub(crate) fn listen_addr(&self, service: usize) -> &str {
+        self.listen_addrs.get(service).map_or("", String::as_str)
+    }
+
+    /// Where the audit log is named.
+    pub(crate) fn audit(&self) -> &str {
+        &self.audit
+    }
+
+    /// Where the state directory is named.
+    pub(crate) fn state_dir(&self) -> &str {
+        &self.state_dir
     }
 }

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
-use narrowlink_dataplane::{listen, serve::Service};
+use narrowlink_dataplane::{listen, service::Service};
 
 use super::StartError;
 use crate::{

@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
 
-use narrowlink_dataplane::handover::Note;
+use narrowlink_dataplane::mailbox::Note;
 
 use super::{Gateway, StartError, open::Seated, rules};
 use crate::{clock, config::Config};
@@ -93,14 +93,16 @@ impl Gateway {
         self.accounts.set(config.allowances());
         self.audit.reopen();
         for (service, sockets) in new_sockets {
-            self.shared.tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
+            self.shared
+                .mailboxes
+                .tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
         }
         let closed = open.services.iter().zip(&kept).filter(|(_, kept)| !**kept);
         for (seated, _) in closed {
             changes.closed.push(seated.bound);
-            self.shared.tell_all(|| Note::Unlisten(seated.number));
+            self.shared.mailboxes.tell_all(|| Note::Unlisten(seated.number));
         }
-        self.shared.tell_all(|| Note::Judge);
+        self.shared.mailboxes.tell_all(|| Note::Judge);
         changes.after_restart = self.fixed.differences(config);
         open.services = services;
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner).reload();

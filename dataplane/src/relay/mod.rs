@@ -27,6 +27,7 @@ use narrowlink_proto::{
     id::SessionId,
     limits::QUIET_PING_INTERVAL,
     message::{Channel, Message, Speaker},
+    upgrade::Framing,
 };
 
 pub use self::gate::Gate;
@@ -66,6 +67,14 @@ pub enum End<'a> {
 }
 
 impl<'a> End<'a> {
+    /// A tunnel connection, for this session.
+    pub fn of(conn: &'a Conn, session: SessionId) -> Self {
+        match conn.framing() {
+            Framing::Raw => Self::Bare(conn.wire()),
+            Framing::Framed => Self::Framed(conn, session),
+        }
+    }
+
     fn wire(&self) -> &'a Wire {
         match self {
             End::Bare(wire) => wire,
@@ -359,8 +368,6 @@ mod tests {
         io::{IoSlice, Read as _},
         os::unix::net::UnixStream,
     };
-
-    use narrowlink_proto::upgrade::Framing;
 
     use super::*;
     use crate::{socket::Socket, worker::run_alone};

@@ -141,7 +141,7 @@ pub(crate) async fn hear(conn: &Conn, session: SessionId, peer: Speaker) -> Resu
     {
         let near = Wire::from(Socket::adopt(near.into()).expect("a runtime is here"));
         let session = async {
-            relay(End::Bare(&near), conn.end(session), &Traffic::default()).await?;
+            relay(End::Bare(&near), End::of(conn, session), &Traffic::default()).await?;
             settled(conn, session, peer, Side::Target).await
         };
         monoio::time::timeout(PATIENCE, session).await.expect("a target ends")?;

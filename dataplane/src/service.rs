@@ -1,0 +1,10 @@
+//! Role: what a listener is for.
+
+/// What a listener is for.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its number in the configuration.
+    pub index: usize,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
+}
