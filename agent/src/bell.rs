@@ -86,7 +86,7 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::worker::{run_alone, spawn};
+    use narrowlink_dataplane::run::worker::{run_alone, spawn};
 
     use super::*;
 

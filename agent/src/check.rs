@@ -1,7 +1,7 @@
 //! Role: what `--check` looks at: all that a start needs of the system and of the files that agent.yaml names.
 //! Invariants: nothing is changed, and no gateway is asked.
 
-use narrowlink_dataplane::worker::run_alone;
+use narrowlink_dataplane::run::worker::run_alone;
 
 use crate::{
     StartError,

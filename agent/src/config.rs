@@ -14,10 +14,11 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    demand::TICK,
-    file::{self, Reading},
-    process::NoConfig,
-    tunnel::{Gateway, LoadError, load_distinct},
+    run::{
+        file::{self, Reading},
+        process::NoConfig,
+    },
+    tunnel::{Gateway, LoadError, demand::TICK, load_distinct},
 };
 use narrowlink_proto::{
     endpoint::{self, Endpoint, SelfHosted},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_lite::future;
-use narrowlink_dataplane::{aside::Aside, timer::sleep};
+use narrowlink_dataplane::run::{aside::Aside, timer::sleep};
 use narrowlink_proto::yaml::Located;
 
 use crate::Shared;

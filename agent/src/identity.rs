@@ -16,7 +16,7 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use narrowlink_dataplane::file::{self, Reading};
+use narrowlink_dataplane::run::file::{self, Reading};
 use narrowlink_proto::{
     id::{Nonce, Uid, instance_statement},
     message::Instance,

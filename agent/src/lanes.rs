@@ -15,13 +15,17 @@ use std::{
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    backoff::Backoff,
-    conn::{Conn, ConnError},
-    demand::{Bounds, Census, Demand},
-    descriptors::{self, Place},
-    timer::{sleep_until, timeout, timeout_at},
-    tunnel::{self, Ask, Gateway, TunnelError},
-    worker::spawn,
+    run::{
+        backoff::Backoff,
+        descriptors::{self, Place},
+        timer::{sleep_until, timeout, timeout_at},
+        worker::spawn,
+    },
+    tunnel::{
+        self, Ask, Gateway, TunnelError,
+        conn::{Conn, ConnError},
+        demand::{Bounds, Census, Demand},
+    },
 };
 use narrowlink_proto::{
     ended::RefusalCode,

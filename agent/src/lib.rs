@@ -27,10 +27,12 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    descriptors,
-    timer::sleep,
+    run::{
+        descriptors,
+        timer::sleep,
+        worker::{self, Driver, spawn},
+    },
     tunnel::Gateway,
-    worker::{self, Driver, spawn},
 };
 use narrowlink_proto::endpoint::SelfHosted;
 

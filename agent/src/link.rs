@@ -18,12 +18,11 @@ use std::{
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    aside::Aside,
-    backoff::Backoff,
-    file::Stamp,
-    link::{LinkError, PeerLink, join},
-    timer::sleep,
-    tunnel::{Gateway, TunnelError},
+    run::{aside::Aside, backoff::Backoff, file::Stamp, timer::sleep},
+    tunnel::{
+        Gateway, TunnelError,
+        link::{LinkError, PeerLink, join},
+    },
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},

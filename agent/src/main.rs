@@ -17,7 +17,7 @@ use narrowlink_agent::{
     expiry::seconds_since_1970,
     start_with,
 };
-use narrowlink_dataplane::{log, process::find_config};
+use narrowlink_dataplane::run::{log, process::find_config};
 use narrowlink_proto::answer::{self, UNWRITTEN, Unwritten};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -69,16 +69,16 @@ struct Args {
 }
 
 fn main() {
-    narrowlink_dataplane::process::refuse_secrets("narrowlink-agent", &[]);
+    narrowlink_dataplane::run::process::refuse_secrets("narrowlink-agent", &[]);
     let args = Args::try_parse().unwrap_or_else(|e| {
         if e.use_stderr() {
-            narrowlink_dataplane::process::refuse_arguments(&e.to_string(), e.exit_code());
+            narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code());
         }
         // Help and version, which must get there.
         end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into))
     });
     start_log(&args);
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     end(run(&args))
 }
@@ -87,7 +87,7 @@ fn end(done: anyhow::Result<()>) -> ! {
     let code = match done {
         Ok(()) => 0,
         Err(error) => {
-            let why = narrowlink_dataplane::process::explain(error.as_ref());
+            let why = narrowlink_dataplane::run::process::explain(error.as_ref());
             log::say(&format!("narrowlink-agent: {why}"));
             code_of(&error)
         }

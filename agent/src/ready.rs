@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use narrowlink_dataplane::ready_file::ReadyFile;
+use narrowlink_dataplane::run::ready_file::ReadyFile;
 
 /// Whether, and by whom, the agent has been welcomed.
 #[derive(Default)]

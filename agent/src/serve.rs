@@ -9,15 +9,21 @@ use std::{io, net::SocketAddr, time::Duration};
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError},
-    descriptors::{self, Place},
-    dial::{Unconnected, connect_first},
-    linger::reset_session,
+    net::{
+        dial::{Unconnected, connect_first},
+        resolve::{Asker, ResolveError, resolve},
+        socket::Socket,
+    },
     relay::{End, Traffic, gone, relay, settle},
-    resolve::{Asker, ResolveError, resolve},
-    socket::Socket,
-    timer::timeout,
-    wire::Wire,
+    run::{
+        descriptors::{self, Place},
+        timer::timeout,
+    },
+    transport::wire::Wire,
+    tunnel::{
+        conn::{Conn, ConnError},
+        linger::reset_session,
+    },
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
@@ -235,7 +241,7 @@ fn unconnected(e: &Unconnected, asked: &Destination, port: u16) -> Refused {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::worker::run_alone;
+    use narrowlink_dataplane::run::worker::run_alone;
     use narrowlink_proto::{
         id::SessionId,
         policy::{Cidr, Grant, Item, Policies, Ports, Protocol},

@@ -7,7 +7,7 @@ mod kit;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use narrowlink_dataplane::claims::{ClaimError, Claims, OwnId, Use};
+use narrowlink_dataplane::gateway::claims::{ClaimError, Claims, OwnId, Use};
 use narrowlink_proto::id::Uid;
 
 /// Between two opens: in the 60 s for which an id is remembered that makes 600,000 of them.

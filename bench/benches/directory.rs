@@ -13,7 +13,7 @@ use std::{
 use async_channel::{Receiver, Sender};
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_control::registry::{Act, Registry};
-use narrowlink_dataplane::{
+use narrowlink_dataplane::gateway::{
     directory::{Directory, LinkOrder},
     door::LinkRequest,
     principal::Principal,

@@ -23,16 +23,18 @@ use narrowlink_control::{
     revocations::Revocations,
 };
 use narrowlink_dataplane::{
-    attend::attend,
-    conn::{Conn, Role},
-    directory::{AgentEntry, Directory},
-    lane::{IdleLane, Lane},
-    local::Local,
-    parking::{park, take},
-    shared::Shared,
-    socket::Socket,
-    table::{self, Seat},
-    worker::{Main, Options, Workers, spawn},
+    gateway::{
+        attend::attend,
+        directory::{AgentEntry, Directory},
+        lane::{IdleLane, Lane},
+        local::Local,
+        parking::{park, take},
+        shared::Shared,
+        table::{self, Seat},
+    },
+    net::socket::Socket,
+    run::worker::{Main, Options, Workers, spawn},
+    tunnel::conn::{Conn, Role},
 };
 use narrowlink_proto::{
     id::{LinkId, LinkSecret, Uid},

@@ -8,11 +8,11 @@ use std::{io, os::fd::OwnedFd, os::unix::net::UnixStream, sync::Arc};
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::{Conn, Role},
+    net::socket::Socket,
     relay::{End, Traffic, relay},
-    socket::Socket,
     tls::{TlsSocket, install_crypto},
-    wire::Wire,
+    transport::wire::Wire,
+    tunnel::conn::{Conn, Role},
 };
 use narrowlink_proto::{ended::Ended, id::SessionId, upgrade::Framing};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer};

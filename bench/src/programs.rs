@@ -6,10 +6,12 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::Role,
-    deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
     tls::TlsSocket,
-    wire::Wire,
+    transport::wire::Wire,
+    tunnel::{
+        conn::Role,
+        deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
+    },
 };
 use narrowlink_proto::{
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
@@ -204,7 +206,7 @@ fn frames(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::path::{Path, session};
-    use narrowlink_dataplane::worker::{run_on_epoll, spawn};
+    use narrowlink_dataplane::run::worker::{run_on_epoll, spawn};
 
     #[test]
     fn every_chunk_arrives_on_every_path() {

@@ -21,9 +21,8 @@ use narrowlink_bench::{
 };
 use narrowlink_control::audit::Audit;
 use narrowlink_dataplane::{
-    door::Event,
-    principal::Principal,
-    worker::{self, Driver},
+    gateway::{door::Event, principal::Principal},
+    run::worker::{self, Driver},
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},

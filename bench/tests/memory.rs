@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::claims::{Claims, OwnId, Use};
+use narrowlink_dataplane::gateway::claims::{Claims, OwnId, Use};
 use narrowlink_proto::id::Uid;
 
 /// The system's allocator, and a count of the bytes that are in use.

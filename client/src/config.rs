@@ -11,8 +11,10 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    file::{self, Reading},
-    process::NoConfig,
+    run::{
+        file::{self, Reading},
+        process::NoConfig,
+    },
     tunnel::{Gateway, LoadError, load_distinct, read_token_again},
 };
 use narrowlink_proto::{

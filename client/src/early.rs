@@ -8,12 +8,14 @@ use std::io;
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::ConnError,
-    linger::{PATIENCE, reset_conn},
     relay::{End, Gate, Traffic, relay_behind},
-    timer::timeout,
-    tunnel::TunnelError,
-    wire::Wire,
+    run::timer::timeout,
+    transport::wire::Wire,
+    tunnel::{
+        TunnelError,
+        conn::ConnError,
+        linger::{PATIENCE, reset_conn},
+    },
 };
 use narrowlink_proto::{
     ended::{Ended, Refused, Side},

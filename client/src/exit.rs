@@ -4,7 +4,10 @@
 
 use std::{fmt, io};
 
-use narrowlink_dataplane::{link::LinkError, tunnel::TunnelError, worker};
+use narrowlink_dataplane::{
+    run::worker,
+    tunnel::{TunnelError, link::LinkError},
+};
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     message::GoodbyeCode,
@@ -201,7 +204,7 @@ mod tests {
             ),
             (
                 ConfigError::from(
-                    narrowlink_dataplane::process::find_config("no-such.yaml", |_| None).unwrap_err(),
+                    narrowlink_dataplane::run::process::find_config("no-such.yaml", |_| None).unwrap_err(),
                 )
                 .into(),
                 78,

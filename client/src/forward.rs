@@ -19,14 +19,15 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    descriptors::{self, Place},
-    linger::reset_session,
-    listen::{self, Listener, accept_all_with, bind_alone},
+    net::listen::{self, Listener, accept_all_with, bind_alone},
     relay::{End, Traffic, relay},
-    timer::{sleep, timeout, timeout_at},
-    tunnel::TunnelError,
-    wire::Wire,
-    worker::spawn,
+    run::{
+        descriptors::{self, Place},
+        timer::{sleep, timeout, timeout_at},
+        worker::spawn,
+    },
+    transport::wire::Wire,
+    tunnel::{TunnelError, linger::reset_session},
 };
 use narrowlink_proto::ended::{Ended, RefusalCode};
 

@@ -28,7 +28,7 @@ pub mod whoami;
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
 
 use async_channel::Sender;
-use narrowlink_dataplane::{timer::sleep, worker::run_alone};
+use narrowlink_dataplane::run::{timer::sleep, worker::run_alone};
 use narrowlink_proto::{message::AgentInfo, target::Target};
 
 pub use crate::plan::Plan;

@@ -18,7 +18,7 @@ use narrowlink_client::{
     exit::{Exit, Failure},
     identities, list, start_forward, whoami,
 };
-use narrowlink_dataplane::{log, process::find_config};
+use narrowlink_dataplane::run::{log, process::find_config};
 use narrowlink_proto::{answer, target::Target};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -29,13 +29,13 @@ use signal_hook::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    narrowlink_dataplane::process::refuse_secrets("narrowlink", &[]);
+    narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &[]);
     let args = Args::try_parse().unwrap_or_else(|e| usage(e));
     if std::process::id() == 1 {
         obey_signals();
     }
     start_log(&args);
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     let code = match run(args) {
         Ok(exit) => exit,
@@ -55,7 +55,7 @@ fn usage(mut error: clap::Error) -> ! {
     // "to pass '-1' as a value, use '-- -1'": no value of ours begins so.
     error.remove(ContextKind::Suggested);
     if error.use_stderr() {
-        narrowlink_dataplane::process::refuse_arguments(&error.to_string(), error.exit_code());
+        narrowlink_dataplane::run::process::refuse_arguments(&error.to_string(), error.exit_code());
     }
     let code = match print(&error.render().to_string()) {
         Ok(()) => Exit::Done,

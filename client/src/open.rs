@@ -7,10 +7,12 @@ use std::{rc::Rc, time::Duration};
 
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError},
     relay::settled,
-    timer::{sleep, timeout},
-    tunnel::{self, Ask, TunnelError},
+    run::timer::{sleep, timeout},
+    tunnel::{
+        self, Ask, TunnelError,
+        conn::{Conn, ConnError},
+    },
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused, Side},

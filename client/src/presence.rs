@@ -16,9 +16,11 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    backoff::Backoff,
-    link::{LinkError, PeerLink},
-    timer::{sleep, sleep_until},
+    run::{
+        backoff::Backoff,
+        timer::{sleep, sleep_until},
+    },
+    tunnel::link::{LinkError, PeerLink},
 };
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 
@@ -244,7 +246,7 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::worker::{run_alone, spawn};
+    use narrowlink_dataplane::run::worker::{run_alone, spawn};
 
     use super::*;
 

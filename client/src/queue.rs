@@ -12,7 +12,7 @@ use std::{
 
 use async_channel::Sender;
 use monoio::time::Instant;
-use narrowlink_dataplane::{timer::sleep_until, worker::spawn};
+use narrowlink_dataplane::run::{timer::sleep_until, worker::spawn};
 
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -173,8 +173,8 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use futures_lite::future;
-    use narrowlink_dataplane::timer::sleep;
-    use narrowlink_dataplane::worker::run_alone;
+    use narrowlink_dataplane::run::timer::sleep;
+    use narrowlink_dataplane::run::worker::run_alone;
 
     use super::*;
 

@@ -18,10 +18,12 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    aside::Aside,
-    file::Stamp,
-    link::PeerLink,
-    timer::{sleep, timeout},
+    run::{
+        aside::Aside,
+        file::Stamp,
+        timer::{sleep, timeout},
+    },
+    tunnel::link::PeerLink,
 };
 use narrowlink_proto::endpoint::SecretText;
 
@@ -250,7 +252,7 @@ mod tests {
     use std::{fs, path::Path, time::Instant};
 
     use futures_lite::future;
-    use narrowlink_dataplane::worker::run_alone;
+    use narrowlink_dataplane::run::worker::run_alone;
     use narrowlink_proto::{
         id::Uid,
         token::{Claims, Keys, Kind},

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use narrowlink_dataplane::{
+use narrowlink_dataplane::tunnel::{
+    Gateway, TunnelError,
     link::{LinkError, PeerLink, join},
-    tunnel::{Gateway, TunnelError},
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},

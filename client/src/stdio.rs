@@ -23,11 +23,11 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
-    linger::{PATIENCE, reset_conn},
+    net::socket::Socket,
     relay::{End, Traffic, relay},
-    socket::Socket,
-    timer::sleep,
-    wire::Wire,
+    run::timer::sleep,
+    transport::wire::Wire,
+    tunnel::linger::{PATIENCE, reset_conn},
 };
 use narrowlink_proto::target::Target;
 use rustix::event::{PollFd, PollFlags, poll};

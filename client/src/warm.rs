@@ -16,14 +16,13 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    backoff::Backoff,
-    conn::{Conn, ConnError},
-    demand::{Bounds, Census, Demand, TICK},
-    descriptors,
     relay::settled,
-    timer::sleep_until,
-    tunnel::{self, Ask, TunnelError},
-    worker::spawn,
+    run::{backoff::Backoff, descriptors, timer::sleep_until, worker::spawn},
+    tunnel::{
+        self, Ask, TunnelError,
+        conn::{Conn, ConnError},
+        demand::{Bounds, Census, Demand, TICK},
+    },
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Side},
@@ -301,7 +300,7 @@ mod tests {
         path::Path,
     };
 
-    use narrowlink_dataplane::{conn::Role, socket::Socket, worker::run_alone};
+    use narrowlink_dataplane::{net::socket::Socket, run::worker::run_alone, tunnel::conn::Role};
     use narrowlink_proto::{ended::Refused, endpoint::SecretText};
 
     use super::*;

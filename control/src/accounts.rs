@@ -14,9 +14,11 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    file::{self, Reading},
-    shares::Descriptors,
-    usage::{Account, Usage},
+    gateway::{
+        shares::Descriptors,
+        usage::{Account, Usage},
+    },
+    run::file::{self, Reading},
 };
 use narrowlink_proto::{id::Uid, token::Allowance, when};
 use serde::{Deserialize, Serialize};

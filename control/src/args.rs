@@ -4,7 +4,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
-use narrowlink_dataplane::{process, tls::Ktls};
+use narrowlink_dataplane::{run::process, tls::Ktls};
 use narrowlink_proto::{id::Uid, target::Target};
 
 use crate::moment::Moment;

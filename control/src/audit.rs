@@ -9,10 +9,8 @@ mod gate;
 use std::{collections::BTreeSet, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use narrowlink_dataplane::{
-    door::Event,
-    journal::{Bounds, Journal},
-    principal::Principal,
-    sources::Source,
+    gateway::{door::Event, principal::Principal, sources::Source},
+    run::journal::{Bounds, Journal},
 };
 use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
 use serde::Serialize;

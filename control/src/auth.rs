@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use narrowlink_dataplane::{
+use narrowlink_dataplane::gateway::{
     directory::Directory,
     door::{Door, Event, LinkRequest, Rejected},
     principal::Principal,
@@ -289,7 +289,7 @@ fn shown(words: &impl ToString) -> String {
 mod tests {
     use super::*;
     use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
-    use narrowlink_dataplane::directory::AgentEntry;
+    use narrowlink_dataplane::gateway::directory::AgentEntry;
     use narrowlink_proto::{
         id::{LinkSecret, SessionId, Uid},
         message::Speaker,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use narrowlink_dataplane::{directory::LinkOrder, door::LinkRequest, mailbox::Note, shared::Shared};
+use narrowlink_dataplane::gateway::{directory::LinkOrder, door::LinkRequest, mailbox::Note, shared::Shared};
 use narrowlink_proto::{
     id::{LinkId, LinkSecret},
     limits::Limits,
@@ -222,7 +222,7 @@ mod tests {
         auth::{Rules, Warden},
         revocations::Revocations,
     };
-    use narrowlink_dataplane::{directory::Directory, door::LinkGrant, principal::Principal};
+    use narrowlink_dataplane::gateway::{directory::Directory, door::LinkGrant, principal::Principal};
     use narrowlink_proto::{
         id::{AgentKey, Nonce, Uid},
         limits::Limits,

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use narrowlink_dataplane::file::{self, Contents, Reading};
+use narrowlink_dataplane::run::file::{self, Contents, Reading};
 use narrowlink_proto::{
     id::Uid,
     limits::Limits,

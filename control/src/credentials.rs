@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::principal::{FOR_EVER, Principal};
+use narrowlink_dataplane::gateway::principal::{FOR_EVER, Principal};
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     message::Speaker,

@@ -23,13 +23,10 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    attend::attend,
-    directory::Directory,
-    local::Local,
-    mailbox::Note,
-    service::Service,
-    shared::Shared,
-    worker::{self, Driver, Options, Workers},
+    gateway::{
+        attend::attend, directory::Directory, local::Local, mailbox::Note, service::Service, shared::Shared,
+    },
+    run::worker::{self, Driver, Options, Workers},
 };
 
 use self::{

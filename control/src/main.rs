@@ -22,10 +22,8 @@ use narrowlink_control::{
     supervise::{self, Outcome},
 };
 use narrowlink_dataplane::{
-    log,
-    process::find_config,
-    ready_file::ReadyFile,
-    shares,
+    gateway::shares,
+    run::{log, process::find_config, ready_file::ReadyFile},
     tls::{Ktls, choose_ktls},
 };
 use narrowlink_proto::{
@@ -73,7 +71,7 @@ fn main() {
     let code = match parse().map_or_else(|help| print(&help).map(|()| 0), |args| run(&args)) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
-            say(&narrowlink_dataplane::process::explain(error.as_ref()));
+            say(&narrowlink_dataplane::run::process::explain(error.as_ref()));
             code
         }
     };
@@ -84,7 +82,7 @@ fn main() {
 /// Does it; the exit code.
 fn run(args: &Args) -> Result<u8, Failure> {
     start_log(args);
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     // Only one library takes part in this process; that it is installed twice can't happen.
     narrowlink_dataplane::tls::install_crypto();
     match &args.command {

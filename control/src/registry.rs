@@ -15,7 +15,7 @@ use async_channel::Sender;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use imbl::OrdMap;
-use narrowlink_dataplane::{
+use narrowlink_dataplane::gateway::{
     directory::{AgentEntry, LinkOrder},
     door::{LinkGrant, LinkRequest},
 };

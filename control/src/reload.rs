@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use narrowlink_dataplane::file::Stamp;
+use narrowlink_dataplane::run::file::Stamp;
 
 use crate::{
     config::{Config, Remark},

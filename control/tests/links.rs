@@ -10,9 +10,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use kit::{SECRET, start};
 use narrowlink_dataplane::{
-    link::{LinkError, PeerLink},
-    tunnel::TunnelError,
-    worker::run_alone,
+    run::worker::run_alone,
+    tunnel::{
+        TunnelError,
+        link::{LinkError, PeerLink},
+    },
 };
 use narrowlink_proto::{
     ended::RefusalCode,

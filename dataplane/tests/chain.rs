@@ -16,14 +16,19 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::{Conn, Role},
-    dial, linger,
-    listen::{Listener, accept_all},
+    net::{
+        dial,
+        listen::{Listener, accept_all},
+        socket::Socket,
+    },
     relay::{End, Traffic, relay},
-    socket::Socket,
+    run::worker::{self, Driver, StartError, spawn},
     tls::TlsSocket,
-    wire::Wire,
-    worker::{self, Driver, StartError, spawn},
+    transport::wire::Wire,
+    tunnel::{
+        conn::{Conn, Role},
+        linger,
+    },
 };
 use narrowlink_proto::{id::SessionId, upgrade::Framing};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};

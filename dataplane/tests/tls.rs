@@ -14,11 +14,11 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
+    net::socket::Socket,
     relay::{End, Traffic, relay},
-    socket::Socket,
+    run::worker,
     tls::TlsSocket,
-    wire::Wire,
-    worker,
+    transport::wire::Wire,
 };
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,

@@ -86,7 +86,7 @@ fn enter(congestion: Option<String>) -> Result<()> {
 
 fn run() -> Result<()> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     match Args::parse().what {
         What::Load(load) => load.run(),

@@ -16,7 +16,7 @@ use narrowlink_bench::{
     path::{Path, session},
     programs::{Programs, Shape},
 };
-use narrowlink_dataplane::worker::{run_on_epoll, spawn};
+use narrowlink_dataplane::run::worker::{run_on_epoll, spawn};
 use narrowlink_proto::ended::Ended;
 
 /// Chunks before counting begins: pools are filled then, and sockets warm.

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use narrowlink_dataplane::{
+use narrowlink_dataplane::run::{
     file::{open_regular, open_to_append},
     journal::{Appender, Sink, Torn},
 };

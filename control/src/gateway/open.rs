@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
-use narrowlink_dataplane::{listen, service::Service};
+use narrowlink_dataplane::{gateway::service::Service, net::listen};
 
 use super::StartError;
 use crate::{

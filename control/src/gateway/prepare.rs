@@ -10,8 +10,8 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    file::{open_to_append, probe_directory},
-    listen,
+    net::listen,
+    run::file::{open_to_append, probe_directory},
 };
 
 use super::{StartError, open::explain, rules_of};

@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
 
-use narrowlink_dataplane::mailbox::Note;
+use narrowlink_dataplane::gateway::mailbox::Note;
 
 use super::{Gateway, StartError, open::Seated, rules};
 use crate::{clock, config::Config};

@@ -6,7 +6,7 @@ use aws_lc_rs::{
     rand::SystemRandom,
     signature::{Ed25519KeyPair, KeyPair as _},
 };
-use narrowlink_dataplane::principal::Principal;
+use narrowlink_dataplane::gateway::principal::Principal;
 use narrowlink_proto::{
     id::{Nonce, Uid},
     message::Instance,

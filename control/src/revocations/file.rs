@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::file::{self, Reading};
+use narrowlink_dataplane::run::file::{self, Reading};
 use narrowlink_proto::yaml::{self, Document};
 
 use super::{Entry, RevocationError, Revocations};

@@ -7,9 +7,9 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use narrowlink_dataplane::{
+use narrowlink_dataplane::tunnel::{
+    self,
     link::{self, LinkError, PeerLink},
-    tunnel,
 };
 use narrowlink_proto::{
     id::{Nonce, instance_statement},

@@ -17,7 +17,10 @@ use std::{
 use futures_lite::future;
 use slab::Slab;
 
-use crate::{timer::sleep, wire::Wire, worker};
+use crate::{
+    run::{timer::sleep, worker},
+    transport::wire::Wire,
+};
 
 /// One batch. 1, 8 and 64 connections cost 0.95, 1.0 and 0.94 of what they cost without; one that BBR paces, 0.8.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -229,7 +232,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::socket::Socket;
+    use crate::net::socket::Socket;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

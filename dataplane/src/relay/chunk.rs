@@ -14,10 +14,12 @@ use narrowlink_proto::frame::HEADER_BYTES_MAX;
 
 use super::End;
 use crate::{
-    buffer::{BULK_READ_BYTES, Buffer, SMALL_BYTES, SMALL_READ_BYTES},
-    conn::{Conn, ConnError},
-    deframe::{DATA_FRAME_BYTES_MAX, Event},
-    wire::Wire,
+    net::buffer::{BULK_READ_BYTES, Buffer, SMALL_BYTES, SMALL_READ_BYTES},
+    transport::wire::Wire,
+    tunnel::{
+        conn::{Conn, ConnError},
+        deframe::{DATA_FRAME_BYTES_MAX, Event},
+    },
 };
 
 /// Payload of a frame.

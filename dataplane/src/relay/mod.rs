@@ -33,11 +33,13 @@ use narrowlink_proto::{
 pub use self::gate::Gate;
 use self::pump::{Joint, Pump};
 use crate::{
-    conn::{Ahead, Conn, ConnError, Role},
-    linger::{PATIENCE, Stall},
-    timer::sleep,
-    usage::Usage,
-    wire::Wire,
+    gateway::usage::Usage,
+    run::timer::sleep,
+    transport::wire::Wire,
+    tunnel::{
+        conn::{Ahead, Conn, ConnError, Role},
+        linger::{PATIENCE, Stall},
+    },
 };
 
 /// Listens to a side that has finished; boxed, so that a session holds it only then.
@@ -117,7 +119,7 @@ pub struct Traffic {
 ///
 /// # Errors
 /// Who broke it, and how: then neither connection can be used again, and both are to be reset (see
-/// [`crate::linger`]: what they were sent before still has to arrive).
+/// [`crate::tunnel::linger`]: what they were sent before still has to arrive).
 pub async fn relay(client: End<'_>, target: End<'_>, traffic: &Traffic) -> Result<(), Ended> {
     relay_behind(client, target, traffic, &Gate::opened(), async { Ok(()) }).await
 }
@@ -370,7 +372,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{socket::Socket, worker::run_alone};
+    use crate::{net::socket::Socket, run::worker::run_alone};
 
     #[test]
     fn the_last_word_of_a_session_waits_for_a_peer_that_has_paused() {

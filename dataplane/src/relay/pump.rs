@@ -20,12 +20,16 @@ use super::{
     gate::Gate,
 };
 use crate::{
-    budget::CALL,
-    conn::ConnError,
-    pipe::{Pipe, SMALL_BYTES},
-    timer::{sleep, timeout},
-    usage::{Room, Usage},
-    wire::{Spliced, Wire},
+    gateway::usage::{Room, Usage},
+    run::{
+        budget::CALL,
+        timer::{sleep, timeout},
+    },
+    transport::{
+        pipe::{Pipe, SMALL_BYTES},
+        wire::{Spliced, Wire},
+    },
+    tunnel::conn::ConnError,
 };
 
 /// A read below this is little.

@@ -15,7 +15,7 @@ use rustls::{
 };
 
 use super::{post::Library, record::HEADER_BYTES};
-use crate::socket::Socket;
+use crate::net::socket::Socket;
 
 /// What is received at once; certificates come in one or two.
 const RECEIVE_BYTES: usize = 4096;

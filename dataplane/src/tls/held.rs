@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::record::RECORD_BYTES_MAX;
-use crate::{buffer::BULK_BYTES, pages::Pages, stock::Stock};
+use crate::net::{buffer::BULK_BYTES, pages::Pages, stock::Stock};
 
 /// What is received at once: for a bulk buffer, or the longest record.
 pub(super) const SCRATCH_BYTES: usize = BULK_BYTES;

@@ -38,7 +38,7 @@ use record::{Opener, Sealer};
 use secret::Secret;
 use send::Sender;
 
-use crate::socket::Socket;
+use crate::net::socket::Socket;
 
 /// The process's crypto: aws-lc-rs, AES-128-GCM first (its records cost a quarter less than those
 /// of AES-256-GCM, and nobody breaks either). Called once, before the first connection.
@@ -60,7 +60,7 @@ trait Carrier {
     /// `Ok(0)` is the end.
     fn recv(&self, buf: &mut [u8]) -> io::Result<usize>;
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
-    /// Counts work that received records have caused (see [`budget`](crate::budget)).
+    /// Counts work that received records have caused (see [`budget`](crate::run::budget)).
     fn spend(&self, work: usize);
 }
 

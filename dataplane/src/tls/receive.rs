@@ -17,7 +17,7 @@ use super::{
     record::{HEADER_BYTES, Opener, RECORD_BYTES_MAX},
     send::Sender,
 };
-use crate::budget::{NEW_KEY, RECORD};
+use crate::run::budget::{NEW_KEY, RECORD};
 
 /// Records that are opened in one look cost no more than this: 256 short ones, or 8 new keys. The rest waits
 /// for the next look, before which the connection may have to take a turn.

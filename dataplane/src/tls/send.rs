@@ -15,7 +15,7 @@ use super::{
     record::{HEADER_BYTES, OVERHEAD_BYTES_MAX, PLAIN_BYTES_MAX, Sealer},
     secret::{Cipher, Version},
 };
-use crate::buffer::{Buffer, SMALL_BYTES};
+use crate::net::buffer::{Buffer, SMALL_BYTES};
 
 /// "I take a new key; you need not": type, length, request.
 pub(super) const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];

@@ -5,7 +5,7 @@
 use std::{io, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use narrowlink_dataplane::worker::run_alone;
+use narrowlink_dataplane::run::worker::run_alone;
 
 use super::{
     gauge::Gauge,

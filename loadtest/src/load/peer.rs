@@ -9,7 +9,7 @@ mod tunnel;
 use std::{io, time::Duration};
 
 use anyhow::Result;
-use narrowlink_dataplane::wire::Wire;
+use narrowlink_dataplane::transport::wire::Wire;
 use narrowlink_proto::message::Channel;
 
 pub use self::{

@@ -11,7 +11,7 @@ use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc};
 use anyhow::Result;
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use narrowlink_dataplane::worker::spawn;
+use narrowlink_dataplane::run::worker::spawn;
 
 use super::{
     gauge::Gauge,

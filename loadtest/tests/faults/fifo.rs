@@ -1,7 +1,7 @@
 //! Role: a pipe that nobody writes or reads, in the place of a file that a running program follows or writes.
 //! Invariants: nobody waits for its other end: the program serves on, says once what is wrong, and ends when it is told
 //! to · at a start a configuration and a token may come through a pipe.
-//! See: `narrowlink_dataplane::file`; fifo(7).
+//! See: `narrowlink_dataplane::run::file`; fifo(7).
 
 use std::{
     fs::{self, File},

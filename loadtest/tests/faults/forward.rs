@@ -54,7 +54,7 @@ fn start_endless_source() -> SocketAddr {
 fn connections_that_come_at_once_are_all_served_whole(transport: Transport) {
     let _alone = alone();
     // Two sockets each here, as many in the forward.
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     let all = number_from_env("NARROWLINK_SIMULTANEOUS", 1500) as usize;
     let bytes = number_from_env("NARROWLINK_SIMULTANEOUS_KIB", 32) * 1024;
     let mut site = Site::new();
@@ -287,7 +287,7 @@ fn anonymous_kib(pid: u32) -> u64 {
 #[test]
 fn what_stalled_readers_have_taken_is_given_back_when_they_have_left() {
     let _alone = alone();
-    narrowlink_dataplane::process::prepare();
+    narrowlink_dataplane::run::process::prepare();
     let tunnel = Tunnel::start(Transport::Wss);
     let forward = tunnel.forward(start_endless_source());
     let used = || anonymous_kib(forward.running.id());

@@ -13,11 +13,10 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    conn::Conn,
+    net::socket::Socket,
     relay::{End, Traffic, relay, settled},
-    socket::Socket,
-    tunnel::{self, Ask, Gateway, TunnelError},
-    wire::Wire,
+    transport::wire::Wire,
+    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn},
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side},

@@ -18,11 +18,13 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError, Role},
-    listen::{Listener, accept_all},
-    socket::Socket,
-    wire::Wire,
-    worker::{self, spawn},
+    net::{
+        listen::{Listener, accept_all},
+        socket::Socket,
+    },
+    run::worker::{self, spawn},
+    transport::wire::Wire,
+    tunnel::conn::{Conn, ConnError, Role},
 };
 use narrowlink_proto::{
     frame::{self, HEADER_BYTES_MAX, Header, Opcode},

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::worker;
+use narrowlink_dataplane::run::worker;
 use narrowlink_proto::target::Target;
 use socket2::{Domain, Socket, Type};
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use narrowlink_dataplane::worker;
+use narrowlink_dataplane::run::worker;
 use narrowlink_proto::{ended::RefusalCode, target::Target};
 
 use crate::kit::{

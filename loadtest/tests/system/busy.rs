@@ -14,9 +14,8 @@ use std::{
 use futures_lite::future;
 use narrowlink_control::{config::Config, revocations::Revocations};
 use narrowlink_dataplane::{
-    conn::Conn,
-    tunnel::{self, Ask, Gateway},
-    worker,
+    run::worker,
+    tunnel::{self, Ask, Gateway, conn::Conn},
 };
 use narrowlink_loadtest::{
     lab::Lab,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::worker::{run_alone, spawn};
+use narrowlink_dataplane::run::worker::{run_alone, spawn};
 use narrowlink_loadtest::{lab::Lab, load::peer::Tunnel, site::Transport};
 use narrowlink_proto::{
     message::{Channel, Message, Speaker},

@@ -13,10 +13,8 @@ use std::{
 
 use narrowlink_control::config::Config;
 use narrowlink_dataplane::{
-    conn::Conn,
-    link, process,
-    tunnel::{self, Ask, Gateway, TunnelError},
-    worker,
+    run::{process, worker},
+    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn, link},
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{

@@ -13,9 +13,11 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    link::{self, PeerLink},
-    tunnel::{self, Ask, Gateway},
-    worker::{self, spawn},
+    run::worker::{self, spawn},
+    tunnel::{
+        self, Ask, Gateway,
+        link::{self, PeerLink},
+    },
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap, net::Ipv4Addr, rc::Rc, time::Duration};
 
 use monoio::time::sleep;
-use narrowlink_dataplane::worker::{run_alone, spawn};
+use narrowlink_dataplane::run::worker::{run_alone, spawn};
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{target::Target, token::Kind};
 

@@ -13,9 +13,8 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    conn::Conn,
-    tunnel::{self, Ask, Gateway},
-    worker,
+    run::worker,
+    tunnel::{self, Ask, Gateway, conn::Conn},
 };
 use narrowlink_loadtest::{site::Transport, transfer::fill};
 use narrowlink_proto::{

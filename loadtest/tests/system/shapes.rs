@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::worker;
+use narrowlink_dataplane::run::worker;
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
     frame::Opcode,

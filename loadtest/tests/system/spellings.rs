@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use narrowlink_agent::Agent;
-use narrowlink_dataplane::worker;
+use narrowlink_dataplane::run::worker;
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
     ended::RefusalCode,

@@ -8,7 +8,7 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_control::{config::Config, revocations::Revocations};
-use narrowlink_dataplane::{conn::ConnError, worker};
+use narrowlink_dataplane::{run::worker, tunnel::conn::ConnError};
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
     ended::RefusalCode,

@@ -5,9 +5,9 @@ use std::{io, net::Shutdown, os::fd::AsFd as _, sync::mpsc, thread, time::Instan
 use futures_lite::future::zip;
 use narrowlink_dataplane::{
     relay::{End, Traffic, relay},
+    run::worker::{run_alone, run_on_epoll},
     tls::{Ktls, TlsSocket, choose_ktls},
-    wire::Wire,
-    worker::{run_alone, run_on_epoll},
+    transport::wire::Wire,
 };
 use rustls::HandshakeKind;
 

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use narrowlink_dataplane::{socket::Socket, tls::TlsSocket, worker::run_alone};
+use narrowlink_dataplane::{net::socket::Socket, run::worker::run_alone, tls::TlsSocket};
 use rustls::{
     ClientConfig, ClientConnection, Connection, ProtocolVersion, RootCertStore, ServerConfig,
     ServerConnection, SupportedCipherSuite,

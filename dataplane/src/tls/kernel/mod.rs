@@ -30,7 +30,7 @@ use super::{
     secret::{Cipher, Version},
     send::KEY_UPDATE,
 };
-use crate::socket::Socket;
+use crate::net::socket::Socket;
 
 /// The kernel is asked how many records it has sealed once in so many calls.
 const COUNT_EVERY: u32 = 1024;

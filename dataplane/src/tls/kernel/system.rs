@@ -15,7 +15,7 @@ use super::super::{
     info::{Direction, Info},
     secret::Cipher,
 };
-use crate::{budget, socket::Socket};
+use crate::{net::socket::Socket, run::budget};
 
 const TLS_SET_RECORD_TYPE: libc::c_int = 1;
 const TLS_GET_RECORD_TYPE: libc::c_int = 2;
@@ -63,7 +63,7 @@ impl System for Socket {
     fn taken_bytes(&self) -> io::Result<u64> {
         let info = self.tcp_info().ok_or_else(io::Error::last_os_error)?;
         // TCP_CLOSE: nothing goes anywhere any more.
-        if info.tcpi_state == crate::socket::TCP_CLOSE {
+        if info.tcpi_state == crate::net::socket::TCP_CLOSE {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         // What is acknowledged in between counts in neither: the sum is never too large.

@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result, bail};
 use futures_lite::future;
 use monoio::time::timeout;
 use narrowlink_dataplane::{
-    dial,
-    listen::{self, Listener},
+    net::{
+        dial,
+        listen::{self, Listener},
+    },
     tls::TlsSocket,
-    wire::Wire,
+    transport::wire::Wire,
 };
 use narrowlink_proto::message::Channel;
 use rustls::{

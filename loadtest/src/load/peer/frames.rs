@@ -5,8 +5,8 @@
 use std::io;
 
 use narrowlink_dataplane::{
-    deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
-    wire::Wire,
+    transport::wire::Wire,
+    tunnel::deframe::{DATA_FRAME_BYTES_MAX, Deframer, Event},
 };
 use narrowlink_proto::{
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},

@@ -8,12 +8,14 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use narrowlink_agent::config::Config as AgentConfig;
 use narrowlink_client::config::Config as ClientConfig;
 use narrowlink_dataplane::{
-    conn::{Conn, ConnError},
-    link::{self, PeerLink},
-    quiet::Quiet,
-    tunnel::{self, Ask, Gateway, TunnelError},
-    wire::Wire,
-    worker::spawn,
+    run::worker::spawn,
+    transport::wire::Wire,
+    tunnel::{
+        self, Ask, Gateway, TunnelError,
+        conn::{Conn, ConnError},
+        link::{self, PeerLink},
+        quiet::Quiet,
+    },
 };
 use narrowlink_proto::{
     endpoint::FramingChoice,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use narrowlink_dataplane::wire::Wire;
+use narrowlink_dataplane::transport::wire::Wire;
 
 use super::{SCRATCH_BYTES, Scratch, keep_going};
 use crate::load::{

@@ -5,7 +5,7 @@
 use std::{convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 
 use anyhow::{Result, bail, ensure};
-use narrowlink_dataplane::{wire::Wire, worker::spawn};
+use narrowlink_dataplane::{run::worker::spawn, transport::wire::Wire};
 use narrowlink_proto::{
     id::SessionId,
     message::{Channel, Message},

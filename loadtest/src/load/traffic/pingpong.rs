@@ -4,7 +4,7 @@
 use std::{convert::Infallible, io, sync::Arc, time::Instant};
 
 use anyhow::{Result, bail};
-use narrowlink_dataplane::wire::Wire;
+use narrowlink_dataplane::transport::wire::Wire;
 
 use super::keep_going;
 use crate::load::{

@@ -1,0 +1,106 @@
+//! Role: what crosses threads: words to workers, and connections on their way.
+//! Invariants: a connection crosses only while quiet, as descriptor + TLS state + what was read and not sent ·
+//! mailboxes are bounded.
+
+use std::{net::TcpListener, sync::Arc};
+
+use async_channel::{Receiver, Sender};
+use narrowlink_proto::id::LinkId;
+
+use crate::{
+    gateway::{directory::AgentEntry, service::Service, usage::Slot},
+    tunnel::quiet::QuietParts,
+};
+
+/// Notes that may wait for one worker.
+const NOTES_MAX: usize = 4096;
+
+/// A word to a worker.
+pub enum Note {
+    /// A lane for you.
+    Lane(LaneParts),
+    /// Have you a lane of this link to spare?
+    WantLane {
+        /// The agent's link.
+        link: LinkId,
+        /// Where it goes; closing it says no.
+        reply: Sender<LaneParts>,
+    },
+    /// This link is away: nobody needs to wait for new lanes of it.
+    LinkDown(LinkId),
+    /// This link is gone for good: so are its parked lanes.
+    Forget(LinkId),
+    /// The agent of this link does not answer any more, although its connections stand: all of them end, sessions
+    /// too. Its principal has vanished before this is said.
+    Lost(LinkId),
+    /// The operator's mind has changed: whoever may not stay is dismissed.
+    Judge,
+    /// Another worker has a new stranger, and all places are taken: one here is to leave.
+    MakeRoom,
+    /// Serve what arrives at this socket, too.
+    Listen(Service, TcpListener),
+    /// Listen for this service no more. What has arrived is served.
+    Unlisten(usize),
+    /// Take nothing new; end when the sessions have ended.
+    Stop,
+}
+
+/// A parked lane on its way between two workers.
+pub struct LaneParts {
+    pub(crate) conn: QuietParts,
+    pub(crate) entry: Arc<AgentEntry>,
+    pub(crate) slot: Slot,
+}
+
+/// The mailboxes of all workers.
+pub struct Mailboxes(Vec<(Sender<Note>, Receiver<Note>)>);
+
+impl Mailboxes {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| async_channel::bounded(NOTES_MAX)).collect())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What a worker reads.
+    pub(crate) fn of(&self, worker: usize) -> Receiver<Note> {
+        self.0[worker].1.clone()
+    }
+
+    /// Tells one worker; gives the note back when its mailbox is full.
+    pub(crate) fn tell(&self, worker: usize, note: Note) -> Result<(), Note> {
+        self.0[worker].0.try_send(note).map_err(async_channel::TrySendError::into_inner)
+    }
+
+    /// Tells every worker; waits for room. Not to be called on a worker.
+    pub fn tell_all(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.0 {
+            // Closed only when the process ends.
+            let _ = mailbox.send_blocking(note());
+        }
+    }
+
+    /// Gives each worker one of `notes`; waits for room. Not to be called on a worker.
+    pub fn tell_each(&self, notes: impl Iterator<Item = Note>) {
+        for ((mailbox, _), note) in self.0.iter().zip(notes) {
+            let _ = mailbox.send_blocking(note);
+        }
+    }
+
+    /// Tells every worker; waits for room.
+    pub(crate) async fn tell_all_soon(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.0 {
+            // Closed only when the process ends.
+            let _ = mailbox.send(note()).await;
+        }
+    }
+
+    /// Tells every worker. Best effort: dropped where a mailbox is full; for hints only.
+    pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
+        for (mailbox, _) in &self.0 {
+            let _ = mailbox.try_send(note());
+        }
+    }
+}

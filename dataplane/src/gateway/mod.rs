@@ -1,0 +1,27 @@
+//! A gateway's workers: who arrives, what they may, whose lanes are where, sessions.
+//!
+//! Downhill: [`services`] (a connection arrives) → [`serve`] (sniff, TLS, head) → [`stream`] (a client's sessions) →
+//! [`admit`] (may it?) → [`parking`] (an agent's parked stream) → [`crate::relay`]. [`attend`] stands above: it is a
+//! worker. [`local`] is what a worker has, [`shared`] what all have; [`mailbox`] is what crosses threads.
+
+pub mod admit;
+pub mod attend;
+pub mod claims;
+pub mod directory;
+pub mod door;
+pub(crate) mod handover;
+pub mod lane;
+pub mod local;
+pub mod mailbox;
+pub mod parking;
+pub mod principal;
+pub(crate) mod serve;
+pub mod service;
+pub(crate) mod services;
+pub mod shared;
+pub mod shares;
+pub mod sources;
+pub(crate) mod strangers;
+pub mod stream;
+pub mod table;
+pub mod usage;

@@ -1,0 +1,16 @@
+//! What every program and every worker runs on: threads with a runtime each and their turns, deadlines, the log,
+//! files that are read and written, the process itself.
+
+pub mod aside;
+pub mod backoff;
+pub(crate) mod budget;
+pub(crate) mod caught;
+pub mod descriptors;
+pub mod file;
+pub mod journal;
+pub mod log;
+pub(crate) mod pollable;
+pub mod process;
+pub mod ready_file;
+pub mod timer;
+pub mod worker;
