@@ -2,7 +2,7 @@
 //!
 //! [`start`] runs one on a thread of its own. Each gateway has its `link`; a link has its `lanes`, as
 //! many as their demand says; a lane that is dialled is `serve`d, within this agent's [`rules`].
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bell;

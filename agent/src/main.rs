@@ -1,6 +1,6 @@
 //! Role: the program `narrowlink-agent`: arguments, log, signals, exit codes.
 //! Invariants: decides nothing that the library does not; a second signal ends it at once.
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{

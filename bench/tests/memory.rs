@@ -1,5 +1,5 @@
 //! Role: what an id that was used once costs in memory, and that it is given back.
-//! See: `dataplane::claims`.
+//! See: `dataplane::gateway::claims`.
 #![expect(unsafe_code, reason = "an allocator that counts is one")]
 
 use std::{

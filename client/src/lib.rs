@@ -4,7 +4,7 @@
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`), and takes a newer token up as soon as its file has
 //! one (`renewal`).
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod args;

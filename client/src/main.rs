@@ -1,6 +1,6 @@
 //! Role: the program `narrowlink`: arguments, log, what is printed, exit codes.
 //! Invariants: standard output has the results and nothing else; everything said is one line each.
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{

@@ -1,7 +1,7 @@
 //! Role: the order in which connections ask for sessions while the gateway says that they come too fast.
 //! Invariants: who came first asks first · nobody asks before the time that the gateway named · no more ask
 //! at a time than the last answers bear, at least one · whoever leaves gives its turn to the next.
-//! See: `dataplane::usage`, which names the time.
+//! See: `dataplane::gateway::usage`, which names the time.
 
 use std::{
     cell::{Cell, RefCell},

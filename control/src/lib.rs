@@ -5,7 +5,7 @@
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
 //! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway;
 //! [`revoke`] adds to the list of [`revocations`] that a running one follows.
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod accounts;

@@ -1,7 +1,7 @@
 //! Role: the program narrowlink-gateway: arguments, logging, signals, exit codes.
 //! Invariants: it ends by exiting, never by dropping a worker's runtime.
 //! See: README "narrowlink-gateway".
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, io, path::Path};

@@ -21,7 +21,7 @@
 //! * `relay` knows no token, name or policy.
 //! * One file asks "may it?" (`gateway::admit`), one says what crosses threads ([`gateway::mailbox`]).
 //! * Nothing awaits a peer while holding shared state.
-// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::log`.
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod gateway;

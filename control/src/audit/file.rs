@@ -1,7 +1,7 @@
 //! Role: the file of the audit log, on the journal's thread: how lines are written.
 //! Invariants: every line of the file is JSON, whatever the disk does · lines that wait together are one write · a pipe may
 //! find its reader later, and lose it: lines between are counted.
-//! See: `dataplane::journal`; `gate`, whose counts are written here.
+//! See: `dataplane::run::journal`; `gate`, whose counts are written here.
 
 use std::{
     fs::File,

@@ -1,6 +1,6 @@
 //! Role: what a gateway listens on.
 //! Invariants: a service keeps its number as long as its address is listened on; no number is given twice.
-//! See: `dataplane::listen`.
+//! See: `dataplane::net::listen`.
 
 use std::{
     io,

@@ -1,7 +1,7 @@
 //! Role: each program with fewer descriptors than it is asked for: those who wait are served as soon as others end.
 //! Invariants: nobody is cut off from the gateway · one line a second says it · no test depends on how many
 //! descriptors a program needs for itself.
-//! See: `dataplane::descriptors`.
+//! See: `dataplane::run::descriptors`.
 
 use std::{
     fs,

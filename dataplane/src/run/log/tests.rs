@@ -151,7 +151,7 @@ fn a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_c
     let said = String::from_utf8_lossy(&heard.stderr);
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(heard.status.code(), Some(7), "{said}");
-    assert!(lines[0].contains("ERROR thread worker-0 panicked at dataplane/src/log/tests.rs:"), "{said}");
+    assert!(lines[0].contains("ERROR thread worker-0 panicked at dataplane/src/run/log/tests.rs:"), "{said}");
     assert!(lines[0].ends_with(": a bug in the test"), "{said}");
     assert_eq!(lines[1..], ["last words"]);
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();

@@ -1,0 +1,232 @@
+//! Role: how the files of this workspace hang together.
+//! Invariants: no circle of files: whoever reads a file, and then what it needs, never comes back to it. A module and
+//! those within it are one place, and need each other as they like · the code map names no file that is gone.
+//! See: ARCHITECTURE.md "Crates and arrows".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+const CRATES: [&str; 8] =
+    ["proto", "dataplane", "control", "agent", "client", "tokengen", "loadtest", "bench"];
+
+/// A crate's files by the path of their module; the root's is empty.
+type Modules = BTreeMap<Vec<String>, PathBuf>;
+/// Which module needs which.
+type Arrows = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it stands in the workspace").to_owned()
+}
+
+fn find_modules(dir: &Path, at: &[String], found: &mut Modules) {
+    for entry in fs::read_dir(dir).expect("it can be listed").flatten() {
+        let path = entry.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+        let module = || at.iter().cloned().chain([name.clone()]).collect::<Vec<_>>();
+        if path.is_dir() {
+            // Programs of their own are not of the crate that they use.
+            if name != "bin" {
+                find_modules(&path, &module(), found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = if ["lib", "mod"].contains(&&*name) { at.to_vec() } else { module() };
+            if !module.iter().any(|part| part == "tests") && name != "main" {
+                found.insert(module, path);
+            }
+        }
+    }
+}
+
+/// What counts of a file: neither comments nor what only its tests need.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).expect("it can be read");
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// Every path that begins with one of `crate`, `super` and `self`, or stands in a `use`; braces are taken apart.
+fn paths(code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    let mut rest = code;
+    while let Some(at) = rest.find(|c: char| c.is_alphabetic() || c == '_') {
+        let before = rest[..at].chars().next_back();
+        let word_ends =
+            rest[at..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len() - at);
+        let word = &rest[at..at + word_ends];
+        let behind = &rest[at + word_ends..];
+        let begins = !matches!(before, Some(':' | '.' | '\''));
+        if begins && word == "use" {
+            let statement = behind.split(';').next().unwrap_or_default();
+            spread(statement, &[], &mut found);
+            rest = &behind[statement.len()..];
+        } else if begins && ["crate", "super", "self"].contains(&word) && behind.starts_with("::") {
+            let path_ends = rest[at..]
+                .find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+                .unwrap_or(rest.len() - at);
+            found.push(rest[at..at + path_ends].split("::").map(str::to_owned).collect());
+            rest = &rest[at + path_ends..];
+        } else {
+            rest = behind;
+        }
+    }
+    found
+}
+
+/// `a::{b, c::{d, e}}` is three paths.
+fn spread(tree: &str, before: &[String], found: &mut Vec<Vec<String>>) {
+    let (head, braces) = tree.split_once('{').map_or((tree, None), |(head, rest)| (head, Some(rest)));
+    let head = head.split(" as ").next().unwrap_or_default();
+    let parts = head.split("::").map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned);
+    let path: Vec<_> = before.iter().cloned().chain(parts).collect();
+    let Some(inside) = braces.and_then(|rest| rest.rsplit_once('}')).map(|(inside, _)| inside) else {
+        return found.push(path);
+    };
+    let (mut depth, mut begin) = (0, 0);
+    for (at, c) in inside.char_indices().chain([(inside.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                if !inside[begin..at].trim().is_empty() {
+                    spread(&inside[begin..at], &path, found);
+                }
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The file of this crate that a path in `from` reaches into, if it does.
+fn reached(path: &[String], from: &[String], modules: &Modules) -> Option<Vec<String>> {
+    let mut at = from.to_vec();
+    let mut rest = path;
+    match path.first()?.as_str() {
+        "crate" => (at, rest) = (Vec::new(), &path[1..]),
+        "self" => rest = &path[1..],
+        "super" => {
+            while rest.first().is_some_and(|part| part == "super") {
+                at.pop();
+                rest = &rest[1..];
+            }
+        }
+        // By the name of a child.
+        first => {
+            let child: Vec<_> = from.iter().cloned().chain([first.to_owned()]).collect();
+            modules.get(&child)?;
+        }
+    }
+    for part in rest {
+        at.push(part.clone());
+        if !modules.contains_key(&at) {
+            at.pop();
+            break;
+        }
+    }
+    modules.contains_key(&at).then_some(at)
+}
+
+fn arrows(modules: &Modules) -> Arrows {
+    let needs = |(module, path): (&Vec<String>, &PathBuf)| {
+        let paths = paths(&code(path));
+        let reached = paths.iter().filter_map(|path| reached(path, module, modules));
+        let elsewhere = reached.filter(|other| !is_within(other, module) && !is_within(module, other));
+        (module.clone(), elsewhere.collect())
+    };
+    modules.iter().map(needs).collect()
+}
+
+/// The crate's root stands for itself alone.
+fn is_within(inner: &[String], outer: &[String]) -> bool {
+    inner == outer || (!outer.is_empty() && inner.starts_with(outer))
+}
+
+/// All that can be come to from `from`.
+fn behind<'a>(from: &'a [String], arrows: &'a Arrows) -> BTreeSet<&'a Vec<String>> {
+    let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = next.pop() {
+        for other in arrows.get(module).into_iter().flatten() {
+            if seen.insert(other) {
+                next.push(other);
+            }
+        }
+    }
+    seen
+}
+
+/// Files that need each other, with what each needs of the others.
+fn circles(arrows: &Arrows) -> BTreeSet<String> {
+    let behind: BTreeMap<_, _> = arrows.keys().map(|module| (module, behind(module, arrows))).collect();
+    let name = |module: &Vec<String>| if module.is_empty() { "lib".into() } else { module.join("::") };
+    let circle = |module: &Vec<String>| {
+        let round = |other: &&Vec<String>| behind[module].contains(other) && behind[other].contains(module);
+        let members: Vec<_> = behind.keys().copied().filter(round).collect();
+        let lines = members.iter().map(|member| {
+            let needs = arrows[*member].iter().filter(|other| members.contains(other)).map(name);
+            format!("\n    {} -> {}", name(member), needs.collect::<Vec<_>>().join(", "))
+        });
+        (!members.is_empty()).then(|| lines.collect::<String>())
+    };
+    arrows.keys().filter_map(circle).collect()
+}
+
+#[test]
+fn no_circle_of_files() {
+    let mut found = String::new();
+    for name in CRATES {
+        let mut modules = Modules::new();
+        find_modules(&root().join(name).join("src"), &[], &mut modules);
+        for circle in circles(&arrows(&modules)) {
+            found += &format!("\n  {name}:{circle}");
+        }
+    }
+    assert!(found.is_empty(), "files that need each other:{found}");
+}
+
+/// `a/{b,c}.rs` is two files.
+fn alternatives(path: &str) -> Vec<String> {
+    match path.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?))) {
+        Some((before, (names, behind))) => {
+            names.split(',').map(|name| format!("{before}{}{behind}", name.trim())).collect()
+        }
+        None => vec![path.to_owned()],
+    }
+}
+
+#[test]
+fn every_file_of_the_code_map_is_there() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it can be read");
+    let named = map.split('`').skip(1).step_by(2).filter(|words| words.contains("/src/"));
+    let named: Vec<_> = named.flat_map(alternatives).collect();
+    assert!(named.len() > 40, "the code map was not found: {named:?}");
+    let gone: Vec<_> = named.iter().filter(|path| !root().join(path).exists()).collect();
+    assert!(gone.is_empty(), "ARCHITECTURE.md names files that are not there: {gone:?}");
+}
+
+#[test]
+fn paths_are_found_in_uses_and_in_the_code() {
+    let code = "use crate::{a::{B, c::D}, e};\nuse std::fmt;\nfn f(x: super::G) -> crate::h::I { self::j::k(x.self_) }";
+    let found: Vec<_> = paths(code).into_iter().map(|path| path.join("::")).collect();
+    let expected =
+        ["crate::a::B", "crate::a::c::D", "crate::e", "std::fmt", "super::G", "crate::h::I", "self::j::k"];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_circle_is_seen_through_other_files_and_a_chain_is_none() {
+    let arrows = |of: &[(&str, &[&str])]| -> Arrows {
+        let module = |name: &&str| vec![(*name).to_owned()];
+        of.iter().map(|(from, to)| (module(from), to.iter().map(module).collect())).collect()
+    };
+    let chain = arrows(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])]);
+    assert!(circles(&chain).is_empty());
+    let circle = arrows(&[("a", &["b"]), ("b", &["c"]), ("c", &["a", "d"]), ("d", &[])]);
+    let found = circles(&circle);
+    assert_eq!(
+        found.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["\n    a -> b\n    b -> c\n    c -> a"]
+    );
+}
