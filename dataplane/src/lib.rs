@@ -1,6 +1,6 @@
 //! Moves the bytes of Narrowlink.
 //!
-//! Its wings, each of which needs only those above it:
+//! Its wings, from the bottom up:
 //!
 //! | wing | has |
 //! |---|---|
