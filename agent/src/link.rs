@@ -19,10 +19,7 @@ use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
     run::{aside::Aside, backoff::Backoff, file::Stamp, timer::sleep},
-    tunnel::{
-        Gateway, TunnelError,
-        link::{LinkError, PeerLink, join},
-    },
+    tunnel::{Gateway, LinkError, PeerLink, TunnelError, join},
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},

@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use narrowlink_dataplane::{
     run::worker,
-    tunnel::{TunnelError, link::LinkError},
+    tunnel::{LinkError, TunnelError},
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use narrowlink_dataplane::{run::timer::timeout, tunnel::link::LinkError};
+use narrowlink_dataplane::{run::timer::timeout, tunnel::LinkError};
 use narrowlink_proto::{
     message::{AgentInfo, Message},
     printable::printable,

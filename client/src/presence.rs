@@ -20,7 +20,7 @@ use narrowlink_dataplane::{
         backoff::Backoff,
         timer::{sleep, sleep_until},
     },
-    tunnel::link::{LinkError, PeerLink},
+    tunnel::{LinkError, PeerLink},
 };
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 

@@ -23,7 +23,7 @@ use narrowlink_dataplane::{
         file::Stamp,
         timer::{sleep, timeout},
     },
-    tunnel::link::PeerLink,
+    tunnel::PeerLink,
 };
 use narrowlink_proto::endpoint::SecretText;
 

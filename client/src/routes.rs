@@ -11,10 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use narrowlink_dataplane::tunnel::{
-    Gateway, TunnelError,
-    link::{LinkError, PeerLink, join},
-};
+use narrowlink_dataplane::tunnel::{Gateway, LinkError, PeerLink, TunnelError, join};
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     endpoint::FramingChoice,

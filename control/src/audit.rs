@@ -9,8 +9,11 @@ mod gate;
 use std::{collections::BTreeSet, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use narrowlink_dataplane::{
-    gateway::{door::Event, principal::Principal, sources::Source},
-    run::journal::{Bounds, Journal},
+    gateway::{door::Event, principal::Principal},
+    run::{
+        journal::{Bounds, Journal},
+        source::Source,
+    },
 };
 use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
 use serde::Serialize;

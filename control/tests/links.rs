@@ -11,10 +11,7 @@ use std::{net::SocketAddr, time::Duration};
 use kit::{SECRET, start};
 use narrowlink_dataplane::{
     run::worker::run_alone,
-    tunnel::{
-        TunnelError,
-        link::{LinkError, PeerLink},
-    },
+    tunnel::{LinkError, PeerLink, TunnelError},
 };
 use narrowlink_proto::{
     ended::RefusalCode,

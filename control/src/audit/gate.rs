@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use narrowlink_dataplane::gateway::{principal::Principal, sources::Source};
+use narrowlink_dataplane::{gateway::principal::Principal, run::source::Source};
 use narrowlink_proto::ended::RefusalCode;
 
 use super::Line;

@@ -7,10 +7,7 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use narrowlink_dataplane::tunnel::{
-    self,
-    link::{self, LinkError, PeerLink},
-};
+use narrowlink_dataplane::tunnel::{self, LinkError, PeerLink};
 use narrowlink_proto::{
     id::{Nonce, instance_statement},
     message::Instance,
@@ -47,6 +44,6 @@ impl Peer {
         };
         let sign: Option<&dyn Fn(&Nonce) -> Instance> =
             if self.claims.kind == Kind::Agent { Some(&sign) } else { None };
-        link::join(&self.way, sign, PATIENCE).await
+        tunnel::join(&self.way, sign, PATIENCE).await
     }
 }

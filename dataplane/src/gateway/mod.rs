@@ -11,6 +11,7 @@ pub mod directory;
 pub mod door;
 pub(crate) mod handover;
 pub mod lane;
+pub(crate) mod link;
 pub mod local;
 pub mod mailbox;
 pub mod parking;

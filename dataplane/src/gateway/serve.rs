@@ -28,11 +28,12 @@ use crate::{
         admit::{self, Asked},
         door::{Event, Rejected, note_refused},
         lane::Lane,
+        link,
         local::Local,
         parking,
         principal::Principal,
         service::Service,
-        sources::{self, Bearer, Source, Unheard},
+        sources::{self, Bearer, Unheard},
         strangers::Waits,
         stream::{self, Session, Visit},
         table::{Key, Kind, Seat},
@@ -41,6 +42,7 @@ use crate::{
     net::socket::Socket,
     run::{
         budget::{HANDSHAKE, Share},
+        source::Source,
         timer::{sleep_until, timeout},
         worker::{self, spawn},
     },
@@ -48,7 +50,6 @@ use crate::{
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, Role},
-        link,
         open::read_onto,
     },
 };

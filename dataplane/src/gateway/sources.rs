@@ -15,9 +15,7 @@
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
-    fmt,
     hash::BuildHasher as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -26,6 +24,8 @@ use std::{
 };
 
 use narrowlink_proto::{id::Uid, limits::Limits};
+
+use crate::run::source::Source;
 
 const SHARDS: usize = 64;
 /// How much more a source gets that has shown a good token, and how much less one that is punished.
@@ -40,39 +40,6 @@ const FEW: usize = 8;
 const SURPLUS_PART: usize = 8;
 /// What makes room takes an eighth of a shard with it: each entry is looked at a few times, not at every arrival.
 const ROOM_PART: usize = 8;
-
-/// Where a connection comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// One address.
-    V4(u32),
-    /// A /64: the smallest network that anybody is given.
-    V6(u64),
-}
-
-impl From<SocketAddr> for Source {
-    fn from(addr: SocketAddr) -> Self {
-        addr.ip().into()
-    }
-}
-
-impl From<IpAddr> for Source {
-    fn from(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
-            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::V4(bits) => Ipv4Addr::from_bits(*bits).fmt(f),
-            Self::V6(network) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*network) << 64)),
-        }
-    }
-}
 
 /// Why a connection is not even heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -371,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_source_is_an_address_or_a_64() {
-        let source = |text: &str| Source::from(text.parse::<SocketAddr>().unwrap());
+        let source = |text: &str| Source::from(text.parse::<std::net::SocketAddr>().unwrap());
         assert_eq!(source("[::ffff:192.0.2.1]:1"), source("192.0.2.1:2"));
         assert_ne!(source("192.0.2.1:1"), source("192.0.2.2:1"));
         assert_eq!(source("[2001:db8:0:1::1]:1"), source("[2001:db8:0:1:ffff::]:1"));

@@ -8,9 +8,12 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
 };
 
-use crate::gateway::{
-    sources::{Bearer, Heard, Source},
-    table::Key,
+use crate::{
+    gateway::{
+        sources::{Bearer, Heard},
+        table::Key,
+    },
+    run::source::Source,
 };
 
 /// So many of those from where a token has held weigh as much as one of another source: an office of many, all of whom

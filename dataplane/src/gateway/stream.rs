@@ -214,7 +214,7 @@ impl Visit {
         Box::pin(async move {
             self.seat.becomes(Kind::Session);
             let lane = &standing.lane.conn;
-            let traffic = Traffic { meter: self.who.usage.meter().cloned(), ..Traffic::default() };
+            let traffic = Traffic { meter: self.who.usage.meter(), ..Traffic::default() };
             let session = standing.asked.session;
             let gate = match &dialling {
                 None => {

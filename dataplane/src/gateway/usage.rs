@@ -18,7 +18,10 @@ use narrowlink_proto::{
     token::Allowance,
 };
 
-use crate::gateway::shares::{Descriptors, Held, Short};
+use crate::{
+    gateway::shares::{Descriptors, Held, Short},
+    relay::{Meter, Room},
+};
 
 /// Dials, logins and lanes of so much time may come at once.
 const DIALS_BURST: Duration = Duration::from_secs(10);
@@ -226,17 +229,6 @@ struct Accounts {
     descriptors: Arc<Descriptors>,
 }
 
-/// How much may be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// So many bytes now.
-    Now(usize),
-    /// Something, after this.
-    Later(Duration),
-    /// The month's share is used up.
-    UsedUp,
-}
-
 /// What there may be so many of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
@@ -285,7 +277,7 @@ impl Usage {
     }
 
     fn accounts(&self) -> impl Iterator<Item = &Account> {
-        self.0.iter().flat_map(|accounts| accounts.own.iter()).map(|account| &**account)
+        self.0.iter().flat_map(|accounts| accounts.all())
     }
 
     /// One more login.
@@ -399,19 +391,27 @@ impl Usage {
         Ok(Slot { usage: self.clone(), what })
     }
 
-    /// The same, if its bytes are limited.
-    pub(crate) fn meter(&self) -> Option<&Self> {
-        self.accounts().any(Account::is_metered).then_some(self)
+    /// What its sessions' bytes are counted by, if they are limited.
+    pub(crate) fn meter(&self) -> Option<Arc<dyn Meter>> {
+        let accounts = self.0.as_ref().filter(|accounts| accounts.all().any(Account::is_metered))?;
+        Some(accounts.clone())
     }
+}
 
-    /// How much may be read now.
-    pub(crate) fn room(&self) -> Room {
-        if self.accounts().any(Account::is_used_up) {
+impl Accounts {
+    fn all(&self) -> impl Iterator<Item = &Account> {
+        self.own.iter().map(|account| &**account)
+    }
+}
+
+impl Meter for Accounts {
+    fn room(&self) -> Room {
+        if self.all().any(Account::is_used_up) {
             return Room::UsedUp;
         }
         let now = now_ns();
         let mut room = u64::MAX;
-        for account in self.accounts() {
+        for account in self.all() {
             match account.bytes.left(now, BYTES_BURST) {
                 Ok(left) => room = room.min(left),
                 Err(wait) => return Room::Later(wait),
@@ -420,10 +420,9 @@ impl Usage {
         Room::Now(usize::try_from(room).unwrap_or(usize::MAX).max(ROOM_MIN))
     }
 
-    /// So many bytes have moved.
-    pub(crate) fn spend(&self, bytes: usize) {
+    fn spend(&self, bytes: usize) {
         let (now, bytes) = (now_ns(), bytes as u64);
-        for account in self.accounts() {
+        for account in self.all() {
             account.bytes.spend(now, bytes);
             account.month_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -581,11 +580,12 @@ mod tests {
     #[test]
     fn the_months_bytes_are_used_up_once() {
         let (usage, [token, user]) = usage(r#"{"bytes_per_month":1000}"#, "{}");
-        assert!(usage.meter().is_some() && usage.dial().is_ok());
-        assert_eq!(usage.room(), Room::Now(usize::MAX));
-        usage.spend(1000);
+        let meter = usage.meter().unwrap();
+        assert!(usage.dial().is_ok());
+        assert_eq!(meter.room(), Room::Now(usize::MAX));
+        meter.spend(1000);
         assert_eq!((token.month_bytes(), user.month_bytes()), (1000, 1000));
-        assert_eq!(usage.room(), Room::UsedUp);
+        assert_eq!(meter.room(), Room::UsedUp);
         let refused = usage.dial().unwrap_err();
         assert!(refused.reason.starts_with("this token has used up its bytes of this month"), "{refused}");
         token.set_month_bytes(0);
@@ -598,8 +598,9 @@ mod tests {
         assert!(free.meter().is_none());
         assert!(Usage::default().meter().is_none() && Usage::default().session().is_ok());
         let (slow, _) = usage("{}", r#"{"bytes_per_s":1}"#);
-        assert_eq!(slow.meter().unwrap().room(), Room::Now(ROOM_MIN));
-        slow.spend(1);
-        assert!(matches!(slow.room(), Room::Later(_)));
+        let meter = slow.meter().unwrap();
+        assert_eq!(meter.room(), Room::Now(ROOM_MIN));
+        meter.spend(1);
+        assert!(matches!(meter.room(), Room::Later(_)));
     }
 }

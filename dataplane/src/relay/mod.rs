@@ -9,6 +9,7 @@
 mod batch;
 mod chunk;
 mod gate;
+mod meter;
 mod pump;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
     future::{Future, poll_fn},
     io::ErrorKind,
     pin::{Pin, pin},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -30,10 +32,12 @@ use narrowlink_proto::{
     upgrade::Framing,
 };
 
-pub use self::gate::Gate;
 use self::pump::{Joint, Pump};
+pub use self::{
+    gate::Gate,
+    meter::{Meter, Room},
+};
 use crate::{
-    gateway::usage::Usage,
     run::timer::sleep,
     transport::wire::Wire,
     tunnel::{
@@ -112,7 +116,7 @@ pub struct Traffic {
     /// Bytes from the target's side to the client's.
     pub down_bytes: Cell<u64>,
     /// Where they count against a limit.
-    pub meter: Option<Usage>,
+    pub meter: Option<Arc<dyn Meter>>,
 }
 
 /// Moves bytes between the two ends until both directions have ended.
@@ -139,7 +143,7 @@ pub async fn relay_behind<E: From<Ended>>(
     // What a session holds while it stands is counted in bytes: everything below borrows.
     let (client, target, joint, opened) = (&client, &target, Joint::default(), Gate::opened());
     let pump = |source, sink, source_side, moved, gate| {
-        let (meter, at_rest) = (traffic.meter.as_ref(), Cell::new(true));
+        let (meter, at_rest) = (traffic.meter.as_deref(), Cell::new(true));
         Pump { source, sink, source_side, moved, gate, meter, joint: &joint, at_rest }
     };
     let up = pump(client, target, Side::Client, &traffic.up_bytes, gate);

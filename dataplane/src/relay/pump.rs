@@ -18,9 +18,9 @@ use super::{
     batch::Batching,
     chunk::{Chunk, Found},
     gate::Gate,
+    meter::{Meter, Room},
 };
 use crate::{
-    gateway::usage::{Room, Usage},
     run::{
         budget::CALL,
         timer::{sleep, timeout},
@@ -69,7 +69,7 @@ pub(super) struct Pump<'a> {
     pub(super) moved: &'a Cell<u64>,
     pub(super) gate: &'a Gate,
     /// Where its bytes are counted and limited, if they are.
-    pub(super) meter: Option<&'a Usage>,
+    pub(super) meter: Option<&'a dyn Meter>,
     pub(super) joint: &'a Joint,
     /// Nothing is in hand: what runs may be dropped, and run anew.
     pub(super) at_rest: Cell<bool>,
@@ -166,7 +166,7 @@ impl Pump<'_> {
     }
 
     /// Waits until there is room again; says how much.
-    async fn wait_for(&self, meter: &Usage) -> Result<usize, Ended> {
+    async fn wait_for(&self, meter: &dyn Meter) -> Result<usize, Ended> {
         loop {
             match meter.room() {
                 Room::Now(bytes) => return Ok(bytes),

@@ -12,5 +12,6 @@ pub mod log;
 pub(crate) mod pollable;
 pub mod process;
 pub mod ready_file;
+pub mod source;
 pub mod timer;
 pub mod worker;

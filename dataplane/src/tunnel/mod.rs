@@ -5,8 +5,13 @@ pub mod conn;
 pub mod deframe;
 pub mod demand;
 pub mod linger;
-pub mod link;
+pub(crate) mod link;
 pub(crate) mod open;
+mod peer_link;
 pub mod quiet;
 
-pub use self::open::{Ask, Gateway, LoadError, TunnelError, load_distinct, open, read_token_again};
+pub use self::{
+    link::LinkError,
+    open::{Ask, Gateway, LoadError, TunnelError, load_distinct, open, read_token_again},
+    peer_link::{PeerLink, join},
+};

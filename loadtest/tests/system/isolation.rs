@@ -14,10 +14,7 @@ use std::{
 use futures_lite::future;
 use narrowlink_dataplane::{
     run::worker::{self, spawn},
-    tunnel::{
-        self, Ask, Gateway,
-        link::{self, PeerLink},
-    },
+    tunnel::{self, Ask, Gateway, PeerLink},
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
@@ -68,7 +65,7 @@ fn start_bad_agent(gateway: Gateway, fault: Fault) {
     let (ready, welcomed) = std::sync::mpsc::channel();
     thread::spawn(move || {
         worker::run_alone(false, |_| async move {
-            let mut link = link::join(&gateway, None, PATIENCE).await.unwrap();
+            let mut link = tunnel::join(&gateway, None, PATIENCE).await.unwrap();
             ready.send(()).unwrap();
             if fault == Fault::StopsReading {
                 return future::pending().await;
@@ -171,7 +168,7 @@ fn probe(lab: &Lab, entry: SocketAddr) -> [Times; 2] {
         .collect();
     let gateway = gateway(lab, Kind::Client, lab.uid, "prober");
     let lists = worker::run_alone(false, |_| async move {
-        let mut link = link::join(&gateway, None, PATIENCE).await.unwrap();
+        let mut link = tunnel::join(&gateway, None, PATIENCE).await.unwrap();
         let mut times = Vec::new();
         for _ in 0..PROBES {
             let started = Instant::now();

@@ -15,7 +15,7 @@ use tracing::{
     field::{Field, Visit},
 };
 
-use crate::gateway::sources;
+use crate::run::source;
 
 /// What is kept of a name; names that differ behind that share a limit.
 const NAME_BYTES: usize = 62;
@@ -30,7 +30,7 @@ pub(super) enum Source {
     /// Nobody in particular: the hash of its words.
     Words(u64),
     /// Where a peer comes from.
-    Peer(sources::Source),
+    Peer(source::Source),
     /// An agent, a gateway.
     Name(Name),
 }

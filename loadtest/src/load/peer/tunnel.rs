@@ -11,9 +11,8 @@ use narrowlink_dataplane::{
     run::worker::spawn,
     transport::wire::Wire,
     tunnel::{
-        self, Ask, Gateway, TunnelError,
+        self, Ask, Gateway, PeerLink, TunnelError,
         conn::{Conn, ConnError},
-        link::{self, PeerLink},
         quiet::Quiet,
     },
 };
@@ -49,7 +48,7 @@ impl Tunnel {
         let agent = first(AgentConfig::load(agent)?.gateways()?)?;
         let client = first(ClientConfig::load(client)?.gateways()?)?;
         let peek = peek_unverified(agent.token()).context("the agent's token is none")?;
-        let link = link::join(&agent, None, PATIENCE).await?;
+        let link = tunnel::join(&agent, None, PATIENCE).await?;
         let (id, secret) = (link.link, link.secret.clone());
         keep(link);
         Ok(Self { agent, client, name: peek.name, link: id, secret })
@@ -126,7 +125,7 @@ pub async fn join_many(client: &Path, count: usize) -> Result<()> {
         let stand = stand.clone();
         spawn(async move {
             for _ in (part..count).step_by(JOINING) {
-                let joined = link::join(&gateway, None, PATIENCE).await.map(keep);
+                let joined = tunnel::join(&gateway, None, PATIENCE).await.map(keep);
                 let _ = stand.try_send(joined);
             }
         });
