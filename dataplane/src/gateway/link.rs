@@ -67,22 +67,24 @@ pub(crate) fn serve(
             Err(_) => return,
         };
         let LinkGrant { link, agent, .. } = grant;
+        let mut up = Up { socket, agent };
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
-        let ended =
-            Box::new(converse(&local, &mut socket, (&principal, agent.as_deref()), &seat, &taken).await);
+        let ended = Box::new(converse(&local, &mut up, &principal, &seat, &taken).await);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
-        Box::pin(take_down(&local, socket, (link, agent), ended)).await;
+        Box::pin(take_down(&local, up, link, ended)).await;
     }
 }
 
-/// Says everywhere that a link is down, and to its peer why.
-async fn take_down(
-    local: &Local,
+/// A link that stands.
+struct Up {
     socket: Box<LinkSocket>,
-    (link, agent): (LinkId, Option<Arc<AgentEntry>>),
-    ended: Box<LinkError>,
-) {
-    if let Some(agent) = agent {
+    /// At its other end, if that is an agent.
+    agent: Option<Arc<AgentEntry>>,
+}
+
+/// Says everywhere that a link is down, and to its peer why.
+async fn take_down(local: &Local, up: Up, link: LinkId, ended: Box<LinkError>) {
+    if let Some(agent) = up.agent {
         agent.set_link_down();
         if let LinkError::Silent(_) = *ended {
             // A process that hangs, while its kernel goes on answering for it.
@@ -93,7 +95,7 @@ async fn take_down(
         }
     }
     local.shared.door.release_link(link);
-    socket.end(*ended).await;
+    up.socket.end(*ended).await;
 }
 
 /// Hello, Present, Welcome.
@@ -133,14 +135,14 @@ enum Next {
 /// Serves until something ends the link; returns what.
 async fn converse(
     local: &Local,
-    socket: &mut LinkSocket,
-    (principal, agent): (&Principal, Option<&AgentEntry>),
+    up: &mut Up,
+    principal: &Principal,
     seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
     loop {
         let next = {
-            let heard = async { socket.hear().await.map(Next::Heard) };
+            let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
             let expiry = async {
                 sleep_until(Instant::from_std(principal.expires_at)).await;
@@ -163,21 +165,21 @@ async fn converse(
         };
         let done = match next {
             Ok(Next::Heard(Heard::Answered(round_trip))) => {
-                if let Some(agent) = agent {
+                if let Some(agent) = &up.agent {
                     agent.set_ping_us(u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX));
                 }
                 Ok(())
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
-                send_list(local, socket, principal)
+                send_list(local, &mut up.socket, principal)
             }
             Ok(Next::Heard(Heard::Message(_))) => {
                 Err(LinkError::Unexpected("a message that has no place on this link"))
             }
-            Ok(Next::Order(LinkOrder::NeedLane)) => match agent {
+            Ok(Next::Order(LinkOrder::NeedLane)) => match &up.agent {
                 Some(agent) => match agent.telling_need() {
                     0 => Ok(()),
-                    count => socket.send(&Message::NeedLane { count }),
+                    count => up.socket.send(&Message::NeedLane { count }),
                 },
                 None => Ok(()),
             },

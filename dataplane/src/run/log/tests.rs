@@ -142,9 +142,11 @@ fn a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_c
     }
     let run = |stderr: std::process::Stdio| {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        let test =
-            "log::tests::a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code";
-        command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").env_remove("RUST_LOG");
+        let module = module_path!().split_once("::").unwrap().1;
+        let test = format!(
+            "{module}::a_panic_and_last_words_are_lines_of_the_log_and_a_full_disk_changes_no_exit_code"
+        );
+        command.args(["--exact", &test, "--nocapture"]).env(INSIDE, "1").env_remove("RUST_LOG");
         command.stderr(stderr).env("RUST_BACKTRACE", "0").output().unwrap()
     };
     let heard = run(std::process::Stdio::piped());
