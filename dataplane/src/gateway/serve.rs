@@ -41,10 +41,10 @@ use crate::{
     },
     net::socket::Socket,
     run::{
-        budget::{HANDSHAKE, Share},
+        budget::{self, HANDSHAKE, Share},
         source::Source,
         timer::{sleep_until, timeout},
-        worker::{self, spawn},
+        worker::spawn,
     },
     tls::TlsSocket,
     transport::wire::Wire,
@@ -75,7 +75,7 @@ pub(crate) async fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socke
         if !matches!(stranger, Err(Unheard::All)) {
             break;
         }
-        worker::turn().await;
+        budget::pass().await;
         stranger = Stranger::arrive(local, peer_addr);
     }
     match stranger {

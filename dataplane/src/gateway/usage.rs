@@ -214,8 +214,15 @@ impl Account {
     }
 
     fn is_used_up(&self) -> bool {
-        let max = self.month_bytes_max.load(Ordering::Relaxed);
-        max != NONE && self.month_bytes() >= max
+        self.month_left() == 0
+    }
+
+    /// Bytes that this month may still see.
+    fn month_left(&self) -> u64 {
+        match self.month_bytes_max.load(Ordering::Relaxed) {
+            NONE => u64::MAX,
+            max => max.saturating_sub(self.month_bytes()),
+        }
     }
 }
 
@@ -413,7 +420,7 @@ impl Meter for Accounts {
         let mut room = u64::MAX;
         for account in self.all() {
             match account.bytes.left(now, BYTES_BURST) {
-                Ok(left) => room = room.min(left),
+                Ok(left) => room = room.min(left).min(account.month_left()),
                 Err(wait) => return Room::Later(wait),
             }
         }
@@ -582,7 +589,7 @@ mod tests {
         let (usage, [token, user]) = usage(r#"{"bytes_per_month":1000}"#, "{}");
         let meter = usage.meter().unwrap();
         assert!(usage.dial().is_ok());
-        assert_eq!(meter.room(), Room::Now(usize::MAX));
+        assert_eq!(meter.room(), Room::Now(ROOM_MIN), "not much more than is left");
         meter.spend(1000);
         assert_eq!((token.month_bytes(), user.month_bytes()), (1000, 1000));
         assert_eq!(meter.room(), Room::UsedUp);

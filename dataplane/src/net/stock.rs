@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, thread::LocalKey, time::Duration};
 
-use crate::run::{timer::sleep, worker};
+use crate::run::{budget, timer::sleep, worker};
 
 /// How often it is looked what is kept too many.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ async fn tend<T: 'static>(place: &'static Place<T>) {
                 stock.idle.truncate(stock.idle.len() - now);
                 if stock.idle.is_empty() { 0 } else { surplus - now }
             });
-            worker::turn().await;
+            budget::pass().await;
         }
         let rests = place.with_borrow_mut(|stock| {
             let rests = stock.idle.len() <= stock.least;

@@ -226,10 +226,15 @@ pub(crate) async fn turn(share: Share) {
     };
     let _first = Ticket::first(Which::All, share.whose).await;
     while TURNS.with(Turns::is_used_up) {
-        let turn = Turn::current();
-        worker::turn().await;
-        turn.is_over();
+        pass().await;
     }
+}
+
+/// Lets everything else on this worker have its turn (see [`worker::turn`]); what is done behind it is the next one's.
+pub(crate) async fn pass() {
+    let turn = Turn::current();
+    worker::turn().await;
+    turn.is_over();
 }
 
 impl Turns {

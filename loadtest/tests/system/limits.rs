@@ -200,8 +200,8 @@ fn the_months_bytes_end_a_session_and_open_none() {
         }
     };
     assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
-    // A reset takes what was under way with it.
-    assert!((1..1_500_000).contains(&got), "{got} bytes of a million");
+    // A reset takes what was under way with it; and the last read may go beyond what was left, by 16 KiB.
+    assert!((1..1_020_000).contains(&got), "{got} bytes of a million");
     assert!(connect(little.local_addr).read_exact(&mut [0; 1]).is_err());
     little.stop();
 }
