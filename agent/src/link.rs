@@ -24,6 +24,7 @@ use narrowlink_dataplane::{
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     endpoint::SelfHosted,
+    feature::Features,
     id::Nonce,
     message::{GoodbyeCode, Message},
     token::{Kind, peek_unverified},
@@ -31,6 +32,8 @@ use narrowlink_proto::{
 
 use crate::{Shared, lanes::Lanes};
 
+/// What this agent can do beyond the protocol's version.
+const OWN: Features = Features::NONE;
 /// For a link's connection, TLS, upgrade and welcome, each.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A link that stood for so long was a good one: the next outage starts with short pauses.
@@ -171,9 +174,9 @@ async fn join_as_agent(shared: &Shared, gateway: &Gateway) -> Result<PeerLink, L
     match (&shared.identity, peek) {
         (Some(identity), Some(peek)) => {
             let sign = |nonce: &Nonce| identity.sign(nonce, &peek.uid, &peek.name);
-            join(gateway, Some(&sign), JOIN_TIMEOUT).await
+            join(gateway, OWN, Some(&sign), JOIN_TIMEOUT).await
         }
-        _ => join(gateway, None, JOIN_TIMEOUT).await,
+        _ => join(gateway, OWN, None, JOIN_TIMEOUT).await,
     }
 }
 

@@ -11,10 +11,10 @@ use monoio::time::Instant;
 use narrowlink_dataplane::{
     net::{
         dial::{Unconnected, connect_first},
+        plain::Plain,
         resolve::{Asker, ResolveError, resolve},
-        socket::Socket,
     },
-    relay::{End, Traffic, gone, relay, settle},
+    relay::{Traffic, relay},
     run::{
         descriptors::{self, Place},
         timer::timeout,
@@ -22,7 +22,10 @@ use narrowlink_dataplane::{
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, ConnError},
+        end::End,
         linger::reset_session,
+        settle::settle,
+        watch::gone,
     },
 };
 use narrowlink_proto::{
@@ -66,7 +69,7 @@ async fn dial_for(
     rules: &Rules,
     dial: &Dial,
     place: Option<Place>,
-) -> Result<Result<Socket, Refused>, ConnError> {
+) -> Result<Result<Plain, Refused>, ConnError> {
     let left = async {
         match conn.attend().await {
             // What comes early stays where it is: it is for the target, or a word that whoever reads
@@ -89,10 +92,9 @@ async fn dial_for(
 /// Joins a lane and its target until the session has ended.
 async fn join(shared: &Shared, conn: Conn, target: Wire, dial: &Dial) -> Option<Conn> {
     let session = dial.session;
-    let Origin::Client { name, peer_addr } = &dial.origin;
-    tracing::debug!(?session, client = ?name, peer = %peer_addr, target = %dial.target, "session");
+    tracing::debug!(?session, origin = ?dial.origin, target = %dial.target, "session");
     let traffic = Traffic::default();
-    let moving = relay(End::of(&conn, session), End::Bare(&target), &traffic);
+    let moving = relay(End::of(&conn, session), End::raw(&target), &traffic);
     let ended = future::or(moving, cut_off(shared)).await;
     let (up_bytes, down_bytes) = (traffic.up_bytes.get(), traffic.down_bytes.get());
     match &ended {
@@ -143,8 +145,15 @@ async fn send(conn: &Conn, message: &Message) -> Option<()> {
     timeout(SEND_TIMEOUT, conn.send(message)).await.ok()?.ok()
 }
 
-async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result<Socket, Refused> {
+async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result<Plain, Refused> {
     let started = Instant::now();
+    let client = match &dial.origin {
+        Origin::Client { name, .. } => name,
+        Origin::Unknown { kind } => {
+            let reason = format!("this agent does not know how to dial for a {kind}; update it");
+            return Err(Refused::new(RefusalCode::Unsupported, reason));
+        }
+    };
     let Target::Tcp { port, .. } = dial.target else {
         let reason = format!("this agent dials TCP only, not {}", dial.target);
         return Err(Refused::new(RefusalCode::Unsupported, reason));
@@ -159,7 +168,6 @@ async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result
     let addrs = match &asked {
         Destination::Ip(ip) => vec![SocketAddr::new(*ip, port)],
         Destination::Name(name) => {
-            let Origin::Client { name: client, .. } = &dial.origin;
             let asker = Asker::Client(client.as_str().into());
             // A look-up takes descriptors for a moment.
             let _room = descriptors::lend();
@@ -283,6 +291,8 @@ mod tests {
         let (_held, port) = deaf();
         let udp = dial_of(Target::Udp { host: "127.0.0.1".to_owned(), port });
         let sealed = Dial { e2ee: Some("x".to_owned()), ..tcp("127.0.0.1", port) };
+        let visitor =
+            Dial { origin: Origin::Unknown { kind: "visitor".to_owned() }, ..tcp("127.0.0.1", port) };
         let nothing = Rules::new(Some(Vec::new()), Vec::new());
         let cases = [
             (Rules::default(), tcp("127.0.0.1", port), RefusalCode::TargetRefused, "is the service running?"),
@@ -293,6 +303,7 @@ mod tests {
             (nothing, tcp("localhost", port), RefusalCode::DeniedByAgent, "allow list"),
             (Rules::default(), udp, RefusalCode::Unsupported, "TCP only"),
             (Rules::default(), sealed, RefusalCode::Unsupported, "end-to-end"),
+            (Rules::default(), visitor, RefusalCode::Unsupported, "for a visitor; update it"),
         ];
         for (rules, dial, code, says) in cases {
             let target = dial.target.clone();

@@ -19,6 +19,7 @@ use narrowlink_dataplane::gateway::{
     principal::Principal,
 };
 use narrowlink_proto::{
+    feature::Features,
     id::{AgentKey, LinkId, LinkSecret, Nonce, Uid},
     limits::Limits,
     message::Speaker,
@@ -64,6 +65,7 @@ impl Links {
         LinkRequest {
             principal: Arc::new(principal),
             peer_addr: "192.0.2.1:1".parse().unwrap(),
+            features: Features::NONE,
             nonce: Nonce::from_bytes([0; 32]),
             instance: None,
             orders: self.orders.0.clone(),

@@ -32,11 +32,12 @@ use narrowlink_dataplane::{
         shared::Shared,
         table::{self, Seat},
     },
-    net::socket::Socket,
+    net::plain::Plain,
     run::worker::{Main, Options, Workers, spawn},
     tunnel::conn::{Conn, Role},
 };
 use narrowlink_proto::{
+    feature::Features,
     id::{LinkId, LinkSecret, Uid},
     limits::Limits,
     message::Channel,
@@ -126,7 +127,8 @@ fn entry(shared: &Shared) -> Arc<AgentEntry> {
     let principal = shared.door.login(Channel::Link, &token).unwrap();
     let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
     let (orders, _) = async_channel::bounded(1);
-    Arc::new(AgentEntry::new(principal, link, secret, "192.0.2.1:1".parse().unwrap(), orders, WORKERS))
+    let addr = "192.0.2.1:1".parse().unwrap();
+    Arc::new(AgentEntry::new(principal, link, secret, (addr, Features::NONE), orders, WORKERS))
 }
 
 fn idle(lane: Lane) -> IdleLane {
@@ -140,12 +142,12 @@ async fn work(
     reports: &Sender<Report>,
 ) {
     let (pair, _far) = UnixStream::pair().unwrap();
-    let turn = Socket::adopt(pair.into()).unwrap();
+    let turn = Plain::adopt(pair.into()).unwrap();
     while let Ok(order) = orders.recv().await {
         let mut took = Duration::ZERO;
         match order {
             Order::Park(fd) => {
-                let wire = Socket::adopt(fd.into()).unwrap().into();
+                let wire = Plain::adopt(fd.into()).unwrap().into();
                 let conn = Conn::new(wire, Framing::Framed, Role::Gateway, 0);
                 park(
                     local,

@@ -8,11 +8,12 @@ use std::{io, os::fd::OwnedFd, os::unix::net::UnixStream, sync::Arc};
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    net::socket::Socket,
-    relay::{End, Traffic, relay},
-    tls::{TlsSocket, install_crypto},
+    net::plain::Plain,
+    relay::{Traffic, relay},
+    tls::{TlsStream, install_crypto},
     transport::wire::Wire,
     tunnel::conn::{Conn, Role},
+    tunnel::end::End,
 };
 use narrowlink_proto::{ended::Ended, id::SessionId, upgrade::Framing};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer};
@@ -165,10 +166,10 @@ impl Between {
 async fn accept(fd: OwnedFd, tls: Option<Arc<ServerConfig>>) -> Wire {
     let socket = adopt(fd);
     let Some(config) = tls else { return socket.into() };
-    TlsSocket::accept(socket, config, &[]).await.expect("both sides speak the same TLS").into()
+    TlsStream::accept(socket, config, &[]).await.expect("both sides speak the same TLS").into()
 }
 
 #[expect(clippy::expect_used, reason = "without its connections nothing can be measured")]
-pub(crate) fn adopt(fd: OwnedFd) -> Socket {
-    Socket::adopt(fd).expect("a socket pair can be waited for")
+pub(crate) fn adopt(fd: OwnedFd) -> Plain {
+    Plain::adopt(fd).expect("a socket pair can be waited for")
 }

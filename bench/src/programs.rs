@@ -6,7 +6,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
     tunnel::{
         conn::Role,
@@ -120,7 +120,7 @@ async fn connect(fd: OwnedFd, tls: Option<Arc<ClientConfig>>) -> Wire {
     let socket = adopt(fd);
     let Some(config) = tls else { return socket.into() };
     let name = ServerName::try_from(NAME).expect("a name that stands in a certificate");
-    TlsSocket::connect(socket, config, name).await.expect("both sides speak the same TLS").into()
+    TlsStream::connect(socket, config, name).await.expect("both sides speak the same TLS").into()
 }
 
 /// A program at one end of the relay.
@@ -178,7 +178,9 @@ impl Program {
             };
             let mut at = 0;
             while let Some(event) = deframer.next(&mut buf[..n], &mut at).map_err(io::Error::other)? {
-                let Event::Data(range) = event else { return Err(io::Error::other(format!("{event:?}"))) };
+                let Event::Data { range, .. } = event else {
+                    return Err(io::Error::other(format!("{event:?}")));
+                };
                 done = take(&buf[range]);
             }
         }

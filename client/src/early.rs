@@ -8,12 +8,13 @@ use std::io;
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    relay::{End, Gate, Traffic, relay_behind},
+    relay::{Gate, Traffic, relay_behind},
     run::timer::timeout,
     transport::wire::Wire,
     tunnel::{
         TunnelError,
         conn::ConnError,
+        end::End,
         linger::{PATIENCE, reset_conn},
     },
 };
@@ -84,7 +85,7 @@ pub(crate) async fn carry(
     let carried = async {
         let sent = timeout(OPEN_TIMEOUT, conn.send(&Message::Open(open))).await;
         sent.map_err(|_| timed_out(&route))?.map_err(ConnError::from)?;
-        relay_behind(End::Bare(local), End::of(&conn, id), &traffic, &gate, answer).await
+        relay_behind(End::raw(local), End::of(&conn, id), &traffic, &gate, answer).await
     };
     let stopped = async { Err(stop.shutdown().await.into()) };
     let ended = match future::or(carried, stopped).await {

@@ -20,14 +20,14 @@ use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
     net::listen::{self, Listener, accept_all_with, bind_alone},
-    relay::{End, Traffic, relay},
+    relay::{Traffic, relay},
     run::{
         descriptors::{self, Place},
         timer::{sleep, timeout, timeout_at},
         worker::spawn,
     },
     transport::wire::Wire,
-    tunnel::{TunnelError, linger::reset_session},
+    tunnel::{TunnelError, end::End, linger::reset_session},
 };
 use narrowlink_proto::ended::{Ended, RefusalCode};
 
@@ -283,7 +283,7 @@ impl Forwarder {
         };
         arrival.opened();
         let traffic = Traffic::default();
-        let moving = relay(End::Bare(&arrival.local), End::of(&session.conn, session.id), &traffic);
+        let moving = relay(End::raw(&arrival.local), End::of(&session.conn, session.id), &traffic);
         let ended = future::or(moving, async { Err(self.stop.shutdown().await) }).await;
         say_ended(&traffic, ended);
         Attempt::Ended(Box::new(session), ended)

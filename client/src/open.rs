@@ -7,11 +7,11 @@ use std::{rc::Rc, time::Duration};
 
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    relay::settled,
     run::timer::{sleep, timeout},
     tunnel::{
         self, Ask, TunnelError,
         conn::{Conn, ConnError},
+        settle::settled,
     },
 };
 use narrowlink_proto::{

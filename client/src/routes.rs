@@ -15,6 +15,7 @@ use narrowlink_dataplane::tunnel::{Gateway, LinkError, PeerLink, TunnelError, jo
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     endpoint::FramingChoice,
+    feature::Features,
     message::GoodbyeCode,
     token::peek_unverified,
     upgrade::Framing,
@@ -84,7 +85,7 @@ impl Route {
 
     /// A link to this gateway.
     pub(crate) async fn join(self: &Rc<Self>) -> Result<PeerLink, JoinError> {
-        let joined = join(&self.gateway, None, JOIN_TIMEOUT).await;
+        let joined = join(&self.gateway, Features::NONE, None, JOIN_TIMEOUT).await;
         joined.map_err(|error| JoinError { route: self.clone(), error })
     }
 

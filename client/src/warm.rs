@@ -16,12 +16,12 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_dataplane::{
-    relay::settled,
     run::{backoff::Backoff, descriptors, timer::sleep_until, worker::spawn},
     tunnel::{
         self, Ask, TunnelError,
         conn::{Conn, ConnError},
         demand::{Bounds, Census, Demand, TICK},
+        settle::settled,
     },
 };
 use narrowlink_proto::{
@@ -300,7 +300,7 @@ mod tests {
         path::Path,
     };
 
-    use narrowlink_dataplane::{net::socket::Socket, run::worker::run_alone, tunnel::conn::Role};
+    use narrowlink_dataplane::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
     use narrowlink_proto::{ended::Refused, endpoint::SecretText};
 
     use super::*;
@@ -319,7 +319,7 @@ mod tests {
     fn stream(warm: &Warm, index: usize) -> (Stream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let socket = Socket::adopt(OwnedFd::from(ours)).unwrap();
+        let socket = Plain::adopt(OwnedFd::from(ours)).unwrap();
         let route = warm.opener.routes.at(index);
         (Stream { conn: Conn::new(socket.into(), Framing::Framed, Role::Peer, 1), route }, theirs)
     }

@@ -291,6 +291,7 @@ mod tests {
     use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
     use narrowlink_dataplane::gateway::directory::AgentEntry;
     use narrowlink_proto::{
+        feature::Features,
         id::{LinkSecret, SessionId, Uid},
         message::Speaker,
         token::{PublishProtocol, Published, Services},
@@ -509,7 +510,7 @@ mod tests {
             let (orders, _) = async_channel::bounded(1);
             let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
             let addr = "192.0.2.9:9".parse().unwrap();
-            let entry = AgentEntry::new(principal, link, secret, addr, orders, 1);
+            let entry = AgentEntry::new(principal, link, secret, (addr, Features::NONE), orders, 1);
             (entry.key.clone(), Arc::new(entry))
         };
         let agents = [entry(1, "home"), entry(1, "office"), entry(1, "lost"), entry(2, "foreign")];

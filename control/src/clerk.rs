@@ -224,6 +224,7 @@ mod tests {
     };
     use narrowlink_dataplane::gateway::{directory::Directory, door::LinkGrant, principal::Principal};
     use narrowlink_proto::{
+        feature::Features,
         id::{AgentKey, Nonce, Uid},
         limits::Limits,
         message::Speaker,
@@ -246,7 +247,8 @@ mod tests {
         });
         let peer_addr = "192.0.2.1:1".parse().unwrap();
         let nonce = Nonce::from_bytes([0; 32]);
-        counter.claim(LinkRequest { principal, peer_addr, nonce, instance: None, orders, answer });
+        let features = Features::NONE;
+        counter.claim(LinkRequest { principal, peer_addr, features, nonce, instance: None, orders, answer });
         Asked { orders: taken, answer: answered }
     }
 

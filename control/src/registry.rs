@@ -138,7 +138,7 @@ impl Registry {
             request.principal.clone(),
             link,
             secret,
-            request.peer_addr,
+            (request.peer_addr, request.features),
             request.orders.clone(),
             self.workers,
         ));

@@ -19,14 +19,15 @@ use narrowlink_dataplane::{
     net::{
         dial,
         listen::{Listener, accept_all},
-        socket::Socket,
+        plain::Plain,
     },
-    relay::{End, Traffic, relay},
+    relay::{Traffic, relay},
     run::worker::{self, Driver, StartError, spawn},
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, Role},
+        end::End,
         linger,
     },
 };
@@ -66,11 +67,11 @@ fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
 }
 
 /// Two ends of a TCP connection over loopback.
-fn pair() -> (Socket, Socket) {
+fn pair() -> (Plain, Plain) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (far, _) = listener.accept().unwrap();
-    (Socket::adopt(near.into()).unwrap(), Socket::adopt(far.into()).unwrap())
+    (Plain::adopt(near.into()).unwrap(), Plain::adopt(far.into()).unwrap())
 }
 
 /// A tunnel connection: the peer's end and the gateway's.
@@ -80,8 +81,8 @@ async fn tunnel(framing: Framing, tls: Option<&(Arc<ClientConfig>, Arc<ServerCon
         None => (near.into(), far.into()),
         Some((client, server)) => {
             let (near, far) = future::zip(
-                TlsSocket::connect(near, client.clone(), "localhost".try_into().unwrap()),
-                TlsSocket::accept(far, server.clone(), &[]),
+                TlsStream::connect(near, client.clone(), "localhost".try_into().unwrap()),
+                TlsStream::accept(far, server.clone(), &[]),
             )
             .await;
             (near.unwrap().into(), far.unwrap().into())
@@ -92,7 +93,7 @@ async fn tunnel(framing: Framing, tls: Option<&(Arc<ClientConfig>, Arc<ServerCon
 
 /// One session through all three programs.
 async fn session(
-    local: Socket,
+    local: Plain,
     target: SocketAddr,
     kind: Kind,
     tls: Rc<(Arc<ClientConfig>, Arc<ServerConfig>)>,
@@ -104,7 +105,7 @@ async fn session(
     let target = Wire::from(dial::connect(target, Duration::from_secs(5)).await.unwrap());
     let local = Wire::from(local);
     spawn(async move {
-        match relay(End::Bare(&local), End::of(&client, id), &Traffic::default()).await {
+        match relay(End::raw(&local), End::of(&client, id), &Traffic::default()).await {
             Ok(()) => {
                 local.close_gently();
                 client.close_gently();
@@ -126,7 +127,7 @@ async fn session(
         }
     });
     spawn(async move {
-        match relay(End::of(&agent, id), End::Bare(&target), &Traffic::default()).await {
+        match relay(End::of(&agent, id), End::raw(&target), &Traffic::default()).await {
             Ok(()) => {
                 target.close_gently();
                 agent.close_gently();

@@ -14,11 +14,12 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
-    net::socket::Socket,
-    relay::{End, Traffic, relay},
+    net::plain::Plain,
+    relay::{Traffic, relay},
     run::worker,
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
+    tunnel::end::End,
 };
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -75,16 +76,16 @@ fn pair() -> (TcpStream, TcpStream) {
     (near, listener.accept().unwrap().0)
 }
 
-fn adopt(stream: TcpStream) -> Socket {
-    Socket::adopt(stream.into()).unwrap()
+fn adopt(stream: TcpStream) -> Plain {
+    Plain::adopt(stream.into()).unwrap()
 }
 
 /// Both ends ours.
-async fn tls_pair(configs: &(Arc<ClientConfig>, Arc<ServerConfig>)) -> (TlsSocket, TlsSocket) {
+async fn tls_pair(configs: &(Arc<ClientConfig>, Arc<ServerConfig>)) -> (TlsStream, TlsStream) {
     let (near, far) = pair();
     let (near, far) = future::zip(
-        TlsSocket::connect(adopt(near), configs.0.clone(), name()),
-        TlsSocket::accept(adopt(far), configs.1.clone(), &[]),
+        TlsStream::connect(adopt(near), configs.0.clone(), name()),
+        TlsStream::accept(adopt(far), configs.1.clone(), &[]),
     )
     .await;
     (near.unwrap(), far.unwrap())
@@ -131,10 +132,10 @@ fn megabytes_go_through_a_relay_between_the_library_as_client_and_as_server() {
         heard
     });
     worker::run_alone(false, |_| async move {
-        let up = TlsSocket::accept(adopt(gateway_in), server, &[]).await.unwrap();
-        let down = TlsSocket::connect(adopt(gateway_out), client, name()).await.unwrap();
+        let up = TlsStream::accept(adopt(gateway_in), server, &[]).await.unwrap();
+        let down = TlsStream::connect(adopt(gateway_out), client, name()).await.unwrap();
         let (up, down) = (Wire::from(up), Wire::from(down));
-        relay(End::Bare(&up), End::Bare(&down), &Traffic::default()).await.unwrap();
+        relay(End::raw(&up), End::raw(&down), &Traffic::default()).await.unwrap();
         up.close_gently();
         down.close_gently();
     })
@@ -166,7 +167,7 @@ fn a_connection_goes_to_another_worker_in_the_middle_of_a_record() {
         heard
     });
     let parts = worker::run_alone(false, |_| async move {
-        let wire = Wire::from(TlsSocket::accept(adopt(far), server, &[]).await.unwrap());
+        let wire = Wire::from(TlsStream::accept(adopt(far), server, &[]).await.unwrap());
         wire.readable().await.unwrap();
         let early = wire.try_read(&mut [0; 100]).unwrap_err();
         assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
@@ -236,7 +237,7 @@ fn an_end_without_close_notify_is_an_error_behind_what_came_before_it() {
         source
     });
     worker::run_alone(false, |_| async move {
-        let wire = Wire::from(TlsSocket::accept(adopt(far), server, &[]).await.unwrap());
+        let wire = Wire::from(TlsStream::accept(adopt(far), server, &[]).await.unwrap());
         let (mut heard, mut buf) = (Vec::new(), [0; 64]);
         let end = loop {
             match wire.read(&mut buf).await {
@@ -261,7 +262,7 @@ fn a_client_that_does_not_trust_the_server_tells_it_so() {
         sink.read(&mut [0; 1]).unwrap_err().to_string()
     });
     let refused = worker::run_alone(false, |_| async move {
-        TlsSocket::connect(adopt(near), client, name()).await.err().unwrap()
+        TlsStream::connect(adopt(near), client, name()).await.err().unwrap()
     });
     assert_eq!(refused.unwrap().kind(), io::ErrorKind::InvalidData);
     let told = serving.join().unwrap();

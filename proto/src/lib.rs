@@ -24,6 +24,7 @@
 pub mod answer;
 pub mod ended;
 pub mod endpoint;
+pub mod feature;
 pub mod frame;
 pub mod id;
 pub mod limits;

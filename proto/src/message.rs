@@ -1,14 +1,16 @@
 //! Role: every message two programs exchange, and who may say which where.
 //! Invariants: a message outside [`Message::allowed`] never parses; no message leads from an agent
-//! to a client unasked, because none exists. Data is never JSON.
+//! to a client unasked, because none exists · a message or an origin of a later version is told apart from a broken
+//! one: its receiver can ignore or refuse it by its name. Data is never JSON.
 //! See: ARCHITECTURE.md, "The wire".
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
     ended::{RefusalCode, Refused},
+    feature::Features,
     id::{LinkId, LinkSecret, Nonce, SessionId},
     policy::AddressRules,
     printable::{self, printable},
@@ -23,6 +25,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Of a message that can't be read so much is repeated.
 const WORDS_CHARS_MAX: usize = 200;
+/// Of a name that this version does not know, so much is.
+const NAME_CHARS_MAX: usize = 40;
 
 /// Payload that a client may send behind its Open, before the answer, on a framed stream.
 pub const EARLY_DATA_BYTES_MAX: usize = 64 * 1024;
@@ -36,6 +40,21 @@ pub enum Channel {
     Lane,
     /// A client's stream.
     Stream,
+}
+
+/// Where a message is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// On a connection, between two sessions where it serves such.
+    On(Channel),
+    /// Within a session, on the lane or stream that carries it.
+    Session,
+}
+
+impl From<Channel> for Place {
+    fn from(channel: Channel) -> Self {
+        Self::On(channel)
+    }
 }
 
 /// Who speaks.
@@ -64,7 +83,7 @@ pub struct Open {
 }
 
 /// On whose behalf an agent dials.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// A client's Open, its fields verbatim beside this.
@@ -74,6 +93,47 @@ pub enum Origin {
         /// Where the client came from, as the gateway saw it.
         peer_addr: SocketAddr,
     },
+    /// Somebody of whom only a later version knows: an agent refuses to dial for them.
+    #[serde(skip)]
+    Unknown {
+        /// What they are called, fit to be shown.
+        kind: String,
+    },
+}
+
+impl<'de> Deserialize<'de> for Origin {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Client {
+            name: String,
+            peer_addr: SocketAddr,
+        }
+        struct Kind;
+        impl<'de> de::Visitor<'de> for Kind {
+            type Value = Origin;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an origin, such as {\"client\": {..}}")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Origin, A::Error> {
+                let kind =
+                    map.next_key::<String>()?.ok_or_else(|| de::Error::custom("an origin of no kind"))?;
+                let origin = if kind == "client" {
+                    let Client { name, peer_addr } = map.next_value()?;
+                    Origin::Client { name, peer_addr }
+                } else {
+                    map.next_value::<de::IgnoredAny>()?;
+                    Origin::Unknown { kind: printable(&kind, NAME_CHARS_MAX) }
+                };
+                if map.next_key::<de::IgnoredAny>()?.is_some() {
+                    return Err(de::Error::custom("an origin of two kinds"));
+                }
+                Ok(origin)
+            }
+        }
+        from.deserialize_map(Kind)
+    }
 }
 
 /// The gateway asks an agent to dial.
@@ -117,7 +177,7 @@ pub struct Instance {
     pub signature: String,
 }
 
-/// Every message. Unknown fields are ignored, unknown messages refused.
+/// Every message of this version. Fields of a later one are ignored; for its messages, see [`MessageError::Unknown`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Message {
@@ -127,7 +187,7 @@ pub enum Message {
         version: u32,
         /// What the gateway can do beyond the version.
         #[serde(default)]
-        features: Vec<String>,
+        features: Features,
         /// To be signed by an agent's instance key.
         nonce: Nonce,
     },
@@ -137,7 +197,7 @@ pub enum Message {
         version: u32,
         /// What the peer can do beyond the version.
         #[serde(default)]
-        features: Vec<String>,
+        features: Features,
         /// An agent's proof of being the same installation; clients have none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instance: Option<Instance>,
@@ -245,33 +305,53 @@ pub enum MessageError {
         /// Its length.
         bytes: usize,
     },
+    /// One that this version does not know: to be ignored where nothing waits for its answer, else refused by its name.
+    #[error("the message {name:?} is not known to this version")]
+    Unknown {
+        /// Its name, fit to be shown.
+        name: String,
+    },
     /// Not one of ours.
     #[error("not a message of this protocol: {}", printable(&.0.to_string(), WORDS_CHARS_MAX))]
     Malformed(#[from] serde_json::Error),
     /// One of ours, said by the wrong side or in the wrong place.
-    #[error("a {speaker:?} may not say {name} on a {channel:?}")]
+    #[error("a {speaker:?} may not say {name} {}", place.words())]
     NotAllowed {
         /// The message's name.
         name: &'static str,
         /// Who said it.
         speaker: Speaker,
         /// Where.
-        channel: Channel,
+        place: Place,
     },
 }
 
+impl Place {
+    fn words(self) -> &'static str {
+        match self {
+            Self::On(Channel::Link) => "on a link",
+            Self::On(Channel::Lane) => "on a lane",
+            Self::On(Channel::Stream) => "on a stream",
+            Self::Session => "within a session",
+        }
+    }
+}
+
 impl Message {
-    /// Reads one message that `speaker` sent on a `channel`.
+    /// Reads one message that `speaker` sent.
     ///
     /// # Errors
-    /// Always the peer's fault; the connection is to be closed.
-    pub fn decode(text: &[u8], speaker: Speaker, channel: Channel) -> Result<Self, MessageError> {
+    /// A message of a later version ([`MessageError::Unknown`]); else it is the peer's fault, and the connection is to be
+    /// closed.
+    pub fn decode(text: &[u8], speaker: Speaker, place: impl Into<Place>) -> Result<Self, MessageError> {
         if text.len() > MESSAGE_BYTES_MAX {
             return Err(MessageError::TooLong { bytes: text.len() });
         }
-        let message: Self = serde_json::from_slice(text)?;
-        if !message.allowed(speaker, channel) {
-            return Err(MessageError::NotAllowed { name: message.name(), speaker, channel });
+        let message: Self =
+            serde_json::from_slice(text).map_err(|e| unknown(text).unwrap_or_else(|| e.into()))?;
+        let place = place.into();
+        if !message.allowed(speaker, place) {
+            return Err(MessageError::NotAllowed { name: message.name(), speaker, place });
         }
         Ok(message)
     }
@@ -283,9 +363,14 @@ impl Message {
     }
 
     /// The one table: who may say what where.
-    pub const fn allowed(&self, speaker: Speaker, channel: Channel) -> bool {
+    pub fn allowed(&self, speaker: Speaker, place: impl Into<Place>) -> bool {
         use Channel::{Lane, Link, Stream};
         use Speaker::{Agent, Client, Gateway};
+        let channel = match place.into() {
+            Place::On(channel) => channel,
+            // Fin is the only message within a session, whoever says it.
+            Place::Session => return matches!(self, Self::Fin { .. }),
+        };
         match self {
             Self::Hello { .. } | Self::Welcome { .. } | Self::Goodbye(_) => {
                 matches!((speaker, channel), (Gateway, Link))
@@ -305,6 +390,25 @@ impl Message {
             Self::Ready { .. } => matches!((speaker, channel), (Agent, Lane) | (Gateway, Stream)),
         }
     }
+
+    /// The names of all that this version knows.
+    const NAMES: [&str; 15] = [
+        "hello",
+        "present",
+        "welcome",
+        "need_lane",
+        "list",
+        "agents",
+        "goodbye",
+        "open",
+        "opened",
+        "refused",
+        "dial",
+        "retire",
+        "dialled",
+        "fin",
+        "ready",
+    ];
 
     /// The message's name, as on the wire.
     pub const fn name(&self) -> &'static str {
@@ -333,6 +437,18 @@ impl Message {
     }
 }
 
+/// Whether these are the words of a later version.
+fn unknown(text: &[u8]) -> Option<MessageError> {
+    #[derive(Deserialize)]
+    struct Tag<'a> {
+        #[serde(rename = "type", borrow)]
+        name: std::borrow::Cow<'a, str>,
+    }
+    let Tag { name } = serde_json::from_slice(text).ok()?;
+    let is_known = Message::NAMES.contains(&&*name);
+    (!is_known).then(|| MessageError::Unknown { name: printable(&name, NAME_CHARS_MAX) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,8 +466,8 @@ mod tests {
     fn every() -> Vec<Message> {
         let session = SessionId::from_bytes([1; 32]);
         vec![
-            Message::Hello { version: 1, features: vec![], nonce: Nonce::from_bytes([2; 32]) },
-            Message::Present { version: 1, features: vec![], instance: None },
+            Message::Hello { version: 1, features: Features::NONE, nonce: Nonce::from_bytes([2; 32]) },
+            Message::Present { version: 1, features: Features::NONE, instance: None },
             Message::Welcome { link: LinkId::from_bytes([3; 32]), secret: LinkSecret::from_bytes([4; 32]) },
             Message::NeedLane { count: 2 },
             Message::List,
@@ -409,19 +525,50 @@ mod tests {
             let value: serde_json::Value = serde_json::from_slice(&message.encode()).unwrap();
             assert_eq!(value["type"], message.name());
         }
+        assert_eq!(every().iter().map(Message::name).collect::<Vec<_>>(), Message::NAMES);
     }
 
     #[test]
-    fn unknown_fields_are_ignored_and_unknown_messages_refused() {
+    fn unknown_fields_are_ignored_and_unknown_messages_have_a_name() {
         let text = br#"{"type":"need_lane","count":1,"later":true}"#;
         assert!(Message::decode(text, Speaker::Gateway, Channel::Link).is_ok());
         let text = br#"{"type":"call_back"}"#;
-        let malformed = Message::decode(text, Speaker::Agent, Channel::Link).unwrap_err();
-        assert!(matches!(malformed, MessageError::Malformed(_)));
+        let unknown = Message::decode(text, Speaker::Agent, Channel::Link).unwrap_err();
+        assert!(matches!(&unknown, MessageError::Unknown { name } if name == "call_back"), "{unknown}");
+        for broken in [&br#"{"type":"call_back""#[..], br#"{"type":"fin"}"#, br#"{"type":7}"#, b"{}", b"[]"] {
+            let e = Message::decode(broken, Speaker::Agent, Channel::Lane).unwrap_err();
+            assert!(matches!(e, MessageError::Malformed(_)), "{e}");
+        }
         // What can't be read is repeated, and shown to people.
-        let text = format!("{{\"type\":\"\u{202e}{}\"}}", "x".repeat(9_999));
-        let said = Message::decode(text.as_bytes(), Speaker::Gateway, Channel::Link).unwrap_err().to_string();
-        assert!(said.len() < 300 && !said.contains('\u{202e}'), "{said}");
+        for text in ["{\"type\":\"\u{202e}LONG\"}", "\"\u{202e}LONG\""] {
+            let text = text.replace("LONG", &"x".repeat(9_999));
+            let said =
+                Message::decode(text.as_bytes(), Speaker::Gateway, Channel::Link).unwrap_err().to_string();
+            assert!(said.len() < 300 && !said.contains('\u{202e}'), "{said}");
+        }
+    }
+
+    #[test]
+    fn within_a_session_only_its_end_is_said() {
+        for message in every() {
+            for speaker in [Speaker::Gateway, Speaker::Agent, Speaker::Client] {
+                assert_eq!(message.allowed(speaker, Place::Session), message.name() == "fin");
+            }
+        }
+    }
+
+    #[test]
+    fn an_origin_of_a_later_version_is_told_from_a_broken_one() {
+        let origin = |text: &str| serde_json::from_str::<Origin>(text);
+        let client = Origin::Client { name: "c".into(), peer_addr: "127.0.0.1:1".parse().unwrap() };
+        assert_eq!(origin(&serde_json::to_string(&client).unwrap()).unwrap(), client);
+        let later = origin(r#"{"visitor":{"host":"app.example","addr":[1,2]}}"#).unwrap();
+        assert_eq!(later, Origin::Unknown { kind: "visitor".into() });
+        for broken in
+            ["{}", r#"{"client":{"name":"c"}}"#, r#"{"client":7}"#, r#"{"a":1,"b":2}"#, "7", "\"client\""]
+        {
+            assert!(origin(broken).is_err(), "{broken}");
+        }
     }
 
     #[test]

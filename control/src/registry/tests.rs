@@ -8,6 +8,7 @@ use aws_lc_rs::{
 };
 use narrowlink_dataplane::gateway::principal::Principal;
 use narrowlink_proto::{
+    feature::Features,
     id::{Nonce, Uid},
     message::Instance,
 };
@@ -89,6 +90,7 @@ impl World {
         let request = LinkRequest {
             principal,
             peer_addr: "192.0.2.1:1000".parse().unwrap(),
+            features: Features::NONE,
             nonce: Nonce::from_bytes([9; 32]),
             instance,
             orders,
@@ -133,6 +135,7 @@ fn an_agent_is_shown_to_workers_before_it_is_welcomed() {
     let request = LinkRequest {
         principal: Arc::new(Principal::new(Speaker::Agent, Uid::nil(), "home")),
         peer_addr: "192.0.2.1:1000".parse().unwrap(),
+        features: Features::NONE,
         nonce: Nonce::from_bytes([0; 32]),
         instance: None,
         orders: async_channel::bounded(1).0,

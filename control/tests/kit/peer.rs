@@ -9,6 +9,7 @@ use aws_lc_rs::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use narrowlink_dataplane::tunnel::{self, LinkError, PeerLink};
 use narrowlink_proto::{
+    feature::Features,
     id::{Nonce, instance_statement},
     message::Instance,
     token::{Claims, Keys, Kind},
@@ -44,6 +45,6 @@ impl Peer {
         };
         let sign: Option<&dyn Fn(&Nonce) -> Instance> =
             if self.claims.kind == Kind::Agent { Some(&sign) } else { None };
-        tunnel::join(&self.way, sign, PATIENCE).await
+        tunnel::join(&self.way, Features::NONE, sign, PATIENCE).await
     }
 }

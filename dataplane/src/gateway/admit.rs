@@ -10,6 +10,7 @@ use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
+    feature::Feature,
     id::{AgentKey, SessionId},
     message::{Channel, Dial, Message, Open, Speaker},
     printable::printable,
@@ -204,6 +205,7 @@ async fn find_and_dial(
         let reason = format!("no agent named {} is connected", name.escape_debug());
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
     };
+    needed(open, &entry)?;
     let message = Message::Dial(dial);
     let mut entry = entry;
     loop {
@@ -229,6 +231,15 @@ async fn find_and_dial(
             Err(_) => return Err(silent(&open.agent)),
         }
     }
+}
+
+/// Whether an agent can do what is asked of it.
+fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
+    if open.e2ee.is_some() && !agent.features.has(Feature::EndToEnd) {
+        let reason = format!("the agent {} has no end-to-end encryption; update it", agent.key.name);
+        return Err(Refused::new(RefusalCode::Unsupported, reason));
+    }
+    Ok(())
 }
 
 /// Whether `who` may still be here, after a wait for a lane.

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use async_channel::Sender;
 use imbl::OrdMap;
 use narrowlink_proto::{
+    feature::Features,
     id::{AgentKey, LinkId, LinkSecret, Uid},
     message::{AgentInfo, Goodbye},
 };
@@ -39,6 +40,8 @@ pub struct AgentEntry {
     pub secret: LinkSecret,
     /// Where its link comes from.
     pub address: SocketAddr,
+    /// What its program can do beyond the version.
+    pub features: Features,
     /// Since when.
     pub since: Instant,
     /// Where its link takes orders.
@@ -95,7 +98,7 @@ impl AgentEntry {
         principal: Arc<Principal>,
         link: LinkId,
         secret: LinkSecret,
-        address: SocketAddr,
+        (address, features): (SocketAddr, Features),
         orders: Sender<LinkOrder>,
         workers: usize,
     ) -> Self {
@@ -105,6 +108,7 @@ impl AgentEntry {
             link,
             secret,
             address,
+            features,
             since: Instant::now(),
             orders,
             gauges: (0..workers).map(|_| LaneGauge::default()).collect(),
@@ -218,7 +222,14 @@ mod tests {
         let principal = Arc::new(Principal::new(Speaker::Agent, Uid::from_u128(uid), name));
         let (orders, _) = async_channel::bounded(1);
         let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
-        let entry = AgentEntry::new(principal, link, secret, "127.0.0.1:1".parse().unwrap(), orders, 3);
+        let entry = AgentEntry::new(
+            principal,
+            link,
+            secret,
+            ("127.0.0.1:1".parse().unwrap(), Features::NONE),
+            orders,
+            3,
+        );
         (entry.key.clone(), Arc::new(entry))
     }
 
@@ -249,7 +260,14 @@ mod tests {
         let (orders, taken) = async_channel::bounded(4);
         let principal = Arc::new(Principal::new(Speaker::Agent, Uid::nil(), "a"));
         let (link, secret) = (LinkId::from_bytes([0; 32]), LinkSecret::from_bytes([0; 32]));
-        let entry = AgentEntry::new(principal, link, secret, "127.0.0.1:1".parse().unwrap(), orders, 1);
+        let entry = AgentEntry::new(
+            principal,
+            link,
+            secret,
+            ("127.0.0.1:1".parse().unwrap(), Features::NONE),
+            orders,
+            1,
+        );
         entry.add_waiting(0);
         entry.ask_for_lanes();
         entry.ask_for_lanes();

@@ -11,6 +11,7 @@ use std::{
 use async_channel::Sender;
 use narrowlink_proto::{
     ended::{Ended, Refused, Why},
+    feature::Features,
     id::{LinkId, LinkSecret, Nonce, SessionId},
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open},
     target::Target,
@@ -28,6 +29,8 @@ pub struct LinkRequest {
     pub principal: Arc<Principal>,
     /// Where it comes from.
     pub peer_addr: SocketAddr,
+    /// What its program can do beyond the version.
+    pub features: Features,
     /// What we asked the peer to sign.
     pub nonce: Nonce,
     /// The peer's proof of being the installation it was before.

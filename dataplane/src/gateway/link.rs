@@ -15,6 +15,7 @@ use futures_lite::future;
 use monoio::time::Instant;
 use narrowlink_proto::{
     ended::Why,
+    feature::Features,
     id::{LinkId, Nonce},
     message::{Goodbye, GoodbyeCode, Message, Speaker, VERSION},
 };
@@ -35,6 +36,8 @@ use crate::{
     tunnel::link::{Heard, LinkError, LinkSocket},
 };
 
+/// What this gateway can do beyond the version.
+const OWN: Features = Features::NONE;
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
@@ -109,8 +112,8 @@ async fn introduce(
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce)?;
     let nonce = Nonce::from_bytes(nonce);
-    socket.send(&Message::Hello { version: VERSION, features: Vec::new(), nonce })?;
-    let Message::Present { version, instance, .. } = socket.recv().await? else {
+    socket.send(&Message::Hello { version: VERSION, features: OWN, nonce })?;
+    let Message::Present { version, features, instance } = socket.recv().await? else {
         return Err(LinkError::Unexpected("something else where Present was due"));
     };
     if version != VERSION {
@@ -121,7 +124,8 @@ async fn introduce(
     }
     let (answer, answered) = async_channel::bounded(1);
     let principal = principal.clone();
-    local.shared.door.claim_link(LinkRequest { principal, peer_addr, nonce, instance, orders, answer });
+    let request = LinkRequest { principal, peer_addr, features, nonce, instance, orders, answer };
+    local.shared.door.claim_link(request);
     let grant = answered.recv().await.map_err(|_| LinkError::Closed)?.map_err(LinkError::Goodbye)?;
     socket.send(&Message::Welcome { link: grant.link, secret: grant.secret.clone() })?;
     Ok(grant)

@@ -39,14 +39,14 @@ use crate::{
         table::{Key, Kind, Seat},
         usage::Slot,
     },
-    net::socket::Socket,
+    net::plain::Plain,
     run::{
         budget::{self, HANDSHAKE, Share},
         source::Source,
         timer::{sleep_until, timeout},
         worker::spawn,
     },
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, Role},
@@ -68,8 +68,8 @@ const LOGIN_REFUSED_AFTER: Duration = Duration::from_millis(25);
 
 /// Takes a connection that has just arrived, or cuts it off: its source may be too loud. When every place is taken, and
 /// all that may have been told to leave, they have some turns to do so.
-pub(crate) async fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socket) {
-    let Ok(peer_addr) = socket.peer_addr() else { return };
+pub(crate) async fn take(local: &Rc<Local>, service: &Rc<Service>, plain: Plain) {
+    let Ok(peer_addr) = plain.peer_addr() else { return };
     let mut stranger = Stranger::arrive(local, peer_addr);
     for _ in 0..LEAVING_TURNS {
         if !matches!(stranger, Err(Unheard::All)) {
@@ -79,7 +79,7 @@ pub(crate) async fn take(local: &Rc<Local>, service: &Rc<Service>, socket: Socke
         stranger = Stranger::arrive(local, peer_addr);
     }
     match stranger {
-        Ok(stranger) => spawn(serve(local.clone(), service.clone(), socket, stranger)),
+        Ok(stranger) => spawn(serve(local.clone(), service.clone(), plain, stranger)),
         Err(why) => tracing::debug!(peer = %peer_addr, "cut off: {why}"),
     }
 }
@@ -158,13 +158,13 @@ impl Drop for Place {
 }
 
 /// Sees one connection to its role, or to its end.
-async fn serve(local: Rc<Local>, service: Rc<Service>, socket: Socket, stranger: Stranger) {
+async fn serve(local: Rc<Local>, service: Rc<Service>, plain: Plain, stranger: Stranger) {
     let peer_addr = stranger.peer_addr;
     let dismissed = async {
         stranger.seat.dismissed().await;
         Err(io::Error::other("its place was needed for another"))
     };
-    let served = match future::or(dismissed, hear(&local, &service, socket, &stranger.place)).await {
+    let served = match future::or(dismissed, hear(&local, &service, plain, &stranger.place)).await {
         Ok(Some(Asking { wire, request, tls })) => {
             let seen = Sight { tls, peer_addr: Some(peer_addr) };
             let arrived = Arrived { stranger, since: Instant::now(), seen };
@@ -190,12 +190,12 @@ struct Asking {
 async fn hear(
     local: &Rc<Local>,
     service: &Service,
-    socket: Socket,
+    plain: Plain,
     place: &Place,
 ) -> io::Result<Option<Asking>> {
     let limits = Arc::clone(&local.shared.limits());
-    socket.belongs_to(place.share());
-    let sniffed = timeout(limits.client_hello_timeout, sniff_first(&socket)).await;
+    plain.account().belongs_to(place.share());
+    let sniffed = timeout(limits.client_hello_timeout, sniff_first(&plain)).await;
     let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let mut tls = None;
     let wire = match sniffed {
@@ -208,25 +208,25 @@ async fn hear(
             let handshake = Box::pin(async move {
                 // Many may arrive at once: they take turns.
                 place.waits(Waits::ForUs);
-                socket.turn().await;
+                plain.account().turn().await;
                 place.waits(Waits::ForPeer);
-                socket.spend(HANDSHAKE);
-                TlsSocket::accept_bound(socket, config, &early).await
+                plain.account().spend(HANDSHAKE);
+                TlsStream::accept_bound(plain, config, &early).await
             });
             let shaken = timeout(limits.tls_handshake_timeout, handshake).await;
-            let (socket, binding) = shaken.map_err(|_| late("the TLS handshake"))??;
+            let (tls_stream, binding) = shaken.map_err(|_| late("the TLS handshake"))??;
             tls = Some(binding);
-            socket.into()
+            tls_stream.into()
         }
         Sniffed::Http if !service.tls => {
-            let wire = Wire::from(socket);
+            let wire = Wire::from(plain);
             wire.unread(&early);
             wire
         }
         // TLS where plain HTTP is served, or the reverse: as any web server answers, and a peer of ours knows what to
         // say to its user then.
         _ => {
-            let wire = Wire::from(socket);
+            let wire = Wire::from(plain);
             place.waits(Waits::Answered);
             return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
         }
@@ -247,15 +247,15 @@ fn late(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time"))
 }
 
-async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
+async fn sniff_first(plain: &Plain) -> io::Result<(Sniffed, Vec<u8>)> {
     let mut sniffer = Sniffer::default();
     let mut early = Vec::new();
     loop {
-        match try_read_onto(socket, &mut early) {
+        match try_read_onto(plain, &mut early) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                socket.readable().await?;
+                plain.readable().await?;
                 continue;
             }
             Err(e) => return Err(e),
@@ -271,9 +271,9 @@ async fn sniff_first(socket: &Socket) -> io::Result<(Sniffed, Vec<u8>)> {
 }
 
 /// The buffer lies on the stack: who waits holds none.
-fn try_read_onto(socket: &Socket, got: &mut Vec<u8>) -> io::Result<usize> {
+fn try_read_onto(plain: &Plain, got: &mut Vec<u8>) -> io::Result<usize> {
     let mut buf = [0; READ_BYTES];
-    let bytes = socket.try_read(&mut buf)?;
+    let bytes = plain.try_read(&mut buf)?;
     got.extend_from_slice(&buf[..bytes]);
     Ok(bytes)
 }
@@ -305,7 +305,7 @@ async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
 /// Answers and closes so that the answer arrives: what the peer still sends is read first.
 async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
     // However many there are: nobody's login waits for what is only thrown away.
-    wire.belongs_to(wire.share().leaving());
+    wire.account().belongs_to(wire.account().share().leaving());
     if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(answer)).await {
         wire.hear_out(UNHEARD_BYTES_MAX, ANSWER_TIMEOUT).await;
     }
@@ -418,7 +418,7 @@ async fn enter(arrived: Arrived, wire: Wire, request: Box<Request>) -> io::Resul
         Ok(who) => who,
         Err((who, rejected)) => return arrived.reject(wire, who.as_deref(), rejected).await,
     };
-    wire.belongs_to(Share::of(who.uid));
+    wire.account().belongs_to(Share::of(who.uid));
     let Request { protocol, key, open, lane, .. } = *request;
     let seen = (protocol.framing == Framing::Raw).then_some(arrived.seen.clone());
     let accept = Accept { key, protocol, seen };
@@ -523,8 +523,7 @@ mod tests {
 
     #[test]
     fn an_arrival_holds_little_while_it_waits() {
-        let bytes =
-            future_bytes(|(local, service, socket, stranger)| serve(local, service, socket, stranger));
+        let bytes = future_bytes(|(local, service, plain, stranger)| serve(local, service, plain, stranger));
         assert!(bytes <= 2048, "{bytes}");
     }
 }

@@ -35,11 +35,14 @@ use crate::{
         table::{Kind, Seat},
         usage::Slot,
     },
-    relay::{End, Gate, Traffic, gone, relay_behind, settle, settled},
+    relay::{Gate, Traffic, relay_behind},
     run::timer::{sleep_until, timeout, timeout_at},
     tunnel::{
         conn::{CLOSE_RESET, Conn, ConnError},
+        end::End,
         linger,
+        settle::{settle, settled},
+        watch::gone,
     },
 };
 

@@ -23,7 +23,7 @@ use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use self::{family::Family, race::Race};
 use crate::{
-    net::socket::Socket,
+    net::{plain::Plain, socket::Socket},
     run::{
         descriptors,
         timer::{sleep_until, timeout},
@@ -38,11 +38,11 @@ pub(crate) const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// The system's; `TimedOut` after `patience`.
-pub async fn connect(addr: SocketAddr, patience: Duration) -> io::Result<Socket> {
+pub async fn connect(addr: SocketAddr, patience: Duration) -> io::Result<Plain> {
     timeout(patience, attempt(addr)).await.unwrap_or_else(|_| Err(no_answer()))
 }
 
-async fn attempt(addr: SocketAddr) -> io::Result<Socket> {
+async fn attempt(addr: SocketAddr) -> io::Result<Plain> {
     let raw = RawSocket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     raw.set_linger(Some(Duration::ZERO))?;
     let pending = match raw.connect(&addr.into()) {
@@ -57,7 +57,7 @@ async fn attempt(addr: SocketAddr) -> io::Result<Socket> {
             return Err(error);
         }
     }
-    Ok(socket)
+    Ok(socket.into())
 }
 
 fn no_answer() -> io::Error {
@@ -74,7 +74,7 @@ pub async fn connect_first(
     host: &str,
     addrs: &[SocketAddr],
     patience: Duration,
-) -> Result<Socket, Unconnected> {
+) -> Result<Plain, Unconnected> {
     let Some(first) = addrs.first() else { return Err(Unconnected { tried: Vec::new() }) };
     let began = Instant::now();
     let several = addrs.iter().any(|addr| Family::of(*addr) != Family::of(*first));

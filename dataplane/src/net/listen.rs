@@ -17,7 +17,7 @@ use rustix::{
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use crate::{
-    net::socket::Socket,
+    net::plain::Plain,
     run::{descriptors, timer::sleep},
 };
 
@@ -176,12 +176,12 @@ impl Listener {
     ///
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
-    pub async fn accept(&self) -> io::Result<Socket> {
+    pub async fn accept(&self) -> io::Result<Plain> {
         Ok(self.accept_if(&mut || Ok(())).await?.0)
     }
 
     /// One more of those that the kernel has accepted for us already.
-    pub(crate) fn accept_left(&self) -> Option<Socket> {
+    pub(crate) fn accept_left(&self) -> Option<Plain> {
         accept_now(self.socket.as_fd()).ok()
     }
 
@@ -190,7 +190,7 @@ impl Listener {
     ///
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
-    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Socket, R)> {
+    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Plain, R)> {
         loop {
             let taken = room()?;
             match accept_now(self.socket.as_fd()) {
@@ -207,12 +207,12 @@ impl Listener {
     }
 }
 
-fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Socket> {
-    Socket::adopt(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Plain> {
+    Plain::adopt(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
 /// Accepts for ever, handing each connection to `take`; rests when descriptors run out.
-pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
+pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Plain)) {
     accept_all_with(listener, || Ok(()), |socket, ()| take(socket)).await;
 }
 
@@ -220,7 +220,7 @@ pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Socket)) {
 pub async fn accept_all_with<R>(
     listener: &Listener,
     room: impl FnMut() -> io::Result<R>,
-    mut take: impl FnMut(Socket, R),
+    mut take: impl FnMut(Plain, R),
 ) {
     accept_in_turns(listener, room, async |socket, room| take(socket, room)).await;
 }
@@ -229,7 +229,7 @@ pub async fn accept_all_with<R>(
 pub(crate) async fn accept_in_turns<R>(
     listener: &Listener,
     mut room: impl FnMut() -> io::Result<R>,
-    mut take: impl AsyncFnMut(Socket, R),
+    mut take: impl AsyncFnMut(Plain, R),
 ) {
     let (mut taken, mut rest) = (0, REST_MIN);
     loop {

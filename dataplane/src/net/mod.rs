@@ -3,7 +3,10 @@
 pub mod buffer;
 pub mod dial;
 pub mod listen;
+pub mod memory;
 pub(crate) mod pages;
+pub mod plain;
 pub mod resolve;
-pub mod socket;
+pub(crate) mod socket;
+pub mod stdio;
 pub(crate) mod stock;

@@ -92,9 +92,10 @@ impl<'a> Batching<'a> {
 
     fn switch(&self, on: bool) {
         if self.on.get() != on {
-            // Without it, every segment wakes us, as ever.
-            let done = self.wire.set_low_water(if on { BATCH_BYTES } else { 1 });
-            self.on.set(on && done.is_ok());
+            // Without a low-water mark, every segment wakes us, as ever.
+            let bytes = if on { BATCH_BYTES } else { 1 };
+            let done = self.wire.socket().is_some_and(|socket| socket.set_low_water(bytes).is_ok());
+            self.on.set(on && done);
         }
     }
 
@@ -232,7 +233,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::socket::Socket;
+    use crate::net::plain::Plain;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -255,7 +256,7 @@ mod tests {
     fn bulk_is_batched_while_it_has_flowed_ten_times_as_long_as_its_batches_were_late() {
         let (_theirs, ours) = pair();
         worker::run_alone(false, |_| async move {
-            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
             flow_for(&batching, COST * SHARE / 2);
             assert!(!batching.on.get());
@@ -301,12 +302,12 @@ mod tests {
     fn what_makes_no_batch_is_looked_at_soon_and_a_batch_or_the_end_at_once() {
         let (mut theirs, ours) = pair();
         worker::run_alone(false, |_| async move {
-            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
             flow_for(&batching, COST * SHARE);
             theirs.write_all(b"the tail").unwrap();
             // On a busy machine it is under way for a while.
-            while rustix::io::ioctl_fionread(&wire).unwrap() < 8 {
+            while rustix::io::ioctl_fionread(wire.socket().unwrap()).unwrap() < 8 {
                 sleep(TICK).await;
             }
             let batch = future::or(async { wire.readable().await.map(|()| true) }, async {
@@ -339,7 +340,7 @@ mod tests {
     fn a_socket_leaves_as_it_came() {
         let (mut theirs, ours) = pair();
         worker::run_alone(false, |_| async move {
-            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
             let batching = Batching::new(&wire);
             flow_for(&batching, COST * SHARE);
             drop(batching);

@@ -1,39 +1,23 @@
-//! Role: what one read brought, on its way through a buffer of the worker's: payload is found, headers
-//! are put in front, and what is to go out is one list of ranges.
+//! Role: what one read brought, on its way through a buffer of the worker's: payload is found, and what is to go out
+//! is one list of ranges.
 //! Invariants: payload stays where it was read · everything that goes out lies in the buffer, headers
 //! too · nothing is parsed further before what was found is with the kernel · no call here waits, so a
 //! direction that waits holds the buffer and a few numbers.
-//! See: RFC 6455 §5.2; ARCHITECTURE.md "Relay".
+//! See: `tunnel::end`, `tunnel::enframe`; ARCHITECTURE.md "Relay".
 
-use std::{
-    io::{self, IoSlice},
-    ops::Range,
-};
+use std::io::{self, IoSlice};
 
-use narrowlink_proto::frame::HEADER_BYTES_MAX;
-
-use super::End;
 use crate::{
     net::buffer::{BULK_READ_BYTES, Buffer, SMALL_BYTES, SMALL_READ_BYTES},
     transport::wire::Wire,
     tunnel::{
-        conn::{Conn, ConnError},
-        deframe::{DATA_FRAME_BYTES_MAX, Event},
+        conn::ConnError,
+        end::{End, Unframed},
+        enframe::{Enframer, FRAMES_MAX, HEADS_BYTES},
     },
 };
 
-/// Payload of a frame.
-#[expect(clippy::cast_possible_truncation, reason = "128 KiB")]
-const FRAME_BYTES_MAX: usize = DATA_FRAME_BYTES_MAX as usize;
-/// Room for one header.
-const SLOT_BYTES: usize = 16;
-const _: () = assert!(HEADER_BYTES_MAX <= SLOT_BYTES);
-/// Frames that leave together: a full bulk buffer takes two.
-const FRAMES_MAX: usize = 4;
-/// In front of the payload, for the headers of the frames that leave.
-const HEADS_BYTES: usize = FRAMES_MAX * SLOT_BYTES;
 const _: () = assert!(HEADS_BYTES + SMALL_READ_BYTES <= SMALL_BYTES);
-const _: () = assert!(FRAMES_MAX * FRAME_BYTES_MAX > BULK_READ_BYTES);
 /// Ranges that leave together. Where frames are small, their payloads leave in one: headers between
 /// them are left out, the bytes stay where they are.
 const RANGES_MAX: usize = 32;
@@ -52,8 +36,8 @@ pub(super) struct Chunk {
     next: usize,
     /// Payload in what goes out.
     payload_bytes: usize,
-    /// A frame is under way.
-    mid_frame: bool,
+    /// The sink is in the middle of what goes out.
+    under_way: bool,
 }
 
 /// What stands behind the payload that was found.
@@ -62,8 +46,8 @@ pub(super) enum Found {
     End,
     /// More, when this is gone.
     More,
-    /// A text message.
-    Text(Vec<u8>),
+    /// The end of the direction, after so many bytes.
+    Fin { bytes: u64 },
     /// What the source must not send, or its Close.
     Fault(ConnError),
 }
@@ -72,7 +56,7 @@ impl Chunk {
     pub(super) async fn take(bulk: bool) -> Self {
         let mut buffer = Buffer::take(bulk).await;
         buffer.marks.clear();
-        Self { buffer, filled: 0, sorted: 0, next: 0, payload_bytes: 0, mid_frame: false }
+        Self { buffer, filled: 0, sorted: 0, next: 0, payload_bytes: 0, under_way: false }
     }
 
     /// Reads what is there, `room` bytes at the most.
@@ -97,60 +81,46 @@ impl Chunk {
     /// Lists what goes out next, and says what stands behind it.
     pub(super) fn sort(&mut self, source: &End<'_>, sink: &End<'_>) -> Found {
         self.buffer.marks.clear();
-        (self.next, self.payload_bytes) = (0, 0);
-        let mut frames = Frames::to(sink);
-        let found = match source {
-            End::Bare(_) => {
-                frames.add(&mut self.buffer, self.sorted..self.filled);
-                self.sorted = self.filled;
-                Found::End
-            }
-            End::Framed(conn, _) => self.find(conn, &mut frames).unwrap_or_else(Found::Fault),
-        };
-        frames.finish(&mut self.buffer);
-        self.payload_bytes = frames.payload_bytes;
+        self.next = 0;
+        let mut frames = Enframer::to(sink);
+        let found = self.find(source, &mut frames).unwrap_or_else(Found::Fault);
+        self.payload_bytes = frames.finish(&mut self.buffer);
         found
     }
 
-    fn find(&mut self, conn: &Conn, frames: &mut Frames<'_>) -> Result<Found, ConnError> {
+    fn find(&mut self, source: &End<'_>, frames: &mut Enframer<'_>) -> Result<Found, ConnError> {
         for _ in 0..EVENTS_MAX {
             if self.buffer.marks.len() >= RANGES_MAX {
                 break;
             }
-            match conn.next_event(&mut self.buffer[..self.filled], &mut self.sorted)? {
-                Some(Event::Data(range)) => frames.add(&mut self.buffer, range),
-                Some(Event::Text(text)) => {
-                    conn.wire().unread(&self.buffer[self.sorted..self.filled]);
-                    return Ok(Found::Text(text));
-                }
-                Some(_) => {}
+            match source.unframe(&mut self.buffer[..self.filled], &mut self.sorted)? {
+                Some(Unframed::Payload { range, .. }) => frames.add(&mut self.buffer, range),
+                Some(Unframed::Control) => {}
+                Some(Unframed::Fin { bytes }) => return Ok(Found::Fin { bytes }),
                 None => return Ok(Found::End),
             }
         }
         Ok(if self.sorted == self.filled { Found::End } else { Found::More })
     }
 
-    /// Gives `sink` what it takes; whether everything is with the kernel.
+    /// Gives `sink` what it takes; whether everything is with its transport.
     ///
     /// # Errors
     /// The sink's end.
     pub(super) fn push(&mut self, sink: &End<'_>) -> io::Result<bool> {
-        match sink {
-            End::Framed(..) if self.buffer.marks.is_empty() => Ok(true),
-            End::Framed(conn, _) => {
-                if !self.mid_frame && !conn.begin_frame()? {
-                    return Ok(false);
-                }
-                self.mid_frame = true;
-                if !self.push_ranges(conn.wire())? {
-                    return Ok(false);
-                }
-                self.mid_frame = false;
-                conn.end_frame()?;
-                Ok(true)
-            }
-            End::Bare(wire) => self.push_ranges(wire),
+        if self.buffer.marks.is_empty() {
+            return Ok(true);
         }
+        if !self.under_way && !sink.begin_write()? {
+            return Ok(false);
+        }
+        self.under_way = true;
+        if !self.push_ranges(sink.wire())? {
+            return Ok(false);
+        }
+        self.under_way = false;
+        sink.end_write()?;
+        Ok(true)
     }
 
     fn push_ranges(&mut self, wire: &Wire) -> io::Result<bool> {
@@ -187,63 +157,5 @@ impl Chunk {
                 self.next += 1;
             }
         }
-    }
-}
-
-/// Payload on its way into frames, or as it is.
-struct Frames<'a> {
-    conn: Option<&'a Conn>,
-    /// How many have a header, and where the list of the one under way begins.
-    count: usize,
-    begin: usize,
-    /// Payload of the one under way.
-    bytes: usize,
-    payload_bytes: usize,
-}
-
-impl<'a> Frames<'a> {
-    fn to(sink: &End<'a>) -> Self {
-        let conn = match *sink {
-            End::Bare(_) => None,
-            End::Framed(conn, _) => Some(conn),
-        };
-        Self { conn, count: 0, begin: 0, bytes: 0, payload_bytes: 0 }
-    }
-
-    fn add(&mut self, buffer: &mut Buffer, range: Range<usize>) {
-        self.payload_bytes += range.len();
-        if self.conn.is_none() {
-            return buffer.marks.push(range);
-        }
-        let mut rest = range;
-        while rest.start < rest.end {
-            if self.bytes == FRAME_BYTES_MAX {
-                self.finish(buffer);
-            }
-            if self.bytes == 0 {
-                // The header's place in the list; its length is known when the frame's is.
-                self.begin = buffer.marks.len();
-                buffer.marks.push(0..0);
-            }
-            let end = rest.end.min(rest.start + FRAME_BYTES_MAX - self.bytes);
-            buffer.marks.push(rest.start..end);
-            self.bytes += end - rest.start;
-            rest.start = end;
-        }
-    }
-
-    /// Ends the frame under way: masks it and writes its header.
-    fn finish(&mut self, buffer: &mut Buffer) {
-        let Some(conn) = self.conn else { return };
-        if self.bytes == 0 {
-            return;
-        }
-        let (bytes, marks) = buffer.parts();
-        let (head, payload) = marks[self.begin..].split_at_mut(1);
-        let slot = self.count * SLOT_BYTES;
-        let len = conn.write_header(payload, bytes, slot);
-        head[0] = slot..slot + len;
-        self.count += 1;
-        self.bytes = 0;
     }
 }

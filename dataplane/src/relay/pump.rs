@@ -8,13 +8,9 @@
 
 use std::{cell::Cell, io, time::Duration};
 
-use narrowlink_proto::{
-    ended::{Ended, Side, Why},
-    message::{Channel, Message, Speaker},
-};
+use narrowlink_proto::ended::{Ended, Side, Why};
 
 use super::{
-    End,
     batch::Batching,
     chunk::{Chunk, Found},
     gate::Gate,
@@ -29,7 +25,7 @@ use crate::{
         pipe::{Pipe, SMALL_BYTES},
         wire::{Spliced, Wire},
     },
-    tunnel::conn::ConnError,
+    tunnel::{conn::ConnError, end::End},
 };
 
 /// A read below this is little.
@@ -109,7 +105,7 @@ impl Pump<'_> {
                 });
             }
             if bulk {
-                self.source.wire().turn().await;
+                self.source.wire().account().turn().await;
             }
             self.at_rest.set(false);
             let mut step = Step::Buffer;
@@ -150,7 +146,7 @@ impl Pump<'_> {
             waited = !more;
             if waited && bulk {
                 // Its next read takes a turn in any case: only for what comes is it to wait here.
-                self.source.wire().fill_account();
+                self.source.wire().account().fill();
             }
             if waited && let Some(fault) = self.joint.fault() {
                 self.source_says_more().await.ok_or(fault)?;
@@ -177,10 +173,8 @@ impl Pump<'_> {
     }
 
     fn offer_to_kernel(&self) -> Splice {
-        match (self.source, self.sink) {
-            (End::Bare(source), End::Bare(sink)) if source.offer_to_kernel() && sink.offer_to_kernel() => {
-                Splice::Yes
-            }
+        match (self.source.bare(), self.sink.bare()) {
+            (Some(source), Some(sink)) if source.offer_to_kernel() && sink.offer_to_kernel() => Splice::Yes,
             _ => Splice::Never,
         }
     }
@@ -224,21 +218,19 @@ impl Pump<'_> {
         };
         let more = wire.more_to_come();
         self.gate.passed(chunk.read());
-        if let End::Framed(conn, _) = self.source {
-            conn.heard();
-        }
+        self.source.on_heard();
         loop {
             let found = chunk.sort(self.source, self.sink);
             while !chunk.push(self.sink).map_err(|e| self.sink_broke(e))? {
                 self.sink_takes_more().await?;
             }
             self.add_moved(chunk.payload_bytes());
-            wire.spend(CALL);
+            wire.account().spend(CALL);
             match found {
                 Found::End => return Ok(Step::Moved { bytes, more }),
                 // Many short frames: each list of them has cost a call.
-                Found::More => wire.breathe().await,
-                Found::Text(text) => return self.heard(&text),
+                Found::More => wire.account().breathe().await,
+                Found::Fin { bytes } => return self.source_finished(bytes),
                 Found::Fault(e) => return Err(self.blame(&e)),
             }
         }
@@ -249,13 +241,11 @@ impl Pump<'_> {
     }
 
     fn source_ended(&self) -> Result<Step, Ended> {
-        match self.source {
-            End::Bare(wire) if self.is_end(wire) => {
-                self.gate.passed(&[]);
-                Ok(Step::Ended)
-            }
-            end => Err(self.joint.break_off(Ended { by: self.source_side, why: end.reset() })),
+        if self.source.ends_with_transport() && self.is_end(self.source.wire()) {
+            self.gate.passed(&[]);
+            return Ok(Step::Ended);
         }
+        Err(self.joint.break_off(Ended { by: self.source_side, why: self.source.reset() }))
     }
 
     /// Whether what reads as an end is one. A reset is told once: where a write heard of it, a read says 0.
@@ -263,24 +253,17 @@ impl Pump<'_> {
         self.joint.fault().is_none() || source.is_tls() || self.joint.ended_before.get()
     }
 
-    /// Fin is the only message within a session, whoever says it.
-    fn heard(&self, text: &[u8]) -> Result<Step, Ended> {
-        let End::Framed(_, session) = self.source else { return Ok(Step::Ended) };
-        let problem = match Message::decode(text, Speaker::Client, Channel::Stream) {
-            Ok(Message::Fin { session: ended, bytes }) if ended == *session && bytes == self.moved.get() => {
-                return Ok(Step::Ended);
-            }
-            Ok(_) => ConnError::Unexpected("a message in a session that is no Fin with the right count"),
-            Err(e) => ConnError::Message(e),
-        };
-        Err(self.blame(&problem))
+    /// The source says that its direction has ended, after so many bytes.
+    fn source_finished(&self, bytes: u64) -> Result<Step, Ended> {
+        if bytes == self.moved.get() {
+            return Ok(Step::Ended);
+        }
+        Err(self.blame(&ConnError::Unexpected("a Fin that does not count what came before it")))
     }
 
     /// The source's fault: it is told, and the session ends.
     fn blame(&self, error: &ConnError) -> Ended {
-        if let End::Framed(conn, _) = self.source {
-            conn.tell(error);
-        }
+        self.source.tell(error);
         self.source_broke(error)
     }
 
@@ -311,14 +294,7 @@ impl Pump<'_> {
     }
 
     async fn finish(&self) -> Result<(), Ended> {
-        let done = match self.sink {
-            End::Bare(wire) => wire.finish_write().await,
-            End::Framed(conn, session) => {
-                let fin = Message::Fin { session: *session, bytes: self.moved.get() }.encode();
-                conn.send_text(&fin).await
-            }
-        };
-        done.map_err(|e| self.sink_broke(e))
+        self.sink.finish_write(self.moved.get()).await.map_err(|e| self.sink_broke(e))
     }
 }
 

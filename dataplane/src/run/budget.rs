@@ -11,11 +11,14 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
-    future::poll_fn,
-    task::{Poll, Waker},
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
 };
 
 use narrowlink_proto::id::Uid;
+use pin_project_lite::pin_project;
 
 use crate::run::worker;
 
@@ -132,6 +135,54 @@ impl Account {
     /// The connection has waited for the kernel, or for its turn.
     pub(crate) fn fill(&self) {
         self.left.set(ALLOWANCE);
+    }
+
+    /// Takes the connection's turn among all that have work left, whether its share is used up or not: for work that
+    /// is much in one piece.
+    pub(crate) async fn turn(&self) {
+        turn(self.share()).await;
+        self.fill();
+    }
+
+    /// Takes a turn if the connection has used its share of the present one.
+    pub(crate) async fn breathe(&self) {
+        if self.is_empty() {
+            // Boxed: a connection that waits for the kernel holds nothing of it.
+            Box::pin(self.turn()).await;
+        }
+    }
+
+    /// Waits until `ready`, which is an event of the kernel's or of memory.
+    pub(crate) fn wait<F: Future<Output = io::Result<()>>>(&self, ready: F) -> Wait<'_, F> {
+        Wait { account: self, turn: Turn::current(), suspended: false, ready }
+    }
+}
+
+pin_project! {
+    /// A wait for an event. One that suspends lets all others have their turn; on epoll, a wait for what is ready
+    /// already does not.
+    pub(crate) struct Wait<'a, F> {
+        account: &'a Account,
+        turn: Turn,
+        suspended: bool,
+        #[pin]
+        ready: F,
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Wait<'_, F> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = this.ready.poll(cx);
+        if polled.is_pending() {
+            *this.suspended = true;
+        } else if *this.suspended {
+            this.turn.is_over();
+            this.account.fill();
+        }
+        polled
     }
 }
 
@@ -336,7 +387,7 @@ mod tests {
     use futures_lite::future::{block_on, poll_once, zip};
 
     use super::*;
-    use crate::{net::socket::Socket, run::worker::run_alone};
+    use crate::{net::plain::Plain, run::worker::run_alone};
 
     #[test]
     fn the_first_in_the_queue_moves_first_and_one_that_leaves_lets_the_next_move() {
@@ -442,7 +493,7 @@ mod tests {
         const CHUNKS: usize = 40;
         run_alone(false, |_| async {
             let (ours, _theirs) = UnixStream::pair().unwrap();
-            let socket = Socket::adopt(ours.into()).unwrap();
+            let socket = Plain::adopt(ours.into()).unwrap();
             let log = Rc::new(RefCell::new(Vec::new()));
             let mover = |who: usize| {
                 let log = log.clone();

@@ -288,7 +288,7 @@ mod tests {
         let still = |waits: bool| {
             run_alone(false, move |_| async move {
                 let (ours, mut theirs) = UnixStream::pair().unwrap();
-                let socket = crate::net::socket::Socket::adopt(ours.into()).unwrap();
+                let socket = crate::net::plain::Plain::adopt(ours.into()).unwrap();
                 let begun = Instant::now();
                 let reading = async {
                     socket.readable().await.unwrap();

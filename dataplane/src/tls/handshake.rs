@@ -15,7 +15,7 @@ use rustls::{
 };
 
 use super::{post::Library, record::HEADER_BYTES};
-use crate::net::socket::Socket;
+use crate::net::plain::Plain;
 
 /// What is received at once; certificates come in one or two.
 const RECEIVE_BYTES: usize = 4096;
@@ -192,36 +192,36 @@ impl<M: Machine> Shake<M> {
         Ok(Established { secrets, library, rest: self.incoming })
     }
 
-    /// Makes the handshake over a socket.
+    /// Makes the handshake over plain bytes.
     ///
     /// # Errors
     /// The peer's (bad records, no common version, a certificate that does not hold) or the
     /// connection's end.
-    pub(super) async fn over(mut self, socket: &Socket) -> io::Result<Established> {
+    pub(super) async fn over(mut self, plain: &Plain) -> io::Result<Established> {
         loop {
             let advanced = self.advance();
             if advanced.is_err() {
-                let _ = socket.try_write(&[io::IoSlice::new(&self.outgoing)]);
+                let _ = plain.try_write(&[io::IoSlice::new(&self.outgoing)]);
             }
             let done = advanced.map_err(invalid)?;
-            send_all(socket, &mut self.outgoing).await?;
+            send_all(plain, &mut self.outgoing).await?;
             if done {
                 return self.finish().map_err(invalid);
             }
-            self.receive(socket).await?;
+            self.receive(plain).await?;
         }
     }
 
-    async fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+    async fn receive(&mut self, plain: &Plain) -> io::Result<()> {
         let at = self.incoming.len();
         loop {
             self.incoming.resize(at + RECEIVE_BYTES, 0);
-            let got = socket.try_read(&mut self.incoming[at..]);
+            let got = plain.try_read(&mut self.incoming[at..]);
             self.incoming.truncate(at + got.as_ref().map_or(0, |&bytes| bytes));
             match got {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => plain.readable().await?,
                 Err(e) => return Err(e),
             }
         }
@@ -232,11 +232,11 @@ fn invalid(e: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, e)
 }
 
-async fn send_all(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<()> {
+async fn send_all(plain: &Plain, bytes: &mut Vec<u8>) -> io::Result<()> {
     while !bytes.is_empty() {
-        match socket.try_write(&[io::IoSlice::new(bytes)]) {
+        match plain.try_write(&[io::IoSlice::new(bytes)]) {
             Ok(sent) => drop(bytes.drain(..sent)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => plain.writable().await?,
             Err(e) => return Err(e),
         }
     }

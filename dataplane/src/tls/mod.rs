@@ -1,4 +1,4 @@
-//! Role: TLS over a [`Socket`], driven by readiness: the handshake is rustls', the records are ours.
+//! Role: TLS over [`Plain`] bytes, driven by readiness: the handshake is rustls', the records are ours.
 //! Invariants: never holds the session across an await · a byte is copied once on its way, by the
 //! cipher · an idle connection holds no buffer · EOF without close_notify is an error, never an
 //! end · what was accepted for writing is sent before more is accepted · where the kernel has
@@ -21,7 +21,7 @@ mod tests;
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::BorrowedFd,
     sync::Arc,
 };
 
@@ -38,7 +38,7 @@ use record::{Opener, Sealer};
 use secret::Secret;
 use send::Sender;
 
-use crate::net::socket::Socket;
+use crate::net::plain::Plain;
 
 /// The process's crypto: aws-lc-rs, AES-128-GCM first (its records cost a quarter less than those
 /// of AES-256-GCM, and nobody breaks either). Called once, before the first connection.
@@ -64,7 +64,7 @@ trait Carrier {
     fn spend(&self, work: usize);
 }
 
-impl Carrier for Socket {
+impl Carrier for Plain {
     fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
         self.try_read(buf)
     }
@@ -72,7 +72,7 @@ impl Carrier for Socket {
         self.try_write(&[IoSlice::new(bytes)])
     }
     fn spend(&self, work: usize) {
-        Self::spend(self, work);
+        self.account().spend(work);
     }
 }
 
@@ -191,92 +191,89 @@ impl Own {
     }
 }
 
-/// A TLS session and the socket below it.
-pub struct TlsSocket {
-    socket: Socket,
+/// A TLS session and the plain bytes below it.
+pub struct TlsStream {
+    plain: Plain,
     session: RefCell<Session>,
 }
 
-impl TlsSocket {
+impl TlsStream {
     /// Makes the handshake as a server; `early` is what was read from the socket before. The
     /// settings must allow the extraction of secrets.
     ///
     /// # Errors
     /// The peer's (bad records, no common version, a certificate that does not hold) or the
     /// connection's end. The alert has been sent then, if the socket took it.
-    pub async fn accept(socket: Socket, config: Arc<ServerConfig>, early: &[u8]) -> io::Result<Self> {
-        Ok(Self::accept_bound(socket, config, early).await?.0)
+    pub async fn accept(plain: Plain, config: Arc<ServerConfig>, early: &[u8]) -> io::Result<Self> {
+        Ok(Self::accept_bound(plain, config, early).await?.0)
     }
 
-    /// As [`TlsSocket::accept`]; also what the client at the other end has, and nobody between.
+    /// As [`TlsStream::accept`]; also what the client at the other end has, and nobody between.
     ///
     /// # Errors
     /// As there.
     pub async fn accept_bound(
-        socket: Socket,
+        plain: Plain,
         config: Arc<ServerConfig>,
         early: &[u8],
     ) -> io::Result<(Self, ChannelBinding)> {
         let shake = ServerShake::server(config, early).map_err(io::Error::other)?;
-        let established = shake.over(&socket).await?;
+        let established = shake.over(&plain).await?;
         let binding = Secret::try_from(&established.secrets.rx.1)?.binding();
-        Ok((Self::establish(socket, established)?, binding))
+        Ok((Self::establish(plain, established)?, binding))
     }
 
     /// Makes the handshake as a client of the server `name`. The settings must allow the extraction
     /// of secrets.
     ///
     /// # Errors
-    /// As [`TlsSocket::accept`]; also a name that TLS can't ask for.
+    /// As [`TlsStream::accept`]; also a name that TLS can't ask for.
     pub async fn connect(
-        socket: Socket,
+        plain: Plain,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> io::Result<Self> {
-        Ok(Self::connect_bound(socket, config, name).await?.0)
+        Ok(Self::connect_bound(plain, config, name).await?.0)
     }
 
-    /// As [`TlsSocket::connect`]; also what the server at the other end has, and nobody between.
+    /// As [`TlsStream::connect`]; also what the server at the other end has, and nobody between.
     ///
     /// # Errors
     /// As there.
     pub async fn connect_bound(
-        socket: Socket,
+        plain: Plain,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> io::Result<(Self, ChannelBinding)> {
         let shake =
             ClientShake::client(config, name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-        let established = shake.over(&socket).await?;
+        let established = shake.over(&plain).await?;
         let binding = Secret::try_from(&established.secrets.tx.1)?.binding();
-        Ok((Self::establish(socket, established)?, binding))
+        Ok((Self::establish(plain, established)?, binding))
     }
 
     /// From here on the library is asked for new keys and for tickets only.
-    fn establish(socket: Socket, established: Established) -> io::Result<Self> {
-        Ok(Self { socket, session: RefCell::new(Session::new(established)?) })
+    fn establish(plain: Plain, established: Established) -> io::Result<Self> {
+        Ok(Self { plain, session: RefCell::new(Session::new(established)?) })
     }
 
-    /// Goes on with a session that came from another thread.
-    ///
-    /// # Errors
-    /// As [`Socket::adopt`].
-    pub fn adopt(fd: OwnedFd, session: Session) -> io::Result<Self> {
-        Ok(Self { socket: Socket::adopt(fd)?, session: RefCell::new(session) })
+    /// Goes on with a session that was taken apart.
+    pub fn from_parts(plain: Plain, session: Session) -> Self {
+        Self { plain, session: RefCell::new(session) }
     }
 
-    /// Takes socket and session apart, to go on elsewhere.
-    pub fn into_parts(self) -> (Socket, Session) {
+    /// Takes it apart, to go on elsewhere.
+    pub fn into_parts(self) -> (Plain, Session) {
         let mut session = self.session.into_inner();
         if let Engine::Own(own) = &mut session.engine {
             own.sender.detach();
         }
-        (self.socket, session)
+        (self.plain, session)
     }
 
-    /// The socket below, for waiting and for its addresses.
-    pub fn socket(&self) -> &Socket {
-        &self.socket
+    /// The bytes below, for waiting and for addresses.
+    pub fn plain(&self) -> &Plain {
+        &self.plain
     }
 
     /// Reads decrypted bytes, without waiting. `Ok(0)` is close_notify.
@@ -285,7 +282,7 @@ impl TlsSocket {
     /// `WouldBlock` when nothing is there, `UnexpectedEof` when the connection ended without
     /// close_notify, `InvalidData` for what is not TLS.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.session.borrow_mut().read(&self.socket, buf)
+        self.session.borrow_mut().read(&self.plain, buf)
     }
 
     /// Whether a read may have something to tell at once, whatever the socket says: decrypted bytes,
@@ -300,9 +297,9 @@ impl TlsSocket {
     /// The runtime's.
     pub async fn readable(&self) -> io::Result<()> {
         if !self.more_to_come() {
-            return self.socket.readable().await;
+            return self.plain.readable().await;
         }
-        self.socket.breathe().await;
+        self.plain.account().breathe().await;
         Ok(())
     }
 
@@ -311,7 +308,7 @@ impl TlsSocket {
     /// # Errors
     /// `WouldBlock` while earlier bytes still wait for the socket; else the connection's end.
     pub fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.session.borrow_mut().write(&self.socket, bufs)
+        self.session.borrow_mut().write(&self.plain, bufs)
     }
 
     /// Sends what was accepted; whether all of it is out.
@@ -319,7 +316,7 @@ impl TlsSocket {
     /// # Errors
     /// The connection's end.
     pub fn try_flush(&self) -> io::Result<bool> {
-        self.session.borrow_mut().flush(&self.socket)
+        self.session.borrow_mut().flush(&self.plain)
     }
 
     /// Waits until everything accepted is with the kernel.
@@ -328,12 +325,12 @@ impl TlsSocket {
     /// The connection's end.
     pub async fn flush(&self) -> io::Result<()> {
         while !self.try_flush()? {
-            self.socket.writable().await?;
+            self.plain.writable().await?;
         }
         Ok(())
     }
 
-    /// Queues close_notify; [`TlsSocket::flush`] sends it.
+    /// Queues close_notify; [`TlsStream::flush`] sends it.
     pub fn finish_write(&self) {
         self.session.borrow_mut().close(AlertDescription::CloseNotify);
     }
@@ -348,7 +345,7 @@ impl TlsSocket {
         if let Engine::Own(own) = &mut session.engine {
             own.leaving = true;
         }
-        session.leave(&self.socket);
+        session.leave(&self.plain);
         match &session.engine {
             Engine::Own(own) => own.leaving,
             Engine::Kernel(_) => true,
@@ -360,7 +357,7 @@ impl TlsSocket {
         matches!(self.session.borrow().engine, Engine::Kernel(_))
     }
 
-    /// Moves opened bytes into a pipe, without waiting. `None` when only [`TlsSocket::try_read`] can
+    /// Moves opened bytes into a pipe, without waiting. `None` when only [`TlsStream::try_read`] can
     /// say what is next: an end, a word of TLS's own, or everything while the kernel has not taken
     /// over.
     ///
@@ -370,7 +367,7 @@ impl TlsSocket {
         let Session { post, engine } = &mut *self.session.borrow_mut();
         match engine {
             Engine::Own(_) => Ok(None),
-            Engine::Kernel(kernel) => kernel.splice_out(&self.socket, post, pipe, bytes_max),
+            Engine::Kernel(kernel) => kernel.splice_out(&self.plain, post, pipe, bytes_max),
         }
     }
 
@@ -383,7 +380,7 @@ impl TlsSocket {
         let Session { post, engine } = &mut *self.session.borrow_mut();
         match engine {
             Engine::Own(_) => Ok(None),
-            Engine::Kernel(kernel) => kernel.splice_in(&self.socket, post, pipe, bytes_max).map(Some),
+            Engine::Kernel(kernel) => kernel.splice_in(&self.plain, post, pipe, bytes_max).map(Some),
         }
     }
 
@@ -395,7 +392,7 @@ impl TlsSocket {
     pub fn kernel_records_left(&self) -> io::Result<Option<u64>> {
         match &self.session.borrow().engine {
             Engine::Own(_) => Ok(None),
-            Engine::Kernel(kernel) => kernel.records_left(&self.socket).map(Some),
+            Engine::Kernel(kernel) => kernel.records_left(&self.plain).map(Some),
         }
     }
 }

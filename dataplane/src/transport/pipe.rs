@@ -12,7 +12,7 @@ use std::{
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use crate::{net::socket::Socket, tls::TlsSocket};
+use crate::{net::socket::Socket, tls::TlsStream};
 
 /// What a pipe holds while few are lent: two batches or more in one visit. On 8 and 64 connections a GiB costs
 /// three quarters of what it costs through pipes of 256 KiB.
@@ -127,9 +127,8 @@ impl Pipe {
     /// # Errors
     /// `WouldBlock` when nothing is there; `InvalidInput`, `Unsupported` or `PermissionDenied` where the
     /// kernel does not splice from this; else the connection's end.
-    pub fn fill(&mut self, source: &Socket, max: usize) -> io::Result<usize> {
+    pub(crate) fn fill(&mut self, source: &Socket, max: usize) -> io::Result<usize> {
         let n = retried(source, &self.ends()?.write, max)?;
-        source.has_brought(n);
         self.held += n;
         Ok(n)
     }
@@ -138,8 +137,8 @@ impl Pipe {
     /// next.
     ///
     /// # Errors
-    /// As [`TlsSocket::try_splice_out`].
-    pub fn fill_opened(&mut self, source: &TlsSocket, max: usize) -> io::Result<Option<usize>> {
+    /// As [`TlsStream::try_splice_out`].
+    pub fn fill_opened(&mut self, source: &TlsStream, max: usize) -> io::Result<Option<usize>> {
         let filled = source.try_splice_out(self.ends()?.write.as_fd(), max)?;
         self.held += filled.unwrap_or_default();
         Ok(filled)
@@ -149,15 +148,15 @@ impl Pipe {
     ///
     /// # Errors
     /// The connection's end.
-    pub fn drain(&mut self, sink: &Socket) -> io::Result<bool> {
+    pub(crate) fn drain(&mut self, sink: &Socket) -> io::Result<bool> {
         self.drain_by(|pipe, held| retried(pipe, sink, held))
     }
 
-    /// As [`Pipe::drain`], into a connection that the kernel seals, as [`TlsSocket::in_kernel`] says.
+    /// As [`Pipe::drain`], into a connection that the kernel seals, as [`TlsStream::in_kernel`] says.
     ///
     /// # Errors
     /// As there.
-    pub fn drain_sealed(&mut self, sink: &TlsSocket) -> io::Result<bool> {
+    pub fn drain_sealed(&mut self, sink: &TlsStream) -> io::Result<bool> {
         self.drain_by(|pipe, held| {
             sink.try_splice_in(pipe, held)?.ok_or_else(|| io::ErrorKind::Unsupported.into())
         })

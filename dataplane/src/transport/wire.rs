@@ -1,22 +1,27 @@
 //! Role: a tunnel connection's bytes, plain or TLS, with what was read too early in front.
-//! Invariants: as [`crate::net::socket`] and [`crate::tls`] · a read may come back short although more
+//! Invariants: as [`crate::net::plain`] and [`crate::tls`] · a read may come back short although more
 //! is there: [`Wire::readable`] says yes at once then.
 
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use crate::{
-    net::{buffer::BULK_READ_BYTES, socket::Socket},
+    net::{
+        buffer::BULK_READ_BYTES,
+        memory::Memory,
+        plain::{Plain, PlainParts},
+        socket::Socket,
+        stdio::Stdio,
+    },
     run::{
-        budget::{self, Share},
+        budget::{self, Account},
         timer::timeout,
     },
-    tls::{Session, TlsSocket},
+    tls::{Session, TlsStream},
     transport::pipe::Pipe,
 };
 
@@ -74,27 +79,38 @@ impl Early {
 }
 
 enum Io {
-    Plain(Socket),
-    Tls(Box<TlsSocket>),
+    Plain(Plain),
+    Tls(Box<TlsStream>),
 }
 
 /// A connection taken apart for its way to another thread. Nothing may be in flight on it.
 pub struct WireParts {
-    fd: OwnedFd,
+    plain: PlainParts,
     tls: Option<Box<Session>>,
     early: Option<Box<Early>>,
-    share: Share,
 }
 
-impl From<Socket> for Wire {
-    fn from(socket: Socket) -> Self {
-        Io::Plain(socket).into()
+impl From<Plain> for Wire {
+    fn from(plain: Plain) -> Self {
+        Io::Plain(plain).into()
     }
 }
 
-impl From<TlsSocket> for Wire {
-    fn from(tls: TlsSocket) -> Self {
+impl From<Memory> for Wire {
+    fn from(memory: Memory) -> Self {
+        Plain::from(memory).into()
+    }
+}
+
+impl From<TlsStream> for Wire {
+    fn from(tls: TlsStream) -> Self {
         Io::Tls(Box::new(tls)).into()
+    }
+}
+
+impl From<Stdio> for Wire {
+    fn from(stdio: Stdio) -> Self {
+        Plain::from(stdio).into()
     }
 }
 
@@ -115,11 +131,22 @@ impl Wire {
         matches!(&self.io, Io::Tls(tls) if tls.in_kernel())
     }
 
-    fn socket(&self) -> &Socket {
+    fn plain(&self) -> &Plain {
         match &self.io {
-            Io::Plain(socket) => socket,
-            Io::Tls(tls) => tls.socket(),
+            Io::Plain(plain) => plain,
+            Io::Tls(tls) => tls.plain(),
         }
+    }
+
+    /// The socket below, where there is one, for what only a descriptor can do.
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        self.plain().socket()
+    }
+
+    /// What this connection may cause before others have their turn.
+    #[inline]
+    pub(crate) fn account(&self) -> &Account {
+        self.plain().account()
     }
 
     /// The peer's address.
@@ -127,7 +154,7 @@ impl Wire {
     /// # Errors
     /// The peer is gone already, or this is no TCP socket.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.socket().peer_addr()
+        self.plain().peer_addr()
     }
 
     /// Our address.
@@ -135,7 +162,7 @@ impl Wire {
     /// # Errors
     /// The system's, or this is no TCP socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket().local_addr()
+        self.plain().local_addr()
     }
 
     /// Puts bytes back: the next read returns them first.
@@ -157,7 +184,7 @@ impl Wire {
     /// [`Wire::readable`] does; `UnexpectedEof` when TLS ended without close_notify, else the
     /// connection's end.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.socket().is_spent() {
+        if self.account().is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let mut early = self.early.borrow_mut();
@@ -171,7 +198,7 @@ impl Wire {
             return Ok(taken);
         }
         match &self.io {
-            Io::Plain(socket) => socket.try_read(buf),
+            Io::Plain(plain) => plain.try_read(buf),
             Io::Tls(tls) => tls.try_read(buf),
         }
     }
@@ -181,7 +208,7 @@ impl Wire {
     pub fn more_to_come(&self) -> bool {
         self.has_early()
             || match &self.io {
-                Io::Plain(socket) => socket.came_full(),
+                Io::Plain(plain) => plain.came_full(),
                 Io::Tls(tls) => tls.more_to_come(),
             }
     }
@@ -189,49 +216,20 @@ impl Wire {
     /// Plain bytes flow here, and much of them: whether the kernel may come to move them unseen (see
     /// [`Wire::is_spliceable`]). TLS asks the kernel to seal and open from now on.
     pub(crate) fn offer_to_kernel(&self) -> bool {
-        match &self.io {
-            Io::Plain(_) => true,
-            Io::Tls(tls) => tls.enter_kernel(),
-        }
+        self.socket().is_some()
+            && match &self.io {
+                Io::Plain(_) => true,
+                Io::Tls(tls) => tls.enter_kernel(),
+            }
     }
 
     /// Whether the kernel can move what comes and goes next.
     pub(crate) fn is_spliceable(&self) -> bool {
         !self.has_early()
             && match &self.io {
-                Io::Plain(_) => true,
+                Io::Plain(plain) => plain.socket().is_some(),
                 Io::Tls(tls) => tls.in_kernel(),
             }
-    }
-
-    /// Whose share of the turns this connection takes.
-    pub(crate) fn share(&self) -> Share {
-        self.socket().share()
-    }
-
-    /// The connection is somebody's from now on.
-    pub(crate) fn belongs_to(&self, share: Share) {
-        self.socket().belongs_to(share);
-    }
-
-    /// Takes this connection's turn among all that have work left (see [`Socket::turn`]).
-    pub(crate) async fn turn(&self) {
-        self.socket().turn().await;
-    }
-
-    /// Takes a turn if this connection has used its share of the present one.
-    pub(crate) async fn breathe(&self) {
-        self.socket().breathe().await;
-    }
-
-    /// Lets the next wait be one for the kernel, for a reader that takes its turns by itself.
-    pub(crate) fn fill_account(&self) {
-        self.socket().fill_account();
-    }
-
-    /// Counts work that what was read here has caused (see [`crate::run::budget`]).
-    pub(crate) fn spend(&self, work: usize) {
-        self.socket().spend(work);
     }
 
     /// Moves what is there into an empty pipe, at most `max` bytes. `None` when only reading tells what is next.
@@ -240,9 +238,9 @@ impl Wire {
     /// As [`Pipe::fill`].
     pub(crate) fn splice_out(&self, pipe: &mut Pipe, max: usize) -> io::Result<Option<Spliced>> {
         let (max, moved, cost) = match &self.io {
-            Io::Plain(socket) => {
+            Io::Plain(plain) => {
                 let max = max.min(pipe.capacity());
-                (max, pipe.fill(socket, max).map(drop), pipe.held() / budget::SPLICED)
+                (max, pipe.fill(plain.expect_socket()?, max).map(drop), pipe.held() / budget::SPLICED)
             }
             // The kernel opens it: that is the work that it is for us.
             Io::Tls(tls) => {
@@ -250,8 +248,9 @@ impl Wire {
                 (max, splice_records(tls, pipe, max), pipe.held())
             }
         };
-        self.spend(budget::CALL + cost);
+        self.account().spend(budget::CALL + cost);
         let bytes = pipe.held();
+        self.plain().has_brought(bytes);
         moved.map(|()| (bytes > 0).then_some(Spliced { bytes, more: bytes >= max }))
     }
 
@@ -261,15 +260,9 @@ impl Wire {
     /// As [`Pipe::drain`].
     pub(crate) fn splice_in(&self, pipe: &mut Pipe) -> io::Result<bool> {
         match &self.io {
-            Io::Plain(socket) => pipe.drain(socket),
+            Io::Plain(plain) => pipe.drain(plain.expect_socket()?),
             Io::Tls(tls) => pipe.drain_sealed(tls),
         }
-    }
-
-    /// How many bytes make the socket readable; the end and errors do without (see
-    /// [`Socket::set_low_water`]).
-    pub(crate) fn set_low_water(&self, bytes: usize) -> io::Result<()> {
-        self.socket().set_low_water(bytes)
     }
 
     /// Waits until a read would not block.
@@ -279,22 +272,22 @@ impl Wire {
     pub async fn readable(&self) -> io::Result<()> {
         match &self.io {
             _ if self.has_early() => {
-                self.socket().breathe().await;
+                self.account().breathe().await;
                 Ok(())
             }
-            Io::Plain(socket) => socket.readable().await,
+            Io::Plain(plain) => plain.readable().await,
             Io::Tls(tls) => tls.readable().await,
         }
     }
 
     /// As [`Wire::try_read`], for who only counts what comes: what `scratch` holds then has no meaning. Plain bytes are
-    /// thrown away by the kernel (see [`Socket::try_discard`]).
+    /// thrown away by the kernel (see [`Plain::try_discard`]).
     ///
     /// # Errors
     /// As there.
     pub fn try_discard(&self, scratch: &mut [u8]) -> io::Result<usize> {
         match &self.io {
-            Io::Plain(socket) if !self.has_early() => socket.try_discard(scratch),
+            Io::Plain(plain) if !self.has_early() => plain.try_discard(scratch),
             _ => self.try_read(scratch),
         }
     }
@@ -304,7 +297,7 @@ impl Wire {
     /// # Errors
     /// The runtime's.
     pub async fn writable(&self) -> io::Result<()> {
-        self.socket().writable().await
+        self.plain().writable().await
     }
 
     /// Hands what was accepted to the kernel; whether all of it went.
@@ -337,7 +330,7 @@ impl Wire {
     /// `WouldBlock` when nothing can be taken; else the connection's end.
     pub fn try_write(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.io {
-            Io::Plain(socket) => socket.try_write(bufs),
+            Io::Plain(plain) => plain.try_write(bufs),
             Io::Tls(tls) => tls.try_write(bufs),
         }
     }
@@ -350,7 +343,7 @@ impl Wire {
         while !bytes.is_empty() {
             match self.try_write(&[IoSlice::new(bytes)]) {
                 Ok(n) => bytes = &bytes[n..],
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket().writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.plain().writable().await?,
                 Err(e) => return Err(e),
             }
         }
@@ -374,7 +367,7 @@ impl Wire {
     /// The connection's end.
     pub async fn finish_write(&self) -> io::Result<()> {
         match &self.io {
-            Io::Plain(socket) => socket.finish_write(),
+            Io::Plain(plain) => plain.finish_write(),
             Io::Tls(tls) => {
                 tls.finish_write();
                 tls.flush().await
@@ -415,10 +408,10 @@ impl Wire {
         false
     }
 
-    /// Closes without a reset (see [`Socket::close_gently`]); over TLS with close_notify.
+    /// Closes without a reset (see [`Plain::close_gently`]); over TLS with close_notify.
     pub fn close_gently(self) {
         match self.io {
-            Io::Plain(socket) => socket.close_gently(),
+            Io::Plain(plain) => plain.close_gently(),
             Io::Tls(tls) => {
                 tls.finish_write();
                 let _ = tls.try_flush();
@@ -427,30 +420,30 @@ impl Wire {
         }
     }
 
-    /// Whether the peer has stopped answering at all (see [`Socket::peer_vanished`]).
+    /// Whether the peer has stopped answering at all (see [`Plain::peer_vanished`]).
     pub fn peer_vanished(&self, patience: Duration) -> bool {
-        self.socket().peer_vanished(patience)
+        self.plain().peer_vanished(patience)
     }
 
     /// Whether the peer of a plain connection has left, and nothing that it said waits here (see
-    /// [`Socket::has_left`]).
+    /// [`Plain::has_left`]).
     pub fn has_left(&self) -> bool {
-        self.is_reset() || (!self.has_early() && self.socket().has_left())
+        self.is_reset() || (!self.has_early() && self.plain().has_left())
     }
 
-    /// Whether a reset has arrived that no call has reported yet (see [`Socket::is_reset`]).
+    /// Whether a reset has arrived that no call has reported yet (see [`Plain::is_reset`]).
     pub fn is_reset(&self) -> bool {
-        self.socket().is_reset()
+        self.plain().is_reset()
     }
 
     /// Whether bytes have come that were not read yet.
     pub(crate) fn has_unread(&self) -> bool {
-        self.more_to_come() || self.socket().has_unread()
+        self.more_to_come() || self.plain().has_unread()
     }
 
-    /// What was sent and not delivered (see [`Socket::undelivered`]).
+    /// What was sent and not delivered (see [`Plain::undelivered`]).
     pub fn undelivered(&self) -> Option<usize> {
-        self.socket().undelivered()
+        self.plain().undelivered()
     }
 
     /// Takes the connection apart for its way to another thread.
@@ -458,34 +451,33 @@ impl Wire {
     /// # Errors
     /// Out of descriptors; the connection is lost then.
     pub fn into_parts(self) -> io::Result<WireParts> {
-        let share = self.share();
         let early = self.early.into_inner();
-        match self.io {
-            Io::Plain(socket) => Ok(WireParts { fd: socket.detach()?, tls: None, early, share }),
+        let (plain, tls) = match self.io {
+            Io::Plain(plain) => (plain, None),
             Io::Tls(tls) => {
-                let (socket, session) = tls.into_parts();
-                Ok(WireParts { fd: socket.detach()?, tls: Some(Box::new(session)), early, share })
+                let (plain, session) = tls.into_parts();
+                (plain, Some(Box::new(session)))
             }
-        }
+        };
+        Ok(WireParts { plain: plain.into_parts()?, tls, early })
     }
 
     /// Puts a connection together that came from another thread.
     ///
     /// # Errors
-    /// As [`Socket::adopt`].
+    /// As [`Plain::adopt`].
     pub fn from_parts(parts: WireParts) -> io::Result<Self> {
+        let plain = Plain::from_parts(parts.plain)?;
         let io = match parts.tls {
-            None => Io::Plain(Socket::adopt(parts.fd)?),
-            Some(session) => Io::Tls(Box::new(TlsSocket::adopt(parts.fd, *session)?)),
+            None => Io::Plain(plain),
+            Some(session) => Io::Tls(Box::new(TlsStream::from_parts(plain, *session))),
         };
-        let wire = Self { io, early: RefCell::new(parts.early) };
-        wire.belongs_to(parts.share);
-        Ok(wire)
+        Ok(Self { io, early: RefCell::new(parts.early) })
     }
 }
 
 /// The kernel gives a record at a time: as many as there are, so that they leave together.
-fn splice_records(tls: &TlsSocket, pipe: &mut Pipe, max: usize) -> io::Result<()> {
+fn splice_records(tls: &TlsStream, pipe: &mut Pipe, max: usize) -> io::Result<()> {
     while pipe.held() < max {
         match pipe.fill_opened(tls, max) {
             Ok(Some(_)) => {}
@@ -496,12 +488,6 @@ fn splice_records(tls: &TlsSocket, pipe: &mut Pipe, max: usize) -> io::Result<()
         }
     }
     Ok(())
-}
-
-impl AsFd for Wire {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket().as_fd()
-    }
 }
 
 #[cfg(test)]
@@ -536,7 +522,7 @@ mod tests {
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ours = listener.accept().unwrap().0;
         run_alone(false, |_| async move {
-            let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+            let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
             let mut buf = [0; 5];
             wire.unread(b"hi");
             assert!(wire.more_to_come());

@@ -18,21 +18,20 @@ use narrowlink_proto::{
     message::{Channel, EARLY_DATA_BYTES_MAX, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
     upgrade::Framing,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     run::{budget, timer::timeout},
     transport::wire::{Wire, WireParts},
-    tunnel::deframe::{Deframer, Event},
+    tunnel::{
+        deframe::{Deframer, Event},
+        liveness::{Flood, IdleFrames, Liveness},
+    },
 };
 
 /// The WebSocket close code of a session that was reset.
 pub const CLOSE_RESET: u16 = 4000;
 /// Control frames waiting for the socket.
 const CONTROL_BYTES_MAX: usize = 1024;
-/// Frames that bring neither data nor a message: pings, pongs, frames without payload. So many may come in a
-/// second; those that arrive together after a stall, one every 25 s, fit in.
-pub(crate) const IDLE_FRAMES_PER_S_MAX: u32 = 100;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
 const READ_BYTES: usize = 2048;
 /// What is thrown away of a refused session: all that a client may send early, even one byte a frame
@@ -54,20 +53,6 @@ pub enum Ahead {
     Message,
     /// Data.
     Data,
-}
-
-/// What a ping's answer is waiting behind. A peer whose program has paused reads nothing, pings neither: then
-/// its silence proves nothing. But whoever has answered a ping behind all that was sent has nothing to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    /// Payload was sent that no ping has followed.
-    NotYet,
-    /// A ping follows all payload, and has no answer yet.
-    BehindPayload,
-    /// All payload has been read: a ping behind it was answered.
-    Answered,
-    /// A ping that follows nothing has no answer.
-    BehindNothing,
 }
 
 /// Which side of the WebSocket this process is.
@@ -103,8 +88,8 @@ pub enum ConnError {
     #[error("the peer broke the protocol: {0}")]
     Message(#[from] MessageError),
     /// The peer sends more frames without data than any program needs.
-    #[error("the peer floods the connection with frames that bring nothing")]
-    Flood,
+    #[error(transparent)]
+    Flood(#[from] Flood),
     /// The peer sent something where something else was due.
     #[error("the peer broke the protocol: {0}")]
     Unexpected(&'static str),
@@ -117,7 +102,7 @@ impl ConnError {
             Self::Io(e) if e.kind() == io::ErrorKind::InvalidData => Why::Protocol,
             Self::Io(_) | Self::Truncated => Why::Cut,
             Self::Closed { .. } => Why::Reset,
-            Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) | Self::Flood => Why::Protocol,
+            Self::Frame(_) | Self::Message(_) | Self::Unexpected(_) | Self::Flood(_) => Why::Protocol,
         }
     }
 
@@ -127,7 +112,7 @@ impl ConnError {
             Self::Frame(e) => Some(e.close_code()),
             Self::Message(MessageError::TooLong { .. }) => Some(1009),
             Self::Message(_) | Self::Unexpected(_) => Some(1002),
-            Self::Flood => Some(1008),
+            Self::Flood(_) => Some(1008),
             Self::Io(_) | Self::Truncated | Self::Closed { .. } => None,
         }
     }
@@ -159,44 +144,14 @@ pub struct Conn {
     /// The peer's words with its Close; behind a thin pointer, for few connections ever have any.
     farewell: Cell<Option<Box<Box<str>>>>,
     mask_state: Cell<u64>,
-    heard_at: Cell<Instant>,
-    pinged_at: Cell<Instant>,
-    /// What the last ping waits for.
-    asked: Cell<Asked>,
+    liveness: Liveness,
     idle_frames: IdleFrames,
-}
-
-/// The frames of one peer that bring neither data nor a message, counted by the second.
-pub(crate) struct IdleFrames {
-    count: Cell<u32>,
-    since_ms: Cell<u32>,
-}
-
-impl IdleFrames {
-    pub(crate) fn new() -> Self {
-        Self { count: Cell::new(0), since_ms: Cell::new(clock_ms()) }
-    }
-
-    /// Counts one more.
-    ///
-    /// # Errors
-    /// There are more of them than any program needs.
-    pub(crate) fn count(&self) -> Result<(), ConnError> {
-        let now_ms = clock_ms();
-        if now_ms.wrapping_sub(self.since_ms.get()) >= 1000 {
-            self.since_ms.set(now_ms);
-            self.count.set(0);
-        }
-        self.count.set(self.count.get() + 1);
-        if self.count.get() > IDLE_FRAMES_PER_S_MAX { Err(ConnError::Flood) } else { Ok(()) }
-    }
 }
 
 impl Conn {
     /// Wraps an upgraded connection. `mask_seed` comes from the system's random source.
     pub fn new(wire: Wire, framing: Framing, role: Role, mask_seed: u64) -> Self {
         let expect = if role == Role::Gateway { Expect::Masked } else { Expect::Unmasked };
-        let now = Instant::now();
         Self {
             wire,
             framing,
@@ -207,9 +162,7 @@ impl Conn {
             closing: Cell::new(false),
             farewell: Cell::new(None),
             mask_state: Cell::new(mask_seed | 1),
-            heard_at: Cell::new(now),
-            pinged_at: Cell::new(now),
-            asked: Cell::new(Asked::Answered),
+            liveness: Liveness::new(),
             idle_frames: IdleFrames::new(),
         }
     }
@@ -231,24 +184,17 @@ impl Conn {
 
     /// Counts a decision that the peer has asked for: its next word waits for its turn.
     pub fn has_asked(&self) {
-        self.wire.spend(budget::DECISION);
+        self.wire.account().spend(budget::DECISION);
     }
 
     /// When the peer was last heard.
     pub fn heard_at(&self) -> Instant {
-        self.heard_at.get()
+        Instant::now() - self.liveness.silence()
     }
 
-    /// When it was last pinged.
-    pub fn pinged_at(&self) -> Instant {
-        self.pinged_at.get()
-    }
-
-    /// Whether the peer's program has read nothing for `patience` although it has nothing but a ping to read.
-    pub(crate) fn is_hung(&self, patience: Duration) -> bool {
-        self.asked.get() == Asked::BehindNothing
-            && self.heard_at.get() < self.pinged_at.get()
-            && self.pinged_at.get().elapsed() >= patience
+    /// Its signs of life.
+    pub(crate) fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// Whether the connection stands where a new message may begin, in both directions (see [`crate::tunnel::quiet`]).
@@ -301,7 +247,7 @@ impl Conn {
             },
             Framing::Raw => self.recv_raw().await,
         };
-        self.wire.spend(budget::MESSAGE);
+        self.wire.account().spend(budget::MESSAGE);
         let message = text.and_then(|text| Ok(Message::decode(&text, speaker, channel)?));
         if let Err(e) = &message {
             self.tell(e);
@@ -329,12 +275,12 @@ impl Conn {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
-            self.heard();
+            self.liveness.on_heard();
             let mut at = 0;
             while let Some(event) = self.event(&mut buf[..n], &mut at, true)? {
                 let next = match event {
                     Event::Text(text) => Next::Message(text),
-                    Event::Data(_) => Next::Data,
+                    Event::Data { ends: false, .. } => Next::Data,
                     _ => continue,
                 };
                 self.wire.unread(&buf[at..n]);
@@ -422,11 +368,6 @@ impl Conn {
         Ok(n)
     }
 
-    /// Something was read.
-    pub(crate) fn heard(&self) {
-        self.heard_at.set(Instant::now());
-    }
-
     /// The next event of the bytes just read; pings are answered and closes become errors here.
     pub(crate) fn next_event(&self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, ConnError> {
         self.event(buf, at, false)
@@ -437,7 +378,7 @@ impl Conn {
         let event = if leave_data { deframer.next_but_data(buf, at)? } else { deframer.next(buf, at)? };
         drop(deframer);
         if event.is_some() {
-            self.wire.spend(budget::FRAME);
+            self.wire.account().spend(budget::FRAME);
         }
         match event {
             Some(Event::Close(said)) => {
@@ -456,12 +397,18 @@ impl Conn {
                     Err(e) => Err(e),
                 }
             }
-            Some(idle @ (Event::Pong(_) | Event::Empty)) => {
+            Some(Event::Pong(payload)) => {
                 self.idle_frames.count()?;
-                if matches!(idle, Event::Pong(_)) && self.asked.get() != Asked::NotYet {
-                    self.asked.set(Asked::Answered);
-                }
+                self.liveness.on_pong();
+                Ok(Some(Event::Pong(payload)))
+            }
+            Some(idle @ Event::Empty) => {
+                self.idle_frames.count()?;
                 Ok(Some(idle))
+            }
+            Some(Event::Data { range, ends: true }) if range.is_empty() => {
+                self.idle_frames.count()?;
+                Ok(Some(Event::Data { range, ends: true }))
             }
             other => Ok(other),
         }
@@ -536,7 +483,7 @@ impl Conn {
     /// Masks the parts of `bytes` that are a data frame's payload, where this side does, and writes the
     /// frame's header at `at`; how long it is.
     pub(crate) fn write_header(&self, payload: &[Range<usize>], bytes: &mut [u8], at: usize) -> usize {
-        self.asked.set(Asked::NotYet);
+        self.liveness.on_payload();
         let key = self.mask_key();
         if let Some(key) = key {
             let mut phase = 0;
@@ -577,11 +524,7 @@ impl Conn {
     /// # Errors
     /// The connection's end.
     pub fn ping(&self) -> Result<(), ConnError> {
-        self.pinged_at.set(Instant::now());
-        self.asked.set(match self.asked.get() {
-            Asked::NotYet | Asked::BehindPayload => Asked::BehindPayload,
-            Asked::Answered | Asked::BehindNothing => Asked::BehindNothing,
-        });
+        self.liveness.on_ping();
         if self.framing == Framing::Framed { self.queue_control(Opcode::Ping, &[]) } else { Ok(()) }
     }
 
@@ -648,7 +591,7 @@ impl Conn {
         {
             let mut control = self.control.borrow_mut();
             if control.len() > CONTROL_BYTES_MAX {
-                return Err(ConnError::Flood);
+                return Err(Flood.into());
             }
             let key = self.mask_key();
             let mut head = [0; HEADER_BYTES_MAX];
@@ -676,12 +619,4 @@ impl Conn {
         }
         Ok(())
     }
-}
-
-/// Milliseconds of the system's running clock, which begin anew every 49 days: for short spans, in a
-/// quarter of the room.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "only the low bits count")]
-fn clock_ms() -> u32 {
-    let now = clock_gettime(ClockId::Monotonic);
-    (now.tv_sec as u32).wrapping_mul(1000).wrapping_add(now.tv_nsec as u32 / 1_000_000)
 }

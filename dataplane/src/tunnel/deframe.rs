@@ -19,9 +19,14 @@ pub const DATA_FRAME_BYTES_MAX: u64 = 128 * 1024;
 /// What came out of the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Payload of a data message: this part of the buffer, unmasked.
-    Data(Range<usize>),
-    /// A frame without payload, of a data message or within a text message.
+    /// Payload of a data message.
+    Data {
+        /// This part of the buffer, unmasked; empty where a message, or what is left of one, is.
+        range: Range<usize>,
+        /// The message ends with it.
+        ends: bool,
+    },
+    /// A frame without payload within a message.
     Empty,
     /// A piece of a text message whose rest has not come.
     Part,
@@ -133,7 +138,7 @@ impl Deframer {
         self.step(buf, at, false)
     }
 
-    /// As [`Deframer::next`], but leaves data where it is: an empty range says that data comes next.
+    /// As [`Deframer::next`], but leaves data where it is: an empty range within a message says that data comes next.
     ///
     /// # Errors
     /// As there.
@@ -153,7 +158,7 @@ impl Deframer {
             }
             let Some(frame) = &mut self.frame else { return Ok(None) };
             if leave_data && frame.kind == Kind::Binary && frame.left > 0 {
-                return Ok(Some(Event::Data(*at..*at)));
+                return Ok(Some(Event::Data { range: *at..*at, ends: false }));
             }
             let take = usize::try_from(frame.left).unwrap_or(usize::MAX).min(buf.len() - *at);
             if take == 0 && frame.left > 0 {
@@ -171,8 +176,8 @@ impl Deframer {
                 self.frame = None;
             }
             match kind {
-                Kind::Binary if range.is_empty() => return Ok(Some(Event::Empty)),
-                Kind::Binary => return Ok(Some(Event::Data(range))),
+                Kind::Binary if range.is_empty() && !fin => return Ok(Some(Event::Empty)),
+                Kind::Binary => return Ok(Some(Event::Data { range, ends: done && fin })),
                 Kind::Text => {
                     if self.text.len() + take > MESSAGE_BYTES_MAX {
                         return Err(FrameError::TooLong { payload_bytes_max: MESSAGE_BYTES_MAX as u64 });
@@ -241,7 +246,10 @@ mod tests {
         frame::mask(&mut out[start..], mask.unwrap_or_default(), 0);
     }
 
-    /// What came out, data joined: the same for every way of cutting.
+    /// The end of a data message.
+    const END: Event = Event::Data { range: 0..0, ends: true };
+
+    /// What came out, data joined, with the ends of its messages: the same for every way of cutting.
     fn read(mut bytes: Vec<u8>, cuts: &[usize]) -> Result<(Vec<u8>, Vec<Event>), FrameError> {
         let mut deframer = Deframer::new(Expect::Masked);
         let (mut data, mut events) = (Vec::new(), Vec::new());
@@ -252,7 +260,10 @@ mod tests {
             let mut at = 0;
             while let Some(event) = deframer.next(part, &mut at)? {
                 match event {
-                    Event::Data(range) => data.extend_from_slice(&part[range]),
+                    Event::Data { range, ends } => {
+                        data.extend_from_slice(&part[range]);
+                        events.extend(ends.then_some(END));
+                    }
                     other => events.push(other),
                 }
             }
@@ -269,7 +280,10 @@ mod tests {
         write(&mut out, Opcode::Text, Some(key), false, b"hel");
         write(&mut out, Opcode::Pong, Some(key), true, b"");
         write(&mut out, Opcode::Continuation, Some(key), true, b"lo");
-        write(&mut out, Opcode::Binary, Some(key), true, &[9; 300]);
+        write(&mut out, Opcode::Binary, Some(key), false, &[9; 200]);
+        write(&mut out, Opcode::Continuation, Some(key), false, b"");
+        write(&mut out, Opcode::Continuation, Some(key), false, &[9; 100]);
+        write(&mut out, Opcode::Continuation, Some(key), true, b"");
         write(&mut out, Opcode::Binary, Some(key), true, b"");
         write(&mut out, Opcode::Close, Some(key), true, &frame::close_payload(1000, "bye"));
         out
@@ -283,11 +297,14 @@ mod tests {
         assert_eq!(
             whole.1,
             [
+                END,
                 Event::Ping(b"hi".to_vec()),
                 Event::Part,
                 Event::Pong(vec![]),
                 Event::Text(b"hello".to_vec()),
                 Event::Empty,
+                END,
+                END,
                 Event::Close(Some((1000, "bye".into()))),
             ]
         );
@@ -314,16 +331,16 @@ mod tests {
             let (mut first, mut second) = (bytes.clone(), bytes[cut..].to_vec());
             let (first, mut at, mut data) = (&mut first[..cut], 0, Vec::new());
             while let Some(event) = deframer.next_but_data(first, &mut at).unwrap() {
-                let Event::Data(left) = event else { continue };
-                assert!(left.is_empty());
-                let Some(Event::Data(taken)) = deframer.next(first, &mut at).unwrap() else { break };
-                data.extend_from_slice(&first[taken]);
+                let Event::Data { range, ends: false } = event else { continue };
+                assert!(range.is_empty());
+                let Some(Event::Data { range, .. }) = deframer.next(first, &mut at).unwrap() else { break };
+                data.extend_from_slice(&first[range]);
             }
             assert_eq!(at, cut);
             let mut at = 0;
             while let Some(event) = deframer.next(&mut second, &mut at).unwrap() {
-                if let Event::Data(taken) = event {
-                    data.extend_from_slice(&second[taken]);
+                if let Event::Data { range, .. } = event {
+                    data.extend_from_slice(&second[range]);
                 }
             }
             assert_eq!(data, [&[1, 2, 3, 4, 5][..], &[9; 300]].concat(), "cut at {cut}");

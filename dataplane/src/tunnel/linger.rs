@@ -146,13 +146,13 @@ mod tests {
     use narrowlink_proto::frame;
 
     use super::*;
-    use crate::{net::socket::Socket, run::worker::run_alone, tunnel::conn::Role};
+    use crate::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
 
     fn pair() -> (TcpStream, Wire) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ours = listener.accept().unwrap().0;
-        (near, Wire::from(Socket::adopt(ours.into()).unwrap()))
+        (near, Wire::from(Plain::adopt(ours.into()).unwrap()))
     }
 
     /// As much as the kernel takes, and how much that was.

@@ -14,7 +14,7 @@ use monoio::time::Instant;
 use narrowlink_proto::{
     frame::Expect,
     limits::Limits,
-    message::{Channel, Goodbye, MESSAGE_BYTES_MAX, Message, MessageError, Speaker},
+    message::{Channel, Goodbye, MESSAGE_BYTES_MAX, Message, MessageError, Speaker, VERSION},
 };
 use tungstenite::{
     Message as WsMessage, WebSocket,
@@ -24,11 +24,7 @@ use tungstenite::{
 use crate::{
     run::{budget, timer::sleep_until},
     transport::wire::Wire,
-    tunnel::{
-        conn::{ConnError, IdleFrames},
-        deframe::Heads,
-        open::TunnelError,
-    },
+    tunnel::{conn::ConnError, deframe::Heads, liveness::IdleFrames, open::TunnelError},
 };
 
 /// What a peer may have in our buffer unread before its link ends.
@@ -70,6 +66,14 @@ pub enum LinkError {
     /// The peer said something where something else was due.
     #[error("the peer broke the protocol: {0}")]
     Unexpected(&'static str),
+    /// The gateway speaks another version of the protocol.
+    #[error(
+        "the gateway speaks version {theirs} of the protocol, this program version {VERSION}: update the older one"
+    )]
+    Version {
+        /// The gateway's.
+        theirs: u32,
+    },
     /// No random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
@@ -97,7 +101,7 @@ impl LinkError {
         match self {
             Self::Goodbye(_) => Some(CloseCode::Away),
             Self::Message(MessageError::TooLong { .. }) => Some(CloseCode::Size),
-            Self::Message(_) | Self::Unexpected(_) => Some(CloseCode::Protocol),
+            Self::Message(_) | Self::Unexpected(_) | Self::Version { .. } => Some(CloseCode::Protocol),
             Self::Conn(e) => e.close_code().map(CloseCode::from),
             Self::Broke(e) => match &**e {
                 Error::Capacity(CapacityError::MessageTooLong { .. }) => Some(CloseCode::Size),
@@ -143,7 +147,7 @@ impl Io {
                 return Ok(());
             };
             self.payload_left = header.payload_bytes;
-            self.wire.spend(budget::FRAME);
+            self.wire.account().spend(budget::FRAME);
             if header.opcode.is_control() || header.payload_bytes == 0 {
                 self.idle_frames.count()?;
             }
@@ -228,15 +232,19 @@ impl LinkSocket {
     pub(crate) async fn hear(&mut self) -> Result<Heard, LinkError> {
         loop {
             // Messages may wait in the library, where no read is paid for.
-            self.wire().breathe().await;
+            self.wire().account().breathe().await;
             match self.ws.read() {
                 Ok(message) => {
-                    self.wire().spend(budget::MESSAGE);
+                    self.wire().account().spend(budget::MESSAGE);
                     self.heard_at = Instant::now();
                     match message {
                         WsMessage::Text(text) => {
-                            let message = Message::decode(text.as_bytes(), self.peer, Channel::Link)?;
-                            return Ok(Heard::Message(message));
+                            match Message::decode(text.as_bytes(), self.peer, Channel::Link) {
+                                Ok(message) => return Ok(Heard::Message(message)),
+                                // Nothing on a link waits for the answer to a word that the other side did not know.
+                                Err(MessageError::Unknown { name }) => self.on_unknown(&name)?,
+                                Err(e) => return Err(e.into()),
+                            }
                         }
                         WsMessage::Pong(payload) if payload.as_ref() == self.pings.to_be_bytes() => {
                             let round_trip = self.pinged_at.elapsed();
@@ -256,6 +264,13 @@ impl LinkSocket {
             }
             self.idle().await?;
         }
+    }
+
+    /// A message of a later version has come: it brings nothing to this one.
+    fn on_unknown(&mut self, name: &str) -> Result<(), LinkError> {
+        tracing::debug!("a message of a later version on a link is ignored: {name:?}");
+        let io = self.ws.get_ref();
+        io.idle_frames.count().map_err(|e| LinkError::Conn(e.into()))
     }
 
     /// The last measured round trip.

@@ -4,11 +4,16 @@
 pub mod conn;
 pub mod deframe;
 pub mod demand;
+pub mod end;
+pub(crate) mod enframe;
 pub mod linger;
 pub(crate) mod link;
+pub(crate) mod liveness;
 pub(crate) mod open;
 mod peer_link;
 pub mod quiet;
+pub mod settle;
+pub mod watch;
 
 pub use self::{
     link::LinkError,

@@ -37,7 +37,7 @@ use crate::{
         file::{self, Reading},
         timer::timeout,
     },
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
     tunnel::conn::{Conn, Role},
 };
@@ -215,10 +215,10 @@ impl Gateway {
         };
         let socket = connect().await?;
         let Some(Tls { config, name, own_ca }) = &self.tls else { return Ok((socket.into(), None)) };
-        let mut shaken = TlsSocket::connect_bound(socket, config.clone(), name.clone()).await;
+        let mut shaken = TlsStream::connect_bound(socket, config.clone(), name.clone()).await;
         if shaken.as_ref().is_err_and(was_cut) {
             // A gateway that is flooded makes room among those that have said nothing yet: once more.
-            shaken = TlsSocket::connect_bound(connect().await?, config.clone(), name.clone()).await;
+            shaken = TlsStream::connect_bound(connect().await?, config.clone(), name.clone()).await;
         }
         let (socket, binding) = shaken.map_err(|e| {
             let why = error::tls_words(&e, &error::Expected { name, own_ca: *own_ca });

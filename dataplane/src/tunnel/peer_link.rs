@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use narrowlink_proto::{
+    feature::Features,
     id::{LinkId, LinkSecret, Nonce},
     limits::Limits,
     message::{Channel, Instance, Message, Speaker, VERSION},
@@ -26,15 +27,19 @@ pub struct PeerLink {
     pub link: LinkId,
     /// What lanes of this link prove themselves with.
     pub secret: LinkSecret,
+    /// What the gateway can do beyond the version.
+    pub features: Features,
     socket: LinkSocket,
 }
 
-/// Sets a link up; an agent signs the gateway's nonce with its instance key.
+/// Sets a link up, for a program that can do this much beyond the version; an agent signs the gateway's nonce with its
+/// instance key.
 ///
 /// # Errors
 /// See [`LinkError`].
 pub async fn join(
     gateway: &Gateway,
+    own: Features,
     sign: Option<&dyn Fn(&Nonce) -> Instance>,
     patience: Duration,
 ) -> Result<PeerLink, LinkError> {
@@ -44,21 +49,22 @@ pub async fn join(
     let wire = wire.ok_or(LinkError::Unexpected("a frame before it was asked"))?;
     let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
     let welcome = async {
-        let Message::Hello { version, nonce, .. } = expect(&mut socket).await? else {
+        let Message::Hello { version, features, nonce } = expect(&mut socket).await? else {
             return Err(LinkError::Unexpected("something else where Hello was due"));
         };
         if version != VERSION {
-            return Err(LinkError::Unexpected("the gateway speaks another version of the protocol"));
+            return Err(LinkError::Version { theirs: version });
         }
         let instance = sign.map(|sign| sign(&nonce));
-        socket.send(&Message::Present { version: VERSION, features: Vec::new(), instance })?;
+        socket.send(&Message::Present { version: VERSION, features: own, instance })?;
         match expect(&mut socket).await? {
-            Message::Welcome { link, secret } => Ok((link, secret)),
+            Message::Welcome { link, secret } => Ok((link, secret, features)),
             _ => Err(LinkError::Unexpected("something else where Welcome was due")),
         }
     };
-    let (link, secret) = timeout(patience, welcome).await.map_err(|_| LinkError::Silent(patience))??;
-    Ok(PeerLink { link, secret, socket })
+    let welcomed = timeout(patience, welcome).await.map_err(|_| LinkError::Silent(patience))?;
+    let (link, secret, features) = welcomed?;
+    Ok(PeerLink { link, secret, features, socket })
 }
 
 async fn expect(socket: &mut LinkSocket) -> Result<Message, LinkError> {

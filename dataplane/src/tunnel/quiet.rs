@@ -73,11 +73,11 @@ mod tests {
     use narrowlink_proto::{frame, upgrade::Framing};
 
     use super::*;
-    use crate::{net::socket::Socket, run::worker::run_alone, tunnel::conn::Role};
+    use crate::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
 
     fn pair() -> (UnixStream, Box<Conn>) {
         let (theirs, ours) = UnixStream::pair().unwrap();
-        let wire = Wire::from(Socket::adopt(ours.into()).unwrap());
+        let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
         (theirs, Box::new(Conn::new(wire, Framing::Framed, Role::Peer, 1)))
     }
 

@@ -13,10 +13,10 @@ use std::{
 };
 
 use narrowlink_dataplane::{
-    net::socket::Socket,
-    relay::{End, Traffic, relay, settled},
+    net::plain::Plain,
+    relay::{Traffic, relay},
     transport::wire::Wire,
-    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn},
+    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn, end::End, settle::settled},
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side},
@@ -138,9 +138,9 @@ pub(crate) async fn hear(conn: &Conn, session: SessionId, peer: Speaker) -> Resu
     let (near, mut far) = UnixStream::pair().expect("descriptors are free");
     far.shutdown(Shutdown::Write).expect("it stands");
     {
-        let near = Wire::from(Socket::adopt(near.into()).expect("a runtime is here"));
+        let near = Wire::from(Plain::adopt(near.into()).expect("a runtime is here"));
         let session = async {
-            relay(End::Bare(&near), End::of(conn, session), &Traffic::default()).await?;
+            relay(End::raw(&near), End::of(conn, session), &Traffic::default()).await?;
             settled(conn, session, peer, Side::Target).await
         };
         monoio::time::timeout(PATIENCE, session).await.expect("a target ends")?;

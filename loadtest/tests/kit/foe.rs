@@ -12,6 +12,7 @@ use std::{
 };
 
 use narrowlink_proto::{
+    feature::Features,
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
     id::{LaneId, LinkId, LinkSecret},
     message::{Channel, Message, Speaker, VERSION},
@@ -142,7 +143,7 @@ impl Foe {
     pub(crate) fn link(entry: &Entry, token: &str) -> io::Result<(Self, LinkId, LinkSecret)> {
         let mut this = Self::upgrade(entry, Channel::Link, token, None)?;
         this.read_message(Channel::Link)?;
-        let present = Message::Present { version: VERSION, features: Vec::new(), instance: None };
+        let present = Message::Present { version: VERSION, features: Features::NONE, instance: None };
         this.say(&text(&present.encode()))?;
         match this.read_message(Channel::Link)? {
             Message::Welcome { link, secret } => Ok((this, link, secret)),

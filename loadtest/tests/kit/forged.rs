@@ -20,13 +20,14 @@ use futures_lite::future;
 use narrowlink_dataplane::{
     net::{
         listen::{Listener, accept_all},
-        socket::Socket,
+        plain::Plain,
     },
     run::worker::{self, spawn},
     transport::wire::Wire,
     tunnel::conn::{Conn, ConnError, Role},
 };
 use narrowlink_proto::{
+    feature::Features,
     frame::{self, HEADER_BYTES_MAX, Header, Opcode},
     id::{LinkId, LinkSecret, Nonce, SessionId},
     message::{Channel, Message, Speaker, VERSION},
@@ -113,7 +114,7 @@ async fn serve(listener: TcpListener, asked: Receiver<Question>) {
 }
 
 /// A connection of the agent's, from its first byte.
-async fn meet(socket: Socket, park: Sender<Conn>) -> Result<(), ConnError> {
+async fn meet(socket: Plain, park: Sender<Conn>) -> Result<(), ConnError> {
     let wire = Wire::from(socket);
     let Request { protocol, key, .. } = read_request(&wire).await?;
     wire.write_all(&encode_accept(&key, protocol, None, None)).await?;
@@ -142,7 +143,7 @@ async fn read_request(wire: &Wire) -> io::Result<Request> {
 /// A link, until its agent leaves.
 async fn hold(conn: &Conn) -> Result<(), ConnError> {
     let nonce = Nonce::from_bytes(random());
-    conn.send(&Message::Hello { version: VERSION, features: Vec::new(), nonce }).await?;
+    conn.send(&Message::Hello { version: VERSION, features: Features::NONE, nonce }).await?;
     let Message::Present { .. } = conn.recv(Speaker::Agent, Channel::Link).await? else {
         return Err(ConnError::Unexpected("something else where Present was due"));
     };

@@ -22,6 +22,7 @@ use narrowlink_loadtest::{
     site::{Transport, now},
 };
 use narrowlink_proto::{
+    feature::Features,
     frame::{self, HEADER_BYTES_MAX, Header, Opcode},
     id::Uid,
     message::{Channel, Message, Speaker, VERSION},
@@ -133,7 +134,7 @@ impl On {
         if matches!(self, Self::Link) {
             let hello = conn.recv(Speaker::Gateway, Channel::Link).await;
             assert!(matches!(hello, Ok(Message::Hello { .. })), "{hello:?}");
-            let present = Message::Present { version: VERSION, features: Vec::new(), instance: None };
+            let present = Message::Present { version: VERSION, features: Features::NONE, instance: None };
             conn.send(&present).await.unwrap();
             let welcome = conn.recv(Speaker::Gateway, Channel::Link).await;
             assert!(matches!(welcome, Ok(Message::Welcome { .. })), "{welcome:?}");

@@ -19,6 +19,7 @@ use narrowlink_dataplane::{
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
     ended::RefusalCode,
+    feature::Features,
     id::{LaneId, Uid},
     limits::Limits,
     message::Channel,
@@ -437,7 +438,7 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
     beside_a_victim(&lab, |over, at_its_worst| {
         let flooding = worker::run_alone(false, |_| async {
             let before = descriptors();
-            let mut link = tunnel::join(&gateway, None, PATIENCE).await.unwrap();
+            let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
             let (id, secret) = (link.link, link.secret.clone());
             let (held, mut limited, mut cut_off) = (Rc::new(Held::default()), 0, 0);
             // A link that answers no ping is gone after 9 s, and its lanes with it.

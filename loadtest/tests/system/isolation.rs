@@ -18,6 +18,7 @@ use narrowlink_dataplane::{
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
+    feature::Features,
     id::{LaneId, SessionId, Uid},
     message::{Channel, Message, Open, Speaker},
     target::Target,
@@ -65,7 +66,7 @@ fn start_bad_agent(gateway: Gateway, fault: Fault) {
     let (ready, welcomed) = std::sync::mpsc::channel();
     thread::spawn(move || {
         worker::run_alone(false, |_| async move {
-            let mut link = tunnel::join(&gateway, None, PATIENCE).await.unwrap();
+            let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
             ready.send(()).unwrap();
             if fault == Fault::StopsReading {
                 return future::pending().await;
@@ -168,7 +169,7 @@ fn probe(lab: &Lab, entry: SocketAddr) -> [Times; 2] {
         .collect();
     let gateway = gateway(lab, Kind::Client, lab.uid, "prober");
     let lists = worker::run_alone(false, |_| async move {
-        let mut link = tunnel::join(&gateway, None, PATIENCE).await.unwrap();
+        let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
         let mut times = Vec::new();
         for _ in 0..PROBES {
             let started = Instant::now();

@@ -4,10 +4,12 @@ use std::{io, net::Shutdown, os::fd::AsFd as _, sync::mpsc, thread, time::Instan
 
 use futures_lite::future::zip;
 use narrowlink_dataplane::{
-    relay::{End, Traffic, relay},
+    net::plain::Plain,
+    relay::{Traffic, relay},
     run::worker::{run_alone, run_on_epoll},
-    tls::{Ktls, TlsSocket, choose_ktls},
+    tls::{Ktls, TlsStream, choose_ktls},
     transport::wire::Wire,
+    tunnel::end::End,
 };
 use rustls::HandshakeKind;
 
@@ -31,7 +33,7 @@ pub(crate) const CASES: [(&str, Case); 12] = [
 ];
 
 fn bulk(suite: &Suite, peer: Peer, count: usize) -> Option<String> {
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         let heard = async {
             hears(&tls, 0, count, CHUNK_BYTES).await;
             assert_eq!(read(&tls, &mut [0; 9]).await.unwrap(), 0);
@@ -79,7 +81,7 @@ fn entered_in_the_middle(suite: &Suite, peer: Peer, count: usize) -> Option<Stri
 }
 
 fn truncated(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         hears(&tls, 0, 1000, 64).await;
         for _ in 0..2 {
             assert_eq!(read(&tls, &mut [0; 9]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
@@ -96,7 +98,7 @@ fn truncated(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
 
 fn cut(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
     use std::io::Write as _;
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         hears(&tls, 0, 1000, 64).await;
         assert_eq!(read(&tls, &mut [0; 9]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     };
@@ -112,7 +114,7 @@ fn cut(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
 
 fn bent(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
     use std::io::Write as _;
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         hears(&tls, 0, 1000, 4096).await;
         let error = read(&tls, &mut [0; 9]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
@@ -135,7 +137,7 @@ fn tickets(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
     }
     let mut kinds = Vec::new();
     for _ in 0..2 {
-        let ours = async |tls: TlsSocket| {
+        let ours = async |tls: TlsStream| {
             hears(&tls, 0, 100, 3).await;
             leaves(tls).await;
         };
@@ -156,7 +158,7 @@ fn new_keys(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
         return None;
     }
     let can = choose_ktls(Ktls::Always).takes_new_keys();
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         hears(&tls, 0, 1000, CHUNK_BYTES).await;
         if !can {
             let error = read(&tls, &mut [0; 64]).await.unwrap_err();
@@ -192,14 +194,14 @@ fn new_keys(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
 
 fn handed_over(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
     const COUNT: usize = 4 << 20;
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         hears(&tls, 0, 777_777, 10_000).await;
         says(&tls, 0, 333_333).await;
-        let (socket, session) = tls.into_parts();
-        let fd = socket.detach().unwrap();
+        let (plain, session) = tls.into_parts();
+        let parts = plain.into_parts().unwrap();
         let elsewhere = move || {
             run_alone(false, |_| async move {
-                let tls = TlsSocket::adopt(fd, session).unwrap();
+                let tls = TlsStream::from_parts(Plain::from_parts(parts).unwrap(), session);
                 assert!(tls.in_kernel());
                 let heard = hears(&tls, 777_777, COUNT - 777_777, 10_000);
                 zip(heard, says(&tls, 333_333, COUNT - 333_333)).await;
@@ -251,7 +253,7 @@ fn relayed(suite: &Suite, peer: Peer, count: usize) -> Option<String> {
                 let (from, to) = zip(suite.ours(peer, near_in), suite.ours(peer, near_out)).await;
                 let (from, to) = (Wire::from(from), Wire::from(to));
                 let traffic = Traffic::default();
-                relay(End::Bare(&from), End::Bare(&to), &traffic).await.unwrap();
+                relay(End::raw(&from), End::raw(&to), &traffic).await.unwrap();
                 assert_eq!((traffic.up_bytes.get(), traffic.down_bytes.get()), (count as u64, BACK as u64));
                 assert_eq!((from.in_kernel(), to.in_kernel()), (ktls == Ktls::Always, ktls == Ktls::Always));
                 from.close_gently();
@@ -266,7 +268,7 @@ fn relayed(suite: &Suite, peer: Peer, count: usize) -> Option<String> {
 }
 
 fn spliced_and_truncated(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         let (_out, into) = io::pipe().unwrap();
         let mut spliced = 0;
         let error = loop {
@@ -294,7 +296,7 @@ fn spliced_and_truncated(suite: &Suite, peer: Peer, _: usize) -> Option<String> 
 }
 
 fn counted(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
-    let ours = async |tls: TlsSocket| {
+    let ours = async |tls: TlsStream| {
         let before = tls.kernel_records_left().unwrap().unwrap();
         says(&tls, 0, 1 << 20).await;
         let used = before - tls.kernel_records_left().unwrap().unwrap();
@@ -312,7 +314,7 @@ fn counted(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
 
 fn reset(suite: &Suite, peer: Peer, _: usize) -> Option<String> {
     let (go, full) = mpsc::channel::<()>();
-    let ours = async move |tls: TlsSocket| {
+    let ours = async move |tls: TlsStream| {
         let said = bytes(0, CHUNK_BYTES);
         while tls.try_write(&[io::IoSlice::new(&said)]).is_ok() {}
         tls.finish_write();

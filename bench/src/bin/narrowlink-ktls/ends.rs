@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use narrowlink_dataplane::{net::socket::Socket, run::worker::run_alone, tls::TlsSocket};
+use narrowlink_dataplane::{net::plain::Plain, run::worker::run_alone, tls::TlsStream};
 use rustls::{
     ClientConfig, ClientConnection, Connection, ProtocolVersion, RootCertStore, ServerConfig,
     ServerConnection, SupportedCipherSuite,
@@ -84,7 +84,7 @@ impl Suite {
     pub(crate) fn between<O: Send, T: Send>(
         &self,
         peer: Peer,
-        ours: impl AsyncFnOnce(TlsSocket) -> O + Send,
+        ours: impl AsyncFnOnce(TlsStream) -> O + Send,
         theirs: impl FnOnce(Library) -> T + Send,
     ) -> (O, T) {
         let (near, far) = pair();
@@ -108,12 +108,12 @@ impl Suite {
     }
 
     /// Our end, after its handshake.
-    pub(crate) async fn ours(&self, peer: Peer, stream: TcpStream) -> TlsSocket {
+    pub(crate) async fn ours(&self, peer: Peer, stream: TcpStream) -> TlsStream {
         stream.set_nonblocking(true).unwrap();
-        let socket = Socket::adopt(stream.into()).unwrap();
+        let socket = Plain::adopt(stream.into()).unwrap();
         match peer {
-            Peer::Client => TlsSocket::accept(socket, self.server.clone(), &[]).await,
-            Peer::Server => TlsSocket::connect(socket, self.client.clone(), name()).await,
+            Peer::Client => TlsStream::accept(socket, self.server.clone(), &[]).await,
+            Peer::Server => TlsStream::connect(socket, self.client.clone(), name()).await,
         }
         .unwrap()
     }
@@ -136,7 +136,7 @@ fn name() -> ServerName<'static> {
 }
 
 /// Goes over to the kernel, where nothing that was received stands in the way.
-pub(crate) fn enters(tls: &TlsSocket) {
+pub(crate) fn enters(tls: &TlsStream) {
     assert!(tls.enter_kernel(), "the kernel does not take it");
     assert!(tls.in_kernel(), "something stands in the way");
 }
@@ -232,7 +232,7 @@ impl Library {
 }
 
 /// Reads from our end, waiting.
-pub(crate) async fn read(tls: &TlsSocket, buf: &mut [u8]) -> io::Result<usize> {
+pub(crate) async fn read(tls: &TlsStream, buf: &mut [u8]) -> io::Result<usize> {
     loop {
         match tls.try_read(buf) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => tls.readable().await?,
@@ -242,7 +242,7 @@ pub(crate) async fn read(tls: &TlsSocket, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Our end hears `count` bytes of the stream from `from` on, with so much room at a time.
-pub(crate) async fn hears(tls: &TlsSocket, from: usize, count: usize, room_bytes: usize) {
+pub(crate) async fn hears(tls: &TlsStream, from: usize, count: usize, room_bytes: usize) {
     let mut buf = vec![0; room_bytes];
     let mut at = from;
     while at < from + count {
@@ -255,7 +255,7 @@ pub(crate) async fn hears(tls: &TlsSocket, from: usize, count: usize, room_bytes
 }
 
 /// Our end says `count` bytes of the stream from `from` on.
-pub(crate) async fn says(tls: &TlsSocket, from: usize, count: usize) {
+pub(crate) async fn says(tls: &TlsStream, from: usize, count: usize) {
     for at in (from..from + count).step_by(CHUNK_BYTES) {
         let said = bytes(at, CHUNK_BYTES.min(from + count - at));
         let (head, tail) = said.split_at(said.len() / 3);
@@ -264,7 +264,7 @@ pub(crate) async fn says(tls: &TlsSocket, from: usize, count: usize) {
         while !left.is_empty() {
             match tls.try_write(left) {
                 Ok(taken) => IoSlice::advance_slices(&mut left, taken),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => tls.socket().writable().await.unwrap(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => tls.plain().writable().await.unwrap(),
                 Err(e) => panic!("at {at}: {e}"),
             }
         }
@@ -273,7 +273,7 @@ pub(crate) async fn says(tls: &TlsSocket, from: usize, count: usize) {
 }
 
 /// Our end says that it has said everything, and goes.
-pub(crate) async fn leaves(tls: TlsSocket) {
+pub(crate) async fn leaves(tls: TlsStream) {
     tls.finish_write();
     tls.flush().await.unwrap();
     tls.into_parts().0.close_gently();

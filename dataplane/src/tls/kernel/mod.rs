@@ -30,7 +30,7 @@ use super::{
     secret::{Cipher, Version},
     send::KEY_UPDATE,
 };
-use crate::net::socket::Socket;
+use crate::net::plain::Plain;
 
 /// The kernel is asked how many records it has sealed once in so many calls.
 const COUNT_EVERY: u32 = 1024;
@@ -212,22 +212,23 @@ impl Kernel {
     /// Moves bytes to a pipe; `None` when only a read can tell what comes next.
     pub(super) fn splice_out(
         &mut self,
-        socket: &Socket,
+        plain: &Plain,
         post: &mut Post,
         pipe: BorrowedFd<'_>,
         bytes_max: usize,
     ) -> io::Result<Option<usize>> {
-        self.nudge(socket, post);
+        self.nudge(plain, post);
         if self.end.is_some() {
             return Ok(None);
         }
         self.more = false;
+        let socket = plain.expect_socket()?;
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         match splice(socket, None, pipe, None, bytes_max, flags) {
             // No word about how it ended; or a record of another type, or one that is wrong.
             Ok(0) => Ok(None),
             Ok(bytes) => {
-                socket.has_brought(bytes);
+                plain.has_brought(bytes);
                 self.more = true;
                 if let Err(e) = post.on_data(bytes) {
                     // What went before it does not matter any more.
@@ -244,14 +245,14 @@ impl Kernel {
     /// Moves bytes from a pipe.
     pub(super) fn splice_in(
         &mut self,
-        socket: &Socket,
+        plain: &Plain,
         post: &mut Post,
         pipe: BorrowedFd<'_>,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        self.clear_way(socket, post)?;
+        self.clear_way(plain, post)?;
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        let bytes = splice(pipe, None, socket, None, bytes_max, flags)?;
+        let bytes = splice(pipe, None, plain.expect_socket()?, None, bytes_max, flags)?;
         self.payload_bytes += bytes as u64;
         Ok(bytes)
     }

@@ -15,7 +15,7 @@ use super::super::{
     info::{Direction, Info},
     secret::Cipher,
 };
-use crate::{net::socket::Socket, run::budget};
+use crate::{net::plain::Plain, run::budget};
 
 const TLS_SET_RECORD_TYPE: libc::c_int = 1;
 const TLS_GET_RECORD_TYPE: libc::c_int = 2;
@@ -47,33 +47,35 @@ pub(in super::super) trait System {
     fn send(&self, kind: ContentType, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
 }
 
-impl System for Socket {
+impl System for Plain {
     fn attach(&self) -> io::Result<()> {
-        attach(self.as_fd())
+        attach(self.expect_socket()?.as_fd())
     }
 
     fn set_key(&self, direction: Direction, info: &Info) -> io::Result<()> {
-        set_key(self.as_fd(), direction, info)
+        set_key(self.expect_socket()?.as_fd(), direction, info)
     }
 
     fn next_seq(&self, cipher: Cipher) -> io::Result<u64> {
-        next_seq(self.as_fd(), cipher)
+        next_seq(self.expect_socket()?.as_fd(), cipher)
     }
 
     fn taken_bytes(&self) -> io::Result<u64> {
-        let info = self.tcp_info().ok_or_else(io::Error::last_os_error)?;
+        let socket = self.expect_socket()?;
+        let info = socket.tcp_info().ok_or_else(io::Error::last_os_error)?;
         // TCP_CLOSE: nothing goes anywhere any more.
         if info.tcpi_state == crate::net::socket::TCP_CLOSE {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         // What is acknowledged in between counts in neither: the sum is never too large.
-        Ok(info.tcpi_bytes_acked + u64::from(unacknowledged(self.as_fd())?))
+        Ok(info.tcpi_bytes_acked + u64::from(unacknowledged(socket.as_fd())?))
     }
 
     fn receive(&self, buf: &mut [u8]) -> io::Result<Received> {
-        let received = receive(self.as_fd(), buf);
+        let socket = self.expect_socket()?;
+        let received = receive(socket.as_fd(), buf);
         let bytes = received.as_ref().map_or(0, |received| received.bytes);
-        self.spend(budget::CALL + bytes);
+        self.account().spend(budget::CALL + bytes);
         self.has_brought(bytes);
         received
     }
@@ -82,7 +84,7 @@ impl System for Socket {
         if kind == ContentType::ApplicationData {
             self.try_write(pieces)
         } else {
-            send_control(self.as_fd(), kind, pieces)
+            send_control(self.expect_socket()?.as_fd(), kind, pieces)
         }
     }
 }

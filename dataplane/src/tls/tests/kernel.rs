@@ -108,7 +108,7 @@ impl System for Line {
 }
 
 impl Session {
-    /// Asks for it, as [`crate::tls::TlsSocket::enter_kernel`] does; whether it came about.
+    /// Asks for it, as [`crate::tls::TlsStream::enter_kernel`] does; whether it came about.
     fn enters(&mut self, line: &Line, takes_new_keys: bool) -> bool {
         self.leave_to(line, takes_new_keys);
         matches!(self.engine, Engine::Kernel(_))

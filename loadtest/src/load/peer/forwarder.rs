@@ -11,7 +11,7 @@ use narrowlink_dataplane::{
         dial,
         listen::{self, Listener},
     },
-    tls::TlsSocket,
+    tls::TlsStream,
     transport::wire::Wire,
 };
 use narrowlink_proto::message::Channel;
@@ -73,7 +73,7 @@ impl Forwarder {
     pub async fn near(&self) -> io::Result<Wire> {
         let socket = dial::connect(self.listen, PATIENCE).await?;
         let Some((config, name)) = &self.near_tls else { return Ok(socket.into()) };
-        secured(TlsSocket::connect(socket, config.clone(), name.clone())).await
+        secured(TlsStream::connect(socket, config.clone(), name.clone())).await
     }
 
     /// The next connection that the forwarder makes.
@@ -84,11 +84,11 @@ impl Forwarder {
         let socket = self.listener.accept();
         let socket = timeout(PATIENCE, socket).await.map_err(|_| late("the forwarder's connection"))??;
         let Some(config) = &self.far_tls else { return Ok(socket.into()) };
-        secured(TlsSocket::accept(socket, config.clone(), &[])).await
+        secured(TlsStream::accept(socket, config.clone(), &[])).await
     }
 }
 
-async fn secured(handshake: impl Future<Output = io::Result<TlsSocket>>) -> io::Result<Wire> {
+async fn secured(handshake: impl Future<Output = io::Result<TlsStream>>) -> io::Result<Wire> {
     Ok(timeout(PATIENCE, handshake).await.map_err(|_| late("the TLS handshake"))??.into())
 }
 

@@ -74,7 +74,7 @@ impl Frames {
         loop {
             let event = self.deframer.next(&mut self.buf[..self.len], &mut self.at);
             match event.map_err(io::Error::other)? {
-                Some(Event::Data(range)) => return Ok(Got::Data(range.len())),
+                Some(Event::Data { range, .. }) => return Ok(Got::Data(range.len())),
                 Some(Event::Text(text)) => {
                     let message = Message::decode(&text, Speaker::Gateway, self.channel);
                     return Ok(Got::Message(message.map_err(io::Error::other)?));

@@ -18,6 +18,7 @@ use narrowlink_dataplane::{
 };
 use narrowlink_proto::{
     endpoint::FramingChoice,
+    feature::Features,
     id::{LaneId, LinkId, LinkSecret, SessionId},
     message::{Channel, Message, Open, Speaker},
     target::Target,
@@ -48,7 +49,7 @@ impl Tunnel {
         let agent = first(AgentConfig::load(agent)?.gateways()?)?;
         let client = first(ClientConfig::load(client)?.gateways()?)?;
         let peek = peek_unverified(agent.token()).context("the agent's token is none")?;
-        let link = tunnel::join(&agent, None, PATIENCE).await?;
+        let link = tunnel::join(&agent, Features::NONE, None, PATIENCE).await?;
         let (id, secret) = (link.link, link.secret.clone());
         keep(link);
         Ok(Self { agent, client, name: peek.name, link: id, secret })
@@ -125,7 +126,7 @@ pub async fn join_many(client: &Path, count: usize) -> Result<()> {
         let stand = stand.clone();
         spawn(async move {
             for _ in (part..count).step_by(JOINING) {
-                let joined = tunnel::join(&gateway, None, PATIENCE).await.map(keep);
+                let joined = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.map(keep);
                 let _ = stand.try_send(joined);
             }
         });
