@@ -1,8 +1,14 @@
-//! Role: what tasks of one thread tell each other without data: "something changed", "it is over".
+//! Role: what tasks tell each other without data, on one thread or from another: "something changed", "it is over".
 //! Invariants: a ring is never lost, though several may be heard as one; a gate opens once, for all who
 //! wait and all who come later.
 
-use std::{cell::Cell, convert::Infallible};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use async_channel::{Receiver, Sender};
 
@@ -52,26 +58,26 @@ impl Gate {
 
 /// The tasks that are under way.
 pub(crate) struct Tasks {
-    running: Cell<usize>,
+    running: AtomicUsize,
     ended: Doorbell,
 }
 
 /// One task that is under way, until dropped.
-pub(crate) struct Running(std::rc::Rc<Tasks>);
+pub(crate) struct Running(Arc<Tasks>);
 
 impl Tasks {
-    pub(crate) fn new() -> std::rc::Rc<Self> {
-        std::rc::Rc::new(Self { running: Cell::new(0), ended: Doorbell::new() })
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { running: AtomicUsize::new(0), ended: Doorbell::new() })
     }
 
-    pub(crate) fn begin(self: &std::rc::Rc<Self>) -> Running {
-        self.running.set(self.running.get() + 1);
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, Ordering::Relaxed);
         Running(self.clone())
     }
 
     /// Waits until none is under way.
     pub(crate) async fn done(&self) {
-        while self.running.get() > 0 {
+        while self.running.load(Ordering::Acquire) > 0 {
             self.ended.wait().await;
         }
     }
@@ -79,7 +85,7 @@ impl Tasks {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.set(self.0.running.get() - 1);
+        self.0.running.fetch_sub(1, Ordering::Release);
         self.0.ended.ring();
     }
 }
@@ -114,11 +120,11 @@ mod tests {
                     drop(running);
                 });
             }
-            assert_eq!(tasks.running.get(), 3);
+            assert_eq!(tasks.running.load(Ordering::Relaxed), 3);
             drop(opener);
             tasks.done().await;
             gate.wait().await;
-            tasks.running.get()
+            tasks.running.load(Ordering::Relaxed)
         });
         assert_eq!(done.unwrap(), 0);
     }

@@ -7,7 +7,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -35,6 +35,8 @@ use crate::{
 
 /// The file's name.
 pub const FILE_NAME: &str = "agent.yaml";
+/// Workers at the most.
+pub(crate) const WORKERS_MAX: usize = 1024;
 /// It at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// How many lanes each gateway gets.
     pub lanes: LaneRange,
+    /// How many threads carry them; `None` is one per core, up to four.
+    pub workers: Option<NonZeroUsize>,
     /// How often lanes that nobody needs are retired; tests do it more often.
     pub lanes_tick: Duration,
     /// Where the instance key is kept; `None` for the system's usual place.
@@ -89,6 +93,8 @@ struct File {
     endpoints: Vec<Endpoint>,
     #[serde(default)]
     lanes: LaneRange,
+    #[serde(default)]
+    workers: Option<usize>,
     #[serde(default)]
     state_dir: Option<PathBuf>,
     #[serde(default)]
@@ -153,6 +159,7 @@ impl Config {
         Self {
             endpoints,
             lanes: LaneRange::default(),
+            workers: None,
             lanes_tick: TICK,
             state_dir: None,
             rules: Rules::default(),
@@ -190,10 +197,18 @@ impl Config {
             let no_room = "no room: max must be at least 1 and at least min";
             return Err(yaml(document.fault(&["lanes".into()], no_room)));
         }
+        let workers = match file.workers.map(|count| (count, NonZeroUsize::new(count))) {
+            None => None,
+            Some((count, Some(workers))) if count <= WORKERS_MAX => Some(workers),
+            Some(_) => {
+                let what = format!("expected 1 to {WORKERS_MAX}, or no such line for one per core, up to four");
+                return Err(yaml(document.fault(&["workers".into()], &what)));
+            }
+        };
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
         let config = Self { outline: document.outline(path), ..Self::new(endpoints, base) };
         let state_dir = file.state_dir.map(|dir| config.base.join(dir));
-        Ok(Self { lanes: range, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
+        Ok(Self { lanes: range, workers, state_dir, rules: Rules::new(file.allow, file.deny), ..config })
     }
 
     /// Reads again what one of the endpoints names, while the agent runs.

@@ -2,7 +2,7 @@
 //! Invariants: files are read anew each time, so that a token that was replaced is not complained about.
 
 use std::{
-    rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,7 +15,7 @@ use crate::Shared;
 const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Until the agent is told to stop.
-pub(crate) async fn watch(shared: Rc<Shared>) {
+pub(crate) async fn watch(shared: Arc<Shared>) {
     let aside = Aside::default();
     let daily = async {
         loop {

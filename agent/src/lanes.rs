@@ -1,14 +1,16 @@
 //! Role: the lanes of one link: opened as they are wanted, each serving one dial after the other.
 //! Invariants: lanes in all stay within the configured range · a gateway that refuses lanes is asked
-//! again only after a growing pause · idle lanes end with their link, sessions do not · an idle lane is
+//! again only after a growing pause · lanes are spread among the workers · idle lanes end with their link, sessions do not · an idle lane is
 //! closed by its gateway: the agent only says that it may be, and serves a dial that crossed this word ·
 //! an idle lane has a descriptor for its target.
 //! See: ARCHITECTURE.md "Lanes".
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
-    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +21,6 @@ use narrowlink_dataplane::{
         backoff::Backoff,
         descriptors::{self, Place},
         timer::{sleep_until, timeout, timeout_at},
-        worker::spawn,
     },
     tunnel::{
         self, Ask, Gateway, TunnelError,
@@ -73,25 +74,33 @@ const ROOM_PAUSE: Duration = Duration::from_millis(250);
 /// The same trouble with lanes is said once in so long, whatever worked meanwhile.
 const SAY_AGAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// The lanes of one link.
+/// How many there are of something, on all workers.
+pub(crate) type Count = Arc<AtomicU32>;
+
+/// The lanes of one link, on all workers.
 pub(crate) struct Lanes {
-    shared: Rc<Shared>,
-    gateway: Rc<Gateway>,
+    shared: Arc<Shared>,
+    gateway: Arc<Gateway>,
     link: LinkId,
     secret: LinkSecret,
-    demand: RefCell<Demand>,
+    demand: Mutex<Demand>,
     /// By age; dropping one retires its lane.
-    idle: RefCell<BTreeMap<u64, Opener>>,
-    next: Cell<u64>,
-    opening: Rc<Cell<u32>>,
+    idle: Mutex<BTreeMap<u64, Opener>>,
+    next: AtomicU64,
+    opening: Count,
     /// Lanes of all links to this gateway that are in a session.
-    busy: Rc<Cell<u32>>,
+    busy: Count,
     /// Lanes that the gateway has been told it may close.
-    retiring: Rc<Cell<u32>>,
+    retiring: Count,
     /// Rung whenever the census changes.
     changed: Doorbell,
-    failures: RefCell<Failures>,
-    closed: Cell<bool>,
+    failures: Mutex<Failures>,
+    closed: AtomicBool,
+}
+
+/// Held for a look only: nothing waits with it.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Default)]
@@ -148,45 +157,46 @@ impl Failures {
 
 impl Lanes {
     pub(crate) fn new(
-        shared: Rc<Shared>,
-        gateway: Rc<Gateway>,
+        shared: Arc<Shared>,
+        gateway: Arc<Gateway>,
         (link, secret): (LinkId, LinkSecret),
-        busy: Rc<Cell<u32>>,
-    ) -> Rc<Self> {
+        busy: Count,
+    ) -> Arc<Self> {
         let range = shared.config.lanes;
         let bounds =
             Bounds { min: range.min, max: range.max, ready_max: READY_MAX, opening_max: OPENING_MAX };
-        Rc::new(Self {
+        Arc::new(Self {
             shared,
             gateway,
             link,
             secret,
-            demand: RefCell::new(Demand::new(bounds)),
-            idle: RefCell::default(),
-            next: Cell::new(0),
-            opening: Rc::default(),
+            demand: Mutex::new(Demand::new(bounds)),
+            idle: Mutex::default(),
+            next: AtomicU64::new(0),
+            opening: Count::default(),
             busy,
-            retiring: Rc::default(),
+            retiring: Count::default(),
             changed: Doorbell::new(),
-            failures: RefCell::default(),
-            closed: Cell::new(false),
+            failures: Mutex::default(),
+            closed: AtomicBool::new(false),
         })
     }
 
     /// The gateway has sessions that wait.
     pub(crate) fn need(&self, count: u32) {
-        self.demand.borrow_mut().on_need(count);
+        lock(&self.demand).on_need(count);
         self.changed.ring();
     }
 
     /// The link is gone: idle lanes end, sessions go on, nothing new is opened.
     pub(crate) fn close(&self) {
-        self.closed.set(true);
-        self.idle.borrow_mut().clear();
+        self.closed.store(true, Ordering::Release);
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        drop(idle);
     }
 
     /// Opens what is wanted and retires what is not, for as long as the link stands.
-    pub(crate) async fn keep(self: &Rc<Self>) {
+    pub(crate) async fn keep(self: &Arc<Self>) {
         let tick = self.shared.config.lanes_tick;
         let mut tick_at = Instant::now() + tick;
         loop {
@@ -195,9 +205,10 @@ impl Lanes {
                 tick_at = now + tick;
                 self.retire_surplus();
             }
-            let retry_at = self.failures.borrow().retry_at.filter(|&at| at > now);
+            let retry_at = lock(&self.failures).retry_at.filter(|&at| at > now);
             if retry_at.is_none() {
-                for _ in 0..self.demand.borrow().missing(self.census()) {
+                let missing = lock(&self.demand).missing(self.census());
+                for _ in 0..missing {
                     self.start_one();
                 }
             }
@@ -208,28 +219,31 @@ impl Lanes {
 
     fn census(&self) -> Census {
         #[expect(clippy::cast_possible_truncation, reason = "bounded by the range's maximum, a u32")]
-        let idle = self.idle.borrow().len() as u32;
-        Census { idle, opening: self.opening.get(), busy: self.busy.get() + self.retiring.get() }
+        let idle = lock(&self.idle).len() as u32;
+        let [opening, busy, retiring] =
+            [&self.opening, &self.busy, &self.retiring].map(|count| count.load(Ordering::Relaxed));
+        Census { idle, opening, busy: busy + retiring }
     }
 
     fn retire_surplus(&self) {
-        let surplus = self.demand.borrow_mut().on_tick(self.census().idle);
-        let mut idle = self.idle.borrow_mut();
+        let census = self.census();
+        let surplus = lock(&self.demand).on_tick(census.idle);
+        let mut idle = lock(&self.idle);
         for _ in 0..surplus {
             // The oldest: the gateway hands out the newest first.
             idle.pop_first();
         }
     }
 
-    fn start_one(self: &Rc<Self>) {
+    fn start_one(self: &Arc<Self>) {
         let (lanes, opening) = (self.clone(), Counted::new(&self.opening));
         let running = self.shared.tasks.begin();
-        spawn(async move {
+        self.shared.crew.spawn(move || async move {
             let opened = lanes.open().await;
             drop(opening);
             match opened {
                 Ok(opened) => {
-                    lanes.failures.borrow_mut().clear();
+                    lock(&lanes.failures).clear();
                     lanes.live(opened).await;
                 }
                 Err(e) => lanes.failed(&e),
@@ -258,12 +272,13 @@ impl Lanes {
     }
 
     fn failed(&self, error: &TunnelError) {
-        if self.closed.get() {
+        if self.closed.load(Ordering::Acquire) {
             return;
         }
         // Without randomness the full pause: no jitter, but no spinning either.
         let random = getrandom::u64().unwrap_or(u64::MAX);
-        if let Some(reason) = self.failures.borrow_mut().note(error, Instant::now(), random) {
+        let news = lock(&self.failures).note(error, Instant::now(), random);
+        if let Some(reason) = news {
             tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
         }
     }
@@ -278,12 +293,13 @@ impl Lanes {
                 return conn.close(1002, "this session was dialled before");
             }
             last = Some(dial.session);
-            self.demand.borrow_mut().on_take(self.census().idle);
+            let census = self.census();
+            lock(&self.demand).on_take(census.idle);
             let busy = Counted::new(&self.busy);
             self.changed.ring();
             let served = serve(&self.shared, conn, &dial, place.take()).await;
             drop(busy);
-            self.failures.borrow_mut().make_room(Instant::now());
+            lock(&self.failures).make_room(Instant::now());
             match served {
                 Some(again) => conn = again,
                 None => return,
@@ -301,8 +317,9 @@ impl Lanes {
     async fn next_dial(&self, conn: &Conn, last: Option<SessionId>, can_serve: bool) -> Option<Dial> {
         let (retire, retired) = Gate::new();
         // Without its link a lane does not stay: the gate is open as soon as its opener is dropped.
-        let _parked = (can_serve && !self.closed.get()).then(|| Parked::new(self, retire));
-        self.demand.borrow_mut().on_idle(self.census().idle);
+        let _parked = can_serve.then(|| Parked::new(self, retire)).flatten();
+        let census = self.census();
+        lock(&self.demand).on_idle(census.idle);
         self.changed.ring();
         let retired = async {
             retired.wait().await;
@@ -322,7 +339,7 @@ impl Lanes {
     /// own may be on its way, so closing is not ours.
     async fn retire(&self, conn: &Conn) {
         let _retiring = Counted::new(&self.retiring);
-        let patience = if self.closed.get() { RETIRE_SOON_TIMEOUT } else { RETIRE_TIMEOUT };
+        let patience = if self.closed.load(Ordering::Acquire) { RETIRE_SOON_TIMEOUT } else { RETIRE_TIMEOUT };
         let told = async {
             if conn.send(&Message::Retire).await.is_ok() {
                 future::pending::<()>().await;
@@ -391,33 +408,39 @@ struct Parked<'a> {
 }
 
 impl<'a> Parked<'a> {
-    fn new(lanes: &'a Lanes, retire: Opener) -> Self {
-        let number = lanes.next.get();
-        lanes.next.set(number + 1);
-        lanes.idle.borrow_mut().insert(number, retire);
-        Self { lanes, number }
+    /// `None` once the link is gone.
+    fn new(lanes: &'a Lanes, retire: Opener) -> Option<Self> {
+        let number = lanes.next.fetch_add(1, Ordering::Relaxed);
+        let mut idle = lock(&lanes.idle);
+        // Looked at with the book in hand: who closes it says so before it is emptied.
+        if lanes.closed.load(Ordering::Acquire) {
+            return None;
+        }
+        idle.insert(number, retire);
+        Some(Self { lanes, number })
     }
 }
 
 impl Drop for Parked<'_> {
     fn drop(&mut self) {
-        self.lanes.idle.borrow_mut().remove(&self.number);
+        let retire = lock(&self.lanes.idle).remove(&self.number);
+        drop(retire);
     }
 }
 
 /// One more, until dropped.
-struct Counted(Rc<Cell<u32>>);
+struct Counted(Count);
 
 impl Counted {
-    fn new(count: &Rc<Cell<u32>>) -> Self {
-        count.set(count.get() + 1);
+    fn new(count: &Count) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
         Self(count.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

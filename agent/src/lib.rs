@@ -1,13 +1,15 @@
 //! The Narrowlink agent: holds links to gateways and dials targets on behalf of their clients.
 //!
-//! [`start`] runs one on a thread of its own. Each gateway has its `link`; a link has its `lanes`, as
-//! many as their demand says; a lane that is dialled is `serve`d, within this agent's [`rules`].
+//! [`start`] runs one on threads of its own. Each gateway has its `link`, on the first of them; a link has its `lanes`, as
+//! many as their demand says, spread among the threads (`crew`); a lane that is dialled is `serve`d, within this agent's
+//! [`rules`].
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bell;
 pub mod check;
 pub mod config;
+mod crew;
 pub mod expiry;
 pub mod identity;
 mod lanes;
@@ -17,11 +19,11 @@ pub mod rules;
 mod serve;
 
 use std::{
-    io,
+    future::Future,
+    num::NonZeroUsize,
     path::PathBuf,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread::JoinHandle,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -30,7 +32,7 @@ use narrowlink_dataplane::{
     run::{
         descriptors,
         timer::sleep,
-        worker::{self, Driver, spawn},
+        worker::{self, Driver, Main, Options, Workers, spawn},
     },
     tunnel::Gateway,
 };
@@ -39,12 +41,16 @@ use narrowlink_proto::endpoint::SelfHosted;
 use crate::{
     bell::{Gate, Opener, Tasks},
     config::{Config, ConfigError},
+    crew::Crew,
     identity::Identity,
     ready::Ready,
 };
 
 /// Sessions that were cut off are given so long to reset their connections.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Each has its ring and its buffers, and four relay more than a link to a gateway usually carries.
+const WORKERS_MAX_BY_DEFAULT: usize = 4;
 
 /// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
 /// for a token's file.
@@ -53,13 +59,14 @@ const KEPT_FREE: usize = 5;
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
+    pub(crate) crew: Arc<Crew>,
     pub(crate) identity: Option<Identity>,
     pub(crate) ready: Arc<Ready>,
     /// Opens when the agent is told to stop.
     pub(crate) stop: Gate,
     /// Opens when sessions have had the time they were given.
     pub(crate) cut: Gate,
-    pub(crate) tasks: Rc<Tasks>,
+    pub(crate) tasks: Arc<Tasks>,
 }
 
 /// Why an agent did not start.
@@ -68,20 +75,16 @@ pub enum StartError {
     /// What its configuration names can't be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// No event queue.
+    /// No event queue, or no thread.
     #[error(transparent)]
     Runtime(#[from] worker::StartError),
-    /// No thread.
-    #[error("no thread could be started: {0}")]
-    Thread(io::Error),
 }
 
 /// A running agent. Dropping it tells it to stop.
 pub struct Agent {
     ready: Arc<Ready>,
     stopper: Stopper,
-    driver: Driver,
-    thread: JoinHandle<()>,
+    workers: Workers,
 }
 
 /// Tells an agent to stop; for whoever hears the signals.
@@ -95,7 +98,7 @@ impl Stopper {
     }
 }
 
-/// Starts an agent on a thread of its own. It connects when it can, and goes on for ever.
+/// Starts an agent on threads of its own. It connects when it can, and goes on for ever.
 ///
 /// # Errors
 /// See [`StartError`]. That no gateway can be reached is none.
@@ -112,24 +115,32 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     let ready = Arc::new(Ready::new(ready_file.as_deref()));
     let (opener, stop) = Gate::new();
     let stopper = Stopper(Arc::new(Mutex::new(Some(opener))));
-    let (started, starting) = mpsc::channel();
-    let told = ready.clone();
-    let thread = std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
-        let require_io_uring = config.require_io_uring;
-        let ran = worker::run_alone(require_io_uring, |driver| {
-            let _ = started.send(Ok(driver));
-            run(config, gateways, told, stop)
-        });
-        if let Err(e) = ran {
-            let _ = started.send(Err(e));
-        }
+    let options = Options {
+        count: config.workers.map_or_else(workers_by_default, NonZeroUsize::get),
+        pin: false,
+        require_io_uring: config.require_io_uring,
+    };
+    let (crew, tasks) = Crew::new(options.count);
+    let first = Mutex::new(Some((config, gateways, crew, ready.clone(), stop)));
+    let main: Main = Arc::new(move |index| {
+        let tasks = tasks[index].clone().run();
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| index == 0);
+        let main: Pin<Box<dyn Future<Output = ()>>> = match first {
+            Some((config, gateways, crew, ready, stop)) => Box::pin(async move {
+                spawn(tasks);
+                run(config, gateways, crew, ready, stop).await;
+            }),
+            None => Box::pin(tasks),
+        };
+        main
     });
-    let thread = thread.map_err(StartError::Thread)?;
-    match starting.recv() {
-        Ok(Ok(driver)) => Ok(Agent { ready, stopper, driver, thread }),
-        Ok(Err(e)) => Err(e.into()),
-        Err(_) => Err(StartError::Thread(io::Error::other("it ended at once"))),
-    }
+    let workers = Workers::start("agent", &options, &main)?;
+    Ok(Agent { ready, stopper, workers })
+}
+
+/// One per core, and no more than an agent can use.
+fn workers_by_default() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_MAX_BY_DEFAULT)
 }
 
 impl Agent {
@@ -140,7 +151,12 @@ impl Agent {
 
     /// What the agent waits for events with.
     pub fn driver(&self) -> Driver {
-        self.driver
+        self.workers.driver
+    }
+
+    /// How many workers it has.
+    pub fn workers(&self) -> usize {
+        self.workers.count()
     }
 
     /// What tells it to stop.
@@ -151,27 +167,27 @@ impl Agent {
     /// Stops it, and waits until it has.
     pub fn stop(self) {
         self.stopper.stop();
-        let _ = self.thread.join();
+        self.workers.join();
     }
 
     /// Waits until it has been stopped; whether it came to its end in good order.
     pub fn join(self) -> bool {
-        self.thread.join().is_ok()
+        self.workers.join()
     }
 }
 
-async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Gate) {
+async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew>, ready: Arc<Ready>, stop: Gate) {
     descriptors::keep_free(KEPT_FREE);
     let drain = config.drain;
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();
     let (cut_off, cut) = Gate::new();
     let identity = Identity::obtain(config.state_place(|name| std::env::var_os(name)));
-    let shared =
-        Rc::new(Shared { config: Arc::new(config), identity, ready, stop, cut, tasks: Tasks::new() });
+    let (config, tasks) = (Arc::new(config), Tasks::new());
+    let shared = Arc::new(Shared { config, crew, identity, ready, stop, cut, tasks });
     for (endpoint, gateway) in endpoints.into_iter().zip(gateways) {
         let (shared, running) = (shared.clone(), shared.tasks.begin());
         spawn(async move {
-            link::hold(shared, endpoint, Rc::new(gateway)).await;
+            link::hold(shared, endpoint, Arc::new(gateway)).await;
             drop(running);
         });
     }
@@ -180,4 +196,5 @@ async fn run(config: Config, gateways: Vec<Gateway>, ready: Arc<Ready>, stop: Ga
     future::or(shared.tasks.done(), sleep(drain)).await;
     drop(cut_off);
     future::or(shared.tasks.done(), sleep(CUT_TIMEOUT)).await;
+    shared.crew.dismiss();
 }

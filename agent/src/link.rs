@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     io::ErrorKind,
     path::PathBuf,
-    rc::Rc,
+    sync::Arc,
     task::{Poll, Waker},
     time::Duration,
 };
@@ -30,7 +30,10 @@ use narrowlink_proto::{
     token::{Kind, peek_unverified},
 };
 
-use crate::{Shared, lanes::Lanes};
+use crate::{
+    Shared,
+    lanes::{Count, Lanes},
+};
 
 /// What this agent can do beyond the protocol's version.
 const OWN: Features = Features::NONE;
@@ -67,7 +70,7 @@ enum Stood {
     Stopped,
     Lost(LinkError),
     /// Another link, by a newer token, has taken its place.
-    Renewed(Rc<Gateway>, Box<PeerLink>),
+    Renewed(Arc<Gateway>, Box<PeerLink>),
 }
 
 /// What an endpoint's files say, read again while the agent runs.
@@ -118,8 +121,8 @@ impl Files {
 }
 
 /// Holds a link to one gateway until the agent stops.
-pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: Rc<Gateway>) {
-    let busy = Rc::new(Cell::new(0));
+pub(crate) async fn hold(shared: Arc<Shared>, endpoint: SelfHosted, mut gateway: Arc<Gateway>) {
+    let busy = Count::default();
     let mut outage = Outage::default();
     let (mut renewed, files) = (None, Files::default());
     loop {
@@ -163,7 +166,7 @@ pub(crate) async fn hold(shared: Rc<Shared>, endpoint: SelfHosted, mut gateway: 
             None
         };
         if let Some(fresh) = future::or(stopped, again).await {
-            gateway = Rc::new(fresh);
+            gateway = Arc::new(fresh);
         }
     }
 }
@@ -182,11 +185,11 @@ async fn join_as_agent(shared: &Shared, gateway: &Gateway) -> Result<PeerLink, L
 
 /// A link while it stands.
 async fn stand(
-    shared: &Rc<Shared>,
+    shared: &Arc<Shared>,
     endpoint: &SelfHosted,
-    gateway: &Rc<Gateway>,
+    gateway: &Arc<Gateway>,
     mut link: PeerLink,
-    (busy, files): (&Rc<Cell<u32>>, &Files),
+    (busy, files): (&Count, &Files),
 ) -> Stood {
     tracing::info!(gateway = gateway.describe(), "connected");
     let lanes = Lanes::new(shared.clone(), gateway.clone(), (link.link, link.secret.clone()), busy.clone());
@@ -253,7 +256,7 @@ async fn renew(
     endpoint: &SelfHosted,
     gateway: &Gateway,
     (renewal, files): (&Renewal, &Files),
-) -> (Rc<Gateway>, PeerLink) {
+) -> (Arc<Gateway>, PeerLink) {
     let Some(file) = shared.config.token_place(endpoint) else { return future::pending().await };
     // Whatever the file was when this link was asked for, it is looked at once.
     let (mut seen, mut again, mut outage) = (None, false, Outage::default());
@@ -273,7 +276,7 @@ async fn renew(
         (seen, again) = (Some(now), false);
         let fresh = match files.gateway(shared, endpoint).await {
             Some(fresh) if fresh.token() == gateway.token() => continue,
-            Some(fresh) => Rc::new(fresh),
+            Some(fresh) => Arc::new(fresh),
             None => {
                 again = true;
                 continue;

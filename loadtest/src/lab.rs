@@ -121,7 +121,7 @@ impl Lab {
         let extra = format!("state_dir: \"{}\"\n{extra}", state.display());
         let file = format!("agent-{name}.yaml");
         let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, token, &extra)?;
-        let agent = narrowlink_agent::start(narrowlink_agent::config::Config::load(&path)?)?;
+        let agent = narrowlink_agent::start(agent_config(&path)?)?;
         agent.wait_ready(READY_TIMEOUT).ok_or_else(|| anyhow!("agent {name} was not welcomed"))?;
         Ok(agent)
     }
@@ -178,4 +178,17 @@ impl Lab {
         let plan = Plan { agent: agent.to_owned(), target, listen };
         start_forward(config, plan).context("the forwarded port")
     }
+}
+
+/// An agent's configuration; `NARROWLINK_WORKERS` says how many workers it has, where the file does not.
+///
+/// # Errors
+/// The file's, or the variable holds no number above zero.
+pub fn agent_config(path: &Path) -> Result<narrowlink_agent::config::Config> {
+    let mut config = narrowlink_agent::config::Config::load(path)?;
+    if let (None, Ok(workers)) = (config.workers, std::env::var("NARROWLINK_WORKERS")) {
+        let workers = workers.parse().with_context(|| format!("NARROWLINK_WORKERS is {workers:?}"))?;
+        config.workers = Some(workers);
+    }
+    Ok(config)
 }

@@ -165,6 +165,17 @@ impl Workers {
         oldest.map_or(Duration::ZERO, |beat| now.saturating_sub(beat))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.beats.len()
+    }
+
+    /// Waits until every worker has come to its end; whether all did in good order.
+    pub fn join(self) -> bool {
+        // All of them, whatever became of the first.
+        self.threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count() == 0
+    }
+
     /// Whether every worker has come to its end.
     pub fn finished(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)

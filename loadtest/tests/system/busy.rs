@@ -281,7 +281,7 @@ fn a_gateway_that_never_waits_delays_no_other_of_the_same_agent() {
     let token = lab.site.token(Kind::Agent, lab.uid, "home", None).unwrap();
     let endpoint = |file: &str, addr| {
         let path = lab.site.endpoint_yaml(file, addr, WS, &token, "state_dir: state\n").unwrap();
-        narrowlink_agent::config::Config::load(&path).unwrap()
+        narrowlink_loadtest::lab::agent_config(&path).unwrap()
     };
     let mut config = endpoint("real.yaml", lab.entry(WS));
     config.endpoints.extend(endpoint("forged.yaml", forged.addr).endpoints);

@@ -51,7 +51,7 @@ fn gateway(lab: &Lab, kind: Kind, uid: Uid, name: &str) -> Gateway {
     let token = lab.site.token(kind, uid, name, None).unwrap();
     let file = format!("raw-{name}.yaml");
     let path = lab.site.endpoint_yaml(&file, lab.entry(WSS), WSS, &token, "").unwrap();
-    let config = narrowlink_agent::config::Config::load(&path).unwrap();
+    let config = narrowlink_loadtest::lab::agent_config(&path).unwrap();
     Gateway::load(&config.endpoints[0], &config.base).unwrap()
 }
 

@@ -52,7 +52,7 @@ fn a_lane_that_is_being_retired_is_never_dialled() {
         let extra = format!("state_dir: \"{}\"\n", state.display());
         let path =
             lab.site.endpoint_yaml("agent.yaml", lab.entry(transport), transport, &token, &extra).unwrap();
-        let config = narrowlink_agent::config::Config::load(&path).unwrap();
+        let config = narrowlink_loadtest::lab::agent_config(&path).unwrap();
         let agent =
             narrowlink_agent::start(narrowlink_agent::config::Config { lanes_tick: TICK, ..config }).unwrap();
         agent.wait_ready(crate::kit::PATIENCE).unwrap();

@@ -33,7 +33,7 @@ fn an_agent_logs_in_anew_when_its_token_file_changes_and_no_session_is_lost() {
     let path = lab.site.endpoint_yaml("agent.yaml", lab.entry(transport), transport, &first, &extra).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(&format!("token: {first}"), "token_file: agent.token")).unwrap();
-    let agent = narrowlink_agent::start(narrowlink_agent::config::Config::load(&path).unwrap()).unwrap();
+    let agent = narrowlink_agent::start(narrowlink_loadtest::lab::agent_config(&path).unwrap()).unwrap();
     agent.wait_ready(PATIENCE).unwrap();
     let forward = lab.forward("home", start_echo(), transport).unwrap();
     let client = lab.client(lab.uid, "onlooker", transport, None).unwrap();
