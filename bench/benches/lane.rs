@@ -5,7 +5,6 @@
 mod kit;
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     os::unix::net::UnixStream,
     rc::Rc,
@@ -19,6 +18,7 @@ use narrowlink_control::{
     accounts::{Accounts, Allowances},
     audit::Audit,
     auth::{Rules, Warden},
+    certificate::served::Served,
     clerk,
     revocations::Revocations,
 };
@@ -114,10 +114,9 @@ impl Gateway {
 fn shared() -> Arc<Shared> {
     let directory = Arc::new(Directory::default());
     let rules =
-        Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], BTreeMap::new(), Revocations::default())
-            .unwrap();
+        Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], Revocations::default()).unwrap();
     let accounts = Arc::new(Accounts::open(Allowances::default(), None, 0));
-    let warden = Warden::new(rules, directory.clone(), clerk::counter().0, accounts, Audit::none());
+    let warden = Warden::new(rules, Served::default(), directory.clone(), clerk::counter().0, accounts, Audit::none());
     Arc::new(Shared::new(Arc::new(warden), directory, Limits::default(), WORKERS))
 }
 

@@ -6,7 +6,6 @@
 //! See: `narrowlink_proto::policy`, `narrowlink_proto::token`.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,25 +14,25 @@ use std::{
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::gateway::{
     directory::Directory,
-    door::{Door, Event, LinkRequest, Rejected},
+    door::{Door, Event, First, LinkRequest, Rejected, Route},
     principal::Principal,
+    service::Service as Listening,
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     id::LinkId,
     message::{AgentInfo, Channel, Dial, Open, Origin},
     policy::Verdict,
-    target::{Destination, Target},
+    target::Target,
     token::{Claims, KeyId, KeyRing, Keys, Kind, Secret, TokenError},
 };
-use rustls::ServerConfig;
 
 use crate::{
     accounts::Accounts,
     audit::Audit,
+    certificate::served::Served,
     clerk::Counter,
     clock::{self, Clock},
-    config::Service,
     credentials::{Credentials, granted, principal},
     revocations::{Bearer, Revocations},
 };
@@ -44,6 +43,7 @@ const SHOWN_CHARS_MAX: usize = 128;
 /// Who watches the door.
 pub struct Warden {
     rules: ArcSwap<Rules>,
+    served: ArcSwap<Served>,
     directory: Arc<Directory>,
     counter: Counter,
     accounts: Arc<Accounts>,
@@ -54,20 +54,14 @@ pub struct Warden {
 /// What answers are taken from; replaced as a whole.
 pub struct Rules {
     keys: KeyRing,
-    /// By number; numbers stay the same over reloads.
-    services: BTreeMap<usize, Service>,
     revocations: Revocations,
 }
 
 impl Rules {
     /// The rules that a config makes: the first secret signs, all are believed. `None` without a secret.
-    pub fn new(
-        secrets: &[Secret],
-        services: BTreeMap<usize, Service>,
-        revocations: Revocations,
-    ) -> Option<Self> {
+    pub fn new(secrets: &[Secret], revocations: Revocations) -> Option<Self> {
         let mut keys = secrets.iter().map(|secret| Keys::new(secret.as_bytes()));
-        Some(Self { keys: KeyRing::new(keys.next()?, keys.collect()), services, revocations })
+        Some(Self { keys: KeyRing::new(keys.next()?, keys.collect()), revocations })
     }
 
     /// The claims of a token that is good for `channel`, and what it is signed with.
@@ -129,38 +123,32 @@ impl Rules {
             "the token is signed with a secret that this gateway does not have, or was altered".to_owned()
         })
     }
-
-    /// Whether a TLS connection may ask service `service` for `name`. Who connects to an address
-    /// names nobody: then the address must be among the service's domains.
-    fn serves(&self, service: usize, name: Option<&str>) -> bool {
-        let own = |own: &Destination| match (own, name) {
-            (Destination::Name(own), Some(name)) => {
-                own.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name))
-            }
-            (Destination::Ip(_), None) => true,
-            _ => false,
-        };
-        self.services.get(&service).is_some_and(|service| service.domains.iter().any(own))
-    }
 }
 
 impl Warden {
-    /// A warden with these rules.
+    /// A warden with these rules and certificates.
     pub fn new(
         rules: Rules,
+        served: Served,
         directory: Arc<Directory>,
         counter: Counter,
         accounts: Arc<Accounts>,
         audit: Audit,
     ) -> Self {
         let clock = clock::since_1970;
-        Self { rules: ArcSwap::from_pointee(rules), directory, counter, accounts, audit, clock }
+        let (rules, served) = (ArcSwap::from_pointee(rules), ArcSwap::from_pointee(served));
+        Self { rules, served, directory, counter, accounts, audit, clock }
     }
 
     /// The same by another clock.
     #[must_use]
     pub fn by(self, clock: Clock) -> Self {
         Self { clock, ..self }
+    }
+
+    /// From now on these certificates are shown.
+    pub fn show(&self, served: Served) {
+        self.served.store(Arc::new(served));
     }
 
     /// From now on these rules hold.
@@ -175,12 +163,15 @@ impl Warden {
 }
 
 impl Door for Warden {
-    fn tls(&self, service: usize, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
-        let rules = self.rules.load();
-        if !rules.serves(service, server_name) {
-            return None;
+    fn route(&self, service: &Listening, first: &First<'_>) -> Route {
+        match first {
+            First::Tls(hello) if service.tls => {
+                let found = self.served.load().find(service.index, hello.server_name.as_deref());
+                found.map_or(Route::Nothing, Route::Terminate)
+            }
+            First::Http if !service.tls => Route::Http,
+            First::Tls(_) | First::Http => Route::Misplaced,
         }
-        rules.services.get(&service)?.tls.clone()
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected> {
@@ -289,30 +280,26 @@ fn shown(words: &impl ToString) -> String {
 mod tests {
     use super::*;
     use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
+    use crate::config::Service;
     use narrowlink_dataplane::gateway::directory::AgentEntry;
     use narrowlink_proto::{
         feature::Features,
         id::{LinkSecret, SessionId, Uid},
         message::Speaker,
+        sniff::{Alpn, ClientHello},
+        target::Destination,
         token::{PublishProtocol, Published, Services},
     };
 
     const SECRET: [u8; 32] = [7; 32];
 
     fn warden_of(secrets: &[Secret]) -> (Warden, clerk::Inbox) {
-        let services = [
-            Service {
-                domains: ["gw.example", "10.0.0.1"].map(|name| Destination::parse(name).unwrap()).to_vec(),
-                listen_addr: "127.0.0.1:0".parse().unwrap(),
-                tls: None,
-            },
-            tls_service(),
-        ];
         let (counter, inbox) = clerk::counter();
-        let services = services.into_iter().enumerate().collect();
-        let rules = Rules::new(secrets, services, Revocations::default()).unwrap();
+        let rules = Rules::new(secrets, Revocations::default()).unwrap();
+        let served = Served::of([(1, &tls_service())]);
         let accounts = Arc::new(Accounts::open(Allowances::default(), None, now_s()));
-        (Warden::new(rules, Arc::new(Directory::default()), counter, accounts, Audit::none()), inbox)
+        let directory = Arc::new(Directory::default());
+        (Warden::new(rules, served, directory, counter, accounts, Audit::none()), inbox)
     }
 
     fn tls_service() -> Service {
@@ -419,8 +406,7 @@ mod tests {
         let (warden, _inbox) = warden_of(&secrets);
         let who = warden.login(Channel::Stream, &token(&claims(Kind::Client))).unwrap();
         assert_eq!(warden.standing(&who), Ok(()));
-        let services = warden.rules.load().services.clone();
-        warden.replace(Rules::new(&secrets[..1], services, Revocations::default()).unwrap());
+        warden.replace(Rules::new(&secrets[..1], Revocations::default()).unwrap());
         assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_err());
         // Who came in with it goes, too, and is not told that somebody revoked it.
         assert_eq!(warden.standing(&who), Err(Why::SecretRetired));
@@ -439,9 +425,8 @@ mod tests {
         let path = dir.path().join("revoked.yaml");
         std::fs::write(&path, "[{jti: t1}]").unwrap();
         let revocations = Revocations::load(&path).unwrap().unwrap();
-        let services = warden.rules.load().services.clone();
         let secrets = [Secret::from_bytes(SECRET.to_vec()).unwrap()];
-        warden.replace(Rules::new(&secrets, services, revocations).unwrap());
+        warden.replace(Rules::new(&secrets, revocations).unwrap());
         assert_eq!(warden.standing(&who), Err(Why::Revoked));
         assert_eq!(warden.standing(&stays), Ok(()));
         let words = |token| warden.login(Channel::Stream, token).err().map(|rejected| rejected.refused);
@@ -525,16 +510,18 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_shown_to_who_asks_for_its_name() {
+    fn a_connection_goes_where_its_first_bytes_belong() {
         let (warden, _inbox) = warden();
-        assert!(warden.tls(1, Some("tls.example")).is_some());
-        assert!(warden.tls(1, Some("TLS.example.")).is_some());
-        for (service, name) in
-            [(1, None), (1, Some("gw.example")), (0, Some("gw.example")), (2, Some("tls.example"))]
-        {
-            assert!(warden.tls(service, name).is_none(), "{service} {name:?}");
-        }
-        // A service that has an address of its own among its domains is met without a name.
-        assert!(warden.rules.load().serves(0, None));
+        let (plain, secured) = (Listening { index: 0, tls: false }, Listening { index: 1, tls: true });
+        let hello = |name: Option<&str>| ClientHello { server_name: name.map(str::to_owned), alpn: Alpn::default() };
+        let route = |service, name| warden.route(service, &First::Tls(&hello(name)));
+        assert!(matches!(route(&secured, Some("tls.example")), Route::Terminate(_)));
+        assert!(matches!(route(&secured, Some("gw.example")), Route::Nothing));
+        assert!(matches!(route(&secured, None), Route::Nothing));
+        assert!(matches!(route(&plain, Some("tls.example")), Route::Misplaced));
+        assert!(matches!(warden.route(&plain, &First::Http), Route::Http));
+        assert!(matches!(warden.route(&secured, &First::Http), Route::Misplaced));
+        warden.show(Served::default());
+        assert!(matches!(route(&secured, Some("tls.example")), Route::Nothing));
     }
 }

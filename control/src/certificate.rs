@@ -3,6 +3,7 @@
 //! rotate and never leave this process; a key that does not fit its certificate is refused.
 //! See: RFC 7468 (PEM), RFC 8446, RFC 9325 (recommendations for TLS).
 
+pub mod served;
 mod standing;
 
 use std::sync::Arc;

@@ -220,6 +220,7 @@ mod tests {
         accounts::Allowances,
         audit::Audit,
         auth::{Rules, Warden},
+        certificate::served::Served,
         revocations::Revocations,
     };
     use narrowlink_dataplane::gateway::{directory::Directory, door::LinkGrant, principal::Principal};
@@ -259,9 +260,9 @@ mod tests {
     fn shared(counter: &Counter) -> Arc<Shared> {
         let directory = Arc::new(Directory::default());
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
-        let rules = Rules::new(&[secret], std::collections::BTreeMap::new(), Revocations::default()).unwrap();
+        let rules = Rules::new(&[secret], Revocations::default()).unwrap();
         let warden =
-            Arc::new(Warden::new(rules, directory.clone(), counter.clone(), accounts(), Audit::none()));
+            Arc::new(Warden::new(rules, Served::default(), directory.clone(), counter.clone(), accounts(), Audit::none()));
         Arc::new(Shared::new(warden, directory, Limits::default(), 1))
     }
 

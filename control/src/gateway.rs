@@ -39,7 +39,7 @@ use crate::{
     accounts::Accounts,
     audit::Audit,
     auth::{Rules, Warden},
-    certificate::Watch,
+    certificate::{Watch, served::Served},
     clerk::{self, Counter},
     clock::{self, Clock},
     config::{Config, Places},
@@ -159,11 +159,12 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
     };
     let (counter, inbox) = clerk::counter();
     let directory = Arc::new(Directory::default());
-    let rules = rules(&config, &open.services)?;
+    let (rules, served) = (rules(&config)?, served(&open.services));
     let limits = config.limits.clone();
     let accounts = Arc::new(Accounts::open(config.allowances(), config.state_dir.clone(), clock().as_secs()));
     let warden = Arc::new(
-        Warden::new(rules, directory.clone(), counter.clone(), accounts.clone(), audit.clone()).by(clock),
+        Warden::new(rules, served, directory.clone(), counter.clone(), accounts.clone(), audit.clone())
+            .by(clock),
     );
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
     let ended = Arc::new(AtomicUsize::new(0));
@@ -194,13 +195,17 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
 
 /// Whether there is anything to check tokens with.
 fn rules_of(config: &Config) -> Result<(), StartError> {
-    rules(config, &[]).map(|_| ())
+    rules(config).map(|_| ())
 }
 
-fn rules(config: &Config, services: &[Seated]) -> Result<Rules, StartError> {
-    let services = services.iter().map(|seated| (seated.number, seated.service.clone())).collect();
-    Rules::new(&config.secrets, services, config.revocations.clone())
+fn rules(config: &Config) -> Result<Rules, StartError> {
+    Rules::new(&config.secrets, config.revocations.clone())
         .ok_or(StartError::Incomplete("no secret to check tokens with"))
+}
+
+/// What is shown at these services.
+fn served(services: &[Seated]) -> Served {
+    Served::of(services.iter().map(|seated| (seated.number, &seated.service)))
 }
 
 /// Workers when the config names no number: one per core.

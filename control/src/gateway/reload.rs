@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
 
 use narrowlink_dataplane::gateway::mailbox::Note;
 
-use super::{Gateway, StartError, open::Seated, rules};
+use super::{Gateway, StartError, open::Seated, rules, served};
 use crate::{clock, config::Config};
 
 /// What a reload has changed.
@@ -85,9 +85,10 @@ impl Gateway {
                 services.push(seated);
             }
         }
-        let rules = rules(config, &services)?;
+        let rules = rules(config)?;
         // From here on nothing fails.
         self.warden.replace(rules);
+        self.warden.show(served(&services));
         self.shared.set_limits(config.limits.clone());
         self.counter.set_limits(config.limits.clone());
         self.accounts.set(config.allowances());

@@ -14,6 +14,7 @@ use narrowlink_proto::{
     feature::Features,
     id::{LinkId, LinkSecret, Nonce, SessionId},
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open},
+    sniff::ClientHello,
     target::Target,
 };
 use rustls::ServerConfig;
@@ -21,6 +22,7 @@ use rustls::ServerConfig;
 use crate::gateway::{
     directory::{AgentEntry, LinkOrder},
     principal::Principal,
+    service::Service,
 };
 
 /// A link that wants to be known.
@@ -123,11 +125,30 @@ pub enum Event<'a> {
     },
 }
 
+/// What a connection has shown itself to be.
+pub enum First<'a> {
+    /// TLS, with this first message.
+    Tls(&'a ClientHello),
+    /// A request of HTTP.
+    Http,
+}
+
+/// What becomes of a connection.
+pub enum Route {
+    /// TLS ends here, under these settings; what is inside is HTTP.
+    Terminate(Arc<ServerConfig>),
+    /// It is HTTP already: a request for a tunnel, or for a page.
+    Http,
+    /// It has no place at this service, and is answered as any web server answers that.
+    Misplaced,
+    /// Nobody here has the name that it asks for: it is closed without a word.
+    Nothing,
+}
+
 /// The operator's side, called on workers.
 pub trait Door: Send + Sync + 'static {
-    /// The certificate and settings for a TLS connection to service `service` that asks for
-    /// `server_name`; `None` closes it.
-    fn tls(&self, service: usize, server_name: Option<&str>) -> Option<Arc<ServerConfig>>;
+    /// What becomes of a connection that has just shown what it is.
+    fn route(&self, service: &Service, first: &First<'_>) -> Route;
 
     /// Who holds this token, if it is good for `channel`.
     ///

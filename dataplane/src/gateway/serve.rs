@@ -19,14 +19,14 @@ use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::ChannelBinding,
     message::{Channel, Open},
-    sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
+    sniff::{ClientHello, EARLY_BYTES_MAX, Sniffed, Sniffer},
     upgrade::{self, Framing, Head, Opened, Protocol, Request, Sight},
 };
 
 use crate::{
     gateway::{
         admit::{self, Asked},
-        door::{Event, Rejected, note_refused},
+        door::{Event, First, Rejected, Route, note_refused},
         lane::Lane,
         link,
         local::Local,
@@ -196,14 +196,10 @@ async fn hear(
     let limits = Arc::clone(&local.shared.limits());
     plain.account().belongs_to(place.share());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&plain)).await;
-    let (sniffed, early) = sniffed.map_err(|_| late("the first bytes"))??;
+    let (shown, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let mut tls = None;
-    let wire = match sniffed {
-        Sniffed::Tls(hello) if service.tls => {
-            let name = hello.server_name.as_deref();
-            let Some(config) = local.shared.door.tls(service.index, name) else {
-                return Err(io::Error::other(format!("no certificate for {name:?}")));
-            };
+    let wire = match local.shared.door.route(service, &shown.as_first()) {
+        Route::Terminate(config) => {
             // Boxed: what a handshake takes is given back when it is done.
             let handshake = Box::pin(async move {
                 // Many may arrive at once: they take turns.
@@ -218,14 +214,14 @@ async fn hear(
             tls = Some(binding);
             tls_stream.into()
         }
-        Sniffed::Http if !service.tls => {
+        Route::Http => {
             let wire = Wire::from(plain);
             wire.unread(&early);
             wire
         }
-        // TLS where plain HTTP is served, or the reverse: as any web server answers, and a peer of ours knows what to
-        // say to its user then.
-        _ => {
+        Route::Nothing => return Err(io::Error::other("nobody here has the name that it asks for")),
+        // TLS where plain HTTP is served, or the reverse: a peer of ours knows from the answer what to say to its user.
+        Route::Misplaced => {
             let wire = Wire::from(plain);
             place.waits(Waits::Answered);
             return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
@@ -247,7 +243,22 @@ fn late(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time"))
 }
 
-async fn sniff_first(plain: &Plain) -> io::Result<(Sniffed, Vec<u8>)> {
+/// What the first bytes of a connection say.
+enum Shown {
+    Tls(Box<ClientHello>),
+    Http,
+}
+
+impl Shown {
+    fn as_first(&self) -> First<'_> {
+        match self {
+            Self::Tls(hello) => First::Tls(hello),
+            Self::Http => First::Http,
+        }
+    }
+}
+
+async fn sniff_first(plain: &Plain) -> io::Result<(Shown, Vec<u8>)> {
     let mut sniffer = Sniffer::default();
     let mut early = Vec::new();
     loop {
@@ -265,7 +276,8 @@ async fn sniff_first(plain: &Plain) -> io::Result<(Sniffed, Vec<u8>)> {
                 return Err(io::Error::other("too much before anything could be told"));
             }
             Sniffed::NeedMore => {}
-            sniffed => return Ok((sniffed, early)),
+            Sniffed::Tls(hello) => return Ok((Shown::Tls(Box::new(hello)), early)),
+            Sniffed::Http => return Ok((Shown::Http, early)),
         }
     }
 }
