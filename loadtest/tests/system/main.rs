@@ -7,6 +7,7 @@ mod delay;
 #[expect(unused_macros, reason = "those of other targets")]
 mod kit;
 
+mod another_tls;
 mod busy;
 mod cut_frames;
 mod early;
