@@ -11,11 +11,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     run::{
         backoff::Backoff,

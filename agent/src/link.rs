@@ -12,11 +12,10 @@ use std::{
     path::PathBuf,
     sync::Arc,
     task::{Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     run::{aside::Aside, backoff::Backoff, file::Stamp, timer::sleep},
     tunnel::{Gateway, LinkError, PeerLink, TunnelError, join},

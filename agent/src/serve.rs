@@ -4,10 +4,9 @@
 //! target as it ended for the client: cleanly or with a reset.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::{Duration, Instant}};
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     net::{
         dial::{Unconnected, connect_first},

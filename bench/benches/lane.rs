@@ -180,7 +180,7 @@ async fn work(
 }
 
 async fn take_timed(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> (Lane, Duration) {
-    let deadline = monoio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     let begun = Instant::now();
     let lane = take(local, entry, deadline).await;
     let took = begun.elapsed();

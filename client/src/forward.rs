@@ -12,12 +12,11 @@ use std::{
     convert::Infallible,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     net::listen::{self, Listener, accept_all_with, bind_alone},
     relay::{Traffic, relay},

@@ -3,9 +3,8 @@
 //! a try that got none can be repeated.
 //! See: ARCHITECTURE.md "Open"; `early` for streams that stand.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, time::{Duration, Instant}};
 
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     run::timer::{sleep, timeout},
     tunnel::{

@@ -9,12 +9,11 @@ use std::{
     convert::Infallible,
     ops::ControlFlow,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_dataplane::{
     run::{
         backoff::Backoff,

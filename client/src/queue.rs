@@ -7,11 +7,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::Sender;
-use monoio::time::Instant;
 use narrowlink_dataplane::run::{timer::sleep_until, worker::spawn};
 
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.

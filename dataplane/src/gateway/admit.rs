@@ -4,10 +4,9 @@
 //! it while it waited · an id is used once · the client hears nothing of an agent but what it may hear.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant as StdInstant};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused},
     feature::Feature,
@@ -63,7 +62,7 @@ pub(crate) fn lane(
     }
     let slot = who.usage.lane(&local.shared.limits())?;
     let id = (who.uid, Use::Lane, *proof.lane.as_bytes());
-    let claim = local.shared.claims.claim(id, &who.token_id, StdInstant::now()).map_err(|e| match e {
+    let claim = local.shared.claims.claim(id, &who.token_id, Instant::now()).map_err(|e| match e {
         ClaimError::Used => no(),
         ClaimError::Full => Refused::new(RefusalCode::Limited, "too many lanes were opened just now"),
     })?;
@@ -82,7 +81,7 @@ pub(crate) struct Dialling<'a> {
 pub(crate) struct Asked {
     pub(crate) session: SessionId,
     pub(crate) agent: Box<str>,
-    pub(crate) since: StdInstant,
+    pub(crate) since: Instant,
     /// To be said when it opens.
     pub(crate) target: Cell<Option<Box<Target>>>,
 }
@@ -90,7 +89,7 @@ pub(crate) struct Asked {
 impl From<Open> for Asked {
     fn from(open: Open) -> Self {
         let target = Cell::new(Some(Box::new(open.target)));
-        Self { session: open.session, agent: open.agent.into(), since: StdInstant::now(), target }
+        Self { session: open.session, agent: open.agent.into(), since: Instant::now(), target }
     }
 }
 
@@ -129,7 +128,7 @@ pub(crate) async fn dial<'a>(
         let dial = local.shared.door.permit(who, open, peer_addr)?;
         let slot = who.usage.session()?;
         let id = (who.uid, Use::Session, *session.as_bytes());
-        let claim = local.shared.claims.claim(id, &who.token_id, StdInstant::now());
+        let claim = local.shared.claims.claim(id, &who.token_id, Instant::now());
         let claim = claim.map_err(|e| match e {
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),
@@ -244,7 +243,7 @@ fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
 
 /// Whether `who` may still be here, after a wait for a lane.
 fn still_stands(local: &Local, who: &Principal) -> Result<(), Refused> {
-    if StdInstant::now() < who.expires_at && local.shared.door.standing(who).is_ok() {
+    if Instant::now() < who.expires_at && local.shared.door.standing(who).is_ok() {
         return Ok(());
     }
     let reason = "the token does not hold any more: it has expired, or was revoked";

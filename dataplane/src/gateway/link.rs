@@ -7,12 +7,11 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::Receiver;
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::Why,
     feature::Features,
@@ -149,7 +148,7 @@ async fn converse(
             let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
             let expiry = async {
-                sleep_until(Instant::from_std(principal.expires_at)).await;
+                sleep_until(principal.expires_at).await;
                 Err(LinkError::Goodbye(Goodbye {
                     code: GoodbyeCode::Unauthenticated,
                     reason: "the token has expired".to_owned(),

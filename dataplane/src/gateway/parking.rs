@@ -5,10 +5,9 @@
 //! no Dial is written to one that its agent has closed.
 //! See: `lane`, the book of them; ARCHITECTURE.md "Lanes".
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::{Duration, Instant}};
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::LinkId,

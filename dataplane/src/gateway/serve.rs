@@ -10,11 +10,10 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant as StdInstant},
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::ChannelBinding,
@@ -102,7 +101,7 @@ struct Place {
 impl Stranger {
     fn arrive(local: &Rc<Local>, peer_addr: SocketAddr) -> Result<Self, Unheard> {
         let (sources, limits) = (&local.shared.sources, local.shared.limits());
-        let (source, now) = (Source::from(peer_addr), StdInstant::now());
+        let (source, now) = (Source::from(peer_addr), Instant::now());
         let of = match sources.arrive(source, &limits, now, false) {
             // One of those that have the most makes room for somebody new.
             Err(Unheard::All) if sources.may_replace(&limits) => {
@@ -133,14 +132,14 @@ impl Place {
 
     /// Its token holds, and it has not come too often.
     fn verified(&mut self, who: &Principal) {
-        self.local.shared.sources.verified(&mut self.of, who.uid, &who.token_id, StdInstant::now());
+        self.local.shared.sources.verified(&mut self.of, who.uid, &who.token_id, Instant::now());
     }
 
     /// Its token does not.
     fn failed(&self, peer_addr: SocketAddr) {
         let (sources, limits) = (&self.local.shared.sources, self.local.shared.limits());
         // Said once; each further penalty is longer.
-        if sources.failed(&self.of, &limits, StdInstant::now()) == Some(limits.login_penalty_min) {
+        if sources.failed(&self.of, &limits, Instant::now()) == Some(limits.login_penalty_min) {
             tracing::warn!(
                 peer = %peer_addr,
                 "more than {} failed logins in a minute: from there fewer connections are heard for a while",
@@ -153,7 +152,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.local.strangers(|all| all.leave(self.of.heard, self.key));
-        self.local.shared.sources.leave(&self.of, StdInstant::now());
+        self.local.shared.sources.leave(&self.of, Instant::now());
     }
 }
 

@@ -12,11 +12,10 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
-    time::{Duration, Instant as StdInstant},
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Refused, Side, Why},
     id::SessionId,
@@ -166,7 +165,7 @@ impl Visit {
         };
         let open = async {
             let open = self.hear_open(conn, last).await.map(Box::new);
-            open.ok_or_else(|| match StdInstant::now() >= self.who.expires_at {
+            open.ok_or_else(|| match Instant::now() >= self.who.expires_at {
                 true => (1008, "the token has expired"),
                 false => (1001, "nothing more is served on this stream"),
             })
@@ -177,7 +176,7 @@ impl Visit {
 
     async fn hear_open(&self, conn: &Conn, last: Option<SessionId>) -> Option<Open> {
         let interval = self.local.shared.limits().quiet_ping_interval;
-        let expiry = Instant::from_std(self.who.expires_at);
+        let expiry = self.who.expires_at;
         loop {
             let now = Instant::now();
             if now >= expiry {
@@ -254,7 +253,7 @@ impl Visit {
     /// dismissed, or the agent answers no more.
     async fn over(&self, lane: &Lane) -> Ended {
         let first = self.who.expires_at.min(lane.entry.principal.expires_at);
-        let mut expired = pin!(sleep_until(Instant::from_std(first)));
+        let mut expired = pin!(sleep_until(first));
         // By hand: a session that stands holds this, and combinators would be twice as large.
         poll_fn(|cx| {
             let why = if let Poll::Ready(why) = self.seat.poll_dismissed(cx) {

@@ -14,11 +14,10 @@ use std::{
     os::fd::OwnedFd,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 
 use self::{family::Family, race::Race};

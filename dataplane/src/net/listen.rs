@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::{AsFd, BorrowedFd},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant as StdInstant},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -95,7 +95,7 @@ pub fn probe(addr: SocketAddr) -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn bind_alone(addr: SocketAddr) -> io::Result<StdListener> {
-    let since = StdInstant::now();
+    let since = Instant::now();
     let mut is_said = false;
     loop {
         match bind_exclusive(addr, false) {
@@ -254,12 +254,12 @@ pub(crate) async fn accept_in_turns<R>(
 
 /// Over all listeners of the process: they run out together.
 fn say_once_a_second(e: &io::Error) {
-    static SAID_AT: Mutex<Option<StdInstant>> = Mutex::new(None);
+    static SAID_AT: Mutex<Option<Instant>> = Mutex::new(None);
     let mut said_at = SAID_AT.lock().unwrap_or_else(PoisonError::into_inner);
     if said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
         return;
     }
-    *said_at = Some(StdInstant::now());
+    *said_at = Some(Instant::now());
     if descriptors::ran_out(e) {
         let max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         tracing::warn!(

@@ -11,11 +11,10 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use pin_project_lite::pin_project;
 use slab::Slab;
 
@@ -71,7 +70,7 @@ impl Clock {
             self.wakes_at.set(first);
             let over = async {
                 match first {
-                    Some(at) => monoio::time::sleep_until(at).await,
+                    Some(at) => monoio::time::sleep_until(monoio::time::Instant::from_std(at)).await,
                     None => future::pending().await,
                 }
             };

@@ -7,10 +7,9 @@ use std::{
     cell::{Cell, RefCell},
     io::{self, IoSlice},
     ops::Range,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::Why,
     frame::{self, Expect, FrameError, HEADER_BYTES_MAX, Header, Opcode},

@@ -4,10 +4,9 @@
 //! but the connection.
 //! See: RFC 9293 §3.6; RFC 6455 §7.1.1; `socket`, which resets by default.
 
-use std::{io, time::Duration};
+use std::{io, time::{Duration, Instant}};
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     ended::{Ended, Side},
     upgrade::Framing,

@@ -6,11 +6,10 @@
 
 use std::{
     io::{self, Read, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_lite::future;
-use monoio::time::Instant;
 use narrowlink_proto::{
     frame::Expect,
     limits::Limits,
