@@ -1,6 +1,7 @@
 //! Role: how the files of this workspace hang together.
 //! Invariants: no circle of files: whoever reads a file, and then what it needs, never comes back to it. A module and
-//! those within it are one place, and need each other as they like · the code map names no file that is gone.
+//! those within it are one place, and need each other as they like · no wing of the data plane needs one above it · the
+//! runtime is named in two of them alone · the code map names no file that is gone.
 //! See: ARCHITECTURE.md "Crates and arrows".
 
 use std::{
@@ -184,6 +185,39 @@ fn no_circle_of_files() {
         }
     }
     assert!(found.is_empty(), "files that need each other:{found}");
+}
+
+/// The data plane's wings, from the bottom up.
+const WINGS: [&str; 7] = ["run", "net", "tls", "transport", "tunnel", "relay", "gateway"];
+
+#[test]
+fn no_wing_of_the_data_plane_needs_one_above_it() {
+    let mut modules = Modules::new();
+    find_modules(&root().join("dataplane/src"), &[], &mut modules);
+    let height = |module: &[String]| WINGS.iter().position(|wing| module.first().is_some_and(|name| name == wing));
+    let mut found = Vec::new();
+    for (module, needs) in arrows(&modules) {
+        let up = needs.iter().filter(|other| height(other) > height(&module) && !module.is_empty());
+        found.extend(up.map(|other| format!("{} -> {}", module.join("::"), other.join("::"))));
+    }
+    assert!(found.is_empty(), "needs a wing above: {found:#?}");
+    let all: BTreeSet<_> = modules.keys().filter_map(|module| module.first()).collect();
+    assert_eq!(all.len(), WINGS.len(), "{all:?}");
+}
+
+#[test]
+fn the_runtime_is_named_where_threads_and_sockets_are_alone() {
+    let mut found = Vec::new();
+    for name in ["proto", "dataplane", "control", "agent", "client", "tokengen"] {
+        let mut modules = Modules::new();
+        find_modules(&root().join(name).join("src"), &[], &mut modules);
+        let may = |module: &[String]| {
+            name == "dataplane" && module.first().is_some_and(|wing| wing == "run" || wing == "net")
+        };
+        let named = modules.iter().filter(|(module, path)| !may(module) && code(path).contains("monoio"));
+        found.extend(named.map(|(_, path)| path.clone()));
+    }
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 /// `a/{b,c}.rs` is two files.
