@@ -21,7 +21,7 @@ use crate::{
     gateway::{
         claims::{Claim, ClaimError, Use},
         directory::AgentEntry,
-        door::Rejected,
+        door::{self, Rejected},
         lane::Lane,
         local::Local,
         parking,
@@ -243,7 +243,7 @@ fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
 
 /// Whether `who` may still be here, after a wait for a lane.
 fn still_stands(local: &Local, who: &Principal) -> Result<(), Refused> {
-    if Instant::now() < who.expires_at && local.shared.door.standing(who).is_ok() {
+    if Instant::now() < who.expires_at && door::standing(&*local.shared.door, who).is_ok() {
         return Ok(());
     }
     let reason = "the token does not hold any more: it has expired, or was revoked";

@@ -6,6 +6,7 @@
 
 pub mod admit;
 pub mod attend;
+pub(crate) mod bucket;
 pub mod claims;
 pub mod directory;
 pub mod door;

@@ -1,14 +1,14 @@
 //! Role: how much a token's bearers use, and all of one user together, over all workers; and how much they may.
 //! Invariants: no lock: counters and clocks are atomics · what was taken is given back when it is dropped ·
 //! whoever has no limit on bytes isn't measured while bytes flow.
-//! See: docs/configuration.md "Limits"; ITU-T I.371 (GCRA).
+//! See: docs/configuration.md "Limits"; `bucket`, for rates.
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use narrowlink_proto::{
@@ -19,7 +19,10 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    gateway::shares::{Descriptors, Held, Short},
+    gateway::{
+        bucket::{Bucket, NONE, now_ns},
+        shares::{Descriptors, Held, Short},
+    },
     relay::{Meter, Room},
 };
 
@@ -31,8 +34,6 @@ const BYTES_BURST: Duration = Duration::from_millis(100);
 const ROOM_MIN: usize = 16 * 1024;
 /// A login is for a session, or for a stream that is kept ready for one.
 const LOGINS_PER_DIAL: u64 = 2;
-/// A limit that isn't there.
-const NONE: u64 = 0;
 
 /// What one token's bearers, or one user's, use and may use.
 #[derive(Default)]
@@ -83,60 +84,6 @@ impl Slots {
     }
 }
 
-/// A rate, and how far ahead of it somebody is: the time at which all that was taken is paid for.
-#[derive(Default)]
-struct Bucket {
-    per_s: AtomicU64,
-    paid_at_ns: AtomicU64,
-}
-
-impl Bucket {
-    /// What `amount` costs in time.
-    fn price_ns(&self, amount: u64) -> Option<u64> {
-        let per_s = self.per_s.load(Ordering::Relaxed);
-        (per_s != NONE).then(|| {
-            let ns = u128::from(amount) * 1_000_000_000 / u128::from(per_s);
-            u64::try_from(ns).unwrap_or(u64::MAX)
-        })
-    }
-
-    /// Takes `amount`; else says when it can be had.
-    fn take(&self, now_ns: u64, amount: u64, burst: Duration) -> Result<(), Duration> {
-        let Some(price) = self.price_ns(amount) else { return Ok(()) };
-        let burst = nanos(burst);
-        let taken = self.paid_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
-            let paid_at = paid_at.max(now_ns).saturating_add(price);
-            (paid_at - now_ns <= burst.max(price)).then_some(paid_at)
-        });
-        taken.map(drop).map_err(|paid_at| {
-            Duration::from_nanos(paid_at.saturating_add(price).saturating_sub(now_ns).saturating_sub(burst))
-        })
-    }
-
-    /// Takes `amount`, be there as much or not.
-    fn spend(&self, now_ns: u64, amount: u64) {
-        let Some(price) = self.price_ns(amount) else { return };
-        let _ = self.paid_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
-            Some(paid_at.max(now_ns).saturating_add(price))
-        });
-    }
-
-    /// How much there is now; else when there is something.
-    fn left(&self, now_ns: u64, burst: Duration) -> Result<u64, Duration> {
-        let per_s = self.per_s.load(Ordering::Relaxed);
-        if per_s == NONE {
-            return Ok(u64::MAX);
-        }
-        let ahead = self.paid_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
-        match nanos(burst).checked_sub(ahead) {
-            Some(left) if left > 0 => {
-                Ok(u64::try_from(u128::from(left) * u128::from(per_s) / 1_000_000_000).unwrap_or(u64::MAX))
-            }
-            _ => Err(Duration::from_nanos(ahead.saturating_sub(nanos(burst)).max(1))),
-        }
-    }
-}
-
 fn short_of(short: Short, user: &Account) -> Refused {
     const ADVICE: &str = "close some, or ask the operator of the gateway to allow it more open files";
     match short {
@@ -148,16 +95,6 @@ fn short_of(short: Short, user: &Account) -> Refused {
             format!("this gateway has as many connections as it has room for; {ADVICE}"),
         ),
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A clock that never goes back, the same for all workers.
-fn now_ns() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    nanos(START.get_or_init(Instant::now).elapsed())
 }
 
 impl Account {
@@ -173,9 +110,9 @@ impl Account {
         let set = |limit: &AtomicU64, to: Option<u64>| limit.store(to.unwrap_or(NONE), Ordering::Relaxed);
         set(&self.sessions.max, allowance.sessions.map(|n| n.get().into()));
         set(&self.streams.max, allowance.streams.map(|n| n.get().into()));
-        set(&self.dials.per_s, allowance.dials_per_s.map(|n| n.get().into()));
-        set(&self.logins.per_s, allowance.dials_per_s.map(|n| u64::from(n.get()) * LOGINS_PER_DIAL));
-        set(&self.bytes.per_s, allowance.bytes_per_s.map(Into::into));
+        self.dials.set(allowance.dials_per_s.map_or(NONE, |n| n.get().into()));
+        self.logins.set(allowance.dials_per_s.map_or(NONE, |n| u64::from(n.get()) * LOGINS_PER_DIAL));
+        self.bytes.set(allowance.bytes_per_s.map_or(NONE, Into::into));
         set(&self.month_bytes_max, allowance.bytes_per_month.map(Into::into));
     }
 
@@ -192,7 +129,7 @@ impl Account {
     /// Whether more was taken than is paid for by now: to forget that would be a gift.
     pub fn is_ahead(&self) -> bool {
         let now = now_ns();
-        [&self.dials, &self.bytes].iter().any(|bucket| bucket.paid_at_ns.load(Ordering::Relaxed) > now)
+        [&self.dials, &self.bytes].iter().any(|bucket| bucket.is_ahead(now))
     }
 
     fn limited(&self, what: impl std::fmt::Display) -> Refused {
@@ -209,7 +146,7 @@ impl Account {
     }
 
     fn is_metered(&self) -> bool {
-        self.bytes.per_s.load(Ordering::Relaxed) != NONE
+        self.bytes.has_limit()
             || self.month_bytes_max.load(Ordering::Relaxed) != NONE
     }
 
@@ -440,8 +377,6 @@ impl Meter for Accounts {
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
-
     fn descriptors(allowed: u64) -> Arc<Descriptors> {
         Arc::new(Descriptors::of(allowed))
     }
@@ -546,42 +481,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_gives_its_rate_and_a_burst() {
-        let bucket = Bucket::default();
-        assert_eq!(bucket.take(0, 1_000_000, DIALS_BURST), Ok(()), "no limit");
-        bucket.per_s.store(10, Ordering::Relaxed);
-        let taken = (0..1_000).filter(|_| bucket.take(5 * SECOND, 1, DIALS_BURST).is_ok()).count();
-        assert_eq!(taken, 100);
-        assert_eq!(bucket.take(5 * SECOND, 1, DIALS_BURST), Err(Duration::from_millis(100)));
-        let taken = (0..1_000).filter(|_| bucket.take(6 * SECOND, 1, DIALS_BURST).is_ok()).count();
-        assert_eq!(taken, 10);
-        // Over ten times as long.
-        let taken = (0..10_000u64)
-            .filter(|n| bucket.take(16 * SECOND + n * 10_000_000, 1, DIALS_BURST).is_ok())
-            .count();
-        assert_eq!(taken, 100 + 999);
-    }
-
-    #[test]
     fn who_opens_too_fast_is_told_when_to_come_again() {
         let (usage, [account, user]) = usage(r#"{"dials_per_s":2}"#, "{}");
         let refused = (0..100).find_map(|_| usage.dial().err()).unwrap();
         assert_eq!(refused.code, RefusalCode::Limited);
         assert!((1..=500).contains(&refused.retry_after_ms.unwrap()), "{refused:?}");
         assert!(account.is_ahead() && !user.is_ahead());
-    }
-
-    #[test]
-    fn bytes_are_paid_for_afterwards() {
-        let bucket = Bucket::default();
-        bucket.per_s.store(1_000_000, Ordering::Relaxed);
-        assert_eq!(bucket.left(SECOND, BYTES_BURST), Ok(100_000));
-        bucket.spend(SECOND, 60_000);
-        assert_eq!(bucket.left(SECOND, BYTES_BURST), Ok(40_000));
-        bucket.spend(SECOND, 240_000);
-        assert_eq!(bucket.left(SECOND, BYTES_BURST), Err(Duration::from_millis(200)));
-        assert_eq!(bucket.left(SECOND + SECOND / 5 + 1_000_000, BYTES_BURST), Ok(1_000));
-        assert_eq!(bucket.left(99 * SECOND, BYTES_BURST), Ok(100_000), "nothing is saved up");
     }
 
     #[test]
