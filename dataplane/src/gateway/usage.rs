@@ -294,7 +294,7 @@ impl Usage {
     pub fn lane(&self, limits: &Limits) -> Result<Slot, Refused> {
         let Some(accounts) = &self.0 else { return Ok(Slot { usage: self.clone(), what: What::Lane }) };
         let token = &accounts.own[0];
-        token.new_lanes.per_s.store(limits.agent_lanes_per_s.get().into(), Ordering::Relaxed);
+        token.new_lanes.set(limits.agent_lanes_per_s.get().into());
         // No number that changes: an agent says the same trouble once.
         let refused = || token.limited("opens lanes faster than it may; try again in some seconds");
         token.new_lanes.take(now_ns(), 1, DIALS_BURST).map_err(|_| refused())?;
