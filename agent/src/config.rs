@@ -201,8 +201,9 @@ impl Config {
             None => None,
             Some((count, Some(workers))) if count <= WORKERS_MAX => Some(workers),
             Some(_) => {
-                let what = format!("expected 1 to {WORKERS_MAX}, or no such line for one per core, up to four");
-                return Err(yaml(document.fault(&["workers".into()], &what)));
+                let what =
+                    format!("expected 1 to {WORKERS_MAX}, or no such line for one per core, up to four");
+                return Err(yaml(document.fault(&["workers".into()], what)));
             }
         };
         let base = path.parent().unwrap_or(Path::new("")).to_owned();

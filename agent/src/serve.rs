@@ -4,7 +4,11 @@
 //! target as it ended for the client: cleanly or with a reset.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{io, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use futures_lite::future;
 use narrowlink_dataplane::{

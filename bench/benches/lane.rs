@@ -113,10 +113,10 @@ impl Gateway {
 
 fn shared() -> Arc<Shared> {
     let directory = Arc::new(Directory::default());
-    let rules =
-        Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], Revocations::default()).unwrap();
+    let rules = Rules::new(&[Secret::from_bytes(SECRET.to_vec()).unwrap()], Revocations::default()).unwrap();
     let accounts = Arc::new(Accounts::open(Allowances::default(), None, 0));
-    let warden = Warden::new(rules, Served::default(), directory.clone(), clerk::counter().0, accounts, Audit::none());
+    let warden =
+        Warden::new(rules, Served::default(), directory.clone(), clerk::counter().0, accounts, Audit::none());
     Arc::new(Shared::new(Arc::new(warden), directory, Limits::default(), WORKERS))
 }
 
@@ -180,7 +180,7 @@ async fn work(
 }
 
 async fn take_timed(local: &Rc<Local>, entry: &Arc<AgentEntry>) -> (Lane, Duration) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     let begun = Instant::now();
     let lane = take(local, entry, deadline).await;
     let took = begun.elapsed();

@@ -3,7 +3,10 @@
 //! a try that got none can be repeated.
 //! See: ARCHITECTURE.md "Open"; `early` for streams that stand.
 
-use std::{rc::Rc, time::{Duration, Instant}};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use narrowlink_dataplane::{
     run::timer::{sleep, timeout},

@@ -279,8 +279,8 @@ fn shown(words: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
     use crate::config::Service;
+    use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
     use narrowlink_dataplane::gateway::directory::AgentEntry;
     use narrowlink_proto::{
         feature::Features,
@@ -410,7 +410,7 @@ mod tests {
         assert!(warden.login(Channel::Stream, &token(&claims(Kind::Client))).is_err());
         // Who came in with it goes, too, and is not told that somebody revoked it.
         assert_eq!(warden.standing(&who), Err(Why::SecretRetired));
-        assert!(Rules::new(&[], BTreeMap::new(), Revocations::default()).is_none());
+        assert!(Rules::new(&[], Revocations::default()).is_none());
     }
 
     #[test]
@@ -513,7 +513,8 @@ mod tests {
     fn a_connection_goes_where_its_first_bytes_belong() {
         let (warden, _inbox) = warden();
         let (plain, secured) = (Listening { index: 0, tls: false }, Listening { index: 1, tls: true });
-        let hello = |name: Option<&str>| ClientHello { server_name: name.map(str::to_owned), alpn: Alpn::default() };
+        let hello =
+            |name: Option<&str>| ClientHello { server_name: name.map(str::to_owned), alpn: Alpn::default() };
         let route = |service, name| warden.route(service, &First::Tls(&hello(name)));
         assert!(matches!(route(&secured, Some("tls.example")), Route::Terminate(_)));
         assert!(matches!(route(&secured, Some("gw.example")), Route::Nothing));

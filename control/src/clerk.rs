@@ -261,8 +261,14 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
         let rules = Rules::new(&[secret], Revocations::default()).unwrap();
-        let warden =
-            Arc::new(Warden::new(rules, Served::default(), directory.clone(), counter.clone(), accounts(), Audit::none()));
+        let warden = Arc::new(Warden::new(
+            rules,
+            Served::default(),
+            directory.clone(),
+            counter.clone(),
+            accounts(),
+            Audit::none(),
+        ));
         Arc::new(Shared::new(warden, directory, Limits::default(), 1))
     }
 

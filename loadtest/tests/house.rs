@@ -195,7 +195,8 @@ const WINGS: [&str; 7] = ["run", "net", "tls", "transport", "tunnel", "relay", "
 fn no_wing_of_the_data_plane_needs_one_above_it() {
     let mut modules = Modules::new();
     find_modules(&root().join("dataplane/src"), &[], &mut modules);
-    let height = |module: &[String]| WINGS.iter().position(|wing| module.first().is_some_and(|name| name == wing));
+    let height =
+        |module: &[String]| WINGS.iter().position(|wing| module.first().is_some_and(|name| name == wing));
     let mut found = Vec::new();
     for (module, needs) in arrows(&modules) {
         let up = needs.iter().filter(|other| height(other) > height(&module) && !module.is_empty());
@@ -243,7 +244,9 @@ fn the_code_map_names_every_file_of_the_product() {
         for path in modules.values() {
             let file = path.strip_prefix(root()).expect("within it");
             // A wing's, a crate's, and what only tests have.
-            let is_roof = ["mod.rs", "lib.rs", "kit.rs", "fixture.rs", "oracle.rs"].iter().any(|end| file.ends_with(end));
+            let is_roof = ["mod.rs", "lib.rs", "kit.rs", "fixture.rs", "oracle.rs"]
+                .iter()
+                .any(|end| file.ends_with(end));
             if !is_roof && !named.iter().any(|name| file.ends_with(name)) {
                 missing.push(file.to_owned());
             }

@@ -48,7 +48,9 @@ impl Served {
     pub fn find(&self, service: usize, name: Option<&str>) -> Option<Arc<ServerConfig>> {
         let names = self.0.get(&service)?;
         match name {
-            Some(name) => names.by_name.get(&name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()).cloned(),
+            Some(name) => {
+                names.by_name.get(&name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()).cloned()
+            }
             None => names.by_address.clone(),
         }
     }
@@ -73,17 +75,26 @@ mod tests {
 
     #[test]
     fn a_certificate_is_shown_to_a_client_that_asks_for_its_name() {
-        let services =
-            [service(&["a.example", "B.Example"], true), service(&["c.example", "10.0.0.1"], true), service(&["a.example"], false)];
+        let services = [
+            service(&["a.example", "B.Example"], true),
+            service(&["c.example", "10.0.0.1"], true),
+            service(&["a.example"], false),
+        ];
         let served = Served::of(services.iter().enumerate());
         let shows = |number, name| served.find(number, name).is_some();
         for name in ["a.example", "A.EXAMPLE", "a.example.", "b.example"] {
             assert!(shows(0, Some(name)), "{name}");
         }
         assert!(shows(1, None), "a client that connects to an address of its domains names nobody");
-        for (number, name) in
-            [(0, None), (0, Some("c.example")), (0, Some("a.example..")), (0, Some("")), (1, Some("10.0.0.1")), (2, Some("a.example")), (9, Some("a.example"))]
-        {
+        for (number, name) in [
+            (0, None),
+            (0, Some("c.example")),
+            (0, Some("a.example..")),
+            (0, Some("")),
+            (1, Some("10.0.0.1")),
+            (2, Some("a.example")),
+            (9, Some("a.example")),
+        ] {
             assert!(!shows(number, name), "{number} {name:?}");
         }
     }

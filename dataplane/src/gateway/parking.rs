@@ -5,7 +5,11 @@
 //! no Dial is written to one that its agent has closed.
 //! See: `lane`, the book of them; ARCHITECTURE.md "Lanes".
 
-use std::{rc::Rc, sync::Arc, time::{Duration, Instant}};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_lite::future;
 use narrowlink_proto::{

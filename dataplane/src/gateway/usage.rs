@@ -146,8 +146,7 @@ impl Account {
     }
 
     fn is_metered(&self) -> bool {
-        self.bytes.has_limit()
-            || self.month_bytes_max.load(Ordering::Relaxed) != NONE
+        self.bytes.has_limit() || self.month_bytes_max.load(Ordering::Relaxed) != NONE
     }
 
     fn is_used_up(&self) -> bool {

@@ -4,7 +4,10 @@
 //! but the connection.
 //! See: RFC 9293 §3.6; RFC 6455 §7.1.1; `socket`, which resets by default.
 
-use std::{io, time::{Duration, Instant}};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use futures_lite::future;
 use narrowlink_proto::{

@@ -12,11 +12,7 @@ use narrowlink_dataplane::{
     run::{timer::timeout, worker::run_alone},
     tunnel::deframe::{Deframer, Event},
 };
-use narrowlink_loadtest::{
-    lab::Lab,
-    site::Transport,
-    transfer::fill,
-};
+use narrowlink_loadtest::{lab::Lab, site::Transport, transfer::fill};
 use narrowlink_proto::{
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
     id::SessionId,
@@ -50,9 +46,7 @@ fn frame_of(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
 fn connector(ca_file: &Path) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca_file).unwrap()).unwrap();
-    TlsConnector::from(Arc::new(
-        ClientConfig::builder().with_root_certificates(roots).with_no_client_auth(),
-    ))
+    TlsConnector::from(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
 }
 
 /// What comes of frames: payload, and the messages.

@@ -3,8 +3,12 @@
 //! is decided elsewhere.
 //! See: RFC 8305 section 8.1.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, time::{Duration, Instant}};
-
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 /// How long a family that won is tried first. (RFC 8305: on the order of 10 minutes.)
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
