@@ -365,7 +365,9 @@ deny: ['10.0.0.1']
             ("lanes: { min: -1 }\n", &["line 2 column 15: lanes.min: ", "from 0 to 4294967295"]),
             ("deny: ['10.0.0.0/33']\n", &["line 2 column 7: deny[0]: this is neither"]),
             ("allow: ['a b']\n", &["allow[0]: ", "a host can't contain ' '"]),
-            ("workers: 2\n", &["`workers` does not belong here but to the top level of gateway.yaml"]),
+            ("workers: 0\n", &["line 2 column 10: workers: ", "expected 1 to 1024"]),
+            ("workers: 1025\n", &["expected 1 to 1024, or no such line for one per core, up to four"]),
+            ("pin: true\n", &["`pin` does not belong here but to the top level of gateway.yaml"]),
         ];
         for (line, parts) in more {
             let error = parse(&format!("{ONE}{line}")).unwrap_err().to_string();

@@ -178,8 +178,8 @@ async fn take_idle(
         return Ok(lane);
     }
     let waiting = Waiting::begin(local, entry)?;
-    // A lane may have been parked elsewhere between the look and the wait.
-    if entry.richest_but(local.index).is_some()
+    // A lane may have been parked between the look and the wait: here, too, while another worker was asked.
+    if entry.has_parked()
         && let Some(lane) = take_from_anywhere(local, entry).await
     {
         return Ok(lane);
