@@ -27,6 +27,7 @@ use crate::{
         timer::{sleep_until, timeout_at},
         worker::spawn,
     },
+    tunnel::conn::Conn,
 };
 
 /// When sessions beyond those that may wait may ask again: by then some have their lanes.
@@ -117,8 +118,7 @@ async fn hold(local: &Local, lane: &Lane) -> (u16, &'static str) {
             let due = lane.conn.heard_at() + interval;
             sleep_until(due.max(Instant::now() + interval / 5)).await;
             let silent = lane.conn.heard_at().elapsed();
-            // Two pings without an answer: nobody is there.
-            if silent >= interval * 2 || (silent >= interval && lane.conn.ping().is_err()) {
+            if gave_no_answer(&lane.conn, interval) || (silent >= interval && lane.conn.ping().is_err()) {
                 return (1001, "no answer to a ping");
             }
         }
@@ -144,6 +144,13 @@ async fn hold(local: &Local, lane: &Lane) -> (u16, &'static str) {
         (1008, "the agent's link is gone, or its token does not hold any more")
     };
     future::or(future::or(broke, dismissed), pings).await
+}
+
+/// Whether nobody is there: after two intervals of silence, and a ping in it. A process that stood still has sent
+/// none in time: it is yet to ask.
+pub(crate) fn gave_no_answer(conn: &Conn, interval: Duration) -> bool {
+    let (live, silent) = (conn.liveness(), conn.liveness().silence());
+    silent >= interval * 2 && live.rest() < silent
 }
 
 /// A lane parked here, if there is one that lives.
@@ -380,6 +387,24 @@ mod tests {
             }
             assert!(got.starts_with(&[0x89, 0]), "{got:x?}");
             assert!(got.ends_with(b"\x03\xE9no answer to a ping"), "{got:x?}");
+        });
+    }
+
+    #[test]
+    fn a_worker_that_stood_still_pings_before_it_judges() {
+        kit::run(async {
+            let limits = Limits { quiet_ping_interval: Duration::from_millis(100), ..Limits::default() };
+            let worker = kit::worker(limits.clone());
+            let lane = worker.park(&worker.agent(), Framing::Framed);
+            let client = worker.stream(&worker.laptop, Framing::Framed);
+            turns().await;
+            // As a process that was stopped, or a machine that slept.
+            std::thread::sleep(limits.quiet_ping_interval * 2);
+            for peer in [&lane, &client] {
+                let mut ping = [0; 2];
+                assert_eq!(peer.conn.wire().read(&mut ping).await.unwrap(), 2);
+                assert_eq!(ping, [0x89, 0]);
+            }
         });
     }
 

@@ -201,7 +201,7 @@ impl Visit {
                 // A raw stream must say what it wants within one interval.
                 Err(_) if conn.framing() == Framing::Raw => return None,
                 Err(_) if due == expiry => return None,
-                Err(_) if conn.heard_at().elapsed() >= interval * 2 => return None,
+                Err(_) if parking::gave_no_answer(conn, interval) => return None,
                 Err(_) => conn.ping().ok()?,
             }
         }
