@@ -312,7 +312,319 @@ fn from_agent(refused: Refused) -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_lite::future::{poll_once, zip};
+    use narrowlink_proto::{
+        ended::Why,
+        feature::Features,
+        id::{LaneId, LinkId, Uid},
+        limits::Limits,
+        token::Allowance,
+    };
+
     use super::*;
+    use crate::gateway::{
+        kit::{self, Agent, PEER, Worker, session},
+        table::Kind,
+    };
+
+    const SOON: Duration = Duration::from_millis(30);
+
+    /// What a session has once it is open.
+    type Got = ((Lane, Slot), Opened);
+
+    fn setting() -> (Worker, Agent) {
+        let worker = kit::worker(Limits::default());
+        let agent = worker.agent();
+        (worker, agent)
+    }
+
+    async fn asked(worker: &Worker, n: u8) -> Result<Got, Refused> {
+        open(&worker.local, &worker.laptop, &kit::open(n), PEER).await
+    }
+
+    /// The refusal of a session for which nothing is dialled, or which the lane's end meets as `answer` does.
+    async fn refused(worker: &Worker, n: u8, answer: impl Future<Output = ()>) -> Refused {
+        let (got, ()) = zip(asked(worker, n), answer).await;
+        let refused = got.err().unwrap();
+        assert_eq!(refused.session, Some(session(n)), "a refusal says of what");
+        refused
+    }
+
+    #[test]
+    fn an_id_is_used_once_whether_its_session_opened_or_was_refused_and_users_have_ids_of_their_own() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let lane = worker.park(&agent, Framing::Framed);
+            let (_first, dial) = zip(asked(&worker, 1), lane.accept()).await;
+            assert_eq!(dial.session, session(1));
+            let lane = worker.park(&agent, Framing::Framed);
+            let no = async {
+                let dial = lane.dial().await;
+                lane.say(&Message::refused(dial.session, RefusalCode::TargetTimeout, "no")).await;
+            };
+            assert_eq!(refused(&worker, 2, no).await.code, RefusalCode::TargetTimeout);
+            for n in [1, 2] {
+                let used = refused(&worker, n, async {}).await;
+                assert_eq!(used.code, RefusalCode::Protocol);
+                assert!(used.reason.contains("used already"), "{used}");
+            }
+            let other = Principal { uid: Uid::from_u128(9), ..kit::who(Speaker::Client, "laptop", SOON) };
+            let not_mine = open(&worker.local, &other, &kit::open(1), PEER).await.err().unwrap();
+            assert_eq!(not_mine.code, RefusalCode::AgentNotFound, "nobody finds out about another's");
+        });
+    }
+
+    #[test]
+    fn a_request_that_is_repeated_takes_the_place_of_the_one_that_waits_and_only_its_own() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let mut first = Box::pin(asked(&worker, 1));
+            assert!(poll_once(&mut first).await.is_none());
+            let guest = kit::who(Speaker::Client, "guest", Duration::from_secs(60));
+            let stolen = open(&worker.local, &guest, &kit::open(1), PEER).await.err().unwrap();
+            assert_eq!(stolen.code, RefusalCode::Protocol, "another token's");
+            let mut second = Box::pin(asked(&worker, 1));
+            assert!(poll_once(&mut second).await.is_none());
+            assert_eq!(first.await.err().unwrap().code, RefusalCode::Superseded);
+            // The same, once the agent has been asked.
+            let lanes = [(); 2].map(|()| worker.park(&agent, Framing::Framed));
+            let (waiting, dial) = zip(poll_once(&mut second), lanes[0].dial()).await;
+            assert!(waiting.is_none() && dial.session == session(1));
+            let third = asked(&worker, 1);
+            let (third, _) = zip(third, lanes[1].accept()).await;
+            assert_eq!(second.await.err().unwrap().code, RefusalCode::Superseded);
+            assert!(third.is_ok());
+            lanes[0].cut().await;
+        });
+    }
+
+    #[test]
+    fn an_agent_that_can_not_encrypt_end_to_end_is_not_dialled_for_who_asks_for_it() {
+        let sealed = |n| Open { e2ee: Some("half".into()), ..kit::open(n) };
+        kit::run(async {
+            let (worker, agent) = setting();
+            let lane = worker.park(&agent, Framing::Framed);
+            let refused = open(&worker.local, &worker.laptop, &sealed(1), PEER).await.err().unwrap();
+            assert_eq!(refused.code, RefusalCode::Unsupported);
+            assert!(refused.reason.contains("the agent home has no end-to-end encryption"), "{refused}");
+            let (got, dial) = zip(asked(&worker, 2), lane.accept()).await;
+            assert!(got.is_ok() && dial.session == session(2), "the first never came to it");
+
+            let agent = worker.agent_as(&worker.home, Features::NONE.with(Feature::EndToEnd));
+            let lane = worker.park(&agent, Framing::Framed);
+            let answer = async {
+                let dial = lane.dial().await;
+                assert_eq!(dial.e2ee.as_deref(), Some("half"));
+                let e2ee = Some("other half".to_owned());
+                lane.say(&Message::Dialled { session: dial.session, e2ee }).await;
+            };
+            let sealed = sealed(3);
+            let (got, ()) = zip(open(&worker.local, &worker.laptop, &sealed, PEER), answer).await;
+            assert_eq!(got.ok().unwrap().1.e2ee.as_deref(), Some("other half"));
+        });
+    }
+
+    #[test]
+    fn nothing_is_dialled_for_who_has_lost_the_right_to_it_while_it_waited() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let mut waiting = Box::pin(asked(&worker, 1));
+            assert!(poll_once(&mut waiting).await.is_none());
+            worker.door.known().expelled.insert("laptop", Why::Revoked);
+            let lane = worker.park(&agent, Framing::Framed);
+            assert_eq!(waiting.await.err().unwrap().code, RefusalCode::Unauthenticated);
+            worker.door.known().expelled.clear();
+            let (_got, dial) = zip(asked(&worker, 2), lane.accept()).await;
+            assert_eq!(dial.session, session(2), "the lane serves another, and has heard of nobody else");
+        });
+    }
+
+    #[test]
+    fn a_lane_found_dead_before_its_dial_is_replaced_and_nobody_notices() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let [alive, dead] = [(); 2].map(|()| worker.park(&agent, Framing::Framed));
+            // The worker has had no turn in which to hear of it.
+            drop(dead);
+            let (got, dial) = zip(asked(&worker, 1), alive.accept()).await;
+            assert!(got.is_ok() && dial.session == session(1));
+        });
+    }
+
+    #[test]
+    fn an_agent_that_has_come_back_serves_who_waited_for_it() {
+        kit::run(async {
+            let (worker, before) = setting();
+            let mut waiting = Box::pin(asked(&worker, 1));
+            assert!(poll_once(&mut waiting).await.is_none());
+            let lane = worker.park(&worker.agent(), Framing::Framed);
+            worker.local.lanes.borrow_mut().dismiss_waiting(before.entry.link);
+            let (got, _) = zip(waiting, lane.accept()).await;
+            assert!(got.is_ok());
+        });
+    }
+
+    #[test]
+    fn an_agent_s_word_of_retirement_may_cross_one_dial_and_no_more() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let lane = worker.park(&agent, Framing::Framed);
+            let crossed = async {
+                let dial = lane.dial().await;
+                lane.say(&Message::Retire).await;
+                lane.say(&Message::Dialled { session: dial.session, e2ee: None }).await;
+            };
+            assert!(zip(asked(&worker, 1), crossed).await.0.is_ok());
+            let lane = worker.park(&agent, Framing::Framed);
+            let twice = async {
+                lane.dial().await;
+                lane.say(&Message::Retire).await;
+                lane.say(&Message::Retire).await;
+            };
+            let lost = refused(&worker, 2, twice).await;
+            assert_eq!(lost.code, RefusalCode::LaneLost);
+            assert!(lost.reason.contains("answered retire to a dial"), "{lost}");
+        });
+    }
+
+    #[test]
+    fn an_answer_that_does_not_count_is_a_lost_lane() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let other = Message::Dialled { session: session(9), e2ee: None };
+            for (n, answer) in [(1, Some(other)), (2, None)] {
+                let lane = worker.park(&agent, Framing::Framed);
+                let answering = async {
+                    lane.dial().await;
+                    if let Some(answer) = &answer {
+                        lane.say(answer).await;
+                    } else {
+                        lane.write(&[0xFF]).await;
+                    }
+                };
+                assert_eq!(refused(&worker, n, answering).await.code, RefusalCode::LaneLost);
+            }
+            let lane = worker.park(&agent, Framing::Framed);
+            let gone = async move { drop(lane.dial().await) };
+            assert_eq!(refused(&worker, 3, gone).await.code, RefusalCode::LaneLost);
+            assert_eq!(worker.count(Kind::Lane), 0);
+        });
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_or_must_go_while_it_dials_is_waited_for_no_longer() {
+        kit::run(async {
+            let worker = kit::worker(Limits { dial_timeout: SOON, ..Limits::default() });
+            let agent = worker.agent();
+            let lane = worker.park(&agent, Framing::Framed);
+            let silent = refused(&worker, 1, async { drop(lane.dial().await) }).await;
+            assert_eq!(silent.code, RefusalCode::AgentTimeout);
+            assert!(silent.reason.contains("does not answer"), "{silent}");
+            lane.cut().await;
+            worker.shared.set_limits(Limits::default());
+            let begun = StdInstant::now();
+            let lane = worker.park(&agent, Framing::Framed);
+            let expelled = async {
+                lane.dial().await;
+                worker.expel("home", Why::Revoked);
+            };
+            assert_eq!(refused(&worker, 2, expelled).await.code, RefusalCode::AgentTimeout);
+            assert!(begun.elapsed() < Limits::default().dial_timeout / 2);
+            lane.cut().await;
+        });
+    }
+
+    #[test]
+    fn an_agent_may_say_no_in_its_own_words_and_its_lane_serves_on() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let lane = worker.park(&agent, Framing::Framed);
+            for (n, said, heard) in [
+                (1, RefusalCode::TargetRefused, RefusalCode::TargetRefused),
+                (2, RefusalCode::DeniedByAgent, RefusalCode::DeniedByAgent),
+                (3, RefusalCode::Unauthenticated, RefusalCode::Other),
+                (4, RefusalCode::Superseded, RefusalCode::Other),
+            ] {
+                let answer = async {
+                    let dial = lane.dial().await;
+                    lane.say(&Message::refused(dial.session, said, "because")).await;
+                };
+                let refused = refused(&worker, n, answer).await;
+                assert_eq!((refused.code, &*refused.reason), (heard, "because"));
+            }
+            let raw = worker.park(&agent, Framing::Raw);
+            let answer = async {
+                let dial = raw.dial().await;
+                raw.say(&Message::refused(dial.session, RefusalCode::Limited, "busy")).await;
+            };
+            assert_eq!(refused(&worker, 5, answer).await.code, RefusalCode::Limited);
+            raw.cut().await;
+        });
+    }
+
+    #[test]
+    fn who_asks_for_nobody_or_too_much_hears_so_and_what_it_repeats_is_bounded() {
+        kit::run(async {
+            let (worker, agent) = setting();
+            let nobody = Open { agent: "\u{202e}x".repeat(99), ..kit::open(1) };
+            let refused = open(&worker.local, &worker.laptop, &nobody, PEER).await.err().unwrap();
+            assert_eq!(refused.code, RefusalCode::AgentNotFound);
+            assert!(
+                refused.reason.matches("\\u{202e}x").count() == 32 && refused.reason.is_ascii(),
+                "{refused}"
+            );
+            let allowed = Allowance { sessions: std::num::NonZeroU32::new(1), ..Allowance::default() };
+            let one = Principal {
+                usage: kit::usage(&allowed),
+                ..kit::who(Speaker::Client, "laptop", Duration::from_secs(60))
+            };
+            let lanes = [(); 2].map(|()| worker.park(&agent, Framing::Framed));
+            let ask = async |n| open(&worker.local, &one, &kit::open(n), PEER).await;
+            let (stands, _) = zip(ask(2), lanes[1].accept()).await;
+            assert_eq!(ask(3).await.err().unwrap().code, RefusalCode::Limited);
+            drop(stands);
+            assert!(zip(ask(4), lanes[0].accept()).await.0.is_ok());
+        });
+    }
+
+    #[test]
+    fn a_lane_is_taken_from_whom_its_link_s_secret_proves_and_once() {
+        let (worker, agent) = setting();
+        let entry = &agent.entry;
+        let proof = |n, link| {
+            let lane = LaneId::from_bytes([n; 32]);
+            LaneProof { link, lane, proof: entry.secret.prove_lane(&entry.link, &lane) }
+        };
+        let taken = |who: &Principal, proof: &LaneProof| match lane(&worker.local, who, proof) {
+            Ok((theirs, _)) => theirs.link == entry.link,
+            Err(refused) => {
+                assert_eq!(refused.code, RefusalCode::Unauthenticated);
+                assert_eq!(refused.reason, "this lane belongs to no link that stands");
+                false
+            }
+        };
+        let forged = LaneProof { proof: [0; 32], ..proof(1, entry.link) };
+        assert!(!taken(&worker.home, &forged));
+        assert!(!taken(&worker.home, &proof(1, LinkId::from_bytes([9; 32]))), "another link's");
+        let other = kit::who(Speaker::Agent, "other", SOON);
+        assert!(!taken(&other, &proof(1, entry.link)), "another agent's");
+        assert!(taken(&worker.home, &proof(1, entry.link)));
+        assert!(!taken(&worker.home, &proof(1, entry.link)), "a second time");
+        let newer = worker.agent();
+        assert!(!taken(&worker.home, &proof(2, entry.link)), "a link that has been replaced");
+        drop(newer);
+    }
+
+    #[test]
+    fn nobody_logs_in_at_a_gateway_that_stops() {
+        let (worker, _) = setting();
+        assert!(login(&worker.local, Channel::Stream, "client").is_ok());
+        worker.local.stop();
+        let rejected = login(&worker.local, Channel::Stream, "client").err().unwrap();
+        assert_eq!(rejected.refused.code, RefusalCode::Draining);
+    }
 
     #[test]
     fn an_agent_can_not_speak_for_the_gateway() {

@@ -203,3 +203,102 @@ impl Lanes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_lite::future::{block_on, poll_once};
+    use narrowlink_proto::{limits::Limits, upgrade::Framing};
+
+    use super::*;
+    use crate::gateway::kit::{self, Gateway};
+
+    /// The book of the first of two workers, and an agent.
+    fn book() -> (Lanes, Arc<AgentEntry>) {
+        (Lanes::default(), Gateway::new(Limits::default(), 2).agent().entry)
+    }
+
+    #[test]
+    fn the_newest_lane_is_taken_first_and_one_that_was_taken_out_never() {
+        let (mut lanes, entry) = book();
+        let numbers: Vec<_> = (0..4).map(|_| lanes.add(&entry, 0).0).collect();
+        assert_eq!(entry.richest_but(1), Some(0));
+        lanes.remove(entry.link, numbers[2]);
+        lanes.remove(entry.link, numbers[2]);
+        let taken: Vec<_> = std::iter::from_fn(|| lanes.pop(entry.link).map(|lane| lane.number)).collect();
+        assert_eq!(taken, [numbers[3], numbers[1], numbers[0]]);
+        assert_eq!(entry.richest_but(1), None, "the others do not look for them any more");
+    }
+
+    #[test]
+    fn who_parks_a_lane_hears_when_it_is_asked_for_and_when_it_is_needed_no_more() {
+        let (mut lanes, entry) = book();
+        let [(_, forgotten), (_, asked)] = [(); 2].map(|()| lanes.add(&entry, 0));
+        let mut hearing = pin!(asked.heard());
+        assert!(block_on(poll_once(hearing.as_mut())).is_none());
+        let (reply, given) = async_channel::bounded(1);
+        lanes.pop(entry.link).unwrap().ask(reply);
+        let reply = block_on(hearing).unwrap();
+        assert!(!given.is_closed());
+        drop(reply);
+        assert!(given.is_closed(), "who has asked hears that there is no lane");
+        lanes.forget(entry.link);
+        assert!(block_on(forgotten.heard()).is_none());
+        let (_, forgotten) = lanes.add(&entry, 0);
+        lanes.forget_all();
+        assert!(block_on(forgotten.heard()).is_none());
+    }
+
+    #[test]
+    fn sessions_wait_in_their_order_and_no_more_than_so_many() {
+        let (mut lanes, entry) = book();
+        let waiting: Vec<_> = std::iter::from_fn(|| lanes.wait(entry.link)).collect();
+        assert_eq!(waiting.len(), WAITING_MAX);
+        for next in &waiting[..3] {
+            assert!(!next.is_closed());
+            drop(lanes.pop_waiting(entry.link));
+            assert!(next.is_closed());
+        }
+        assert_eq!([(); 4].map(|()| lanes.wait(entry.link).is_some()), [true, true, true, false]);
+    }
+
+    #[test]
+    fn who_waits_hears_when_no_lane_will_come_and_a_parked_one_stays() {
+        let (mut lanes, entry) = book();
+        lanes.add(&entry, 0);
+        let waiting = [(); 2].map(|()| lanes.wait(entry.link).unwrap());
+        assert!(lanes.has_waiting(entry.link));
+        lanes.dismiss_waiting(entry.link);
+        assert!(waiting.iter().all(Receiver::is_closed) && !lanes.has_waiting(entry.link));
+        assert!(lanes.pop(entry.link).is_some());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_link_without_lanes_and_sessions() {
+        let (mut lanes, entry) = book();
+        let (number, _) = lanes.add(&entry, 0);
+        let [gone, waiting] = [(); 2].map(|()| lanes.wait(entry.link).unwrap());
+        drop(gone);
+        lanes.forget_closed(entry.link);
+        lanes.remove(entry.link, number);
+        assert_eq!(lanes.groups[&entry.link].waiting.len(), 1);
+        drop(waiting);
+        lanes.forget_closed(entry.link);
+        assert!(lanes.groups.is_empty());
+    }
+
+    #[test]
+    fn a_lane_in_the_middle_of_a_message_is_not_idle_and_comes_back_whole() {
+        kit::run(async {
+            let worker = kit::worker(Limits::default());
+            let (lane, peer) = worker.lane(&worker.agent(), Framing::Framed);
+            let lane = lane.idle().ok().unwrap().wake();
+            assert!(lane.conn.begin_frame().unwrap());
+            let lane = lane.idle().err().unwrap();
+            lane.conn.end_frame().unwrap();
+            lane.idle().ok().unwrap().wake().conn.close(1000, "whole");
+            assert_eq!(peer.close().await, (1000, "whole".to_owned()));
+        });
+    }
+}

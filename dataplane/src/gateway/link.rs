@@ -210,7 +210,18 @@ fn send_list(local: &Local, socket: &mut LinkSocket, principal: &Principal) -> R
 
 #[cfg(test)]
 mod tests {
+    use narrowlink_proto::{
+        feature::Feature,
+        id::{AgentKey, LaneId, LinkSecret},
+        limits::Limits,
+        message::{AgentInfo, Instance},
+    };
+
     use super::*;
+    use crate::gateway::{
+        kit::{self, PEER, Peer, Worker, until},
+        table::Kind,
+    };
 
     fn future_bytes<A, F>(_: impl FnOnce(A) -> F) -> usize {
         size_of::<F>()
@@ -224,5 +235,262 @@ mod tests {
         let socket = size_of::<LinkSocket>();
         // With the runtime's header, of a task: the allocator's classes are 512, 640, 768, 896, 1,024.
         assert!(bytes <= 896 && socket <= 512, "{bytes}, {socket}");
+    }
+
+    const SOON: Duration = Duration::from_millis(30);
+
+    fn worker() -> Worker {
+        kit::worker(Limits::default())
+    }
+
+    async fn hello(peer: &Peer) -> Nonce {
+        match peer.hear().await {
+            Ok(Message::Hello { version: VERSION, nonce, .. }) => nonce,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn present(peer: &Peer, version: u32) {
+        peer.say(&Message::Present { version, features: Features::NONE, instance: None }).await;
+    }
+
+    async fn welcome(peer: &Peer) -> (LinkId, LinkSecret) {
+        match peer.hear().await {
+            Ok(Message::Welcome { link, secret }) => (link, secret),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A link that stands.
+    async fn up(worker: &Worker, who: &Arc<Principal>) -> Peer {
+        let peer = worker.link(who);
+        hello(&peer).await;
+        present(&peer, VERSION).await;
+        welcome(&peer).await;
+        peer
+    }
+
+    async fn goodbye(peer: &Peer) -> Goodbye {
+        match peer.hear().await {
+            Ok(Message::Goodbye(goodbye)) => goodbye,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn entry(worker: &Worker) -> Arc<AgentEntry> {
+        let key = AgentKey { uid: worker.home.uid, name: "home".into() };
+        worker.shared.directory.find(&key).unwrap()
+    }
+
+    #[test]
+    fn an_agent_is_known_to_every_worker_by_the_time_it_is_welcome_and_its_lanes_are_believed() {
+        kit::run(async {
+            let worker = worker();
+            let peer = worker.link(&worker.home);
+            let nonce = hello(&peer).await;
+            let instance = Some(Instance { key: "k".into(), signature: "s".into() });
+            let features = Features::NONE.with(Feature::EndToEnd);
+            peer.say(&Message::Present { version: VERSION, features, instance: instance.clone() }).await;
+            let (link, secret) = welcome(&peer).await;
+            let entry = entry(&worker);
+            assert_eq!((entry.link, entry.address, entry.features), (link, PEER, features));
+            let lane = LaneId::from_bytes([1; 32]);
+            assert!(entry.secret.permits_lane(&link, &lane, &secret.prove_lane(&link, &lane)));
+            assert_eq!(worker.door.known().presented, Some((features, instance)));
+            assert_ne!(hello(&worker.link(&worker.home)).await, nonce, "nobody signs the same twice");
+        });
+    }
+
+    #[test]
+    fn who_speaks_another_version_hears_which_two_there_are() {
+        kit::run(async {
+            let worker = worker();
+            let peer = worker.link(&worker.laptop);
+            hello(&peer).await;
+            present(&peer, VERSION + 8).await;
+            let goodbye = goodbye(&peer).await;
+            assert_eq!(goodbye.code, GoodbyeCode::Protocol);
+            assert!(
+                goodbye.reason.contains("version 1 ") && goodbye.reason.ends_with(" not 9"),
+                "{goodbye:?}"
+            );
+            assert_eq!(peer.close().await, (1008, String::new()));
+            until(|| worker.count(Kind::Link) == 0).await;
+            assert!(worker.door.known().presented.is_none(), "the door was not asked");
+        });
+    }
+
+    #[test]
+    fn who_is_not_let_in_hears_why_and_a_link_that_never_stood_is_not_taken_down() {
+        kit::run(async {
+            let worker = worker();
+            let taken = Goodbye { code: GoodbyeCode::NameTaken, reason: "another one has it".into() };
+            worker.door.known().goodbye = Some(taken.clone());
+            let peer = worker.link(&worker.home);
+            hello(&peer).await;
+            present(&peer, VERSION).await;
+            assert_eq!(goodbye(&peer).await, taken);
+            assert_eq!(peer.close().await.0, 1008);
+            let peer = worker.link(&worker.laptop);
+            hello(&peer).await;
+            peer.say(&Message::List).await;
+            assert_eq!(peer.close().await.0, 1002, "Present is due");
+            drop(peer);
+            drop(worker.link(&worker.home));
+            until(|| worker.count(Kind::Link) == 0).await;
+            assert!(worker.door.events().is_empty());
+        });
+    }
+
+    #[test]
+    fn words_of_a_later_version_are_passed_over_but_not_without_end() {
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.laptop).await;
+            peer.conn.send_text(br#"{"type":"sing","song":7}"#).await.unwrap();
+            peer.say(&Message::List).await;
+            let list = peer.hear().await;
+            assert!(matches!(list, Ok(Message::Agents { more: false, .. })), "{list:?}");
+            for _ in 0..250 {
+                peer.conn.send_text(br#"{"type":"sing"}"#).await.unwrap();
+            }
+            assert_eq!(peer.close().await.0, 1008);
+            assert_eq!(worker.door.event().await, "link 1 released");
+        });
+    }
+
+    #[test]
+    fn what_has_no_place_on_a_link_ends_it_and_its_peer_learns_that_it_is_at_fault() {
+        let present =
+            Message::Present { version: VERSION, features: Features::NONE, instance: None }.encode();
+        kit::run(async {
+            let worker = worker();
+            // Data, half of JSON, and a frame without a mask.
+            for bad in [&[0x82, 0x81, 0, 0, 0, 0, 7][..], &[0x81, 0x81, 0, 0, 0, 0, b'{'], &[0x81, 0]] {
+                let peer = up(&worker, &worker.laptop).await;
+                peer.write(bad).await;
+                assert_eq!(peer.close().await.0, 1002, "{bad:x?}");
+            }
+            let list = Message::List.encode();
+            for (who, words) in [(&worker.laptop, &present), (&worker.home, &list)] {
+                let peer = up(&worker, who).await;
+                peer.conn.send_text(words).await.unwrap();
+                assert_eq!(peer.close().await.0, 1002, "{}", words.escape_ascii());
+            }
+        });
+    }
+
+    #[test]
+    fn a_list_comes_a_hundred_at_a_time_and_an_empty_one_comes_too() {
+        let agent = |n| AgentInfo { name: format!("{n}"), address: PEER, ping_us: None, connected_s: n };
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.laptop).await;
+            for (count, pages) in [(0, vec![0]), (100, vec![100]), (250, vec![100, 100, 50])] {
+                worker.door.known().agents = (0..count).map(agent).collect();
+                peer.say(&Message::List).await;
+                let mut got = Vec::new();
+                for page in &pages {
+                    let Ok(Message::Agents { agents, more }) = peer.hear().await else { panic!("no page") };
+                    assert_eq!(agents.len(), *page);
+                    got.extend(agents);
+                    assert_eq!(more, got.len() < count as usize);
+                }
+                assert_eq!(got, worker.door.known().agents);
+            }
+        });
+    }
+
+    #[test]
+    fn an_agent_is_told_once_for_how_many_sessions_it_is_to_bring_lanes() {
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            let entry = entry(&worker);
+            for _ in 0..3 {
+                entry.add_waiting(0);
+                entry.ask_for_lanes();
+            }
+            let told = peer.hear().await;
+            assert!(matches!(told, Ok(Message::NeedLane { count: 3 })), "{told:?}");
+            // By now nobody waits: nothing is said.
+            (0..3).for_each(|_| entry.sub_waiting(0));
+            entry.ask_for_lanes();
+            let replaced = Goodbye { code: GoodbyeCode::Replaced, reason: "a newer link".into() };
+            entry.orders.try_send(LinkOrder::Goodbye(replaced.clone())).unwrap();
+            assert_eq!(goodbye(&peer).await, replaced);
+            assert_eq!(peer.close().await.0, 1001);
+        });
+    }
+
+    #[test]
+    fn a_round_trip_is_measured_and_shown() {
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            let entry = entry(&worker);
+            let listening = async { panic!("nothing is due: {:?}", peer.hear().await) };
+            future::or(until(|| entry.info().ping_us.is_some()), listening).await;
+        });
+    }
+
+    #[test]
+    fn who_must_go_hears_why_and_is_not_heard() {
+        kit::run(async {
+            for (why, reason) in [
+                (Why::Revoked, "the token was revoked"),
+                (Why::SecretRetired, "the secret that signed the token is in use no more"),
+                (Why::Expired, "the token has expired"),
+            ] {
+                let worker = worker();
+                let peer = up(&worker, &worker.laptop).await;
+                peer.say(&Message::List).await;
+                worker.expel("laptop", why);
+                let goodbye = goodbye(&peer).await;
+                assert_eq!((goodbye.code, &*goodbye.reason), (GoodbyeCode::Unauthenticated, reason));
+                assert_eq!(peer.close().await.0, 1001);
+            }
+        });
+    }
+
+    #[test]
+    fn a_link_ends_with_its_token() {
+        kit::run(async {
+            let worker = worker();
+            let who = Arc::new(kit::who(Speaker::Client, "guest", SOON));
+            let peer = up(&worker, &who).await;
+            assert_eq!(goodbye(&peer).await.reason, "the token has expired");
+            assert!(std::time::Instant::now() >= who.expires_at);
+        });
+    }
+
+    #[test]
+    fn a_link_that_is_gone_is_said_to_be_so_everywhere() {
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            let entry = entry(&worker);
+            drop(peer);
+            assert_eq!(worker.door.event().await, "link 1 released");
+            assert!(entry.is_link_down() && !worker.home.vanished.load(Ordering::Acquire));
+            let note = worker.shared.mailboxes.of(0).try_recv().ok();
+            assert!(matches!(note, Some(Note::LinkDown(link)) if link == entry.link));
+        });
+    }
+
+    #[test]
+    fn an_agent_that_answers_no_more_although_its_connection_stands_is_lost_with_all_it_has() {
+        let limits = Limits { ping_interval: SOON, pong_timeout: SOON, ..Limits::default() };
+        kit::run(async {
+            let (worker, begun) = (kit::worker(limits), Instant::now());
+            let peer = up(&worker, &worker.home).await;
+            let entry = entry(&worker);
+            assert_eq!(worker.door.event().await, "link 1 released");
+            assert!(begun.elapsed() >= SOON * 2);
+            assert!(entry.is_link_down() && worker.home.vanished.load(Ordering::Acquire));
+            let note = worker.shared.mailboxes.of(0).try_recv().ok();
+            assert!(matches!(note, Some(Note::Lost(link)) if link == entry.link));
+            assert!(peer.hear().await.is_err(), "without a word");
+        });
     }
 }

@@ -91,3 +91,61 @@ impl Local {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, poll_once};
+    use narrowlink_proto::{ended::Why, limits::Limits};
+
+    use super::*;
+    use crate::{
+        gateway::{
+            kit::{Gateway, PEER, Worker},
+            sources::Heard,
+            table::Seat,
+        },
+        run::source::Source,
+    };
+
+    fn stranger(worker: &Worker) -> Seat {
+        let seat = Seat::for_stranger(&worker.local.table);
+        let heard = Heard { source: Source::from(PEER), known_by: None };
+        worker.local.strangers(|all| all.arrive(heard, seat.key()));
+        seat
+    }
+
+    #[test]
+    fn a_stranger_leaves_where_there_are_most_be_that_another_worker() {
+        let gateway = Gateway::new(Limits::default(), 2);
+        let [here, there] = [0, 1].map(|index| gateway.worker(index));
+        let mailbox = gateway.shared.mailboxes.of(1);
+        let told = || std::iter::from_fn(|| mailbox.try_recv().ok()).count();
+        let [mine, _others, _more] = [&here, &there, &there].map(stranger);
+        here.local.make_room();
+        assert_eq!(told(), 1);
+        assert!(block_on(poll_once(mine.dismissed())).is_none());
+        // One that can't be told any more is not waited for.
+        while gateway.shared.mailboxes.tell(1, Note::MakeRoom).is_ok() {}
+        here.local.make_room();
+        assert_eq!(block_on(mine.dismissed()), Why::Reset);
+        told();
+        let many = [(); 3].map(|()| stranger(&here));
+        here.local.make_room();
+        assert_eq!((told(), block_on(many[0].dismissed())), (0, Why::Reset), "most are here");
+    }
+
+    #[test]
+    fn a_worker_that_stops_is_busy_while_there_are_sessions_and_links() {
+        let worker = Gateway::new(Limits::default(), 1).worker(0);
+        assert!(block_on(poll_once(worker.local.stopped())).is_none());
+        let seat = Seat::for_stranger(&worker.local.table);
+        let busy = [Kind::Stranger, Kind::Lane, Kind::Stream, Kind::Session, Kind::Link].map(|kind| {
+            seat.becomes(kind);
+            worker.local.is_busy()
+        });
+        assert_eq!(busy, [false, false, false, true, true]);
+        worker.local.stop();
+        block_on(worker.local.stopped());
+        assert!(worker.local.stopping.get());
+    }
+}

@@ -104,3 +104,61 @@ impl Mailboxes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    /// What waits for a worker; the notes of these tests have numbers.
+    fn waiting(mailboxes: &Mailboxes, worker: usize) -> Vec<usize> {
+        let mailbox = mailboxes.of(worker);
+        let next = || match mailbox.try_recv().ok()? {
+            Note::Unlisten(number) => Some(number),
+            _ => panic!("a note that nobody wrote"),
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    fn with_a_full_one() -> Mailboxes {
+        let mailboxes = Mailboxes::new(2);
+        for number in 0..NOTES_MAX {
+            assert!(mailboxes.tell(0, Note::Unlisten(number)).is_ok());
+        }
+        mailboxes
+    }
+
+    #[test]
+    fn a_full_mailbox_gives_a_note_back_and_keeps_its_own_in_their_order() {
+        let mailboxes = with_a_full_one();
+        let back = mailboxes.tell(0, Note::Unlisten(NOTES_MAX)).err();
+        assert!(matches!(back, Some(Note::Unlisten(NOTES_MAX))));
+        // A hint is lost there, and nowhere else.
+        mailboxes.tell_all_now(|| Note::Unlisten(NOTES_MAX));
+        assert_eq!(waiting(&mailboxes, 0), (0..NOTES_MAX).collect::<Vec<_>>());
+        assert_eq!(waiting(&mailboxes, 1), [NOTES_MAX]);
+    }
+
+    #[test]
+    fn who_must_be_heard_by_all_waits_for_room_and_is_heard_once() {
+        let mailboxes = with_a_full_one();
+        let mut telling = pin!(mailboxes.tell_all_soon(|| Note::Unlisten(NOTES_MAX)));
+        assert!(block_on(poll_once(telling.as_mut())).is_none());
+        assert!(matches!(mailboxes.of(0).try_recv(), Ok(Note::Unlisten(0))));
+        block_on(telling);
+        assert_eq!(waiting(&mailboxes, 0), (1..=NOTES_MAX).collect::<Vec<_>>());
+        assert_eq!(waiting(&mailboxes, 1), [NOTES_MAX]);
+    }
+
+    #[test]
+    fn each_worker_gets_what_is_for_it() {
+        let mailboxes = Mailboxes::new(3);
+        mailboxes.tell_each((7..).map(Note::Unlisten));
+        mailboxes.tell_all(|| Note::Unlisten(1));
+        assert_eq!([0, 1, 2].map(|worker| waiting(&mailboxes, worker)), [[7, 1], [8, 1], [9, 1]]);
+        assert_eq!(mailboxes.count(), 3);
+    }
+}

@@ -11,6 +11,8 @@ pub mod claims;
 pub mod directory;
 pub mod door;
 pub(crate) mod handover;
+#[cfg(test)]
+mod kit;
 pub mod lane;
 pub(crate) mod link;
 pub mod local;

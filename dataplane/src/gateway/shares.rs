@@ -159,6 +159,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_for_which_there_is_none_takes_nothing_from_other_connections() {
+        let all = Descriptors::of(160 + OWN);
+        let user = Held::default();
+        let lanes = take_all(&all, true, &user);
+        for _ in 0..1_000 {
+            assert_eq!(all.take(true, &user), Err(Short::User));
+        }
+        let taken = [&user.connections, &user.lanes, &all.connections.taken, &all.lanes.taken];
+        assert_eq!(taken.map(|taken| taken.load(Ordering::Relaxed) as usize), [lanes; 4]);
+    }
+
+    #[test]
     fn so_few_descriptors_that_hardly_anybody_is_served_are_warned_of() {
         let words = scarcity_of(40).unwrap();
         assert!(words.contains("than 40 open files") && words.contains("LimitNOFILE="), "{words}");

@@ -219,9 +219,52 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_proto::{id::Uid, message::Speaker};
+    use std::sync::atomic::Ordering;
+
+    use futures_lite::future::{block_on, poll_once};
+    use narrowlink_proto::{id::Uid, limits::Limits, message::Speaker};
 
     use super::*;
+    use crate::gateway::kit;
+
+    #[test]
+    fn who_must_go_is_woken_by_the_first_word_and_hears_it_for_ever() {
+        let worker = kit::worker(Limits::default());
+        let table = &worker.local.table;
+        let [home, laptop] = [&worker.home, &worker.laptop].map(|who| Seat::for_lane(table, who));
+        let both =
+            || block_on(async { (poll_once(home.dismissed()).await, poll_once(laptop.dismissed()).await) });
+        assert_eq!(both(), (None, None));
+        let (woken, news) = async_channel::bounded(1);
+        let waiting = async {
+            woken.try_send(home.dismissed().await).unwrap();
+        };
+        let judging = async {
+            worker.expel("home", Why::SecretRetired);
+            worker.expel("home", Why::Revoked);
+            news.recv().await.unwrap()
+        };
+        let heard = block_on(futures_lite::future::zip(waiting, judging)).1;
+        assert_eq!(heard, Why::SecretRetired);
+        assert_eq!(both(), (Some(Why::SecretRetired), None));
+    }
+
+    #[test]
+    fn who_lost_its_right_on_the_way_to_its_seat_is_dismissed_there() {
+        let worker = kit::worker(Limits::default());
+        worker.home.vanished.store(true, Ordering::Release);
+        let seat = Seat::for_lane(&worker.local.table, &worker.home);
+        assert_eq!(block_on(poll_once(seat.dismissed())), Some(Why::Vanished));
+        drop(seat);
+        // What it was told as a stranger counts no more once it is somebody.
+        let seat = Seat::for_stranger(&worker.local.table);
+        worker.local.table.dismiss_stranger(seat.key());
+        assert_eq!(block_on(poll_once(seat.dismissed())), Some(Why::Reset));
+        seat.belongs_to(&worker.laptop);
+        assert_eq!(block_on(poll_once(seat.dismissed())), None);
+        drop(seat);
+        assert_eq!([Kind::Stranger, Kind::Lane].map(|kind| worker.count(kind)), [0, 0]);
+    }
 
     #[test]
     fn who_may_not_stay_is_dismissed_and_nobody_else() {
