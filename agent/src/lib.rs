@@ -55,6 +55,8 @@ const WORKERS_MAX_BY_DEFAULT: usize = 4;
 /// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
 /// for a token's file.
 const KEPT_FREE: usize = 5;
+/// On a worker without links: for a look-up.
+const KEPT_FREE_ELSEWHERE: usize = 2;
 
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
@@ -130,7 +132,10 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
                 spawn(tasks);
                 run(config, gateways, crew, ready, stop).await;
             }),
-            None => Box::pin(tasks),
+            None => Box::pin(async move {
+                descriptors::keep_free(KEPT_FREE_ELSEWHERE);
+                tasks.await;
+            }),
         };
         main
     });

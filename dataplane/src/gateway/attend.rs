@@ -92,12 +92,12 @@ mod tests {
     use std::{pin::pin, sync::atomic::Ordering};
 
     use futures_lite::future::{self, poll_once};
-    use monoio::time::Instant;
     use narrowlink_proto::{
         ended::{RefusalCode, Why},
         limits::Limits,
         upgrade::Framing,
     };
+    use std::time::Instant;
 
     use super::*;
     use crate::{

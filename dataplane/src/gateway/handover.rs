@@ -69,8 +69,8 @@ mod tests {
     use std::thread;
 
     use futures_lite::future;
-    use monoio::time::Instant;
     use narrowlink_proto::{limits::Limits, message::Channel, upgrade::Framing};
+    use std::time::Instant;
 
     use super::*;
     use crate::{

@@ -26,17 +26,17 @@ use narrowlink_proto::{
     token::Allowance,
     upgrade::Framing,
 };
-use rustls::ServerConfig;
 
 use crate::{
     gateway::{
         directory::{AgentEntry, Directory, LinkOrder},
-        door::{Door, Event, LinkGrant, LinkRequest, Rejected},
+        door::{Door, Event, First, LinkGrant, LinkRequest, Rejected, Route},
         lane::Lane,
         link,
         local::Local,
         parking,
         principal::Principal,
+        service::Service,
         shared::Shared,
         shares::Descriptors,
         stream::{self, Visit},
@@ -177,8 +177,13 @@ impl TestDoor {
 }
 
 impl Door for TestDoor {
-    fn tls(&self, _: usize, _: Option<&str>) -> Option<Arc<ServerConfig>> {
-        None
+    fn route(&self, service: &Service, first: &First<'_>) -> Route {
+        match first {
+            First::Http if !service.tls => Route::Http,
+            // There is no certificate here.
+            First::Tls(_) if service.tls => Route::Nothing,
+            First::Tls(_) | First::Http => Route::Misplaced,
+        }
     }
 
     fn login(&self, channel: Channel, token: &str) -> Result<Arc<Principal>, Rejected> {

@@ -1,12 +1,12 @@
 //! Role: which family of addresses a host was reached by last, so that a dead one costs its delay once.
-//! Invariants: bounded · a thread's own, so no lock · it is a hint about the order only: which addresses may be dialled
+//! Invariants: bounded · one for all threads, held for a look when a dial begins or ends · it is a hint about the order only: which addresses may be dialled
 //! is decided elsewhere.
 //! See: RFC 8305 section 8.1.
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -32,18 +32,20 @@ impl Family {
 #[derive(Default)]
 struct Winners(HashMap<(Box<str>, u16), (Family, Instant)>);
 
-thread_local! {
-    static WINNERS: RefCell<Winners> = RefCell::default();
+static WINNERS: LazyLock<Mutex<Winners>> = LazyLock::new(Mutex::default);
+
+fn winners() -> MutexGuard<'static, Winners> {
+    WINNERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The family that connected to `host` first the last time, if that is not long ago.
 pub(super) fn remembered(host: &str, port: u16, now: Instant) -> Option<Family> {
-    WINNERS.with_borrow(|winners| winners.get(host, port, now))
+    winners().get(host, port, now)
 }
 
 /// This family connected first.
 pub(super) fn remember(host: &str, port: u16, family: Family, now: Instant) {
-    WINNERS.with_borrow_mut(|winners| winners.insert(host, port, family, now));
+    winners().insert(host, port, family, now);
 }
 
 impl Winners {
