@@ -524,7 +524,7 @@ mod tests {
             assert!(silent.reason.contains("does not answer"), "{silent}");
             lane.cut().await;
             worker.shared.set_limits(Limits::default());
-            let begun = StdInstant::now();
+            let begun = Instant::now();
             let lane = worker.park(&agent, Framing::Framed);
             let expelled = async {
                 lane.dial().await;

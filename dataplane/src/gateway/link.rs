@@ -482,7 +482,7 @@ mod tests {
     fn an_agent_that_answers_no_more_although_its_connection_stands_is_lost_with_all_it_has() {
         let limits = Limits { ping_interval: SOON, pong_timeout: SOON, ..Limits::default() };
         kit::run(async {
-            let (worker, begun) = (kit::worker(limits), Instant::now());
+            let (worker, begun) = (kit::worker(limits), std::time::Instant::now());
             let peer = up(&worker, &worker.home).await;
             let entry = entry(&worker);
             assert_eq!(worker.door.event().await, "link 1 released");

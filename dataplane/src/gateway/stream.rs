@@ -805,7 +805,7 @@ mod tests {
                 for peer in [&client, &lane] {
                     assert_eq!(peer.close().await, (CLOSE_RESET, "the token expired".to_owned()));
                 }
-                assert!(StdInstant::now() >= guest.expires_at.min(home.expires_at));
+                assert!(Instant::now() >= guest.expires_at.min(home.expires_at));
                 assert_eq!(worker.door.events()[1], "1 ended: 0 up, 0 down, Here expired");
             });
         }
@@ -824,7 +824,7 @@ mod tests {
             let guest = Arc::new(kit::who(Speaker::Client, "guest", SOON));
             let client = worker.stream(&guest, Framing::Framed);
             assert_eq!(client.close().await, (1008, "the token has expired".to_owned()));
-            assert!(StdInstant::now() >= guest.expires_at);
+            assert!(Instant::now() >= guest.expires_at);
             let client = worker.stream(&guest, Framing::Framed);
             worker.local.stop();
             assert_eq!(client.close().await, (1001, "the gateway shuts down".to_owned()));
