@@ -227,7 +227,8 @@ fn say_the_unreadable(gateway: &Forged) -> usize {
     let rules = unreadable_rules().into_iter().map(|rules| json!({ "rules": rules }));
     let others = [
         json!({ "origin": "visitor" }),
-        json!({ "origin": { "visitor": { "host": "good.test" } } }),
+        json!({ "origin": { "client": { "name": "laptop" } } }),
+        json!({ "origin": { "visitor": {}, "client": { "name": "laptop", "peer_addr": "192.0.2.1:1" } } }),
         json!({ "target": null }),
         json!({ "target": {} }),
         json!({ "target": GOOD }),
@@ -266,6 +267,7 @@ fn say_the_unserved(gateway: &Forged) -> usize {
         (json!({ "target": { "icmp": { "host": GOOD } } }), unsupported),
         (json!({ "target": { "unix": { "path": "/run/x" } } }), unsupported),
         (json!({ "e2ee": "AAAA" }), unsupported),
+        (json!({ "origin": { "visitor": { "host": "good.test" } } }), unsupported),
         (host(GOOD, 0), no_place),
         (host("", PORT), no_place),
         (host("10.77.0.1 ", PORT), no_place),
