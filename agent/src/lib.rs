@@ -9,6 +9,8 @@ mod bell;
 pub mod check;
 pub mod config;
 pub mod expiry;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 mod lanes;
 mod link;
