@@ -92,6 +92,9 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use std::{pin::pin, thread};
+
+    use futures_lite::future::poll_once;
     use narrowlink_dataplane::run::worker::{run_alone, spawn};
 
     use super::*;
@@ -127,5 +130,52 @@ mod tests {
             tasks.running.load(Ordering::Relaxed)
         });
         assert_eq!(done.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_ring_wakes_who_waits_and_one_that_gave_up_waiting_takes_none_along() {
+        run_alone(false, |_| async {
+            let bell = std::rc::Rc::new(Doorbell::new());
+            assert!(poll_once(bell.wait()).await.is_none());
+            let ringing = bell.clone();
+            spawn(async move { ringing.ring() });
+            bell.wait().await;
+            bell.ring();
+            let mut waiting = pin!(bell.wait());
+            assert!(poll_once(waiting.as_mut()).await.is_some());
+            assert!(poll_once(bell.wait()).await.is_none(), "each is heard once");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_gate_opens_from_any_thread() {
+        run_alone(false, |_| async {
+            let (opener, gate) = Gate::new();
+            assert!(poll_once(gate.wait()).await.is_none());
+            let opening = thread::spawn(move || drop(opener));
+            gate.wait().await;
+            opening.join().unwrap();
+            assert!(poll_once(gate.clone().wait()).await.is_some());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn tasks_are_done_only_when_none_is_left_however_many_have_ended_before() {
+        run_alone(false, |_| async {
+            let tasks = Tasks::new();
+            let (first, last) = (tasks.begin(), tasks.begin());
+            let mut done = pin!(tasks.done());
+            assert!(poll_once(done.as_mut()).await.is_none());
+            drop(first);
+            assert!(poll_once(done.as_mut()).await.is_none(), "one is left");
+            let newer = tasks.begin();
+            drop(last);
+            assert!(poll_once(done.as_mut()).await.is_none(), "another has begun");
+            drop(newer);
+            done.await;
+        })
+        .unwrap();
     }
 }

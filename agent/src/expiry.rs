@@ -44,3 +44,41 @@ fn say(endings: Vec<(Located<String>, bool)>) {
 pub fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use narrowlink_dataplane::run::worker::run_alone;
+
+    use super::*;
+    use crate::fixture::{Fixture, token, token_until};
+
+    #[test]
+    fn a_token_that_was_replaced_is_complained_about_no_more() {
+        let (at, now) = (Fixture::new(), seconds_since_1970());
+        let endings = || at.shared.config.endings(now);
+        assert_eq!(endings().len(), 0);
+        for (exp, has_ended) in [(now - 1, true), (now + 3600, false)] {
+            fs::write(at.token_file(), token_until(exp, "old")).unwrap();
+            let ending = endings();
+            assert_eq!((ending.len(), ending[0].1), (1, has_ended), "{}", ending[0].0);
+        }
+        fs::write(at.token_file(), token("new")).unwrap();
+        assert_eq!(endings().len(), 0);
+        fs::remove_file(at.token_file()).unwrap();
+        assert_eq!(endings().len(), 0, "what can't be read is said elsewhere");
+    }
+
+    #[test]
+    fn an_agent_that_stops_waits_for_no_next_look() {
+        run_alone(false, |_| async {
+            let mut at = Fixture::new();
+            let mut watching = Box::pin(watch(at.shared.clone()));
+            assert!(future::poll_once(&mut watching).await.is_none(), "it goes on");
+            drop(at.stop.take());
+            watching.await;
+        })
+        .unwrap();
+    }
+}

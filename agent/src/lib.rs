@@ -11,6 +11,8 @@ pub mod check;
 pub mod config;
 mod crew;
 pub mod expiry;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 mod lanes;
 mod link;

@@ -400,9 +400,21 @@ fn advice(error: &LinkError, next_token: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_proto::message::Goodbye;
+    use std::fs;
+
+    use futures_lite::future::zip;
+    use narrowlink_dataplane::{run::worker::run_alone, tunnel::conn::Conn};
+    use narrowlink_proto::{
+        id::LinkSecret,
+        message::{Goodbye, Speaker},
+        upgrade::Request,
+    };
 
     use super::*;
+    use crate::{
+        config::LaneRange,
+        fixture::{Fixture, Port, heard, token},
+    };
 
     fn refused(code: RefusalCode) -> LinkError {
         TunnelError::Refused(Refused::new(code, "no")).into()
@@ -439,5 +451,128 @@ mod tests {
         assert_eq!(described(&refused(RefusalCode::Unauthenticated), next), "no; ask for a new one");
         assert!(advice(&goodbye(GoodbyeCode::Replaced), next).is_some());
         assert!(advice(&LinkError::Closed, next).is_none());
+    }
+
+    #[test]
+    fn a_gateway_of_another_version_is_named_with_both_and_a_later_ones_reason_is_passed_on() {
+        let said = described(&LinkError::Version { theirs: 2 }, "");
+        assert!(
+            said.contains("version 2 ") && said.contains("version 1:") && said.contains("update"),
+            "{said}"
+        );
+        assert_eq!(described(&goodbye(GoodbyeCode::Other), ""), "bye");
+        assert_eq!(pace(&goodbye(GoodbyeCode::Other)), Pace::Patient);
+    }
+
+    #[test]
+    fn the_same_trouble_is_said_once_and_another_one_at_once() {
+        let mut outage = Outage::default();
+        let said: Vec<_> =
+            ["away", "away", "no", "no", "away"].iter().map(|why| outage.news((*why).to_owned())).collect();
+        let news = |why: &str| Some(why.to_owned());
+        assert_eq!(said, [news("away"), None, news("no"), None, news("away")]);
+    }
+
+    #[test]
+    fn a_lost_link_waits_for_a_renewal_only_while_one_is_under_way() {
+        run_alone(false, |_| async {
+            let renewal = Renewal::default();
+            renewal.is_over().await;
+            renewal.set(true);
+            let mut waiting = std::pin::pin!(renewal.is_over());
+            assert!(future::poll_once(waiting.as_mut()).await.is_none());
+            renewal.set(false);
+            waiting.await;
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_token_file_that_went_bad_is_complained_of_until_it_is_mended() {
+        run_alone(false, |_| async {
+            let (at, files) = (Fixture::new(), Files::default());
+            let read = || files.gateway(&at.shared, &at.endpoint);
+            assert_eq!(read().await.unwrap().token(), token("first"));
+            for (text, says) in
+                [(Some("two words"), "one token"), (Some("hunter2"), "is no token"), (None, "is gone")]
+            {
+                match text {
+                    Some(text) => fs::write(at.token_file(), text).unwrap(),
+                    None => fs::remove_file(at.token_file()).unwrap(),
+                }
+                assert!(read().await.is_none());
+                let said = files.said.borrow().clone().unwrap();
+                assert!(said.contains(says) && !said.contains("hunter2"), "{said}");
+            }
+            assert_eq!(files.stamp(at.token_file()).await, Some(None), "the disk answers that there is none");
+            fs::write(at.token_file(), token("second")).unwrap();
+            assert_eq!(read().await.unwrap().token(), token("second"));
+            assert_eq!(*files.said.borrow(), None);
+        })
+        .unwrap();
+    }
+
+    /// Welcomes the agent to a link.
+    async fn welcome(port: &Port, secret: &LinkSecret) -> Conn {
+        let (conn, request, present) = port.link(Speaker::Agent, secret.clone()).await;
+        assert_eq!(request.token, token("first"));
+        assert!(matches!(present, Message::Present { version: 1, instance: Some(_), .. }), "{present:?}");
+        conn
+    }
+
+    /// A lane of that link.
+    async fn lane(port: &Port, secret: &LinkSecret) -> Conn {
+        let (conn, Request { lane, .. }) = port.upgrade().await;
+        let proof = lane.expect("a lane");
+        assert!(secret.permits_lane(&proof.link, &proof.lane, &proof.proof));
+        conn
+    }
+
+    #[test]
+    fn an_agent_opens_the_lanes_that_it_is_asked_for_and_comes_back_when_its_gateway_is_restarted() {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let mut at =
+                Fixture::with(port.addr.to_string(), |config| config.lanes = LaneRange { min: 0, max: 9 });
+            let holding = hold(at.shared.clone(), at.endpoint.clone(), at.gateway());
+            let stop = at.stop.take();
+            let playing = async {
+                let secret = LinkSecret::from_bytes([2; 32]);
+                let link = welcome(&port, &secret).await;
+                assert_eq!(at.shared.ready.wait(Duration::ZERO), None, "it has yet to hear of it");
+                link.send(&Message::NeedLane { count: 2 }).await.unwrap();
+                let lanes = [lane(&port, &secret).await, lane(&port, &secret).await];
+                assert_eq!(at.shared.ready.wait(Duration::ZERO), Some(port.addr.to_string()));
+                let bye = Goodbye { code: GoodbyeCode::Draining, reason: "back soon".to_owned() };
+                link.send(&Message::Goodbye(bye)).await.unwrap();
+                for lane in lanes {
+                    assert!(matches!(heard(&lane).await, Ok(Message::Retire)));
+                    lane.close(1001, "");
+                }
+                let _link = welcome(&port, &secret).await;
+                drop(stop);
+            };
+            zip(holding, playing).await;
+            at.shared.tasks.done().await;
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_agent_asks_a_gateway_that_breaks_off_again_and_again_until_it_is_told_to_stop() {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let mut at = Fixture::with(port.addr.to_string(), |_| {});
+            let holding = hold(at.shared.clone(), at.endpoint.clone(), at.gateway());
+            let stop = at.stop.take();
+            let breaking = async {
+                for _ in 0..4 {
+                    drop(port.accept().await);
+                }
+                drop(stop);
+            };
+            zip(holding, breaking).await;
+        })
+        .unwrap();
     }
 }

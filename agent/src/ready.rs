@@ -83,4 +83,27 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"gateway\":\"gw.example:443\"}\n");
     }
+
+    #[test]
+    fn who_waits_hears_the_first_welcome_at_once() {
+        let ready = Ready::new(None);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| ready.wait(Duration::from_secs(30)));
+            ready.tell("gw.example:443");
+            assert_eq!(waiting.join().unwrap().as_deref(), Some("gw.example:443"));
+        });
+        ready.tell("other:443");
+        assert_eq!(ready.wait(Duration::ZERO).as_deref(), Some("gw.example:443"), "once");
+    }
+
+    #[test]
+    fn an_agent_whose_ready_file_can_not_be_written_is_ready_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        for place in [dir.path().to_owned(), dir.path().join("no/such/directory")] {
+            let ready = Ready::new(Some(&place));
+            ready.tell("gw.example:443");
+            assert_eq!(ready.wait(Duration::ZERO).as_deref(), Some("gw.example:443"));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

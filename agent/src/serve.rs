@@ -252,21 +252,22 @@ fn unconnected(e: &Unconnected, asked: &Destination, port: u16) -> Refused {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::run::worker::run_alone;
+    use futures_lite::future::zip;
+    use narrowlink_dataplane::{run::worker::run_alone, tunnel::settle::settled};
     use narrowlink_proto::{
-        id::SessionId,
+        message::Speaker,
         policy::{Cidr, Grant, Item, Policies, Ports, Protocol},
     };
 
     use super::*;
+    use crate::fixture::{self, Fixture, Port, dial, exchange, heard, id, read_all, send_data, tunnel_ends};
 
     fn dial_of(target: Target) -> Dial {
-        let origin = Origin::Client { name: "c".to_owned(), peer_addr: "127.0.0.1:1".parse().unwrap() };
-        Dial { session: SessionId::from_bytes([1; 32]), origin, target, rules: None, e2ee: None }
+        dial(id(1), target)
     }
 
     fn tcp(host: &str, port: u16) -> Dial {
-        dial_of(Target::Tcp { host: host.to_owned(), port })
+        dial_of(fixture::tcp(host, port))
     }
 
     fn dialled(rules: Rules, dial: Dial) -> Result<(), Refused> {
@@ -355,5 +356,151 @@ mod tests {
         let code = |ips: &[&str]| permitted(&own, &dial, &asked, addrs(ips)).unwrap_err().code;
         assert_eq!(code(&["192.168.0.1"]), RefusalCode::Policy);
         assert_eq!(code(&["192.168.0.1", "10.0.0.3"]), RefusalCode::DeniedByAgent);
+    }
+    /// A Dial of that target is served on a lane, whose gateway's end is here.
+    fn served(at: &Fixture, framing: Framing, target: Target) -> (impl Future<Output = Option<Conn>>, Conn) {
+        let (ours, theirs) = tunnel_ends(framing);
+        let (shared, dial) = (at.shared.clone(), dial_of(target));
+        (async move { serve(&shared, ours, &dial, None).await }, theirs)
+    }
+
+    async fn expect_dialled(gateway: &Conn) {
+        let said = heard(gateway).await.unwrap();
+        assert!(matches!(said, Message::Dialled { session, .. } if session == id(1)), "{}", said.name());
+    }
+
+    /// How the other side sees the end of a session that was reset.
+    async fn expect_reset(gateway: &Conn, words: &str) {
+        let Err(ConnError::Closed { code: 4000, why }) = heard(gateway).await else { panic!("no reset") };
+        assert!(why.contains(words), "{why}");
+    }
+
+    #[test]
+    fn a_refusal_keeps_a_framed_lane_and_ends_a_raw_one() {
+        run_alone(false, |_| async {
+            let at = Fixture::new();
+            for (framing, stays) in [(Framing::Framed, true), (Framing::Raw, false)] {
+                let (serving, gateway) = served(&at, framing, fixture::tcp("0.0.0.0", 1));
+                let (lane, said) = zip(serving, heard(&gateway)).await;
+                match said.unwrap() {
+                    Message::Refused(refused) => {
+                        assert_eq!(
+                            (refused.session, refused.code),
+                            (Some(id(1)), RefusalCode::DeniedByAgent)
+                        );
+                    }
+                    other => panic!("{} is no refusal", other.name()),
+                }
+                assert_eq!(lane.is_some(), stays, "{framing:?}");
+                if !stays {
+                    assert_eq!(gateway.wire().read(&mut [0; 1]).await.unwrap(), 0, "a clean end behind it");
+                }
+            }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_session_goes_both_ways_to_its_clean_end_and_a_framed_lane_serves_again() {
+        run_alone(false, |_| async {
+            let (at, target) = (Fixture::new(), Port::listen());
+            for (framing, again) in [(Framing::Framed, true), (Framing::Raw, false)] {
+                let (serving, gateway) = served(&at, framing, target.target());
+                let using = async {
+                    expect_dialled(&gateway).await;
+                    let said = exchange(&gateway, id(1), b"hello").await;
+                    if again {
+                        settled(&gateway, id(1), Speaker::Agent, Side::Target).await.unwrap();
+                    }
+                    said.unwrap()
+                };
+                let ((lane, said), heard) = zip(zip(serving, using), target.echo()).await;
+                assert_eq!((heard, said), (b"hello".to_vec(), b"hello".to_vec()));
+                assert_eq!(lane.is_some(), again, "{framing:?}");
+            }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_comes_with_a_dial_is_for_the_target_and_waits_for_it() {
+        run_alone(false, |_| async {
+            let (at, target) = (Fixture::new(), Port::listen());
+            for framing in [Framing::Framed, Framing::Raw] {
+                let (serving, gateway) = served(&at, framing, target.target());
+                send_data(&gateway, b"early, ").await;
+                send_data(&gateway, b"and more").await;
+                match framing {
+                    Framing::Framed => {
+                        gateway.send(&Message::Fin { session: id(1), bytes: 15 }).await.unwrap();
+                    }
+                    Framing::Raw => gateway.wire().finish_write().await.unwrap(),
+                }
+                let (_, heard) = zip(serving, target.echo()).await;
+                assert_eq!(heard, b"early, and more", "{framing:?}");
+                expect_dialled(&gateway).await;
+            }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn nothing_is_dialled_for_a_gateway_that_has_left() {
+        run_alone(false, |_| async {
+            let (at, target) = (Fixture::new(), Port::listen());
+            let (serving, gateway) = served(&at, Framing::Framed, target.target());
+            drop(gateway);
+            assert!(serving.await.is_none());
+            assert!(future::poll_once(target.accept()).await.is_none());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_session_that_breaks_on_one_side_is_reset_on_the_other() {
+        run_alone(false, |_| async {
+            let (at, target) = (Fixture::new(), Port::listen());
+            let (serving, gateway) = served(&at, Framing::Framed, target.target());
+            let breaking = async {
+                expect_dialled(&gateway).await;
+                send_data(&gateway, b"half").await;
+                let wire = target.accept().await;
+                assert_eq!(wire.read(&mut [0; 8]).await.unwrap(), 4);
+                drop(gateway);
+                read_all(&wire).await.unwrap_err().kind()
+            };
+            let (lane, kind) = zip(serving, breaking).await;
+            assert_eq!((lane.is_none(), kind), (true, io::ErrorKind::ConnectionReset));
+
+            let (serving, gateway) = served(&at, Framing::Framed, target.target());
+            let breaking = async {
+                expect_dialled(&gateway).await;
+                drop(target.accept().await);
+                expect_reset(&gateway, "reset").await;
+                drop(gateway);
+            };
+            assert!(zip(serving, breaking).await.0.is_none());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_session_that_outlasts_its_agent_is_reset_on_both_sides_and_told_why() {
+        run_alone(false, |_| async {
+            let (mut at, target) = (Fixture::new(), Port::listen());
+            let cut = at.cut.take();
+            let (serving, gateway) = served(&at, Framing::Framed, target.target());
+            let stopping = async {
+                expect_dialled(&gateway).await;
+                let wire = target.accept().await;
+                drop(cut);
+                expect_reset(&gateway, "shut down").await;
+                drop(gateway);
+                read_all(&wire).await.unwrap_err().kind()
+            };
+            let (lane, kind) = zip(serving, stopping).await;
+            assert_eq!((lane.is_none(), kind), (true, io::ErrorKind::ConnectionReset));
+        })
+        .unwrap();
     }
 }

@@ -11,6 +11,8 @@ pub mod args;
 pub mod config;
 mod early;
 pub mod exit;
+#[cfg(test)]
+mod fixture;
 mod forward;
 pub mod list;
 mod open;

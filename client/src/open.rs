@@ -254,3 +254,144 @@ pub(crate) fn ask_for(agent: &str, target: &Target) -> Result<message::Open, Tun
     let session = SessionId::from_bytes(id);
     Ok(message::Open { session, agent: agent.to_owned(), target: target.clone(), e2ee: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{poll_once, zip};
+    use narrowlink_dataplane::{run::worker::run_alone, tunnel::settle::settle};
+
+    use super::*;
+    use crate::{
+        exit::Exit,
+        fixture::{Port, accept, asked, deaf, heard, id, no, opener, refuse, stream, tcp},
+        warm::Stream,
+    };
+
+    fn test(main: impl AsyncFnOnce(Port)) {
+        run_alone(false, |_| async { main(Port::listen()).await }).unwrap();
+    }
+
+    #[test]
+    fn every_open_has_an_id_of_its_own() {
+        let ids: std::collections::HashSet<_> =
+            (0..100).map(|_| ask_for("home", &tcp("db", 1)).unwrap().session).collect();
+        assert_eq!(ids.len(), 100);
+    }
+
+    #[test]
+    fn only_a_limit_says_when_to_come_again() {
+        let route = opener(&["gw.example:80"]).routes.first();
+        let soon = Duration::from_millis(70);
+        for (code, wait) in [(RefusalCode::Limited, Some(soon)), (RefusalCode::Draining, None)] {
+            let refused = OpenError::refused(&route, no(code).retry_after(soon));
+            assert_eq!((refused.retry_after(), refused.code()), (wait, Some(code)));
+        }
+        assert_eq!(OpenError::refused(&route, no(RefusalCode::Limited)).retry_after(), None);
+    }
+
+    #[test]
+    fn an_answer_on_a_stream_that_stands_is_for_what_was_asked_or_none() {
+        test(async |_| {
+            let opener = opener(&["gw.example:80"]);
+            for case in ["opened", "refused", "another", "broken"] {
+                let (Stream { conn, route }, gateway) = stream(&opener, 0);
+                let answering = async {
+                    let session = asked(&gateway).await;
+                    match case {
+                        "opened" => accept(&gateway, session).await,
+                        "refused" => refuse(&gateway, session, no(RefusalCode::Policy)).await,
+                        "another" => accept(&gateway, id(9)).await,
+                        _ => drop(gateway),
+                    }
+                };
+                let open = ask_for("home", &tcp("db", 1)).unwrap();
+                let (asked, ()) = zip(opener.ask(conn, &route, open), answering).await;
+                match (case, asked) {
+                    ("opened", Asked::Opened(_)) => {}
+                    ("refused", Asked::Refused(refused, _)) => assert_eq!(refused.code, RefusalCode::Policy),
+                    ("another", Asked::Failed(e)) => assert!(e.to_string().contains("no answer"), "{e}"),
+                    ("broken", Asked::Failed(TunnelError::Conn(_))) => {}
+                    _ => panic!("{case}"),
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_session_is_over_only_when_the_gateway_says_that_everything_was_delivered() {
+        test(async |_| {
+            let opener = opener(&["gw.example:80"]);
+            let session = || {
+                let (Stream { conn, route }, gateway) = stream(&opener, 0);
+                (Session { conn, id: id(1), route }, gateway)
+            };
+            let (finished, gateway) = session();
+            let mut finishing = Box::pin(finished.finish());
+            assert!(poll_once(&mut finishing).await.is_none());
+            settle(&gateway, id(1), Side::Client).await.unwrap();
+            finishing.await.unwrap();
+            assert!(matches!(heard(&gateway).await, Err(ConnError::Closed { code: CLOSE_NORMAL, .. })));
+
+            let (revoked, gateway) = session();
+            gateway.close(4000, "the token was revoked");
+            let failure = revoked.finish().await.unwrap_err();
+            assert_eq!(failure.exit, Exit::Reset);
+            assert_eq!(failure.message, "the session was reset: the token was revoked");
+        });
+    }
+
+    #[test]
+    fn a_lane_that_broke_is_asked_for_once_more_and_a_limit_is_waited_for() {
+        test(async |port| {
+            let opener = opener(&[&port.addr.to_string()]);
+            let target = tcp("db", 1);
+            let wait = Duration::from_millis(30);
+            let serving = async {
+                let first = port.refuse(&no(RefusalCode::LaneLost)).await.open.unwrap().session;
+                let second = port.refuse(&no(RefusalCode::Limited).retry_after(wait)).await;
+                assert_ne!(second.open.unwrap().session, first);
+                let refused_at = Instant::now();
+                let (_conn, third) = port.upgrade().await;
+                assert!(refused_at.elapsed() >= wait);
+                third.open.unwrap().session
+            };
+            let (opened, session) = zip(opener.open_patiently("home", &target), serving).await;
+            assert_eq!(opened.unwrap().id, session);
+
+            let losing = async {
+                for _ in 0..2 {
+                    port.refuse(&no(RefusalCode::LaneLost)).await;
+                }
+            };
+            let (lost, ()) = zip(opener.open("home", &target), losing).await;
+            assert_eq!(lost.err().unwrap().code(), Some(RefusalCode::LaneLost), "it is not tried for ever");
+        });
+    }
+
+    #[test]
+    fn a_gateway_that_is_away_or_leaves_is_passed_over_and_the_one_that_answers_comes_first_then() {
+        test(async |port| {
+            let ((_held, away), other) = (deaf(), Port::listen());
+            let opener = opener(&[&away, &other.addr.to_string(), &port.addr.to_string()]);
+            let target = tcp("db", 1);
+            let serving = async {
+                // Nothing of a session goes to one that has others behind it, before it has answered.
+                let leaving = other.refuse(&no(RefusalCode::Draining)).await;
+                assert!(leaving.open.is_none());
+                port.upgrade().await.1.open.unwrap().session
+            };
+            let (opened, session) = zip(opener.open("home", &target), serving).await;
+            assert_eq!(opened.unwrap().id, session);
+            assert_eq!(opener.routes.first().index, 2);
+            let refusing = async {
+                let (gateway, request) = port.upgrade().await;
+                assert!(request.open.is_none());
+                let session = asked(&gateway).await;
+                refuse(&gateway, session, no(RefusalCode::Policy)).await;
+                gateway.drain().await;
+            };
+            let (refused, ()) = zip(opener.open("home", &target), refusing).await;
+            assert_eq!(refused.err().unwrap().code(), Some(RefusalCode::Policy), "an answer ends the search");
+        });
+    }
+}

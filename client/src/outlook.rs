@@ -130,4 +130,23 @@ mod tests {
             outlook(r#","policies":[{"permit":true,"policies":[{"Ip":["home","10.0.0.0/8",5432,"TCP"]}]}]"#);
         assert!(depends.judge(&[agent("home")], 1).unwrap().is_ok());
     }
+
+    #[test]
+    fn what_a_token_that_can_not_be_read_allows_is_for_the_gateway_to_say() {
+        let target = Target::Tcp { host: "db".to_owned(), port: 5432 };
+        let plan = Plan { agent: "home".to_owned(), target, listen: "127.0.0.1:0".parse().unwrap() };
+        let outlook = Outlook::new(&plan, "no token");
+        assert_eq!(outlook.judge(&[agent("home")], 1), Some(Ok("the agent home is connected".to_owned())));
+    }
+
+    #[test]
+    fn the_outlook_is_said_once_and_of_many_agents_a_few_are_named() {
+        let mut call = outlook("").roll_call();
+        assert!(call(&[]).is_continue(), "the agent may just be coming back");
+        assert!(call(&[]).is_break());
+        assert!(outlook("").roll_call()(&[agent("home")]).is_break());
+        let many: Vec<_> = (0..99).map(|n| agent(&format!("agent-{n}"))).collect();
+        let Some(Err(said)) = outlook("").judge(&many, 2) else { panic!("nothing was said") };
+        assert!(said.contains("agent-7, ..)") && !said.contains("agent-8"), "{said}");
+    }
 }

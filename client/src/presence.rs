@@ -245,9 +245,21 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::run::worker::{run_alone, spawn};
+    use narrowlink_dataplane::run::{
+        timer::timeout,
+        worker::{run_alone, spawn},
+    };
+    use narrowlink_proto::{
+        ended::RefusalCode,
+        id::LinkSecret,
+        message::{Channel, Speaker},
+    };
 
     use super::*;
+    use crate::{
+        exit::Exit,
+        fixture::{Port, config, no, routes},
+    };
 
     #[test]
     fn who_waits_is_woken_when_the_gateway_is_back() {
@@ -271,5 +283,95 @@ mod tests {
             future::poll_once(presence.back()).await.is_none()
         });
         assert!(woken.unwrap(), "a new outage is waited for anew");
+    }
+    fn secret() -> LinkSecret {
+        LinkSecret::from_bytes([2; 32])
+    }
+
+    fn one(name: &str) -> AgentInfo {
+        let address = "192.0.2.1:5".parse().unwrap();
+        AgentInfo { name: name.to_owned(), address, ping_us: None, connected_s: 1 }
+    }
+
+    /// A link is held to a gateway that a test plays.
+    fn test(roll_call: RollCall, main: impl AsyncFnOnce(&Presence, &Routes, Port)) {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let gateway = port.addr.to_string();
+            let (routes, renewal) = (routes(&[&gateway]), Renewal::new(&config(&[&gateway])));
+            let presence = Presence::new(roll_call);
+            let holding = async { match presence.hold(&routes, &renewal, || {}).await {} };
+            future::or(holding, main(&presence, &routes, port)).await;
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_gateway_that_goes_away_is_missed_at_once_and_found_again_however_often() {
+        test(Box::new(|_| ControlFlow::Break(())), async |presence, _, port| {
+            for _ in 0..3 {
+                assert!(presence.since().is_none());
+                presence.poke();
+                let (link, ..) = port.link(Speaker::Client, secret()).await;
+                presence.back().await;
+                assert!(presence.since().is_some());
+                assert!(future::poll_once(presence.gone()).await.is_none());
+                drop(link);
+                presence.gone().await;
+                assert!(future::poll_once(presence.back()).await.is_none());
+            }
+        });
+    }
+
+    #[test]
+    fn the_agents_of_a_long_list_are_heard_as_one_and_asked_for_no_more_than_wanted() {
+        let (tell, told) = async_channel::unbounded();
+        let roll_call = move |agents: &[AgentInfo]| {
+            let names: Vec<_> = agents.iter().map(|agent| agent.name.clone()).collect();
+            tell.try_send(names).unwrap();
+            ControlFlow::Break(())
+        };
+        test(Box::new(roll_call), async |presence, _, port| {
+            let (link, ..) = port.link(Speaker::Client, secret()).await;
+            let asked = link.recv(Speaker::Client, Channel::Link).await.unwrap();
+            assert!(matches!(asked, Message::List), "{}", asked.name());
+            for (name, more) in [("home", true), ("office", false)] {
+                link.send(&Message::Agents { agents: vec![one(name)], more }).await.unwrap();
+            }
+            assert_eq!(told.recv().await.unwrap(), ["home", "office"]);
+            drop(link);
+            presence.gone().await;
+            let (link, ..) = port.link(Speaker::Client, secret()).await;
+            presence.back().await;
+            let silent = timeout(Duration::from_millis(50), link.recv(Speaker::Client, Channel::Link)).await;
+            assert!(silent.is_err(), "the outlook was said");
+        });
+    }
+
+    #[test]
+    fn a_token_that_is_refused_locks_out_until_it_is_taken_and_is_not_offered_in_a_hurry() {
+        test(Box::new(|_| ControlFlow::Break(())), async |presence, _, port| {
+            port.refuse(&no(RefusalCode::Unauthenticated)).await;
+            while presence.locked_out().is_none() {
+                sleep(PAUSE_MIN / 50).await;
+            }
+            assert_eq!(presence.locked_out().unwrap().exit, Exit::Authentication);
+            presence.poke();
+            // Somebody waits: any other trouble would be tried again after 50 ms.
+            assert!(timeout(PAUSE_MIN * 4, port.request()).await.is_err());
+        });
+    }
+
+    #[test]
+    fn a_gateway_that_sends_us_away_for_our_token_is_remembered_for_that() {
+        test(Box::new(|_| ControlFlow::Break(())), async |presence, routes, port| {
+            let (link, ..) = port.link(Speaker::Client, secret()).await;
+            presence.back().await;
+            let reason = "the token was revoked".to_owned();
+            let goodbye = Goodbye { code: GoodbyeCode::Unauthenticated, reason };
+            link.send(&Message::Goodbye(goodbye)).await.unwrap();
+            presence.gone().await;
+            assert!(routes.first().is_refused());
+        });
     }
 }

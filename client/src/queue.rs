@@ -247,4 +247,41 @@ mod tests {
             assert!(limit.until <= Instant::now() + WAIT_MAX);
         });
     }
+
+    #[test]
+    fn each_session_lets_one_more_ask_and_a_late_refusal_of_an_earlier_round_takes_none_away() {
+        test(async |queue| {
+            queue.limit.set(Some(Limit { until: Instant::now(), window: 2, round: 1 }));
+            let window = || queue.limit.get().unwrap().window;
+            let (early, other) = (queue.turn(queue.enter()).await, queue.turn(queue.enter()).await);
+            other.opened();
+            assert_eq!(window(), 3);
+            let (second, third) = (queue.turn(queue.enter()).await, queue.turn(queue.enter()).await);
+            second.refused(MS);
+            assert_eq!(window(), 1);
+            third.opened();
+            assert_eq!(window(), 2);
+            early.refused(MS);
+            assert_eq!(window(), 2, "it asked before the window was halved");
+        });
+    }
+
+    #[test]
+    fn who_leaves_the_queue_gives_its_turn_to_the_next_and_an_empty_queue_is_open_again() {
+        test(async |queue| {
+            queue.limit.set(Some(Limit { until: Instant::now(), window: 1, round: 1 }));
+            let first = queue.turn(queue.enter()).await;
+            let mut leaves = Box::pin(queue.turn(queue.enter()));
+            let mut stays = Box::pin(queue.turn(queue.enter()));
+            assert!(future::poll_once(&mut leaves).await.is_none());
+            assert!(future::poll_once(&mut stays).await.is_none());
+            drop(first);
+            // It was given its turn, and leaves before it has heard of it.
+            drop(leaves);
+            let last = stays.await;
+            assert!(!queue.is_open());
+            drop(last);
+            assert!(queue.is_open());
+        });
+    }
 }

@@ -254,12 +254,14 @@ mod tests {
     use futures_lite::future;
     use narrowlink_dataplane::run::worker::run_alone;
     use narrowlink_proto::{
-        id::Uid,
+        id::{LinkSecret, Uid},
+        message::Speaker,
         token::{Claims, Keys, Kind},
     };
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
+    use crate::fixture::Port;
 
     fn token(kind: Kind, jti: &str) -> String {
         Keys::new(&[7; 32]).sign(&Claims::new(kind, Uid::nil(), "n", 4_000_000_000, jti)).unwrap()
@@ -274,16 +276,23 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
+            Self::with("gw:3")
+        }
+
+        /// The last of the gateways is there.
+        fn with(last: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             for name in ["a", "b"] {
                 fs::write(dir.path().join(name), token(Kind::Client, "old")).unwrap();
             }
-            let text = "endpoints:
-  - !SelfHosted { gateway: 'gw:1', token: x, protocol: Ws }
-  - !SelfHosted { gateway: 'gw:2', token_file: a, protocol: Ws }
-  - !SelfHosted { gateway: 'gw:3', token_file: b, protocol: Ws }
-";
-            let config = Config::parse(text, &dir.path().join("client.yaml")).unwrap();
+            let text = format!(
+                "endpoints:
+  - !SelfHosted {{ gateway: 'gw:1', token: x, protocol: Ws }}
+  - !SelfHosted {{ gateway: 'gw:2', token_file: a, protocol: Ws }}
+  - !SelfHosted {{ gateway: '{last}', token_file: b, protocol: Ws }}
+"
+            );
+            let config = Config::parse(&text, &dir.path().join("client.yaml")).unwrap();
             Self { renewal: Renewal::new(&config), routes: Routes::load(&config).unwrap(), dir }
         }
 
@@ -407,6 +416,25 @@ mod tests {
             assert!(!at.routes.has_another(&at.routes.at(1)), "neither holds: the newest one stays");
             assert!(!at.finds().await);
         });
+    }
+
+    #[test]
+    fn where_a_link_stands_a_token_is_in_use_only_once_its_own_link_is_welcome() {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let at = Fixture::with(&port.addr.to_string());
+            let new = token(Kind::Client, "new");
+            replace(&at.path("b"), &new);
+            let playing = async {
+                let (link, request, _) = port.link(Speaker::Client, LinkSecret::from_bytes([2; 32])).await;
+                assert_eq!(request.token, new);
+                assert_ne!(at.token_at(2), new, "the welcome is still on its way");
+                link
+            };
+            let ((route, _), _link) = future::zip(at.renewal.log_in(&at.routes, 2), playing).await;
+            assert!(route.index == 2 && at.routes.at(2).gateway.token() == new);
+        })
+        .unwrap();
     }
 
     #[test]

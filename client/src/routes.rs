@@ -280,13 +280,16 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures_lite::future::{poll_once, zip};
+    use narrowlink_dataplane::run::worker::run_alone;
     use narrowlink_proto::{
-        endpoint::SecretText,
-        message::Goodbye,
+        id::LinkSecret,
+        message::{Goodbye, Speaker},
         token::{Claims, Keys},
     };
 
     use super::*;
+    use crate::fixture::{self, Port, deaf, no, renew};
 
     fn routes(text: &str) -> Routes {
         Routes::load(&Config::parse(text, Path::new("client.yaml")).unwrap()).unwrap()
@@ -307,14 +310,6 @@ mod tests {
     }
 
     const ONE: &str = "endpoints: [!SelfHosted { gateway: 'a:1', token: x, protocol: Ws }]";
-
-    /// Replaces the token of the only gateway.
-    fn renew(routes: &Routes, token: &str) -> Rc<Route> {
-        let route = routes.first();
-        let newer = route.with(route.gateway.with_token(SecretText::new(token.to_owned())));
-        routes.replace(newer.clone());
-        newer
-    }
 
     #[test]
     fn a_new_token_that_is_refused_gives_its_place_back_once() {
@@ -393,5 +388,42 @@ mod tests {
         let about = |error| JoinError { route: route.clone(), error }.is_about_the_token();
         assert!(about(refused(RefusalCode::Unauthenticated)));
         assert!(!about(refused(RefusalCode::Limited)));
+    }
+
+    #[test]
+    fn a_link_is_asked_of_one_gateway_after_the_other_until_one_answers() {
+        run_alone(false, |_| async {
+            let ((_held, away), (first, second)) = (deaf(), (Port::listen(), Port::listen()));
+            let gateways = [away, first.addr.to_string(), second.addr.to_string()];
+            let routes = fixture::routes(&gateways.each_ref().map(String::as_str));
+            let serving = async {
+                first.refuse(&no(RefusalCode::Draining)).await;
+                second.link(Speaker::Client, LinkSecret::from_bytes([2; 32])).await
+            };
+            let (joined, _link) = zip(routes.join(), serving).await;
+            assert_eq!(joined.ok().unwrap().0.index, 2);
+            let (joined, _) = zip(routes.join(), first.refuse(&no(RefusalCode::Limited))).await;
+            assert!(joined.is_err());
+            assert!(poll_once(second.accept()).await.is_none(), "an answer ends the search");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_new_token_that_is_refused_leaves_the_link_to_the_one_before() {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let routes = fixture::routes(&[&port.addr.to_string()]);
+            let newer = renew(&routes, "y");
+            let serving = async {
+                let new = port.refuse(&no(RefusalCode::Unauthenticated)).await.token;
+                let (link, request, _) = port.link(Speaker::Client, LinkSecret::from_bytes([2; 32])).await;
+                (new, request.token, link)
+            };
+            let (joined, (new, before, _link)) = zip(routes.join(), serving).await;
+            assert_eq!((new.as_str(), before.as_str()), ("y", "x"));
+            assert!(routes.is_first(&joined.ok().unwrap().0) && newer.is_refused());
+        })
+        .unwrap();
     }
 }

@@ -26,3 +26,22 @@ impl Stop {
         Ended { by: Side::Here, why: Why::Shutdown }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, poll_once, zip};
+
+    use super::*;
+
+    #[test]
+    fn all_who_wait_hear_of_the_end_and_so_does_who_comes_later() {
+        block_on(async {
+            let (held, stop) = Stop::new();
+            assert!(poll_once(stop.wait()).await.is_none());
+            let other = stop.clone();
+            let stopping = async { drop(held) };
+            zip(zip(stop.wait(), other.wait()), stopping).await;
+            assert_eq!(stop.shutdown().await, Ended { by: Side::Here, why: Why::Shutdown });
+        });
+    }
+}

@@ -293,50 +293,42 @@ impl Warm {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Read as _, Write as _},
-        os::{fd::OwnedFd, unix::net::UnixStream},
-        path::Path,
-    };
+    use std::ops::ControlFlow;
 
-    use narrowlink_dataplane::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
-    use narrowlink_proto::{ended::Refused, endpoint::SecretText};
+    use futures_lite::future::zip;
+    use narrowlink_dataplane::{
+        run::{timer::sleep, worker::run_alone},
+        tunnel::settle::settle,
+    };
+    use narrowlink_proto::id::LinkSecret;
 
     use super::*;
-    use crate::{config::Config, routes::Routes};
+    use crate::{
+        fixture::{Port, config, heard, id, no, opener, renew, stream as stream_to, tunnel_ends, unread},
+        renewal::Renewal,
+    };
 
-    fn warm() -> Rc<Warm> {
-        let text = "endpoints:
-  - !SelfHosted { gateway: 'a:1', token: x, protocol: Ws }
-  - !SelfHosted { gateway: 'b:1', token: x, protocol: Ws }
-";
-        let config = Config::parse(text, Path::new("client.yaml")).unwrap();
-        Warm::new(Opener::new(Routes::load(&config).unwrap()))
-    }
+    const MS: Duration = Duration::from_millis(1);
 
     /// A stream that stands, and the gateway's end of it.
-    fn stream(warm: &Warm, index: usize) -> (Stream, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let socket = Plain::adopt(OwnedFd::from(ours)).unwrap();
-        let route = warm.opener.routes.at(index);
-        (Stream { conn: Conn::new(socket.into(), Framing::Framed, Role::Peer, 1), route }, theirs)
+    fn stream(warm: &Warm, index: usize) -> (Stream, Conn) {
+        stream_to(&warm.opener, index)
     }
 
     /// Runs a test on a runtime of its own.
     fn test(main: impl AsyncFnOnce(Rc<Warm>)) {
-        run_alone(false, |_| async { main(warm()).await }).unwrap();
+        run_alone(false, |_| async { main(Warm::new(opener(&["a:1", "b:1"]))).await }).unwrap();
     }
 
     #[test]
     fn the_newest_stream_is_taken_first_and_only_once() {
         test(async |warm| {
-            let ((one, _a), (two, mut b)) = (stream(&warm, 0), stream(&warm, 0));
+            let ((one, _a), (two, b)) = (stream(&warm, 0), stream(&warm, 0));
             warm.keep(one);
             warm.keep(two);
             let newest = warm.take().await.unwrap();
             newest.conn.ping().unwrap();
-            assert_ne!(b.read(&mut [0; 8]).unwrap(), 0);
+            assert_ne!(unread(&b), 0);
             assert!(warm.take().await.is_some());
             assert!(warm.take().await.is_none());
         });
@@ -345,14 +337,14 @@ mod tests {
     #[test]
     fn a_stream_that_its_gateway_has_closed_is_never_handed_out() {
         test(async |warm| {
-            let ((one, gone), (two, mut there)) = (stream(&warm, 0), stream(&warm, 0));
+            let ((one, gone), (two, there)) = (stream(&warm, 0), stream(&warm, 0));
             warm.keep(two);
             warm.keep(one);
             drop(gone);
             // A ping is no end, and is answered on the way.
-            there.write_all(&[0x89, 0]).unwrap();
+            there.ping().unwrap();
             assert!(warm.take().await.is_some());
-            assert_eq!(there.read(&mut [0; 16]).unwrap(), 6, "a masked pong without payload");
+            assert_eq!(unread(&there), 6, "a masked pong without payload");
             assert!(warm.take().await.is_none());
         });
     }
@@ -360,29 +352,27 @@ mod tests {
     #[test]
     fn streams_of_a_gateway_that_is_not_preferred_any_more_are_closed() {
         test(async |warm| {
-            let ((kept, mut old), (other, mut foreign)) = (stream(&warm, 0), stream(&warm, 1));
+            let ((kept, old), (other, foreign)) = (stream(&warm, 0), stream(&warm, 1));
             warm.keep(other);
-            assert_ne!(foreign.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            assert_ne!(unread(&foreign), 0, "it is told so");
             warm.keep(kept);
             warm.opener.routes.prefer(&warm.opener.routes.at(1));
             assert!(warm.take().await.is_none());
-            assert_ne!(old.read(&mut [0; 16]).unwrap(), 0);
+            assert_ne!(unread(&old), 0);
         });
     }
 
     #[test]
     fn streams_by_a_token_that_was_replaced_are_closed_and_others_asked_for() {
         test(async |warm| {
-            let ((kept, mut old), (busy, mut later)) = (stream(&warm, 0), stream(&warm, 0));
+            let ((kept, old), (busy, later)) = (stream(&warm, 0), stream(&warm, 0));
             warm.keep(kept);
-            let route = warm.opener.routes.first();
-            let token = SecretText::new("newer".to_owned());
-            warm.opener.routes.replace(route.with(route.gateway.with_token(token)));
+            renew(&warm.opener.routes, "newer");
             warm.retire_old();
-            assert_ne!(old.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            assert_ne!(unread(&old), 0, "it is told so");
             assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
             warm.keep(busy);
-            assert_ne!(later.read(&mut [0; 16]).unwrap(), 0, "one that served meanwhile as well");
+            assert_ne!(unread(&later), 0, "one that served meanwhile as well");
             let (new, _new) = stream(&warm, 0);
             warm.keep(new);
             warm.retire_old();
@@ -393,7 +383,7 @@ mod tests {
     #[test]
     fn no_more_than_a_handful_are_kept_and_the_oldest_goes_first() {
         test(async |warm| {
-            let (oldest, mut gone) = stream(&warm, 0);
+            let (oldest, gone) = stream(&warm, 0);
             warm.keep(oldest);
             let mut peers = Vec::new();
             for _ in 0..KEPT_MAX {
@@ -402,7 +392,7 @@ mod tests {
                 peers.push(peer);
             }
             assert_eq!(warm.census().idle as usize, KEPT_MAX);
-            assert_ne!(gone.read(&mut [0; 16]).unwrap(), 0, "it is told so");
+            assert_ne!(unread(&gone), 0, "it is told so");
         });
     }
 
@@ -416,9 +406,78 @@ mod tests {
             warm.take().await.unwrap();
             assert_eq!(warm.demand.borrow().missing(warm.census()), 2);
             let asked_at = Instant::now();
-            warm.failed(&TunnelError::Refused(Refused::new(RefusalCode::Limited, "no")));
+            warm.failed(&TunnelError::Refused(no(RefusalCode::Limited)));
             let retry_at = warm.retry_at.get().unwrap();
             assert!(retry_at >= asked_at + REFUSED_PAUSE - Duration::from_secs(1));
         });
+    }
+    /// A session that has ended cleanly here, and the gateway's end of its stream.
+    fn finished(warm: &Warm, framing: Framing) -> (Session, Conn) {
+        let (conn, gateway) = tunnel_ends(framing);
+        (Session { conn, id: id(1), route: warm.opener.routes.at(0) }, gateway)
+    }
+
+    #[test]
+    fn a_stream_serves_again_only_once_the_gateway_has_said_that_its_session_is_over() {
+        test(async |warm| {
+            let (session, gateway) = finished(&warm, Framing::Framed);
+            warm.give_back(session);
+            assert!(warm.take().await.is_none());
+            settle(&gateway, id(1), Side::Client).await.unwrap();
+            while warm.census().idle == 0 {
+                sleep(MS).await;
+            }
+            assert!(warm.take().await.is_some());
+
+            let (session, gateway) = finished(&warm, Framing::Framed);
+            warm.give_back(session);
+            settle(&gateway, id(2), Side::Client).await.unwrap();
+            assert!(matches!(heard(&gateway).await, Err(ConnError::Closed { .. })));
+            let (session, gateway) = finished(&warm, Framing::Raw);
+            warm.give_back(session);
+            assert_eq!(gateway.wire().read(&mut [0; 1]).await.unwrap(), 0, "a raw one has served");
+            assert_eq!(warm.census().idle, 0);
+        });
+    }
+
+    #[test]
+    fn when_descriptors_are_short_the_oldest_stream_goes_and_none_is_opened_ahead_for_a_while() {
+        test(async |warm| {
+            let ((oldest, gone), (newest, stays)) = (stream(&warm, 0), stream(&warm, 0));
+            warm.keep(oldest);
+            warm.keep(newest);
+            warm.shed();
+            assert_ne!(unread(&gone), 0, "it is told so");
+            assert_eq!((unread(&stays), warm.census().idle), (0, 1));
+            assert!(warm.retry_at.get().unwrap() > Instant::now() + SHORT_PAUSE / 2);
+        });
+    }
+
+    #[test]
+    fn a_stream_is_ready_as_soon_as_the_gateway_is_there_and_none_stays_when_it_is_away() {
+        run_alone(false, |_| async {
+            let port = Port::listen();
+            let gateway = port.addr.to_string();
+            let warm = Warm::new(opener(&[&gateway]));
+            let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
+            let renewal = Renewal::new(&config(&[&gateway]));
+            let running = async {
+                zip(presence.hold(&warm.opener.routes, &renewal, || {}), warm.tend(&presence)).await;
+            };
+            let playing = async {
+                // The link comes first.
+                let (link, ..) = port.link(Speaker::Client, LinkSecret::from_bytes([2; 32])).await;
+                let (stream, request) = port.upgrade().await;
+                assert!(request.open.is_none() && request.protocol.channel == Channel::Stream);
+                while warm.census().idle == 0 {
+                    sleep(MS).await;
+                }
+                drop(link);
+                assert!(heard(&stream).await.is_err());
+                assert_eq!(warm.census().idle, 0);
+            };
+            future::or(running, playing).await;
+        })
+        .unwrap();
     }
 }

@@ -29,7 +29,7 @@ pub use self::{
 use crate::{
     ended::{RefusalCode, Refused},
     id::{LaneId, LinkId, SessionId},
-    message::{Channel, Open},
+    message::{Channel, Open, VERSION},
 };
 
 /// The one path that upgrades.
@@ -81,6 +81,13 @@ impl Protocol {
     pub fn parse(name: &str) -> Option<Self> {
         let (_, channel, framing) = Self::ALL.into_iter().find(|(text, ..)| *text == name)?;
         Some(Self { channel, framing })
+    }
+
+    /// The version in the name of a sub-protocol that is ours, but not of this version.
+    fn other_version(name: &str) -> Option<u32> {
+        let digits = name.strip_prefix("nl")?.split('.').next()?;
+        let version = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+        (version != VERSION).then_some(version)
     }
 
     /// The sub-protocol's name.
@@ -164,6 +171,14 @@ pub enum HeadError {
     /// HTTP, with a token and for us, but against the rules of the upgrade.
     #[error("{0}")]
     Protocol(&'static str),
+    /// The same, in another version of our protocol.
+    #[error(
+        "this gateway speaks version {VERSION} of the protocol (nl{VERSION}), not nl{theirs}; update the older program"
+    )]
+    Version {
+        /// The newest that was offered.
+        theirs: u32,
+    },
 }
 
 impl HeadError {
@@ -171,7 +186,15 @@ impl HeadError {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::TooLong => 431,
-            Self::Malformed(_) | Self::Protocol(_) => 400,
+            Self::Malformed(_) => 400,
+            Self::Protocol(_) | Self::Version { .. } => self.code().http_status(),
+        }
+    }
+
+    const fn code(self) -> RefusalCode {
+        match self {
+            Self::Version { .. } => RefusalCode::Unsupported,
+            Self::TooLong | Self::Malformed(_) | Self::Protocol(_) => RefusalCode::Protocol,
         }
     }
 
@@ -180,7 +203,9 @@ impl HeadError {
     pub fn encode(self) -> Vec<u8> {
         match self {
             Self::TooLong | Self::Malformed(_) => encode_page(self.http_status(), ""),
-            Self::Protocol(reason) => encode_refusal(&Refused::new(RefusalCode::Protocol, reason)),
+            Self::Protocol(_) | Self::Version { .. } => {
+                encode_refusal(&Refused::new(self.code(), self.to_string()))
+            }
         }
     }
 }
@@ -223,6 +248,29 @@ mod tests {
             ["", "nl1", "nl1.stream", "nl1.stream.", "nl2.stream.raw", "NL1.stream.raw", "nl1.stream.raw "]
         {
             assert_eq!(Protocol::parse(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_sub_protocol_of_another_version_is_told_from_one_of_somebody_else() {
+        for (name, version) in
+            [("nl2.stream.framed", 2), ("nl0.link.raw", 0), ("nl2", 2), ("nl40.whatever.comes", 40)]
+        {
+            assert_eq!(Protocol::other_version(name), Some(version), "{name:?}");
+        }
+        for name in [
+            "",
+            "nl",
+            "nl.2",
+            "nl1.stream.telepathic",
+            "nl01.x",
+            "nl+2.x",
+            "nl2x.x",
+            "NL2.x",
+            "chat",
+            "nl4294967296.x",
+        ] {
+            assert_eq!(Protocol::other_version(name), None, "{name:?}");
         }
     }
 

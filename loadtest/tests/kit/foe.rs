@@ -15,7 +15,7 @@ use narrowlink_proto::{
     feature::Features,
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
     id::{LaneId, LinkId, LinkSecret},
-    message::{Channel, Message, Speaker, VERSION},
+    message::{Channel, Message, Place, Speaker, VERSION},
     upgrade::{self, Answer, Framing, LaneProof, Protocol, Request},
 };
 use rustls::{
@@ -27,6 +27,8 @@ use super::asker::random;
 
 /// For one answer of the gateway's.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Of each upgrade; nothing here depends on its being drawn anew.
+const KEY: [u8; 16] = [7; 16];
 /// A call on the socket waits no longer than this: then it is the other direction's turn.
 const CALL_TIMEOUT: Duration = Duration::from_millis(20);
 
@@ -112,6 +114,15 @@ impl Foe {
         Ok(this)
     }
 
+    /// What the bearer of `token` asks with.
+    pub(crate) fn head(channel: Channel, token: &str, lane: Option<LaneProof>) -> String {
+        let protocol = Protocol { channel, framing: Framing::Framed };
+        let (host, token) = ("localhost".to_owned(), token.to_owned());
+        let way = upgrade::Way::default();
+        let request = Request { protocol, token, key: KEY, open: None, lane, host, origin: None, way };
+        String::from_utf8(upgrade::encode_request(&request)).expect("a head is ASCII")
+    }
+
     /// Connects and upgrades as the bearer of `token`.
     pub(crate) fn upgrade(
         entry: &Entry,
@@ -119,36 +130,57 @@ impl Foe {
         token: &str,
         lane: Option<LaneProof>,
     ) -> io::Result<Self> {
+        Self::ask(entry, channel, &Self::head(channel, token, lane))
+    }
+
+    /// The same, by a head of the caller's own.
+    pub(crate) fn ask(entry: &Entry, channel: Channel, head: &str) -> io::Result<Self> {
         let mut this = Self::connect(entry)?;
         let protocol = Protocol { channel, framing: Framing::Framed };
-        let key = [7; 16];
-        let (host, token) = ("localhost".to_owned(), token.to_owned());
-        let way = upgrade::Way::default();
-        let request = Request { protocol, token, key, open: None, lane, host, origin: None, way };
-        this.say(&upgrade::encode_request(&request))?;
+        // Its answer, and the end behind it, may be there before all was said.
+        let _ = this.say(head.as_bytes());
         loop {
-            let answer = upgrade::parse_response(&this.heard, &key, protocol).map_err(io::Error::other)?;
+            let answer = upgrade::parse_response(&this.heard, &KEY, protocol).map_err(io::Error::other)?;
             match answer {
                 Answer::NeedMore => this.hear()?,
                 Answer::Accepted { head_bytes, .. } => {
                     this.heard.drain(..head_bytes);
                     return Ok(this);
                 }
-                Answer::Refused { status, .. } => return Err(io::Error::other(format!("refused: {status}"))),
+                Answer::Refused { status, refused, .. } => {
+                    let why = refused.map_or_else(|| "without a word".to_owned(), |refused| refused.reason);
+                    return Err(io::Error::other(format!("refused with {status}: {why}")));
+                }
             }
         }
     }
 
     /// A link that stands, its name and what its lanes prove themselves with.
     pub(crate) fn link(entry: &Entry, token: &str) -> io::Result<(Self, LinkId, LinkSecret)> {
+        let present = Message::Present { version: VERSION, features: Features::NONE, instance: None };
+        Self::link_by(entry, token, &[present.encode()])
+    }
+
+    /// The same, by these messages in the place of Present.
+    pub(crate) fn link_by(
+        entry: &Entry,
+        token: &str,
+        messages: &[impl AsRef<[u8]>],
+    ) -> io::Result<(Self, LinkId, LinkSecret)> {
         let mut this = Self::upgrade(entry, Channel::Link, token, None)?;
         this.read_message(Channel::Link)?;
-        let present = Message::Present { version: VERSION, features: Features::NONE, instance: None };
-        this.say(&text(&present.encode()))?;
+        // Who is sent away for one of them may be cut off before the next.
+        let _ = this.say_all(messages);
         match this.read_message(Channel::Link)? {
             Message::Welcome { link, secret } => Ok((this, link, secret)),
+            Message::Goodbye(goodbye) => Err(io::Error::other(format!("sent away: {}", goodbye.reason))),
             other => Err(io::Error::other(format!("{} is no welcome", other.name()))),
         }
+    }
+
+    /// Says each of these messages.
+    pub(crate) fn say_all(&mut self, messages: &[impl AsRef<[u8]>]) -> io::Result<()> {
+        messages.iter().try_for_each(|message| self.say(&text(message.as_ref())))
     }
 
     /// A lane of such a link.
@@ -161,27 +193,45 @@ impl Foe {
     /// The gateway's next message; pings of its are passed over.
     pub(crate) fn read_message(&mut self, channel: Channel) -> io::Result<Message> {
         loop {
+            match self.read_frame()? {
+                (Opcode::Text, text) => {
+                    return Message::decode(&text, Speaker::Gateway, channel).map_err(io::Error::other);
+                }
+                (Opcode::Close, payload) => return Err(closed(&payload)?),
+                _ => {}
+            }
+        }
+    }
+
+    /// What comes in a session that stands, to its clean end.
+    pub(crate) fn read_session(&mut self) -> io::Result<Vec<u8>> {
+        let mut data = Vec::new();
+        loop {
+            match self.read_frame()? {
+                (Opcode::Binary | Opcode::Continuation, payload) => data.extend(payload),
+                (Opcode::Text, text) => {
+                    let fin = Message::decode(&text, Speaker::Gateway, Place::Session);
+                    return match fin.map_err(io::Error::other)? {
+                        Message::Fin { bytes, .. } if bytes == data.len() as u64 => Ok(data),
+                        other => Err(io::Error::other(format!("{other:?} behind {} bytes", data.len()))),
+                    };
+                }
+                (Opcode::Close, payload) => return Err(closed(&payload)?),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_frame(&mut self) -> io::Result<(Opcode, Vec<u8>)> {
+        loop {
             let header = frame::decode(&self.heard, Expect::Unmasked, 1 << 20).map_err(io::Error::other)?;
             if let Some((header, at)) = header
                 && self.heard.len() >= at + header.payload_bytes as usize
             {
-                let payload: Vec<u8> =
-                    self.heard.drain(..at + header.payload_bytes as usize).skip(at).collect();
-                match header.opcode {
-                    Opcode::Text => {
-                        return Message::decode(&payload, Speaker::Gateway, channel)
-                            .map_err(io::Error::other);
-                    }
-                    Opcode::Close => {
-                        let (code, why) =
-                            frame::parse_close(&payload).map_err(io::Error::other)?.unwrap_or((0, ""));
-                        return Err(io::Error::other(format!("closed with {code}: {why}")));
-                    }
-                    _ => {}
-                }
-            } else {
-                self.hear()?;
+                let payload = self.heard.drain(..at + header.payload_bytes as usize).skip(at).collect();
+                return Ok((header.opcode, payload));
             }
+            self.hear()?;
         }
     }
 
@@ -288,6 +338,12 @@ impl Foe {
             }
         }
     }
+}
+
+/// What a Close says, as an error.
+fn closed(payload: &[u8]) -> io::Result<io::Error> {
+    let (code, why) = frame::parse_close(payload).map_err(io::Error::other)?.unwrap_or((0, ""));
+    Ok(io::Error::other(format!("closed with {code}: {why}")))
 }
 
 fn is_timeout(e: &io::Error) -> bool {

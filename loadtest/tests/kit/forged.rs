@@ -1,11 +1,13 @@
-//! Role: a gateway that says to its agent whatever a test wants it to.
-//! Invariants: links and lanes are set up as by a real one, whoever asks for them · the words of a Dial are
-//! the test's, byte for byte.
+//! Role: a gateway that says to its agent, or to its clients, whatever a test wants it to.
+//! Invariants: links, lanes and streams are set up as by a real one, whoever asks for them · the words of a Dial are
+//! the test's, byte for byte, and so is all that it says by itself, where the test wants that · what clients ask for it
+//! dials without an agent.
 //! See: ARCHITECTURE.md "The wire".
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,21 +18,30 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_lite::future;
 use narrowlink_dataplane::{
     net::{
+        dial,
         listen::{Listener, accept_all},
         plain::Plain,
     },
+    relay::{Traffic, relay},
     run::worker::{self, spawn},
     transport::wire::Wire,
-    tunnel::conn::{Conn, ConnError, Role},
+    tunnel::{
+        conn::{Conn, ConnError, Role},
+        end::End,
+        settle::settle,
+    },
 };
 use narrowlink_proto::{
+    ended::Side,
     feature::Features,
     frame::{self, HEADER_BYTES_MAX, Header, Opcode},
     id::{LinkId, LinkSecret, Nonce, SessionId},
-    message::{Channel, Message, Speaker, VERSION},
+    message::{Channel, Message, Open, Speaker, VERSION},
+    target::Target,
     upgrade::{Head, Request, encode_accept, parse_request},
 };
 
@@ -38,6 +49,10 @@ use super::asker::{Answer, hear, random};
 
 /// Longer than any dial takes.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What it says by itself: to a link that has come (`None`), or to what its peer has said on a link or a stream. A
+/// `refused` that comes first takes the place of the 101.
+pub(crate) type Words = dyn Fn(Option<&Message>) -> Vec<String> + Send;
 
 /// The gateway. It serves one agent.
 pub(crate) struct Forged {
@@ -57,10 +72,28 @@ enum Question {
 impl Forged {
     /// Starts one.
     pub(crate) fn start() -> Self {
+        Self::start_by(|heard| {
+            let said = match heard {
+                None => {
+                    let nonce = Nonce::from_bytes(random());
+                    Message::Hello { version: VERSION, features: Features::NONE, nonce }
+                }
+                Some(Message::Present { .. }) => {
+                    let (link, secret) = (LinkId::from_bytes(random()), LinkSecret::from_bytes(random()));
+                    Message::Welcome { link, secret }
+                }
+                Some(_) => return Vec::new(),
+            };
+            vec![String::from_utf8(said.encode()).expect("JSON is UTF-8")]
+        })
+    }
+
+    /// Starts one with words of its own.
+    pub(crate) fn start_by(words: impl Fn(Option<&Message>) -> Vec<String> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
         let addr = listener.local_addr().expect("a bound socket has an address");
         let (questions, asked) = async_channel::unbounded();
-        thread::spawn(move || worker::run_alone(false, |_| serve(listener, asked)));
+        thread::spawn(move || worker::run_alone(false, |_| serve(listener, asked, Rc::new(words))));
         Self { addr, questions }
     }
 
@@ -80,14 +113,14 @@ impl Forged {
     }
 }
 
-async fn serve(listener: TcpListener, asked: Receiver<Question>) {
+async fn serve(listener: TcpListener, asked: Receiver<Question>, words: Rc<Words>) {
     let listener = Listener::adopt(listener).expect("a bound socket");
     let (park, parked) = async_channel::unbounded();
     spawn(async move {
         accept_all(&listener, |socket| {
-            let park = park.clone();
-            // Agents come and go as they like.
-            spawn(async move { drop(meet(socket, park).await) });
+            let (park, words) = (park.clone(), words.clone());
+            // Agents and clients come and go as they like.
+            spawn(async move { drop(meet(socket, park, &*words).await) });
         })
         .await;
     });
@@ -113,17 +146,45 @@ async fn serve(listener: TcpListener, asked: Receiver<Question>) {
     }
 }
 
-/// A connection of the agent's, from its first byte.
-async fn meet(socket: Plain, park: Sender<Conn>) -> Result<(), ConnError> {
+/// A connection of the agent's or of a client's, from its first byte.
+async fn meet(socket: Plain, park: Sender<Conn>, words: &Words) -> Result<(), ConnError> {
     let wire = Wire::from(socket);
-    let Request { protocol, key, .. } = read_request(&wire).await?;
-    wire.write_all(&encode_accept(&key, protocol, None, None)).await?;
+    let Request { protocol, key, open, .. } = read_request(&wire).await?;
+    let said = match (protocol.channel, &open) {
+        (Channel::Link, _) => words(None),
+        (_, Some(open)) => words(Some(&Message::Open(open.clone()))),
+        (_, None) => Vec::new(),
+    };
+    if let Some(refused) = said.first().filter(|said| is(said, "refused")) {
+        let no = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
+        wire.write_all(&with_header(no.as_bytes(), "NL-Refused", refused)).await?;
+        wire.close_gently();
+        return Ok(());
+    }
+    let mut accept = encode_accept(&key, protocol, None, None);
+    if let (Some(_), Some(opened)) = (&open, said.first()) {
+        accept = with_header(&accept, "NL-Opened", opened);
+    }
+    wire.write_all(&accept).await?;
     let conn = Conn::new(wire, protocol.framing, Role::Gateway, 0);
     match protocol.channel {
-        Channel::Link => hold(&conn).await,
+        Channel::Link => hold(&conn, said, words).await,
         Channel::Lane => park.send(conn).await.map_err(|_| ConnError::Truncated),
-        Channel::Stream => Err(ConnError::Unexpected("an agent that asks for a session")),
+        Channel::Stream => serve_client(&conn, open, words).await,
     }
+}
+
+/// Whether a message has this name.
+fn is(message: &str, name: &str) -> bool {
+    let message: serde_json::Value = serde_json::from_str(message).expect("a gateway speaks JSON");
+    message["type"] == name
+}
+
+/// A head with a message in one more header.
+fn with_header(head: &[u8], name: &str, message: &str) -> Vec<u8> {
+    let lines = head.strip_suffix(b"\r\n").expect("a head ends so");
+    let header = format!("{name}: {}\r\n\r\n", URL_SAFE_NO_PAD.encode(message));
+    [lines, header.as_bytes()].concat()
 }
 
 async fn read_request(wire: &Wire) -> io::Result<Request> {
@@ -140,17 +201,42 @@ async fn read_request(wire: &Wire) -> io::Result<Request> {
     }
 }
 
-/// A link, until its agent leaves.
-async fn hold(conn: &Conn) -> Result<(), ConnError> {
-    let nonce = Nonce::from_bytes(random());
-    conn.send(&Message::Hello { version: VERSION, features: Features::NONE, nonce }).await?;
-    let Message::Present { .. } = conn.recv(Speaker::Agent, Channel::Link).await? else {
-        return Err(ConnError::Unexpected("something else where Present was due"));
-    };
-    let (link, secret) = (LinkId::from_bytes(random()), LinkSecret::from_bytes(random()));
-    conn.send(&Message::Welcome { link, secret }).await?;
-    // Pings are answered meanwhile.
-    conn.recv(Speaker::Agent, Channel::Link).await.map(drop)
+/// A link, until its peer leaves; pings are answered meanwhile.
+async fn hold(conn: &Conn, mut said: Vec<String>, words: &Words) -> Result<(), ConnError> {
+    loop {
+        for message in said {
+            say(conn, &message).await?;
+        }
+        // An agent says nothing there that a client may not.
+        said = words(Some(&conn.recv(Speaker::Client, Channel::Link).await?));
+    }
+}
+
+/// A client's stream, with one session after the other; `open` was answered in the head.
+async fn serve_client(conn: &Conn, mut open: Option<Open>, words: &Words) -> Result<(), ConnError> {
+    loop {
+        let Open { session, target, .. } = match open.take() {
+            Some(open) => open,
+            None => {
+                let asked = conn.recv(Speaker::Client, Channel::Stream).await?;
+                let said = words(Some(&asked));
+                for message in &said {
+                    say(conn, message).await?;
+                }
+                match asked {
+                    Message::Open(open) if said.iter().any(|said| is(said, "opened")) => open,
+                    _ => continue,
+                }
+            }
+        };
+        let Target::Tcp { host, port } = target else { return Err(ConnError::Unexpected("another target")) };
+        let host = host.parse().map_err(|_| ConnError::Unexpected("a name"))?;
+        let target = Wire::from(dial::connect(SocketAddr::new(host, port), PATIENCE).await?);
+        let ended = relay(End::of(conn, session), End::raw(&target), &Traffic::default()).await;
+        ended.map_err(|_| ConnError::Truncated)?;
+        target.close_gently();
+        settle(conn, session, Side::Client).await.map_err(|_| ConnError::Truncated)?;
+    }
 }
 
 async fn say(conn: &Conn, words: &str) -> io::Result<()> {

@@ -28,6 +28,7 @@ mod shapes;
 mod spaces;
 mod spellings;
 mod verdicts;
+mod versions;
 mod visitor;
 mod whoami;
 

@@ -94,11 +94,16 @@ pub fn parse_request(buf: &[u8]) -> Result<Head, HeadError> {
         && (method, target, version) == ("GET", PATH, 1)
         && headers.lists("Connection", "upgrade")
         && headers.lists("Upgrade", "websocket")
-        && let Some(protocol) = headers.list("Sec-WebSocket-Protocol").find_map(Protocol::parse)
     {
-        let mut request = Box::new(parse_upgrade(&headers, protocol, token, host, has_body)?);
-        request.way = Way::of(&buf[..head_bytes], &headers, false);
-        return Ok(Head::Upgrade { request, head_bytes });
+        let offered = || headers.list("Sec-WebSocket-Protocol");
+        if let Some(protocol) = offered().find_map(Protocol::parse) {
+            let mut request = Box::new(parse_upgrade(&headers, protocol, token, host, has_body)?);
+            request.way = Way::of(&buf[..head_bytes], &headers, false);
+            return Ok(Head::Upgrade { request, head_bytes });
+        }
+        if let Some(theirs) = offered().filter_map(Protocol::other_version).max() {
+            return Err(HeadError::Version { theirs });
+        }
     }
     Ok(Head::Other(Ordinary {
         method: method.to_owned(),
@@ -206,11 +211,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::{Framing, Sight, fits_in_head},
+        super::{Answer, Framing, Sight, fits_in_head, parse_response},
         fixture::check,
         *,
     };
     use crate::{
+        ended::RefusalCode,
         id::{LaneId, LinkId, SessionId},
         target::Target,
     };
@@ -289,7 +295,8 @@ mod tests {
             ("Authorization: Bearer aaa.bbb.ccc\r\n", ""),
             ("Authorization: Bearer aaa.bbb.ccc\r\n", "Authorization: Bearer\r\n"),
             ("Authorization: Bearer aaa.bbb.ccc\r\n", "Authorization: Basic YTpi\r\n"),
-            ("nl1.stream", "nl2.stream"),
+            ("nl1.stream", "chat.stream"),
+            ("nl1.stream.framed", "nl1.stream.telepathic"),
             ("Upgrade: websocket", "Upgrade: h2c"),
             ("Connection: Upgrade", "Connection: close"),
             ("GET /ws ", "GET /ws?token=aaa.bbb.ccc "),
@@ -303,6 +310,33 @@ mod tests {
             let ordinary = other(&upgrade.replacen(what, with, 1));
             assert_eq!(ordinary.host.as_deref(), Some("gw.example:8443"));
             assert!(!ordinary.has_body);
+        }
+    }
+
+    #[test]
+    fn a_program_of_another_version_hears_which_one_is_spoken_here_if_it_has_a_token() {
+        let upgrade = text(Channel::Stream);
+        for offered in
+            ["nl2.stream.framed", "nl2.link.framed, nl2.link.raw", "chat,nl2.tunnel", "nl0.x, nl2.x"]
+        {
+            let head = upgrade.replace("nl1.stream.framed", offered);
+            let error = check(head.as_bytes()).unwrap_err();
+            assert_eq!((error, error.http_status()), (HeadError::Version { theirs: 2 }, 501), "{offered}");
+            let Ok(Answer::Refused { status: 501, refused: Some(told), .. }) =
+                parse_response(&error.encode(), b"the sample nonce", request(Channel::Stream).protocol)
+            else {
+                panic!("a program of ours does not understand the answer to {offered}")
+            };
+            let words =
+                "this gateway speaks version 1 of the protocol (nl1), not nl2; update the older program";
+            assert_eq!((told.code, told.reason.as_str()), (RefusalCode::Unsupported, words));
+            assert_eq!(other(&head.replace("Bearer", "Basic")).path, PATH, "{offered}");
+            assert_eq!(other(&head.replace("/ws ", "/wt ")).path, "/wt", "{offered}");
+        }
+        for both in ["nl2.stream.framed, nl1.stream.framed", "nl1.stream.framed,nl2.stream.framed"] {
+            let head = upgrade.replace("nl1.stream.framed", both);
+            let Ok(Head::Upgrade { request: parsed, .. }) = check(head.as_bytes()) else { panic!("{both}") };
+            assert_eq!(parsed.protocol, request(Channel::Stream).protocol);
         }
     }
 
@@ -379,10 +413,11 @@ mod tests {
                 "Host: gw.example", "Host: a b", "Connection: Upgrade", "Upgrade: websocket",
                 "Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8", "Sec-WebSocket-Key: x",
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol: nl1.stream.framed",
-                "Sec-WebSocket-Protocol: chat", "Authorization: Basic YTpi", "Authorization: Bearer",
+                "Sec-WebSocket-Protocol: nl2.stream.framed", "Sec-WebSocket-Protocol: chat",
+                "Authorization: Basic YTpi", "Authorization: Bearer",
                 "Content-Length: 5", "Content-Length: x", "Transfer-Encoding: chunked", "NL-Open: e30",
                 "NL-Open: ", "NL-Lane: x", "Origin: https://a", "Origin: \u{fc}", " folded",
-            ], 0..21),
+            ], 0..22),
         ) {
             let verdict = |path: &str| {
                 let head = format!("{method} {path} {version}\r\n{}\r\n\r\n", lines.join("\r\n"));
