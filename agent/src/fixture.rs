@@ -3,7 +3,7 @@
 #[path = "../../dataplane/tests/kit/ends.rs"]
 mod ends;
 
-use std::{path::PathBuf, rc::Rc, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use narrowlink_dataplane::tunnel::{
     Gateway,
@@ -22,13 +22,16 @@ use crate::{
     Shared,
     bell::{Gate, Opener, Tasks},
     config::Config,
+    crew::{self, Crew},
     identity::Identity,
     ready::Ready,
 };
 
 /// An agent of one gateway, and what ends it.
 pub(crate) struct Fixture {
-    pub(crate) shared: Rc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    /// What its only worker is to begin.
+    pub(crate) to_begin: crew::Tasks,
     pub(crate) endpoint: SelfHosted,
     /// Dropped, it tells the agent to stop.
     pub(crate) stop: Option<Opener>,
@@ -52,19 +55,22 @@ impl Fixture {
         let mut config = Config::new(vec![endpoint.clone()], dir.path().to_owned());
         set(&mut config);
         let ((stop, stopped), (cut, cut_off)) = (Gate::new(), Gate::new());
+        let (crew, mut to_begin) = Crew::new(1);
         let shared = Shared {
             config: Arc::new(config),
+            crew,
             identity: Identity::obtain(Some((dir.path().to_owned(), "here".to_owned()))),
             ready: Arc::new(Ready::new(None)),
             stop: stopped,
             cut: cut_off,
             tasks: Tasks::new(),
         };
-        Self { shared: Rc::new(shared), endpoint, stop: Some(stop), cut: Some(cut), _dir: dir }
+        let (shared, to_begin) = (Arc::new(shared), to_begin.remove(0));
+        Self { shared, to_begin, endpoint, stop: Some(stop), cut: Some(cut), _dir: dir }
     }
 
-    pub(crate) fn gateway(&self) -> Rc<Gateway> {
-        Rc::new(self.shared.config.gateways().unwrap().remove(0))
+    pub(crate) fn gateway(&self) -> Arc<Gateway> {
+        Arc::new(self.shared.config.gateways().unwrap().remove(0))
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {

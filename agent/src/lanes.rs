@@ -450,11 +450,14 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{cell::Cell, io};
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::{
-        run::{timer::sleep, worker::run_alone},
+        run::{
+            timer::sleep,
+            worker::{run_alone, spawn},
+        },
         transport::wire::Wire,
     };
     use narrowlink_proto::ended::Refused;
@@ -471,7 +474,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// A lane that lives from now on, as its gateway has it.
-    fn open(lanes: &Rc<Lanes>) -> Conn {
+    fn open(lanes: &Arc<Lanes>) -> Conn {
         let (ours, theirs) = tunnel_ends(Framing::Framed);
         let (lanes, running) = (lanes.clone(), lanes.shared.tasks.begin());
         spawn(async move {
@@ -487,12 +490,12 @@ mod tests {
     }
 
     /// Runs a test on a runtime of its own: an agent that keeps one lane ready, and has four at the most.
-    fn test(main: impl AsyncFnOnce(Fixture, Rc<Lanes>)) {
+    fn test(main: impl AsyncFnOnce(Fixture, Arc<Lanes>)) {
         run_alone(false, |_| async {
             let range = LaneRange { min: 1, max: 4 };
             let at = Fixture::with("gw.example:80".to_owned(), |config| config.lanes = range);
             let link = (LinkId::from_bytes([1; 32]), LinkSecret::from_bytes([2; 32]));
-            let lanes = Lanes::new(at.shared.clone(), at.gateway(), link, Rc::default());
+            let lanes = Lanes::new(at.shared.clone(), at.gateway(), link, Count::default());
             main(at, lanes).await;
         })
         .unwrap();
@@ -545,7 +548,7 @@ mod tests {
     #[test]
     fn lanes_in_all_stay_within_the_range_whatever_the_gateway_asks_for() {
         test(async |_at, lanes| {
-            let missing = || lanes.demand.borrow().missing(lanes.census());
+            let missing = || lock(&lanes.demand).missing(lanes.census());
             assert_eq!(missing(), 1, "without a word of the gateway's");
             lanes.need(u32::MAX);
             assert_eq!(missing(), 4);

@@ -403,7 +403,10 @@ mod tests {
     use std::fs;
 
     use futures_lite::future::zip;
-    use narrowlink_dataplane::{run::worker::run_alone, tunnel::conn::Conn};
+    use narrowlink_dataplane::{
+        run::worker::{run_alone, spawn},
+        tunnel::conn::Conn,
+    };
     use narrowlink_proto::{
         id::LinkSecret,
         message::{Goodbye, Speaker},
@@ -534,6 +537,7 @@ mod tests {
             let port = Port::listen();
             let mut at =
                 Fixture::with(port.addr.to_string(), |config| config.lanes = LaneRange { min: 0, max: 9 });
+            spawn(at.to_begin.clone().run());
             let holding = hold(at.shared.clone(), at.endpoint.clone(), at.gateway());
             let stop = at.stop.take();
             let playing = async {
