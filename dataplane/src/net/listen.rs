@@ -34,6 +34,8 @@ const VACATE_QUIET: Duration = Duration::from_millis(100);
 const REST_MIN: Duration = Duration::from_millis(5);
 /// .. and, doubled each time, at the most. A try costs some system calls.
 const REST_MAX: Duration = Duration::from_millis(100);
+/// A rest of this length is said: the ones before have taken as long together.
+const SAY_FROM: Duration = Duration::from_millis(80);
 /// How often that is said.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -244,7 +246,10 @@ pub(crate) async fn accept_in_turns<R>(
                 }
             }
             Err(e) => {
-                say_once_a_second(&e);
+                // What was dropped is closed in a turn of its worker's ring: a moment is no trouble.
+                if rest >= SAY_FROM {
+                    say_once_a_second(&e);
+                }
                 sleep(rest).await;
                 rest = (rest * 2).min(REST_MAX);
             }
