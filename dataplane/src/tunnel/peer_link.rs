@@ -14,6 +14,7 @@ use tungstenite::protocol::{Role, frame::coding::CloseCode};
 
 use crate::{
     run::timer::timeout,
+    transport::wire::Wire,
     tunnel::{
         link::{LinkError, LinkSocket},
         open::{self, Ask, Gateway},
@@ -47,6 +48,16 @@ pub async fn join(
     let (conn, _) = open::open(gateway, protocol, Ask::Nothing, patience).await?;
     let wire = Quiet::of(Box::new(conn)).ok().and_then(Quiet::into_wire);
     let wire = wire.ok_or(LinkError::Unexpected("a frame before it was asked"))?;
+    introduce(wire, own, sign, patience).await
+}
+
+/// Hello, Present, Welcome.
+async fn introduce(
+    wire: Wire,
+    own: Features,
+    sign: Option<&dyn Fn(&Nonce) -> Instance>,
+    patience: Duration,
+) -> Result<PeerLink, LinkError> {
     let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
     let welcome = async {
         let Message::Hello { version, features, nonce } = expect(&mut socket).await? else {
