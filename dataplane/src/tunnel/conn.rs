@@ -590,7 +590,7 @@ impl Conn {
         }
         {
             let mut control = self.control.borrow_mut();
-            if control.len() > CONTROL_BYTES_MAX {
+            if control.len() + HEADER_BYTES_MAX + payload.len() > CONTROL_BYTES_MAX {
                 return Err(Flood.into());
             }
             let key = self.mask_key();
@@ -868,6 +868,7 @@ mod tests {
                 assert!((1..=CONTROL_BYTES_MAX).contains(&answers), "{answers} bytes of answers wait");
                 let flood = (0..1000).find_map(|_| conn.ping().err()).expect("an end of it");
                 assert!(matches!(flood, ConnError::Flood(_)), "{flood}");
+                assert!(conn.control.borrow().len() <= CONTROL_BYTES_MAX);
                 // What was left out leaves no trace.
                 let before = far.heard().0;
                 say_the_rest(&conn).await;
