@@ -15,7 +15,7 @@ use futures_lite::future;
 use narrowlink_proto::{
     frame::{self, Expect, HEADER_BYTES_MAX, Header, Opcode},
     id::SessionId,
-    message::Message,
+    message::{Message, Place, Speaker},
     upgrade::Framing,
 };
 use proptest::{
@@ -41,6 +41,13 @@ pub(crate) const SESSION: SessionId = SessionId::from_bytes([7; 32]);
 /// Another one.
 pub(crate) const OTHER: SessionId = SessionId::from_bytes([8; 32]);
 pub(crate) const FRAMINGS: [Framing; 2] = [Framing::Framed, Framing::Raw];
+/// Each at both ends of a session.
+pub(crate) const PAIRS: [(Framing, Framing); 4] = [
+    (Framing::Framed, Framing::Framed),
+    (Framing::Framed, Framing::Raw),
+    (Framing::Raw, Framing::Framed),
+    (Framing::Raw, Framing::Raw),
+];
 pub(crate) const ROLES: [Role; 2] = [Role::Gateway, Role::Peer];
 /// What one call moves at the most.
 pub(crate) const CALLS: [usize; 6] = [1, 2, 3, 7, 64, 4096];
@@ -278,6 +285,89 @@ impl FarEnd {
             Framing::Framed => self.frame(Opcode::Binary, payload),
             Framing::Raw => payload.to_vec(),
         }
+    }
+
+    /// Says the end of a session's direction, after so much payload.
+    pub(crate) fn end_session(&self, bytes: u64) {
+        match self.framing {
+            Framing::Framed => self.say(&self.message(&fin(bytes))),
+            Framing::Raw => self.finish(),
+        }
+    }
+
+    /// Says payload in pieces of so many bytes, and the end of its direction.
+    pub(crate) async fn say_session(&self, payload: &[u8], piece: usize) {
+        for part in payload.chunks(piece) {
+            self.say_all(&self.payload(part)).await;
+        }
+        match self.framing {
+            Framing::Framed => self.say_all(&self.message(&fin(payload.len() as u64))).await,
+            Framing::Raw => self.finish(),
+        }
+    }
+
+    /// A session's payload until its direction ends; fails when that is no clean end.
+    pub(crate) async fn hear_session(&self) -> Vec<u8> {
+        let (mut got, mut payload) = (Vec::new(), Vec::new());
+        loop {
+            let (more, then) = self.heard();
+            got.extend(more);
+            let (bytes, counted) = self.take_payload(&mut got);
+            payload.extend(bytes);
+            match self.framing {
+                Framing::Framed if counted.is_some() => {
+                    assert_eq!(counted, Some(payload.len() as u64));
+                    return payload;
+                }
+                Framing::Raw if then == Then::End => return payload,
+                _ => assert_eq!(then, Then::Nothing, "after {} bytes", payload.len()),
+            }
+            self.end.readable().await.unwrap();
+        }
+    }
+
+    /// So much of a session's payload, with no end behind it.
+    pub(crate) async fn hear_payload(&self, bytes: usize) -> Vec<u8> {
+        let (mut got, mut payload) = (Vec::new(), Vec::new());
+        loop {
+            let (more, then) = self.heard();
+            got.extend(more);
+            let (some, counted) = self.take_payload(&mut got);
+            payload.extend(some);
+            assert_eq!((then, counted), (Then::Nothing, None), "after {} bytes", payload.len());
+            if payload.len() >= bytes {
+                return payload;
+            }
+            self.end.readable().await.unwrap();
+        }
+    }
+
+    /// A session's payload that has come, and whether a clean end stands behind it. Part of a frame may, too.
+    pub(crate) fn heard_session(&self) -> (Vec<u8>, bool) {
+        let (mut got, then) = self.heard();
+        let (payload, counted) = self.take_payload(&mut got);
+        (payload, counted.is_some() || (self.framing == Framing::Raw && then == Then::End))
+    }
+
+    /// Takes what is whole; what a Fin counted.
+    fn take_payload(&self, got: &mut Vec<u8>) -> (Vec<u8>, Option<u64>) {
+        if self.framing == Framing::Raw {
+            return (std::mem::take(got), None);
+        }
+        let (mut payload, mut at, mut counted) = (Vec::new(), 0, None);
+        while let Some((header, bytes, len)) = self.first(&got[at..]) {
+            at += len;
+            match header.opcode {
+                Opcode::Binary => payload.extend(bytes),
+                Opcode::Text => match Message::decode(&bytes, Speaker::Gateway, Place::Session).unwrap() {
+                    Message::Fin { session, bytes } if session == SESSION => counted = Some(bytes),
+                    other => panic!("{other:?} is no end of the session"),
+                },
+                _ => {}
+            }
+        }
+        got.drain(..at);
+        (payload, counted)
     }
 
     /// The first frame, if it is whole: header, payload, and how long both are.
