@@ -347,6 +347,91 @@ mod tests {
         }
     }
 
+    #[test]
+    fn payload_is_unmasked_where_it_lies_and_nowhere_else_is_a_byte_changed() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, Opcode::Binary, Some([1, 2, 3, 4]), false, b"hello");
+        write(&mut bytes, Opcode::Continuation, Some([5, 6, 7, 8]), true, b"you");
+        let before = bytes.clone();
+        let (mut deframer, mut at, mut ranges) = (Deframer::new(Expect::Masked), 0, Vec::new());
+        while let Some(event) = deframer.next(&mut bytes, &mut at).unwrap() {
+            let Event::Data { range, .. } = event else { panic!("{event:?}") };
+            ranges.push(range);
+        }
+        assert_eq!(ranges, [6..11, 17..20]);
+        assert_eq!((&bytes[6..11], &bytes[17..20]), (&b"hello"[..], &b"you"[..]));
+        assert_eq!((&bytes[..6], &bytes[11..17]), (&before[..6], &before[11..17]));
+    }
+
+    #[test]
+    fn a_frame_is_refused_by_its_header_when_it_is_longer_than_is_taken() {
+        let head = |payload_bytes| {
+            let mut head = [0; HEADER_BYTES_MAX];
+            let header = Header { fin: true, opcode: Opcode::Binary, mask: Some([0; 4]), payload_bytes };
+            let len = frame::encode(&header, &mut head);
+            head[..len].to_vec()
+        };
+        assert_eq!(read(head(DATA_FRAME_BYTES_MAX), &[]), Ok((vec![], vec![])));
+        let refused = FrameError::TooLong { payload_bytes_max: DATA_FRAME_BYTES_MAX };
+        assert_eq!(read(head(DATA_FRAME_BYTES_MAX + 1), &[]), Err(refused));
+    }
+
+    #[test]
+    fn where_a_message_is_under_way_is_known_at_every_byte() {
+        let mut bytes = Vec::new();
+        let mut between = vec![true];
+        // A header tells what its frame is when it is whole.
+        let mut add = |opcode, fin, payload: &[u8], ended: [bool; 3]| {
+            write(&mut bytes, opcode, Some([1, 2, 3, 4]), fin, payload);
+            let [in_head, in_payload, behind] = ended;
+            between.extend([in_head; 5]);
+            between.extend(vec![in_payload; payload.len()]);
+            between.push(behind);
+        };
+        add(Opcode::Ping, true, b"hi", [true, true, true]);
+        add(Opcode::Text, true, b"{}", [true, false, true]);
+        add(Opcode::Binary, false, b"a", [true, false, false]);
+        add(Opcode::Pong, true, b"hi", [false, false, false]);
+        add(Opcode::Continuation, false, b"b", [false, false, false]);
+        add(Opcode::Continuation, true, b"c", [false, false, true]);
+        let mut deframer = Deframer::new(Expect::Masked);
+        let mut is_between = vec![deframer.is_between_messages()];
+        let mut boundaries = usize::from(deframer.at_boundary());
+        for byte in bytes.chunks_mut(1) {
+            let mut at = 0;
+            while deframer.next(byte, &mut at).unwrap().is_some() {}
+            is_between.push(deframer.is_between_messages());
+            boundaries += usize::from(deframer.at_boundary());
+        }
+        assert_eq!(is_between, between);
+        assert_eq!(boundaries, 4, "at the start, behind the ping, and behind both messages");
+    }
+
+    #[test]
+    fn headers_alone_are_the_same_wherever_they_are_cut() {
+        let bytes = sample([1, 2, 3, 4]);
+        let headers = |step: usize| {
+            let (mut heads, mut left, mut found) = (Heads::new(Expect::Masked), 0, Vec::new());
+            for part in bytes.chunks(step) {
+                let mut at = 0;
+                loop {
+                    let skipped = left.min(part.len() - at);
+                    (at, left) = (at + skipped, left - skipped);
+                    let Some(header) = heads.next(part, &mut at, 1000).unwrap() else { break };
+                    left = usize::try_from(header.payload_bytes).unwrap();
+                    found.push(header);
+                }
+            }
+            assert!(heads.at_boundary() && left == 0);
+            found
+        };
+        let whole = headers(bytes.len());
+        assert_eq!(whole.len(), 11);
+        for step in 1..bytes.len() {
+            assert_eq!(headers(step), whole, "{step} bytes at a time");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_cuts_of_any_masks_give_the_same(key: [u8; 4], mut cuts: Vec<u16>) {

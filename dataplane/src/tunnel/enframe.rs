@@ -88,3 +88,126 @@ impl<'a> Enframer<'a> {
         self.bytes = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use narrowlink_proto::{frame::Opcode, upgrade::Framing};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        net::{buffer::BULK_BYTES, memory::Room},
+        tunnel::far_end::{ROLES, SESSION, cases, pattern, tunnel},
+    };
+
+    /// Pieces that are listed before they leave: see `relay::chunk`.
+    const PIECES_MAX: usize = 32;
+
+    /// A buffer as a read leaves it.
+    fn filled() -> Buffer {
+        let mut buffer = Buffer::take_now(true);
+        buffer[HEADS_BYTES..].copy_from_slice(&pattern(7, BULK_BYTES - HEADS_BYTES));
+        buffer
+    }
+
+    fn enframe(sink: &End<'_>, buffer: &mut Buffer, pieces: &[Range<usize>]) -> usize {
+        buffer.marks.clear();
+        let mut frames = Enframer::to(sink);
+        for piece in pieces {
+            frames.add(buffer, piece.clone());
+        }
+        frames.finish(buffer)
+    }
+
+    /// What leaves.
+    fn listed(buffer: &Buffer) -> Vec<u8> {
+        buffer.marks.iter().flat_map(|range| &buffer[range.clone()]).copied().collect()
+    }
+
+    /// The payload of all these frames.
+    fn joined(frames: &[(Opcode, Vec<u8>)]) -> Vec<u8> {
+        frames.iter().flat_map(|(_, bytes)| bytes).copied().collect()
+    }
+
+    #[test]
+    fn where_there_are_no_frames_payload_is_listed_as_it_is() {
+        let (conn, _far) = tunnel(Framing::Raw, ROLES[1], Room::default());
+        let mut buffer = filled();
+        let pieces = [100..300_usize, 300..300, 305..306];
+        assert_eq!(enframe(&End::of(&conn, SESSION), &mut buffer, &pieces), 201);
+        assert_eq!(buffer.marks, [100..300, 305..306]);
+        assert_eq!(buffer[HEADS_BYTES..], pattern(7, BULK_BYTES - HEADS_BYTES));
+    }
+
+    #[test]
+    fn payload_stays_where_it_is_behind_a_header_from_the_front_of_the_buffer() {
+        for role in ROLES {
+            let (conn, far) = tunnel(Framing::Framed, role, Room::default());
+            let mut buffer = filled();
+            // Of lengths that are no multiples of the mask's.
+            let pieces = [100..101, 110..117, 200..200, 200..202, 1000..1003];
+            let payload: Vec<_> = pieces.iter().flat_map(|piece| buffer[piece.clone()].to_vec()).collect();
+            assert_eq!(enframe(&End::of(&conn, SESSION), &mut buffer, &pieces), 13);
+            let (head, rest) = buffer.marks.split_first().unwrap();
+            assert!(head.end <= HEADS_BYTES, "{role:?}");
+            assert_eq!(rest, [100..101, 110..117, 200..202, 1000..1003], "{role:?}");
+            assert_eq!(far.frames(&listed(&buffer)), [(Opcode::Binary, payload)], "{role:?}");
+            // What is between them is not touched.
+            assert_eq!(buffer[101..110], pattern(7, 1000)[101 - HEADS_BYTES..110 - HEADS_BYTES]);
+        }
+    }
+
+    #[test]
+    fn no_payload_makes_no_frame() {
+        let (conn, _far) = tunnel(Framing::Framed, ROLES[0], Room::default());
+        let mut buffer = filled();
+        assert_eq!(enframe(&End::of(&conn, SESSION), &mut buffer, &[100..100, 200..200]), 0);
+        assert!(buffer.marks.is_empty());
+    }
+
+    #[test]
+    fn more_than_a_peer_takes_in_one_frame_goes_in_several() {
+        for role in ROLES {
+            for (len, lens) in [
+                (FRAME_BYTES_MAX - 1, vec![FRAME_BYTES_MAX - 1]),
+                (FRAME_BYTES_MAX, vec![FRAME_BYTES_MAX]),
+                (FRAME_BYTES_MAX + 1, vec![FRAME_BYTES_MAX, 1]),
+                (BULK_READ_BYTES, vec![FRAME_BYTES_MAX; 2]),
+            ] {
+                let (conn, far) = tunnel(Framing::Framed, role, Room::default());
+                let mut buffer = filled();
+                let range = HEADS_BYTES..HEADS_BYTES + len;
+                let payload = buffer[range.clone()].to_vec();
+                assert_eq!(enframe(&End::of(&conn, SESSION), &mut buffer, &[range]), len);
+                let frames = far.frames(&listed(&buffer));
+                assert_eq!(frames.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), lens);
+                assert_eq!(joined(&frames), payload, "{role:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_pieces_of_a_read_arrive_in_their_order() {
+        // Between each two some bytes that are no payload.
+        let piece = (0..14usize, prop_oneof![0..20usize, 0..9000usize, Just(FRAME_BYTES_MAX)]);
+        let all = cases(&prop::collection::vec(piece, 0..PIECES_MAX), 150);
+        for (n, lens) in all.into_iter().enumerate() {
+            let (conn, far) = tunnel(Framing::Framed, ROLES[n % 2], Room::default());
+            let (mut buffer, mut at, mut pieces) = (filled(), HEADS_BYTES, Vec::new());
+            for (between, len) in &lens {
+                let begin = at + between;
+                at = begin + len;
+                if at > HEADS_BYTES + BULK_READ_BYTES {
+                    break;
+                }
+                pieces.push(begin..at);
+            }
+            let payload: Vec<_> = pieces.iter().flat_map(|piece| buffer[piece.clone()].to_vec()).collect();
+            assert_eq!(enframe(&End::of(&conn, SESSION), &mut buffer, &pieces), payload.len());
+            assert!(buffer.marks.len() <= PIECES_MAX + 2 * FRAMES_MAX, "they leave in one call");
+            let frames = far.frames(&listed(&buffer));
+            assert!(frames.iter().all(|(opcode, bytes)| *opcode == Opcode::Binary && !bytes.is_empty()));
+            assert_eq!(joined(&frames), payload, "{lens:?}");
+        }
+    }
+}

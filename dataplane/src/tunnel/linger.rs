@@ -141,21 +141,29 @@ impl Stall {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{Read as _, Write as _},
+        cell::Cell,
+        io::Read as _,
         net::{TcpListener, TcpStream},
+        pin::pin,
     };
 
-    use narrowlink_proto::frame;
+    use futures_lite::future::{poll_once, zip};
+    use narrowlink_proto::{
+        ended::Why,
+        frame::{self, Opcode},
+    };
 
     use super::*;
-    use crate::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
+    use crate::{
+        net::{memory::Room, plain::Plain},
+        tunnel::{
+            conn::Role,
+            far_end::{ROLES, Then, fin, in_calls_of, never, room_for, run, stuff, tunnel},
+        },
+    };
 
-    fn pair() -> (TcpStream, Wire) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let ours = listener.accept().unwrap().0;
-        (near, Wire::from(Plain::adopt(ours.into()).unwrap()))
-    }
+    /// A patience that a test can have.
+    const SHORT: Duration = Duration::from_millis(50);
 
     /// As much as the kernel takes, and how much that was.
     fn fill(wire: &Wire) -> usize {
@@ -173,10 +181,13 @@ mod tests {
         }
     }
 
+    /// What is under way in a kernel is TCP's alone.
     #[test]
-    fn a_reset_comes_behind_what_a_slow_peer_has_still_to_take() {
-        run_alone(false, |_| async {
-            let (mut peer, wire) = pair();
+    fn a_reset_comes_behind_what_a_slow_peer_s_host_has_still_to_take() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let wire = Wire::from(Plain::adopt(listener.accept().unwrap().0.into()).unwrap());
             let sent = fill(&wire);
             assert!(wire.undelivered().unwrap() > 0);
             let reading = std::thread::spawn(move || {
@@ -192,52 +203,156 @@ mod tests {
             reset(wire, PATIENCE).await;
             finished(&reading).await;
             assert_eq!(reading.join().unwrap(), (sent, Err(io::ErrorKind::ConnectionReset)));
-        })
-        .unwrap();
+        });
+    }
+
+    #[test]
+    fn a_reset_of_plain_bytes_comes_behind_them_and_is_no_end() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Raw, Role::Gateway, in_calls_of(7));
+            conn.wire().write_all(b"the last words").await.unwrap();
+            reset_conn(conn, "over", PATIENCE).await;
+            assert_eq!(far.heard(), (b"the last words".to_vec(), Then::Reset));
+        });
     }
 
     #[test]
     fn a_peer_that_takes_nothing_is_waited_for_no_longer_than_that() {
-        run_alone(false, |_| async {
-            let (peer, wire) = pair();
-            fill(&wire);
-            let begun = Instant::now();
-            reset(wire, HASTE).await;
-            assert!((HASTE..HASTE * 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-            drop(peer);
-            let (peer, wire) = pair();
-            fill(&wire);
-            drop(peer);
-            let begun = Instant::now();
-            reset(wire, PATIENCE).await;
-            assert!(begun.elapsed() < PATIENCE / 2, "a dead one isn't waited for at all");
-        })
-        .unwrap();
+        run(async {
+            for framing in [Framing::Framed, Framing::Raw] {
+                let (conn, far) = tunnel(framing, Role::Gateway, room_for(512));
+                stuff(conn.wire());
+                far.cable().unplug();
+                let begun = Instant::now();
+                reset_conn(conn, "over", SHORT).await;
+                assert!((SHORT..PATIENCE).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+                // A dead one isn't waited for at all.
+                let (conn, far) = tunnel(framing, Role::Gateway, room_for(512));
+                stuff(conn.wire());
+                drop(far);
+                let begun = Instant::now();
+                reset_conn(conn, "over", PATIENCE).await;
+                assert!(begun.elapsed() < PATIENCE / 2, "{framing:?}");
+            }
+        });
     }
 
     #[test]
     fn a_framed_peer_gets_everything_then_one_close_although_it_never_stops_sending() {
-        run_alone(false, |_| async {
-            let (peer, wire) = pair();
-            let conn = Conn::new(wire, Framing::Framed, Role::Gateway, 0);
-            let mut writer = peer.try_clone().unwrap();
-            let writing = std::thread::spawn(move || while writer.write_all(&[0; 4096]).is_ok() {});
-            let reading = std::thread::spawn(move || {
-                let (mut reader, mut got) = (peer, Vec::new());
-                let end = reader.read_to_end(&mut got);
-                drop(reader);
-                (got, end.is_ok())
-            });
+        run(async {
+            for role in ROLES {
+                let (conn, far) = tunnel(Framing::Framed, role, room_for(4096));
+                conn.send(&fin(7)).await.unwrap();
+                let told = Cell::new(false);
+                let hearing = async {
+                    let heard = far.hear_to_the_end().await;
+                    told.set(true);
+                    heard
+                };
+                let sending = async {
+                    while !told.get() {
+                        far.say_all(&[7; 1000]).await;
+                    }
+                    far.finish();
+                };
+                let resetting = zip(reset_conn(conn, "over", PATIENCE), sending);
+                let (_, (got, then)) = zip(resetting, hearing).await;
+                let close = (Opcode::Close, frame::close_payload(CLOSE_RESET, "over"));
+                assert_eq!(far.frames(&got), [(Opcode::Text, fin(7).encode()), close]);
+                assert_eq!(then, Then::End, "our direction ended behind it");
+            }
+        });
+    }
+
+    #[test]
+    fn a_close_waits_for_a_peer_that_reads_slowly() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Framed, Role::Gateway, room_for(64));
+            let nonsense = stuff(conn.wire());
+            let mut resetting = pin!(reset_conn(conn, "over", PATIENCE));
+            assert!(poll_once(resetting.as_mut()).await.is_none(), "there is no room for it");
+            let hearing = async {
+                let heard = far.hear_to_the_end().await;
+                far.finish();
+                heard
+            };
+            let ((), (got, then)) = zip(resetting, hearing).await;
+            let close = (Opcode::Close, frame::close_payload(CLOSE_RESET, "over"));
+            assert_eq!((far.frames(&got[nonsense..]), then), (vec![close], Then::End));
+        });
+    }
+
+    #[test]
+    fn a_peer_that_does_not_close_when_it_has_everything_is_reset_in_the_end() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Framed, Role::Gateway, Room::default());
+            reset_conn(conn, "over", SHORT).await;
+            let (got, then) = far.heard();
+            assert_eq!(far.frames(&got), [(Opcode::Close, frame::close_payload(CLOSE_RESET, "over"))]);
+            assert_eq!(then, Then::Reset);
+        });
+    }
+
+    #[test]
+    fn within_a_frame_there_is_no_place_for_a_word() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Framed, Role::Gateway, room_for(30));
+            assert!(poll_once(conn.send(&fin(7))).await.is_none());
             reset_conn(conn, "over", PATIENCE).await;
-            finished(&reading).await;
-            let (got, clean) = reading.join().unwrap();
-            let payload = frame::close_payload(CLOSE_RESET, "over");
-            assert_eq!(got[0], 0x88);
-            assert_eq!(&got[2..], payload);
-            assert!(clean, "our direction ended behind it");
-            finished(&writing).await;
-            writing.join().unwrap();
-        })
-        .unwrap();
+            let (got, then) = far.heard();
+            assert_eq!((got.len(), then), (30, Then::Reset));
+        });
+    }
+
+    #[test]
+    fn who_has_closed_is_told_no_more_than_the_answer() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Framed, Role::Gateway, Room::default());
+            far.say(&far.frame(Opcode::Close, &frame::close_payload(1000, "bye")));
+            far.finish();
+            assert!(conn.attend().await.is_err());
+            reset_conn(conn, "over", PATIENCE).await;
+            let (got, then) = far.heard();
+            assert_eq!(far.frames(&got), [(Opcode::Close, frame::close_payload(1000, ""))]);
+            assert_eq!(then, Then::End);
+        });
+    }
+
+    #[test]
+    fn both_connections_of_a_broken_session_end_and_neither_waits_for_the_other() {
+        run(async {
+            let (conn, near) = tunnel(Framing::Framed, Role::Gateway, Room::default());
+            let (target, far) = tunnel(Framing::Raw, Role::Gateway, Room::default());
+            let ended = Ended { by: Side::Target, why: Why::Reset };
+            let mut resetting = pin!(reset_session(conn, target.into_bare().unwrap(), ended));
+            // The first one does not close yet.
+            let hearing = zip(near.hear_to_the_end(), far.hear_to_the_end());
+            let ((words, _), (_, then)) = future::or(hearing, never(resetting.as_mut())).await;
+            let close = (Opcode::Close, frame::close_payload(CLOSE_RESET, &ended.to_string()));
+            assert_eq!((near.frames(&words), then), (vec![close], Then::Reset));
+            near.finish();
+            resetting.await;
+        });
+    }
+
+    #[test]
+    fn who_has_broken_it_is_waited_for_longer_than_who_must_go() {
+        let of = |by| patience(Ended { by, why: Why::Reset });
+        assert_eq!([Side::Client, Side::Target, Side::Here].map(of), [PATIENCE, PATIENCE, HASTE]);
+    }
+
+    #[test]
+    fn what_moves_does_not_stand_still() {
+        let mut at_once = Stall::new(Duration::ZERO);
+        assert!(at_once.goes_on(7));
+        let mut stall = Stall::new(SHORT);
+        let begun = Instant::now();
+        while begun.elapsed() < SHORT * 2 {
+            let mark = u64::try_from(begun.elapsed().as_nanos()).unwrap();
+            assert!(!stall.goes_on(mark), "it has just moved");
+        }
+        let stands = Instant::now();
+        while !stall.goes_on(7) {}
+        assert!(stands.elapsed() >= SHORT);
     }
 }

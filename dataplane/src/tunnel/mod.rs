@@ -6,6 +6,8 @@ pub mod deframe;
 pub mod demand;
 pub mod end;
 pub(crate) mod enframe;
+#[cfg(test)]
+pub(crate) mod far_end;
 pub mod linger;
 pub(crate) mod link;
 pub(crate) mod liveness;

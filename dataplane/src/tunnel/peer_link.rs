@@ -14,6 +14,7 @@ use tungstenite::protocol::{Role, frame::coding::CloseCode};
 
 use crate::{
     run::timer::timeout,
+    transport::wire::Wire,
     tunnel::{
         link::{LinkError, LinkSocket},
         open::{self, Ask, Gateway},
@@ -47,6 +48,16 @@ pub async fn join(
     let (conn, _) = open::open(gateway, protocol, Ask::Nothing, patience).await?;
     let wire = Quiet::of(Box::new(conn)).ok().and_then(Quiet::into_wire);
     let wire = wire.ok_or(LinkError::Unexpected("a frame before it was asked"))?;
+    introduce(wire, own, sign, patience).await
+}
+
+/// Hello, Present, Welcome.
+async fn introduce(
+    wire: Wire,
+    own: Features,
+    sign: Option<&dyn Fn(&Nonce) -> Instance>,
+    patience: Duration,
+) -> Result<PeerLink, LinkError> {
     let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
     let welcome = async {
         let Message::Hello { version, features, nonce } = expect(&mut socket).await? else {
@@ -100,5 +111,199 @@ impl PeerLink {
     /// Ends the link in good order.
     pub fn close(self) {
         self.socket.close(None, CloseCode::Normal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{self, zip};
+    use narrowlink_proto::{
+        feature::Feature,
+        frame::{self, Opcode},
+        id::LaneId,
+        message::{Goodbye, GoodbyeCode},
+    };
+
+    use super::*;
+    use crate::{
+        net::memory::{Memory, Room},
+        tunnel::{
+            conn,
+            far_end::{CALLS, FarEnd, Then, in_calls_of, never, run},
+        },
+    };
+
+    const LINK: LinkId = LinkId::from_bytes([3; 32]);
+    const NONCE: Nonce = Nonce::from_bytes([2; 32]);
+
+    /// A connection to a gateway, and who plays that.
+    fn connected(room: Room) -> (Wire, FarEnd) {
+        let (near, far) = Memory::pair(room);
+        (near.into(), FarEnd::new(far, Framing::Framed, conn::Role::Peer))
+    }
+
+    fn hello(version: u32) -> Message {
+        Message::Hello { version, features: Features::NONE.with(Feature::EndToEnd), nonce: NONCE }
+    }
+
+    fn welcome() -> Message {
+        Message::Welcome { link: LINK, secret: LinkSecret::from_bytes([4; 32]) }
+    }
+
+    fn goodbye() -> Message {
+        Message::Goodbye(Goodbye { code: GoodbyeCode::NameTaken, reason: "another holds this name".into() })
+    }
+
+    fn sign(nonce: &Nonce) -> Instance {
+        Instance { key: "key".into(), signature: nonce.to_string() }
+    }
+
+    /// Reads a link's frames up to its Present.
+    async fn hear_present(far: &FarEnd) -> Message {
+        loop {
+            for (opcode, payload) in far.hear_frames(1).await {
+                if opcode == Opcode::Text {
+                    return Message::decode(&payload, Speaker::Agent, Channel::Link).unwrap();
+                }
+            }
+        }
+    }
+
+    /// A link that stands.
+    async fn joined(room: Room) -> (PeerLink, FarEnd) {
+        let (wire, far) = connected(room);
+        far.say(&[far.message(&hello(VERSION)), far.message(&welcome())].concat());
+        let joining = introduce(wire, Features::NONE, None, Duration::MAX);
+        let (link, _) = zip(joining, hear_present(&far)).await;
+        (link.expect("it stands"), far)
+    }
+
+    #[test]
+    fn a_link_stands_after_hello_present_and_welcome() {
+        run(async {
+            for call_bytes in CALLS {
+                let (wire, far) = connected(in_calls_of(call_bytes));
+                let own = Features::NONE.with(Feature::Datagrams);
+                let gateway = async {
+                    far.say(&far.message(&hello(VERSION)));
+                    let Message::Present { version, features, instance } = hear_present(&far).await else {
+                        panic!("no Present");
+                    };
+                    assert_eq!((version, features, instance), (VERSION, own, Some(sign(&NONCE))));
+                    far.say(&far.message(&welcome()));
+                };
+                let (link, ()) = zip(introduce(wire, own, Some(&sign), Duration::MAX), gateway).await;
+                let link = link.expect("it stands");
+                assert_eq!(link.link, LINK);
+                assert!(link.features.has(Feature::EndToEnd) && !link.features.has(Feature::Datagrams));
+                let lane = LaneId::from_bytes([5; 32]);
+                let proof = link.secret.prove_lane(&LINK, &lane);
+                assert!(LinkSecret::from_bytes([4; 32]).permits_lane(&LINK, &lane, &proof));
+            }
+        });
+    }
+
+    #[test]
+    fn a_client_signs_nothing() {
+        run(async {
+            let (wire, far) = connected(Room::default());
+            far.say(&far.message(&hello(VERSION)));
+            let joining = introduce(wire, Features::NONE, None, Duration::MAX);
+            let joining = never(async { joining.await.err() });
+            let said = future::or(hear_present(&far), joining).await;
+            assert!(matches!(said, Message::Present { instance: None, .. }), "{said:?}");
+        });
+    }
+
+    #[test]
+    fn a_gateway_that_says_anything_else_has_no_link_of_ours() {
+        let lanes = || Message::NeedLane { count: 1 };
+        let is_unexpected = |e: &LinkError| matches!(e, LinkError::Unexpected(_));
+        let is_goodbye =
+            |e: &LinkError| matches!(e, LinkError::Goodbye(g) if g.code == GoodbyeCode::NameTaken);
+        let is_version = |e: &LinkError| matches!(e, LinkError::Version { theirs: 2 });
+        let is_message = |e: &LinkError| matches!(e, LinkError::Message(_));
+        type Verdict = fn(&LinkError) -> bool;
+        let table: [(Vec<Message>, Verdict); 8] = [
+            (vec![lanes()], is_unexpected),
+            (vec![welcome()], is_unexpected),
+            (vec![goodbye()], is_goodbye),
+            (vec![hello(VERSION + 1)], is_version),
+            (vec![Message::List], is_message),
+            (vec![hello(VERSION), hello(VERSION)], is_unexpected),
+            (vec![hello(VERSION), goodbye()], is_goodbye),
+            (vec![hello(VERSION), Message::Retire], is_message),
+        ];
+        run(async {
+            for (n, (said, is_it)) in table.into_iter().enumerate() {
+                let (wire, far) = connected(Room::default());
+                for message in said {
+                    far.say(&far.message(&message));
+                }
+                let error = introduce(wire, Features::NONE, None, Duration::MAX).await.err().unwrap();
+                assert!(is_it(&error), "{n}: {error}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_gateway_that_says_nothing_is_waited_for_no_longer_than_that() {
+        run(async {
+            for said in [vec![], vec![hello(VERSION)]] {
+                let (wire, far) = connected(Room::default());
+                for message in said {
+                    far.say(&far.message(&message));
+                }
+                let patience = Duration::from_millis(30);
+                let error = introduce(wire, Features::NONE, None, patience).await.err().unwrap();
+                assert!(matches!(error, LinkError::Silent(waited) if waited == patience), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_link_brings_what_the_gateway_says_until_its_goodbye() {
+        run(async {
+            let (mut link, far) = joined(Room::default()).await;
+            for count in 1..4 {
+                far.say(&far.frame(Opcode::Ping, b"still there?"));
+                far.say(&far.message(&Message::NeedLane { count }));
+                let heard = link.next().await.unwrap();
+                assert!(matches!(heard, Message::NeedLane { count: heard } if heard == count), "{heard:?}");
+            }
+            far.say(&far.message(&goodbye()));
+            let error = link.next().await.unwrap_err();
+            assert_eq!(error.to_string(), "another holds this name");
+        });
+    }
+
+    #[test]
+    fn what_is_said_on_a_link_arrives_and_so_does_its_end() {
+        run(async {
+            let (mut link, far) = joined(Room::default()).await;
+            far.heard();
+            link.send(&Message::List).unwrap();
+            link.close();
+            let (got, then) = far.heard();
+            let close = (Opcode::Close, frame::close_payload(1000, ""));
+            assert_eq!(far.frames(&got), [(Opcode::Text, Message::List.encode()), close]);
+            assert_eq!(then, Then::End);
+        });
+    }
+
+    #[test]
+    fn the_round_trip_is_what_the_gateway_takes_to_answer_a_ping() {
+        run(async {
+            let (mut link, far) = joined(Room::default()).await;
+            assert_eq!(link.round_trip(), None);
+            let answering = async {
+                // The first one may have come with the Present already.
+                far.say(&far.frame(Opcode::Pong, &1u64.to_be_bytes()));
+                far.say(&far.message(&Message::NeedLane { count: 1 }));
+            };
+            let (heard, ()) = zip(link.next(), answering).await;
+            heard.unwrap();
+            assert!(link.round_trip().is_some());
+        });
     }
 }

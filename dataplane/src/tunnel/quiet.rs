@@ -64,79 +64,127 @@ impl Deref for Quiet {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{Read as _, Write as _},
-        os::unix::net::UnixStream,
+    use std::thread;
+
+    use futures_lite::future::poll_once;
+    use narrowlink_proto::{
+        frame::Opcode,
+        message::{Channel, Speaker},
+        upgrade::Framing,
     };
 
-    use futures_lite::future;
-    use narrowlink_proto::{frame, upgrade::Framing};
-
     use super::*;
-    use crate::{net::plain::Plain, run::worker::run_alone, tunnel::conn::Role};
+    use crate::{
+        net::memory::Room,
+        tunnel::{
+            conn::Role,
+            far_end::{FarEnd, ROLES, attend_to_all, fin, room_for, run, say_the_rest, stuff, tunnel},
+        },
+    };
 
-    fn pair() -> (UnixStream, Box<Conn>) {
-        let (theirs, ours) = UnixStream::pair().unwrap();
-        let wire = Wire::from(Plain::adopt(ours.into()).unwrap());
-        (theirs, Box::new(Conn::new(wire, Framing::Framed, Role::Peer, 1)))
+    fn pair(role: Role) -> (Box<Conn>, FarEnd) {
+        let (conn, far) = tunnel(Framing::Framed, role, Room::default());
+        (Box::new(conn), far)
     }
 
-    /// Has the connection read what is there.
-    async fn hear(conn: &Conn) {
-        assert!(future::poll_once(conn.attend()).await.is_none(), "nothing is due");
-    }
-
-    #[test]
-    fn a_ping_cut_anywhere_is_answered_whoever_has_the_connection_by_then() {
-        let ping = [0x89, 4, b'p', b'i', b'n', b'g'];
-        run_alone(false, |_| async move {
-            for cut in 0..ping.len() {
-                let (mut theirs, conn) = pair();
-                theirs.write_all(&ping[..cut]).unwrap();
-                hear(&conn).await;
-                let parts = Quiet::of(conn).ok().unwrap().into_parts().unwrap();
-                let moved = Quiet::from_parts(parts).unwrap();
-                theirs.write_all(&ping[cut..]).unwrap();
-                moved.wire().readable().await.unwrap();
-                hear(&moved).await;
-                let mut pong = [0; 10];
-                theirs.read_exact(&mut pong).unwrap();
-                assert_eq!(pong[..2], [0x8A, 0x84], "cut at {cut}");
-                let key = [pong[2], pong[3], pong[4], pong[5]];
-                frame::mask(&mut pong[6..], key, 0);
-                assert_eq!(&pong[6..], b"ping", "cut at {cut}");
-                assert!(Quiet::of(moved.wake()).ok().unwrap().into_wire().is_some());
-            }
-        })
-        .unwrap();
+    fn quiet(conn: Box<Conn>) -> Quiet {
+        Quiet::of(conn).ok().expect("it is quiet")
     }
 
     #[test]
-    fn what_is_in_the_middle_of_a_message_is_not_quiet() {
-        // A text half read, a text in fragments, a Close.
-        let middles: [&[u8]; 3] = [&[0x81, 2, b'{'], &[0x01, 1, b'{'], &[0x88, 0]];
-        run_alone(false, |_| async move {
-            for middle in middles {
-                let (mut theirs, conn) = pair();
-                theirs.write_all(middle).unwrap();
-                let _ = future::poll_once(conn.attend()).await;
-                assert!(Quiet::of(conn).is_err(), "{middle:?}");
+    fn a_ping_cut_anywhere_is_answered_on_whichever_thread_the_connection_is_by_then() {
+        run(async {
+            let mut moving = Vec::new();
+            for role in ROLES {
+                let ping = pair(role).1.frame(Opcode::Ping, b"ping");
+                for cut in 0..ping.len() {
+                    let (conn, far) = pair(role);
+                    far.say(&ping[..cut]);
+                    attend_to_all(&conn).await;
+                    moving.push((quiet(conn).into_parts().unwrap(), far, ping[cut..].to_vec()));
+                }
             }
-            let (_theirs, conn) = pair();
-            assert!(conn.begin_frame().unwrap());
-            assert!(Quiet::of(conn).is_err(), "a frame half written");
-        })
-        .unwrap();
+            let there = move || {
+                run(async {
+                    for (parts, far, rest) in moving {
+                        let moved = Quiet::from_parts(parts).unwrap();
+                        far.say(&rest);
+                        attend_to_all(&moved).await;
+                        assert_eq!(far.frames(&far.heard().0), [(Opcode::Pong, b"ping".to_vec())]);
+                        assert!(quiet(moved.wake()).into_wire().is_some());
+                    }
+                });
+            };
+            thread::spawn(there).join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_waits_to_be_said_and_what_was_read_too_early_goes_along() {
+        run(async {
+            let (conn, far) = tunnel(Framing::Framed, Role::Gateway, room_for(512));
+            let nonsense = stuff(conn.wire());
+            conn.ping().unwrap();
+            far.say(&far.message(&fin(7)));
+            conn.attend().await.unwrap();
+            let parts = quiet(Box::new(conn)).into_parts().unwrap();
+            let moved = quiet(Quiet::from_parts(parts).unwrap().wake());
+            let mut got = far.heard().0;
+            say_the_rest(&moved).await;
+            got.extend(far.heard().0);
+            assert_eq!(far.frames(&got[nonsense..]), [(Opcode::Ping, Vec::new())]);
+            let heard = moved.recv(Speaker::Client, Channel::Stream).await.unwrap();
+            assert_eq!(heard.encode(), fin(7).encode());
+        });
+    }
+
+    #[test]
+    fn what_is_in_the_middle_of_a_message_is_not_quiet_and_comes_back_as_it_was() {
+        type Middle = fn(&FarEnd) -> Vec<u8>;
+        let middles: [(&str, Middle); 6] = [
+            ("a text half read", |far| far.message(&fin(7))[..20].to_vec()),
+            ("a text in fragments", |far| far.fragment(Opcode::Text, b"{")),
+            ("data half read", |far| far.frame(Opcode::Binary, &[7; 9])[..8].to_vec()),
+            ("data in fragments", |far| far.fragment(Opcode::Binary, b"")),
+            ("a ping within a message", |far| {
+                [far.fragment(Opcode::Text, b"{"), far.frame(Opcode::Ping, b"hi")].concat()
+            }),
+            ("a Close", |far| far.frame(Opcode::Close, b"")),
+        ];
+        run(async {
+            for role in ROLES {
+                for (what, middle) in middles {
+                    let (conn, far) = pair(role);
+                    far.say(&middle(&far));
+                    let _ = poll_once(conn.attend()).await;
+                    let back = Quiet::of(conn).err().expect(what);
+                    assert!(!back.is_quiet());
+                }
+                let (conn, _far) = pair(role);
+                assert!(conn.begin_frame().unwrap());
+                let back = Quiet::of(conn).err().expect("a frame half written");
+                back.end_frame().unwrap();
+                assert!(Quiet::of(back).is_ok(), "it is whole now");
+                let (conn, _far) = pair(role);
+                conn.say_close(1000, "bye");
+                assert!(Quiet::of(conn).is_err(), "a Close was said");
+            }
+        });
     }
 
     #[test]
     fn half_a_control_frame_keeps_the_bytes_below_in_their_place() {
-        run_alone(false, |_| async move {
-            let (mut theirs, conn) = pair();
-            theirs.write_all(&[0x89]).unwrap();
-            hear(&conn).await;
-            assert!(Quiet::of(conn).ok().unwrap().into_wire().is_none());
-        })
-        .unwrap();
+        run(async {
+            for role in ROLES {
+                let (conn, far) = pair(role);
+                far.say(&far.frame(Opcode::Ping, b"hi")[..1]);
+                attend_to_all(&conn).await;
+                assert!(quiet(conn).into_wire().is_none(), "half of the peer's");
+                let (conn, far) = tunnel(Framing::Framed, role, room_for(1));
+                conn.ping().unwrap();
+                assert!(quiet(Box::new(conn)).into_wire().is_none(), "half of ours");
+                drop(far);
+            }
+        });
     }
 }
