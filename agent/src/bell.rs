@@ -95,25 +95,26 @@ mod tests {
     use std::{pin::pin, thread};
 
     use futures_lite::future::poll_once;
-    use narrowlink_dataplane::run::worker::{run_alone, spawn};
+    use narrowlink_dataplane::run::worker::spawn;
 
     use super::*;
+    use crate::fixture::run;
 
     #[test]
     fn a_ring_before_the_wait_is_heard_once() {
-        let heard = run_alone(false, |_| async {
+        let heard = run(async || {
             let bell = Doorbell::new();
             bell.ring();
             bell.ring();
             bell.wait().await;
             bell.heard.is_empty()
         });
-        assert!(heard.unwrap());
+        assert!(heard);
     }
 
     #[test]
     fn a_gate_opens_for_all_and_stays_open_and_tasks_are_done_when_the_last_ends() {
-        let done = run_alone(false, |_| async {
+        let done = run(async || {
             let ((opener, gate), tasks) = (Gate::new(), Tasks::new());
             tasks.done().await;
             for _ in 0..3 {
@@ -129,12 +130,12 @@ mod tests {
             gate.wait().await;
             tasks.running.load(Ordering::Relaxed)
         });
-        assert_eq!(done.unwrap(), 0);
+        assert_eq!(done, 0);
     }
 
     #[test]
     fn a_ring_wakes_who_waits_and_one_that_gave_up_waiting_takes_none_along() {
-        run_alone(false, |_| async {
+        run(async || {
             let bell = std::rc::Rc::new(Doorbell::new());
             assert!(poll_once(bell.wait()).await.is_none());
             let ringing = bell.clone();
@@ -144,26 +145,24 @@ mod tests {
             let mut waiting = pin!(bell.wait());
             assert!(poll_once(waiting.as_mut()).await.is_some());
             assert!(poll_once(bell.wait()).await.is_none(), "each is heard once");
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_gate_opens_from_any_thread() {
-        run_alone(false, |_| async {
+        run(async || {
             let (opener, gate) = Gate::new();
             assert!(poll_once(gate.wait()).await.is_none());
             let opening = thread::spawn(move || drop(opener));
             gate.wait().await;
             opening.join().unwrap();
             assert!(poll_once(gate.clone().wait()).await.is_some());
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn tasks_are_done_only_when_none_is_left_however_many_have_ended_before() {
-        run_alone(false, |_| async {
+        run(async || {
             let tasks = Tasks::new();
             let (first, last) = (tasks.begin(), tasks.begin());
             let mut done = pin!(tasks.done());
@@ -175,7 +174,6 @@ mod tests {
             assert!(poll_once(done.as_mut()).await.is_none(), "another has begun");
             drop(newer);
             done.await;
-        })
-        .unwrap();
+        });
     }
 }

@@ -17,7 +17,7 @@ use narrowlink_proto::{
     token::{Claims, Keys, Kind},
 };
 
-pub(crate) use self::ends::{Port, exchange, id, read_all, send_data, tcp, tunnel_ends};
+pub(crate) use self::ends::{Port, exchange, id, read_all, run, send_data, tcp, tunnel_ends};
 use crate::{
     Shared,
     bell::{Gate, Opener, Tasks},

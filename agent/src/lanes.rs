@@ -454,10 +454,7 @@ mod tests {
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::{
-        run::{
-            timer::sleep,
-            worker::{run_alone, spawn},
-        },
+        run::{timer::sleep, worker::spawn},
         transport::wire::Wire,
     };
     use narrowlink_proto::ended::Refused;
@@ -466,7 +463,7 @@ mod tests {
     use crate::{
         config::LaneRange,
         fixture::{
-            Fixture, Port, denied, dial, exchange, expect_refusal, heard, id, read_all, send_data,
+            Fixture, Port, denied, dial, exchange, expect_refusal, heard, id, read_all, run, send_data,
             tunnel_ends,
         },
     };
@@ -491,14 +488,13 @@ mod tests {
 
     /// Runs a test on a runtime of its own: an agent that keeps one lane ready, and has four at the most.
     fn test(main: impl AsyncFnOnce(Fixture, Arc<Lanes>)) {
-        run_alone(false, |_| async {
+        run(async || {
             let range = LaneRange { min: 1, max: 4 };
             let at = Fixture::with("gw.example:80".to_owned(), |config| config.lanes = range);
             let link = (LinkId::from_bytes([1; 32]), LinkSecret::from_bytes([2; 32]));
             let lanes = Lanes::new(at.shared.clone(), at.gateway(), link, Count::default());
             main(at, lanes).await;
-        })
-        .unwrap();
+        });
     }
 
     #[test]
@@ -680,7 +676,7 @@ mod tests {
 
     #[test]
     fn a_silent_gateway_is_pinged_and_given_up_only_when_it_does_not_answer() {
-        run_alone(false, |_| async {
+        run(async || {
             let (ours, theirs) = tunnel_ends(Framing::Framed);
             let answered_at = Cell::new((0, Instant::now()));
             let answering = async {
@@ -698,13 +694,12 @@ mod tests {
             let (answers, last) = answered_at.get();
             // The clock of signs of life counts whole milliseconds.
             assert!(answers == 3 && last.elapsed() >= 58 * MS, "{answers}, {:?}", last.elapsed());
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_ping_that_goes_out_late_has_as_much_time_for_its_answer_as_any() {
-        run_alone(false, |_| async {
+        run(async || {
             let (ours, theirs) = tunnel_ends(Framing::Framed);
             let standing_still = async {
                 std::thread::sleep(100 * MS);
@@ -715,8 +710,7 @@ mod tests {
             };
             let heard = future::or(standing_still, listen(&ours, None, 20 * MS, 40 * MS)).await;
             assert_eq!(heard.unwrap().unwrap().session, id(1));
-        })
-        .unwrap();
+        });
     }
 
     async fn expect_ping(gateway: &Wire) {
@@ -726,14 +720,13 @@ mod tests {
 
     #[test]
     fn what_is_no_dial_ends_a_lane_and_is_named() {
-        run_alone(false, |_| async {
+        run(async || {
             for framing in [Framing::Framed, Framing::Raw] {
                 let (ours, theirs) = tunnel_ends(framing);
                 theirs.send(&Message::Fin { session: id(1), bytes: 0 }).await.unwrap();
                 let why = listen(&ours, None, PING_AFTER, PONG_TIMEOUT).await.unwrap_err().to_string();
                 assert!(why.contains("another message where a Dial was due"), "{why}");
             }
-        })
-        .unwrap();
+        });
     }
 }

@@ -403,10 +403,7 @@ mod tests {
     use std::fs;
 
     use futures_lite::future::zip;
-    use narrowlink_dataplane::{
-        run::worker::{run_alone, spawn},
-        tunnel::conn::Conn,
-    };
+    use narrowlink_dataplane::{run::worker::spawn, tunnel::conn::Conn};
     use narrowlink_proto::{
         id::LinkSecret,
         message::{Goodbye, Speaker},
@@ -416,7 +413,7 @@ mod tests {
     use super::*;
     use crate::{
         config::LaneRange,
-        fixture::{Fixture, Port, heard, token},
+        fixture::{Fixture, Port, heard, run, token},
     };
 
     fn refused(code: RefusalCode) -> LinkError {
@@ -478,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_lost_link_waits_for_a_renewal_only_while_one_is_under_way() {
-        run_alone(false, |_| async {
+        run(async || {
             let renewal = Renewal::default();
             renewal.is_over().await;
             renewal.set(true);
@@ -486,13 +483,12 @@ mod tests {
             assert!(future::poll_once(waiting.as_mut()).await.is_none());
             renewal.set(false);
             waiting.await;
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_token_file_that_went_bad_is_complained_of_until_it_is_mended() {
-        run_alone(false, |_| async {
+        run(async || {
             let (at, files) = (Fixture::new(), Files::default());
             let read = || files.gateway(&at.shared, &at.endpoint);
             assert_eq!(read().await.unwrap().token(), token("first"));
@@ -511,8 +507,7 @@ mod tests {
             fs::write(at.token_file(), token("second")).unwrap();
             assert_eq!(read().await.unwrap().token(), token("second"));
             assert_eq!(*files.said.borrow(), None);
-        })
-        .unwrap();
+        });
     }
 
     /// Welcomes the agent to a link.
@@ -533,7 +528,7 @@ mod tests {
 
     #[test]
     fn an_agent_opens_the_lanes_that_it_is_asked_for_and_comes_back_when_its_gateway_is_restarted() {
-        run_alone(false, |_| async {
+        run(async || {
             let port = Port::listen();
             let mut at =
                 Fixture::with(port.addr.to_string(), |config| config.lanes = LaneRange { min: 0, max: 9 });
@@ -558,13 +553,12 @@ mod tests {
             };
             zip(holding, playing).await;
             at.shared.tasks.done().await;
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn an_agent_asks_a_gateway_that_breaks_off_again_and_again_until_it_is_told_to_stop() {
-        run_alone(false, |_| async {
+        run(async || {
             let port = Port::listen();
             let mut at = Fixture::with(port.addr.to_string(), |_| {});
             let holding = hold(at.shared.clone(), at.endpoint.clone(), at.gateway());
@@ -576,7 +570,6 @@ mod tests {
                 drop(stop);
             };
             zip(holding, breaking).await;
-        })
-        .unwrap();
+        });
     }
 }

@@ -253,14 +253,16 @@ fn unconnected(e: &Unconnected, asked: &Destination, port: u16) -> Refused {
 #[cfg(test)]
 mod tests {
     use futures_lite::future::zip;
-    use narrowlink_dataplane::{run::worker::run_alone, tunnel::settle::settled};
+    use narrowlink_dataplane::tunnel::settle::settled;
     use narrowlink_proto::{
         message::Speaker,
         policy::{Cidr, Grant, Item, Policies, Ports, Protocol},
     };
 
     use super::*;
-    use crate::fixture::{self, Fixture, Port, dial, exchange, heard, id, read_all, send_data, tunnel_ends};
+    use crate::fixture::{
+        self, Fixture, Port, dial, exchange, heard, id, read_all, run, send_data, tunnel_ends,
+    };
 
     fn dial_of(target: Target) -> Dial {
         dial(id(1), target)
@@ -271,7 +273,7 @@ mod tests {
     }
 
     fn dialled(rules: Rules, dial: Dial) -> Result<(), Refused> {
-        run_alone(false, |_| async move { dial_target(&rules, &dial, None).await.map(drop) }).unwrap()
+        run(async move || dial_target(&rules, &dial, None).await.map(drop))
     }
 
     /// A port on loopback where nobody listens, for as long as the socket lives.
@@ -377,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_a_framed_lane_and_ends_a_raw_one() {
-        run_alone(false, |_| async {
+        run(async || {
             let at = Fixture::new();
             for (framing, stays) in [(Framing::Framed, true), (Framing::Raw, false)] {
                 let (serving, gateway) = served(&at, framing, fixture::tcp("0.0.0.0", 1));
@@ -396,13 +398,12 @@ mod tests {
                     assert_eq!(gateway.wire().read(&mut [0; 1]).await.unwrap(), 0, "a clean end behind it");
                 }
             }
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_session_goes_both_ways_to_its_clean_end_and_a_framed_lane_serves_again() {
-        run_alone(false, |_| async {
+        run(async || {
             let (at, target) = (Fixture::new(), Port::listen());
             for (framing, again) in [(Framing::Framed, true), (Framing::Raw, false)] {
                 let (serving, gateway) = served(&at, framing, target.target());
@@ -418,13 +419,12 @@ mod tests {
                 assert_eq!((heard, said), (b"hello".to_vec(), b"hello".to_vec()));
                 assert_eq!(lane.is_some(), again, "{framing:?}");
             }
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn what_comes_with_a_dial_is_for_the_target_and_waits_for_it() {
-        run_alone(false, |_| async {
+        run(async || {
             let (at, target) = (Fixture::new(), Port::listen());
             for framing in [Framing::Framed, Framing::Raw] {
                 let (serving, gateway) = served(&at, framing, target.target());
@@ -440,25 +440,23 @@ mod tests {
                 assert_eq!(heard, b"early, and more", "{framing:?}");
                 expect_dialled(&gateway).await;
             }
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn nothing_is_dialled_for_a_gateway_that_has_left() {
-        run_alone(false, |_| async {
+        run(async || {
             let (at, target) = (Fixture::new(), Port::listen());
             let (serving, gateway) = served(&at, Framing::Framed, target.target());
             drop(gateway);
             assert!(serving.await.is_none());
             assert!(future::poll_once(target.accept()).await.is_none());
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_session_that_breaks_on_one_side_is_reset_on_the_other() {
-        run_alone(false, |_| async {
+        run(async || {
             let (at, target) = (Fixture::new(), Port::listen());
             let (serving, gateway) = served(&at, Framing::Framed, target.target());
             let breaking = async {
@@ -480,13 +478,12 @@ mod tests {
                 drop(gateway);
             };
             assert!(zip(serving, breaking).await.0.is_none());
-        })
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_session_that_outlasts_its_agent_is_reset_on_both_sides_and_told_why() {
-        run_alone(false, |_| async {
+        run(async || {
             let (mut at, target) = (Fixture::new(), Port::listen());
             let cut = at.cut.take();
             let (serving, gateway) = served(&at, Framing::Framed, target.target());
@@ -500,7 +497,6 @@ mod tests {
             };
             let (lane, kind) = zip(serving, stopping).await;
             assert_eq!((lane.is_none(), kind), (true, io::ErrorKind::ConnectionReset));
-        })
-        .unwrap();
+        });
     }
 }

@@ -154,7 +154,7 @@ mod tests {
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::{
-        run::{timer::sleep, worker::run_alone},
+        run::timer::sleep,
         tunnel::conn::{Ahead, Conn},
     };
     use narrowlink_proto::{
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::{
         fixture::{
-            accept, asked, exchange, heard, id, no, opener, plain_ends, read_all, refuse, stream, tcp,
+            accept, asked, exchange, heard, id, no, opener, plain_ends, read_all, refuse, run, stream, tcp,
         },
         open::ask_for,
     };
@@ -190,12 +190,11 @@ mod tests {
 
     /// Runs a test on a runtime of its own, with a stream that stands.
     fn test(main: impl AsyncFnOnce(Try, Stream)) {
-        run_alone(false, |_| async {
+        run(async || {
             let (stream, gateway) = stream(&opener(&["gw.example:80"]), 0);
             let ((local, program), (held, stop)) = (plain_ends(), Stop::new());
             main(Try { gateway, local, program, opened: Cell::new(false), stop, held }, stream).await;
-        })
-        .unwrap();
+        });
     }
 
     #[test]

@@ -14,7 +14,7 @@ use narrowlink_proto::{
     upgrade::Framing,
 };
 
-pub(crate) use self::ends::{Port, exchange, id, plain_ends, read_all, tcp, tunnel_ends};
+pub(crate) use self::ends::{Port, exchange, id, plain_ends, read_all, run, tcp, tunnel_ends};
 use crate::{
     config::Config,
     open::Opener,

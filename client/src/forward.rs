@@ -376,15 +376,13 @@ mod tests {
     use std::{io, pin::Pin};
 
     use futures_lite::future::zip;
-    use narrowlink_dataplane::{
-        run::worker::run_alone,
-        tunnel::{conn::Conn, settle::settle},
-    };
+    use narrowlink_dataplane::tunnel::{conn::Conn, settle::settle};
     use narrowlink_proto::ended::{Refused, Side};
 
     use super::*;
     use crate::fixture::{
-        Port, accept, asked, exchange, heard, no, opener, plain_ends, read_all, refuse, stream, tcp, unread,
+        Port, accept, asked, exchange, heard, no, opener, plain_ends, read_all, refuse, run, stream, tcp,
+        unread,
     };
 
     const MS: Duration = Duration::from_millis(1);
@@ -417,7 +415,7 @@ mod tests {
     }
 
     fn test(main: impl AsyncFnOnce()) {
-        run_alone(false, |_| async { main().await }).unwrap();
+        run(main);
     }
 
     /// How a program hears that it was not served.

@@ -258,17 +258,17 @@ pub(crate) fn ask_for(agent: &str, target: &Target) -> Result<message::Open, Tun
 #[cfg(test)]
 mod tests {
     use futures_lite::future::{poll_once, zip};
-    use narrowlink_dataplane::{run::worker::run_alone, tunnel::settle::settle};
+    use narrowlink_dataplane::tunnel::settle::settle;
 
     use super::*;
     use crate::{
         exit::Exit,
-        fixture::{Port, accept, asked, deaf, heard, id, no, opener, refuse, stream, tcp},
+        fixture::{Port, accept, asked, deaf, heard, id, no, opener, refuse, run, stream, tcp},
         warm::Stream,
     };
 
     fn test(main: impl AsyncFnOnce(Port)) {
-        run_alone(false, |_| async { main(Port::listen()).await }).unwrap();
+        run(async || main(Port::listen()).await);
     }
 
     #[test]

@@ -245,10 +245,7 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_dataplane::run::{
-        timer::timeout,
-        worker::{run_alone, spawn},
-    };
+    use narrowlink_dataplane::run::{timer::timeout, worker::spawn};
     use narrowlink_proto::{
         ended::RefusalCode,
         id::LinkSecret,
@@ -258,12 +255,12 @@ mod tests {
     use super::*;
     use crate::{
         exit::Exit,
-        fixture::{Port, config, no, routes},
+        fixture::{Port, config, no, routes, run},
     };
 
     #[test]
     fn who_waits_is_woken_when_the_gateway_is_back() {
-        let woken = run_alone(false, |_| async {
+        let woken = run(async || {
             let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
             let (woken, told) = async_channel::bounded(3);
             for _ in 0..3 {
@@ -282,7 +279,7 @@ mod tests {
             *presence.back.borrow_mut() = async_channel::bounded(1);
             future::poll_once(presence.back()).await.is_none()
         });
-        assert!(woken.unwrap(), "a new outage is waited for anew");
+        assert!(woken, "a new outage is waited for anew");
     }
     fn secret() -> LinkSecret {
         LinkSecret::from_bytes([2; 32])
@@ -295,15 +292,14 @@ mod tests {
 
     /// A link is held to a gateway that a test plays.
     fn test(roll_call: RollCall, main: impl AsyncFnOnce(&Presence, &Routes, Port)) {
-        run_alone(false, |_| async {
+        run(async || {
             let port = Port::listen();
             let gateway = port.addr.to_string();
             let (routes, renewal) = (routes(&[&gateway]), Renewal::new(&config(&[&gateway])));
             let presence = Presence::new(roll_call);
             let holding = async { match presence.hold(&routes, &renewal, || {}).await {} };
             future::or(holding, main(&presence, &routes, port)).await;
-        })
-        .unwrap();
+        });
     }
 
     #[test]

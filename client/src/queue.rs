@@ -173,14 +173,14 @@ impl Drop for Turn {
 mod tests {
     use futures_lite::future;
     use narrowlink_dataplane::run::timer::sleep;
-    use narrowlink_dataplane::run::worker::run_alone;
 
     use super::*;
+    use crate::fixture::run;
 
     const MS: Duration = Duration::from_millis(1);
 
     fn test(main: impl AsyncFnOnce(Rc<Queue>)) {
-        run_alone(false, |_| async { main(Queue::new()).await }).unwrap();
+        run(async || main(Queue::new()).await);
     }
 
     #[test]

@@ -252,7 +252,6 @@ mod tests {
     use std::{fs, path::Path, time::Instant};
 
     use futures_lite::future;
-    use narrowlink_dataplane::run::worker::run_alone;
     use narrowlink_proto::{
         id::{LinkSecret, Uid},
         message::Speaker,
@@ -261,7 +260,7 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
-    use crate::fixture::Port;
+    use crate::fixture::{Port, run};
 
     fn token(kind: Kind, jti: &str) -> String {
         Keys::new(&[7; 32]).sign(&Claims::new(kind, Uid::nil(), "n", 4_000_000_000, jti)).unwrap()
@@ -319,7 +318,7 @@ mod tests {
     }
 
     fn test(main: impl AsyncFnOnce(Fixture)) {
-        run_alone(false, |_| async { main(Fixture::new()).await }).unwrap();
+        run(async || main(Fixture::new()).await);
     }
 
     fn replace(path: &Path, text: &str) {
@@ -420,7 +419,7 @@ mod tests {
 
     #[test]
     fn where_a_link_stands_a_token_is_in_use_only_once_its_own_link_is_welcome() {
-        run_alone(false, |_| async {
+        run(async || {
             let port = Port::listen();
             let at = Fixture::with(&port.addr.to_string());
             let new = token(Kind::Client, "new");
@@ -433,8 +432,7 @@ mod tests {
             };
             let ((route, _), _link) = future::zip(at.renewal.log_in(&at.routes, 2), playing).await;
             assert!(route.index == 2 && at.routes.at(2).gateway.token() == new);
-        })
-        .unwrap();
+        });
     }
 
     #[test]

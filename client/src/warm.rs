@@ -296,15 +296,14 @@ mod tests {
     use std::ops::ControlFlow;
 
     use futures_lite::future::zip;
-    use narrowlink_dataplane::{
-        run::{timer::sleep, worker::run_alone},
-        tunnel::settle::settle,
-    };
+    use narrowlink_dataplane::{run::timer::sleep, tunnel::settle::settle};
     use narrowlink_proto::id::LinkSecret;
 
     use super::*;
     use crate::{
-        fixture::{Port, config, heard, id, no, opener, renew, stream as stream_to, tunnel_ends, unread},
+        fixture::{
+            Port, config, heard, id, no, opener, renew, run, stream as stream_to, tunnel_ends, unread,
+        },
         renewal::Renewal,
     };
 
@@ -317,7 +316,7 @@ mod tests {
 
     /// Runs a test on a runtime of its own.
     fn test(main: impl AsyncFnOnce(Rc<Warm>)) {
-        run_alone(false, |_| async { main(Warm::new(opener(&["a:1", "b:1"]))).await }).unwrap();
+        run(async || main(Warm::new(opener(&["a:1", "b:1"]))).await);
     }
 
     #[test]
@@ -455,7 +454,7 @@ mod tests {
 
     #[test]
     fn a_stream_is_ready_as_soon_as_the_gateway_is_there_and_none_stays_when_it_is_away() {
-        run_alone(false, |_| async {
+        run(async || {
             let port = Port::listen();
             let gateway = port.addr.to_string();
             let warm = Warm::new(opener(&[&gateway]));
@@ -477,7 +476,6 @@ mod tests {
                 assert_eq!(warm.census().idle, 0);
             };
             future::or(running, playing).await;
-        })
-        .unwrap();
+        });
     }
 }

@@ -1,10 +1,12 @@
 //! Role: the other ends of an agent's or a client's connections, in its own runtime: a gateway, a target, a program.
-//! Invariants: tunnel connections lie in memory, unless they are to be upgraded · every port is the kernel's choice.
+//! Invariants: tunnel connections lie in memory, unless they are to be upgraded · every port is the kernel's choice · a
+//! test that waits in vain ends.
 #![allow(dead_code, reason = "each crate uses its own part")]
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    time::Duration,
 };
 
 use futures_lite::future;
@@ -14,6 +16,7 @@ use narrowlink_dataplane::{
         memory::{Memory, Room},
     },
     relay::{Traffic, relay},
+    run::{timer::timeout, worker::run_alone},
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, Role},
@@ -29,6 +32,15 @@ use narrowlink_proto::{
     target::Target,
     upgrade::{Framing, Head, Opened, Request, encode_accept, encode_refusal, parse_request},
 };
+
+/// Far more than any test takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a test in a runtime of its own.
+pub(crate) fn run<T>(main: impl AsyncFnOnce() -> T) -> T {
+    let ended = run_alone(false, |_| async { timeout(PATIENCE, Box::pin(main())).await });
+    ended.unwrap().expect("it waits for what does not come")
+}
 
 pub(crate) fn id(n: u8) -> SessionId {
     SessionId::from_bytes([n; 32])
