@@ -2,6 +2,7 @@
 //! Invariants: the end of the input is a half-close and not the end of the answer; the answer is written
 //! whole before the program ends well; input or output that breaks is a reset and never looks like an
 //! end; nothing but the target's bytes on standard output.
+//! See: `narrowlink_dataplane::net::stdio`, which notices what breaks.
 
 use std::{io, rc::Rc};
 

@@ -1,7 +1,7 @@
 //! Role: a running gateway becomes what another config says.
 //! Invariants: everything that can fail comes before the first change · an address that stays is listened on all the
 //! time, by the same sockets.
-//! See: ARCHITECTURE.md "Reload and dismissal"; the crate's `reload`, which says when.
+//! See: ARCHITECTURE.md "Reload and dismissal"; the crate's `reload`, which says when, and reads the files first.
 
 use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
 

@@ -1,5 +1,6 @@
 //! Role: a parked lane's way to another worker.
 //! Invariants: a full mailbox costs a hand-over, never a connection's bytes.
+//! See: `parking` (`take`), which asks; `attend`, which answers; ARCHITECTURE.md "Lanes".
 
 use std::{io, time::Duration};
 

@@ -340,6 +340,27 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_that_comes_while_another_worker_is_asked_is_not_left_beside_the_session_that_asks() {
+        kit::run(async {
+            let gateway = Gateway::new(Limits::default(), 2);
+            let (here, there, agent) = (gateway.worker(0), gateway.worker(1), gateway.agent());
+            let gone = there.park(&agent, Framing::Framed);
+            let mut asking = Box::pin(took(&here, &agent, LATER));
+            assert!(poll_once(&mut asking).await.is_none());
+            let Ok(Note::WantLane { reply, .. }) = gateway.shared.mailboxes.of(1).try_recv() else {
+                panic!("the other worker was not asked");
+            };
+            let peer = here.park(&agent, Framing::Framed);
+            drop(gone);
+            until(|| there.count(Kind::Lane) == 0).await;
+            drop(reply);
+            // All lanes that the agent was asked for are there: no other will come.
+            is_of(asking.await.unwrap(), &peer).await;
+            assert!(agent.orders.is_empty());
+        });
+    }
+
+    #[test]
     fn a_lane_that_its_agent_lets_go_or_misuses_is_closed_and_nobody_gets_it() {
         const MISUSED: &str = "nothing but its retirement is due on a lane without a session";
         kit::run(async {

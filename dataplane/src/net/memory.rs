@@ -224,14 +224,14 @@ impl Memory {
     }
 
     /// As [`Socket::undelivered`](super::socket::Socket::undelivered): bytes that were sent are with the other end's
-    /// host at once.
+    /// host at once, unless there is no room for more, or the cable is pulled.
     pub(crate) fn undelivered(&self) -> Option<usize> {
         let mut link = self.link();
-        let unplugged = link.unplugged;
+        let (room, unplugged) = (link.room.bytes, link.unplugged);
         let (own, _) = link.ends(self.side);
         match own.reset {
             true => None,
-            false if unplugged => Some(own.sent.len()),
+            false if unplugged || own.sent.len() >= room => Some(own.sent.len()),
             false => Some(0),
         }
     }
@@ -286,10 +286,12 @@ mod tests {
         assert_eq!(a.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap(), 3);
         assert_eq!((say(&a, b"lo, yo").unwrap(), say(&a, b"yo").unwrap()), (3, 2));
         assert_eq!(say(&a, b"u").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(a.undelivered(), Some(8), "the other end takes no more");
         let reading = async {
             assert_eq!(hear(&b).unwrap(), b"hel");
         };
         block_on(zip(async { a.writable().await.unwrap() }, reading));
+        assert_eq!(a.undelivered(), Some(0));
         a.finish_write().unwrap();
         assert_eq!(say(&a, b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(!b.has_left());

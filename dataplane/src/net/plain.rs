@@ -1,7 +1,7 @@
 //! Role: one connection's plain bytes, whatever carries them, and the account from which every read of them is paid.
 //! Invariants: no operation on bytes is ever in flight, so dropping any future here loses none · an empty account makes
-//! the next read say `WouldBlock` (see `budget`) · only [`Plain::socket`] says what a descriptor alone can do: whoever
-//! wants to splice, to set a low-water mark or to move to another thread asks for it.
+//! the next read say `WouldBlock` (see `budget`) · only `Plain::socket` says what a descriptor alone can do: splicing, a
+//! low-water mark and what TCP says of its peer are asked for there.
 //! See: ARCHITECTURE.md "Readiness first".
 
 use std::{

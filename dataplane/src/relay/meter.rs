@@ -1,5 +1,6 @@
 //! Role: what limits a session's bytes, as the relay sees it.
 //! Invariants: asked before a read, paid after it: a read may go beyond what was left.
+//! See: `pump` (`wait_for`), which asks; `gateway::usage`, which answers.
 
 use std::time::Duration;
 

@@ -133,7 +133,7 @@ impl Pipe {
         Ok(n)
     }
 
-    /// As [`Pipe::fill`], from a connection that the kernel opens; `None` when only reading tells what is
+    /// As `fill`, from a connection that the kernel opens; `None` when only reading tells what is
     /// next.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Pipe {
         self.drain_by(|pipe, held| retried(pipe, sink, held))
     }
 
-    /// As [`Pipe::drain`], into a connection that the kernel seals, as [`TlsStream::in_kernel`] says.
+    /// As `drain`, into a connection that the kernel seals, as [`TlsStream::in_kernel`] says.
     ///
     /// # Errors
     /// As there.

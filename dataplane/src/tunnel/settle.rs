@@ -1,7 +1,7 @@
 //! Role: the word after a session, by which its tunnel connection is ready for the next.
 //! Invariants: it is said only behind everything that the session sent, and heard before the connection serves again ·
 //! a slow peer is waited for while it is there.
-//! See: ARCHITECTURE.md "Life of a session".
+//! See: ARCHITECTURE.md "Framings" and "Delivered".
 
 use futures_lite::future;
 use narrowlink_proto::{

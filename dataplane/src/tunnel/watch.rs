@@ -1,7 +1,7 @@
 //! Role: whether a session's peers are still there, as far as that shows without reading their payload.
 //! Invariants: a peer that reads slowly is there · so is a paused program, as long as its kernel answers and it has
 //! payload to read · a silent tunnel connection is pinged before something between cuts it.
-//! See: `liveness`; tcp(7), TCP_INFO.
+//! See: `liveness`; `link` and `gateway::link`, which notice an agent that hangs; tcp(7), TCP_INFO.
 
 use std::time::Duration;
 
