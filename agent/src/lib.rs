@@ -53,6 +53,8 @@ const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Each has its ring and its buffers, and four relay more than a link to a gateway usually carries.
 const WORKERS_MAX_BY_DEFAULT: usize = 4;
+/// From so many descriptors on, an agent has more than one worker by itself.
+const DESCRIPTORS_FOR_WORKERS: u64 = 1024;
 
 /// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
 /// for a token's file.
@@ -145,8 +147,12 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     Ok(Agent { ready, stopper, workers })
 }
 
-/// One per core, and no more than an agent can use.
+/// One per core, and no more than an agent can use. Where descriptors are few, one: each worker takes some, and lanes
+/// of one worker wait for them in order.
 fn workers_by_default() -> usize {
+    if descriptors::allowed() < DESCRIPTORS_FOR_WORKERS {
+        return 1;
+    }
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_MAX_BY_DEFAULT)
 }
 

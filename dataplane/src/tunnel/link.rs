@@ -95,7 +95,7 @@ impl From<tungstenite::Error> for LinkError {
 impl LinkError {
     /// The WebSocket close code that tells the peer; `None` where there is nobody to tell, or the peer's own
     /// Close has been answered.
-    fn close_code(&self) -> Option<CloseCode> {
+    pub(crate) fn close_code(&self) -> Option<CloseCode> {
         use tungstenite::error::{CapacityError, Error, ProtocolError};
         match self {
             Self::Goodbye(_) => Some(CloseCode::Away),

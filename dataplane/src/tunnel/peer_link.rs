@@ -73,9 +73,16 @@ async fn introduce(
             _ => Err(LinkError::Unexpected("something else where Welcome was due")),
         }
     };
-    let welcomed = timeout(patience, welcome).await.map_err(|_| LinkError::Silent(patience))?;
-    let (link, secret, features) = welcomed?;
-    Ok(PeerLink { link, secret, features, socket })
+    match timeout(patience, welcome).await.unwrap_or(Err(LinkError::Silent(patience))) {
+        Ok((link, secret, features)) => Ok(PeerLink { link, secret, features, socket }),
+        Err(e) => {
+            // The gateway hears of it, too: not only a reset.
+            if let Some(code) = e.close_code() {
+                socket.close(None, code);
+            }
+            Err(e)
+        }
+    }
 }
 
 async fn expect(socket: &mut LinkSocket) -> Result<Message, LinkError> {
@@ -242,6 +249,9 @@ mod tests {
                 }
                 let error = introduce(wire, Features::NONE, None, Duration::MAX).await.err().unwrap();
                 assert!(is_it(&error), "{n}: {error}");
+                let (got, then) = far.heard();
+                let closes = far.frames(&got).into_iter().filter(|(opcode, _)| *opcode == Opcode::Close);
+                assert_eq!((closes.count(), then), (1, Then::End), "{n}: the gateway hears of it");
             }
         });
     }
