@@ -50,7 +50,7 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// How many lanes each gateway gets.
     pub lanes: LaneRange,
-    /// How many threads carry them; `None` is one per core, up to four.
+    /// How many threads carry them; `None` is one.
     pub workers: Option<NonZeroUsize>,
     /// How often lanes that nobody needs are retired; tests do it more often.
     pub lanes_tick: Duration,
@@ -201,8 +201,7 @@ impl Config {
             None => None,
             Some((count, Some(workers))) if count <= WORKERS_MAX => Some(workers),
             Some(_) => {
-                let what =
-                    format!("expected 1 to {WORKERS_MAX}, or no such line for one per core, up to four");
+                let what = format!("expected 1 to {WORKERS_MAX}, or no such line for one");
                 return Err(yaml(document.fault(&["workers".into()], what)));
             }
         };
@@ -366,7 +365,7 @@ deny: ['10.0.0.1']
             ("deny: ['10.0.0.0/33']\n", &["line 2 column 7: deny[0]: this is neither"]),
             ("allow: ['a b']\n", &["allow[0]: ", "a host can't contain ' '"]),
             ("workers: 0\n", &["line 2 column 10: workers: ", "expected 1 to 1024"]),
-            ("workers: 1025\n", &["expected 1 to 1024, or no such line for one per core, up to four"]),
+            ("workers: 1025\n", &["expected 1 to 1024, or no such line for one"]),
             ("pin: true\n", &["`pin` does not belong here but to the top level of gateway.yaml"]),
         ];
         for (line, parts) in more {

@@ -51,10 +51,8 @@ use crate::{
 /// Sessions that were cut off are given so long to reset their connections.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Each has its ring and its buffers, and four relay more than a link to a gateway usually carries.
-const WORKERS_MAX_BY_DEFAULT: usize = 4;
-/// From so many descriptors on, an agent has more than one worker by itself.
-const DESCRIPTORS_FOR_WORKERS: u64 = 1024;
+/// One core relays more than the way to a gateway usually carries, and lanes of one worker wait for descriptors in order.
+const WORKERS_BY_DEFAULT: usize = 1;
 
 /// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
 /// for a token's file.
@@ -122,7 +120,7 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     let (opener, stop) = Gate::new();
     let stopper = Stopper(Arc::new(Mutex::new(Some(opener))));
     let options = Options {
-        count: config.workers.map_or_else(workers_by_default, NonZeroUsize::get),
+        count: config.workers.map_or(WORKERS_BY_DEFAULT, NonZeroUsize::get),
         pin: false,
         require_io_uring: config.require_io_uring,
     };
@@ -145,15 +143,6 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     });
     let workers = Workers::start("agent", &options, &main)?;
     Ok(Agent { ready, stopper, workers })
-}
-
-/// One per core, and no more than an agent can use. Where descriptors are few, one: each worker takes some, and lanes
-/// of one worker wait for them in order.
-fn workers_by_default() -> usize {
-    if descriptors::allowed() < DESCRIPTORS_FOR_WORKERS {
-        return 1;
-    }
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_MAX_BY_DEFAULT)
 }
 
 impl Agent {

@@ -15,7 +15,6 @@ use std::{
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::{Errno, fcntl_dupfd_cloexec},
-    process::{Resource, getrlimit},
 };
 
 use crate::run::timer::{sleep, timeout};
@@ -70,11 +69,6 @@ impl Reserve {
         let probed: Vec<_> = (0..self.wanted).map_while(|_| fcntl_dupfd_cloexec(first, 0).ok()).collect();
         probed.len() == self.wanted
     }
-}
-
-/// How many this process may have open.
-pub fn allowed() -> u64 {
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// From now on this thread keeps `wanted` descriptors free for its gateway.
