@@ -163,7 +163,7 @@ impl Warden {
 }
 
 impl Door for Warden {
-    fn route(&self, service: &Listening, first: &First<'_>) -> Route {
+    fn route(&self, service: &Listening, first: &First) -> Route {
         match first {
             First::Tls(hello) if service.tls => {
                 let found = self.served.load().find(service.index, hello.server_name.as_deref());
@@ -515,7 +515,7 @@ mod tests {
         let (plain, secured) = (Listening { index: 0, tls: false }, Listening { index: 1, tls: true });
         let hello =
             |name: Option<&str>| ClientHello { server_name: name.map(str::to_owned), alpn: Alpn::default() };
-        let route = |service, name| warden.route(service, &First::Tls(&hello(name)));
+        let route = |service, name| warden.route(service, &First::Tls(Box::new(hello(name))));
         assert!(matches!(route(&secured, Some("tls.example")), Route::Terminate(_)));
         assert!(matches!(route(&secured, Some("gw.example")), Route::Nothing));
         assert!(matches!(route(&secured, None), Route::Nothing));

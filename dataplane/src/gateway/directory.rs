@@ -169,11 +169,6 @@ impl AgentEntry {
         self.gauges.iter().map(|g| g.waiting.load(Ordering::SeqCst)).sum()
     }
 
-    /// Whether any worker has a lane parked.
-    pub(crate) fn has_parked(&self) -> bool {
-        self.gauges.iter().any(|gauge| gauge.parked.load(Ordering::SeqCst) > 0)
-    }
-
     /// Another worker that has lanes parked: the one with most.
     pub(crate) fn richest_but(&self, worker: usize) -> Option<usize> {
         self.others(worker)

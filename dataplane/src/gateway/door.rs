@@ -126,9 +126,9 @@ pub enum Event<'a> {
 }
 
 /// What a connection has shown itself to be.
-pub enum First<'a> {
+pub enum First {
     /// TLS, with this first message.
-    Tls(&'a ClientHello),
+    Tls(Box<ClientHello>),
     /// A request of HTTP.
     Http,
 }
@@ -148,7 +148,7 @@ pub enum Route {
 /// The operator's side, called on workers.
 pub trait Door: Send + Sync + 'static {
     /// What becomes of a connection that has just shown what it is.
-    fn route(&self, service: &Service, first: &First<'_>) -> Route;
+    fn route(&self, service: &Service, first: &First) -> Route;
 
     /// Who holds this token, if it is good for `channel`.
     ///

@@ -177,7 +177,7 @@ impl TestDoor {
 }
 
 impl Door for TestDoor {
-    fn route(&self, service: &Service, first: &First<'_>) -> Route {
+    fn route(&self, service: &Service, first: &First) -> Route {
         match first {
             First::Http if !service.tls => Route::Http,
             // There is no certificate here.

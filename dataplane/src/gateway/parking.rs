@@ -186,9 +186,7 @@ async fn take_idle(
     }
     let waiting = Waiting::begin(local, entry)?;
     // A lane may have been parked between the look and the wait: here, too, while another worker was asked.
-    if entry.has_parked()
-        && let Some(lane) = take_from_anywhere(local, entry).await
-    {
+    if let Some(lane) = take_from_anywhere(local, entry).await {
         return Ok(lane);
     }
     if entry.is_link_down() {

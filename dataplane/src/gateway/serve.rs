@@ -18,7 +18,7 @@ use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     id::ChannelBinding,
     message::{Channel, Open},
-    sniff::{ClientHello, EARLY_BYTES_MAX, Sniffed, Sniffer},
+    sniff::{EARLY_BYTES_MAX, Sniffed, Sniffer},
     upgrade::{self, Framing, Head, Opened, Protocol, Request, Sight},
 };
 
@@ -195,9 +195,9 @@ async fn hear(
     let limits = Arc::clone(&local.shared.limits());
     plain.account().belongs_to(place.share());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&plain)).await;
-    let (shown, early) = sniffed.map_err(|_| late("the first bytes"))??;
+    let (first, early) = sniffed.map_err(|_| late("the first bytes"))??;
     let mut tls = None;
-    let wire = match local.shared.door.route(service, &shown.as_first()) {
+    let wire = match local.shared.door.route(service, &first) {
         Route::Terminate(config) => {
             // Boxed: what a handshake takes is given back when it is done.
             let handshake = Box::pin(async move {
@@ -242,22 +242,7 @@ fn late(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} did not come in time"))
 }
 
-/// What the first bytes of a connection say.
-enum Shown {
-    Tls(Box<ClientHello>),
-    Http,
-}
-
-impl Shown {
-    fn as_first(&self) -> First<'_> {
-        match self {
-            Self::Tls(hello) => First::Tls(hello),
-            Self::Http => First::Http,
-        }
-    }
-}
-
-async fn sniff_first(plain: &Plain) -> io::Result<(Shown, Vec<u8>)> {
+async fn sniff_first(plain: &Plain) -> io::Result<(First, Vec<u8>)> {
     let mut sniffer = Sniffer::default();
     let mut early = Vec::new();
     loop {
@@ -275,8 +260,8 @@ async fn sniff_first(plain: &Plain) -> io::Result<(Shown, Vec<u8>)> {
                 return Err(io::Error::other("too much before anything could be told"));
             }
             Sniffed::NeedMore => {}
-            Sniffed::Tls(hello) => return Ok((Shown::Tls(Box::new(hello)), early)),
-            Sniffed::Http => return Ok((Shown::Http, early)),
+            Sniffed::Tls(hello) => return Ok((First::Tls(Box::new(hello)), early)),
+            Sniffed::Http => return Ok((First::Http, early)),
         }
     }
 }

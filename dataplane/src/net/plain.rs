@@ -200,9 +200,10 @@ impl Plain {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let read = read(&self.carrier);
-        self.has_brought(*read.as_ref().unwrap_or(&0));
-        self.full.set(matches!(read, Ok(n) if n == room));
-        self.account.spend(budget::CALL + *read.as_ref().unwrap_or(&0));
+        let bytes = *read.as_ref().unwrap_or(&0);
+        self.has_brought(bytes);
+        self.full.set(read.is_ok() && bytes == room);
+        self.account.spend(budget::CALL + bytes);
         read
     }
 

@@ -176,7 +176,8 @@ impl<'a> End<'a> {
     }
 
     /// Listens while no payload may be read, until some comes: pings are answered, and a broken connection is noticed.
-    /// Returns only when it breaks, or `None` where nothing can be heard beside payload.
+    /// Where
+    /// nothing can be heard beside payload, it never returns.
     pub(crate) async fn attend(&self) -> Result<Ahead, ConnError> {
         match self.0 {
             Layers::Raw(_) => future::pending().await,
