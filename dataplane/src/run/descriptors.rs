@@ -2,13 +2,14 @@
 //! cuts nobody off from the gateway.
 //! Invariants: what is accepted from outside takes a descriptor only while the reserve is whole · the reserve
 //! goes to connections to the gateway and to files that are read again, and comes back before anything else is
-//! accepted · one thread's own: no lock. A gateway's workers keep none here.
+//! accepted · all workers of a program have one reserve; its lock is held for a look. A gateway's workers keep none here.
 //! See: `listen`, which accepts; `tunnel`, which the reserve is for.
 
 use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,10 +24,30 @@ use crate::run::timer::{sleep, timeout};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 thread_local! {
-    static RESERVE: RefCell<Reserve> = RefCell::default();
+    static RESERVE: RefCell<Shared> = RefCell::default();
 }
 
-/// The descriptors that this thread keeps free.
+/// A reserve, for all threads that have it.
+#[derive(Clone, Default)]
+pub(crate) struct Shared(Arc<Mutex<Reserve>>);
+
+impl Shared {
+    /// This thread's.
+    pub(crate) fn of_this_thread() -> Self {
+        RESERVE.with_borrow(Self::clone)
+    }
+
+    /// Makes it this thread's.
+    pub(crate) fn adopt(self) {
+        RESERVE.set(self);
+    }
+
+    fn look(&self) -> MutexGuard<'_, Reserve> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The descriptors that a program keeps free.
 #[derive(Default)]
 struct Reserve {
     wanted: usize,
@@ -71,13 +92,14 @@ impl Reserve {
     }
 }
 
-/// From now on this thread keeps `wanted` descriptors free for its gateway.
+/// From now on this program keeps `wanted` descriptors free for its gateway.
 pub fn keep_free(wanted: usize) {
-    RESERVE.with_borrow_mut(|reserve| {
-        *reserve = Reserve { wanted, owed: reserve.owed, ..Reserve::default() };
-        // What can't be had now is taken as soon as something is closed.
-        let _ = reserve.refill();
-    });
+    let shared = Shared::of_this_thread();
+    let mut reserve = shared.look();
+    reserve.wanted = wanted;
+    reserve.held.truncate(wanted);
+    // What can't be had now is taken as soon as something is closed.
+    let _ = reserve.refill();
 }
 
 /// A descriptor's place: dropped where the descriptor itself is made, so that there is one.
@@ -90,18 +112,20 @@ pub struct Place {
 /// # Errors
 /// There is none left besides the reserve, and what is owed to others.
 pub fn place() -> io::Result<Place> {
-    RESERVE
-        .with_borrow_mut(|reserve| if reserve.owed > 0 { Err(Errno::MFILE.into()) } else { reserve.place() })
+    let shared = Shared::of_this_thread();
+    let mut reserve = shared.look();
+    if reserve.owed > 0 { Err(Errno::MFILE.into()) } else { reserve.place() }
 }
 
 /// A place for somebody who had one, before anybody new gets any: as soon as there is one, but not later than after
 /// `patience`.
 pub async fn next_place(patience: Duration) -> Option<Place> {
-    let place = || RESERVE.with_borrow_mut(Reserve::place);
+    let shared = Shared::of_this_thread();
+    let place = || shared.look().place();
     if let Ok(place) = place() {
         return Some(place);
     }
-    let _owed = Owed::new();
+    let _owed = Owed::new(&shared);
     let found = async {
         loop {
             sleep(LOOK_EVERY).await;
@@ -114,18 +138,18 @@ pub async fn next_place(patience: Duration) -> Option<Place> {
 }
 
 /// One that is owed a place, until dropped.
-struct Owed;
+struct Owed<'a>(&'a Shared);
 
-impl Owed {
-    fn new() -> Self {
-        RESERVE.with_borrow_mut(|reserve| reserve.owed += 1);
-        Self
+impl<'a> Owed<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.look().owed += 1;
+        Self(shared)
     }
 }
 
-impl Drop for Owed {
+impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        let _ = RESERVE.try_with(|reserve| reserve.borrow_mut().owed -= 1);
+        self.0.look().owed -= 1;
     }
 }
 
@@ -136,26 +160,25 @@ pub fn are_short() -> bool {
 
 /// The reserve, lent to a connection to the gateway (and the look-up of its name), or to the reader of a file, while
 /// this lives.
-pub struct Loan {
-    taken: bool,
-}
+pub struct Loan(Option<Shared>);
 
 /// Frees the reserve for the caller, unless descriptors are free besides.
 pub fn lend() -> Loan {
-    RESERVE.with_borrow_mut(|reserve| {
-        let taken = reserve.lent > 0 || !reserve.has_room();
-        if taken {
-            reserve.lent += 1;
-            reserve.held.clear();
-        }
-        Loan { taken }
-    })
+    let shared = Shared::of_this_thread();
+    let mut reserve = shared.look();
+    if reserve.lent == 0 && reserve.has_room() {
+        return Loan(None);
+    }
+    reserve.lent += 1;
+    reserve.held.clear();
+    drop(reserve);
+    Loan(Some(shared))
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        if self.taken {
-            let _ = RESERVE.try_with(|reserve| reserve.borrow_mut().lent -= 1);
+        if let Some(shared) = &self.0 {
+            shared.look().lent -= 1;
         }
     }
 }
@@ -168,9 +191,12 @@ pub fn ran_out(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::worker::{Main, Options, Workers};
 
     fn state() -> (usize, usize) {
-        RESERVE.with_borrow(|reserve| (reserve.held.len(), reserve.lent))
+        let shared = Shared::of_this_thread();
+        let reserve = shared.look();
+        (reserve.held.len(), reserve.lent)
     }
 
     #[test]
@@ -183,16 +209,15 @@ mod tests {
             assert!(place().is_ok());
         }
         // As if there were no others.
-        RESERVE.with_borrow_mut(|reserve| {
-            reserve.held.clear();
-            reserve.lent = 1;
-        });
+        let shared = Shared::of_this_thread();
+        shared.look().held.clear();
+        shared.look().lent = 1;
         {
             let _room = lend();
             assert_eq!(state(), (0, 2), "who comes second shares it");
             assert!(place().is_err_and(|e| ran_out(&e)));
         }
-        RESERVE.with_borrow_mut(|reserve| reserve.lent -= 1);
+        shared.look().lent -= 1;
         assert!(place().is_ok());
         assert_eq!(state(), (3, 0), "whole before anything is accepted");
     }
@@ -201,7 +226,8 @@ mod tests {
     fn who_had_a_place_gets_the_next_one_before_anybody_new() {
         crate::run::worker::run_alone(false, |_| async {
             // As if there were no others.
-            let lent = |lent| RESERVE.with_borrow_mut(|reserve| reserve.lent = lent);
+            let shared = Shared::of_this_thread();
+            let lent = |lent| shared.look().lent = lent;
             lent(1);
             let taken = async {
                 sleep(LOOK_EVERY).await;
@@ -225,5 +251,22 @@ mod tests {
         let (_a, _b) = (lend(), place().unwrap());
         assert_eq!(state(), (0, 0));
         assert!(!ran_out(&io::ErrorKind::ConnectionRefused.into()));
+    }
+
+    #[test]
+    fn what_one_worker_lends_out_another_does_not_give_away() {
+        keep_free(2);
+        let shared = Shared::of_this_thread();
+        shared.look().lent = 1;
+        let options = Options { count: 2, pin: false, require_io_uring: false };
+        let (tell, told) = std::sync::mpsc::channel();
+        let main: Main = Arc::new(move |_| {
+            let short = are_short();
+            let _ = tell.send(short);
+            Box::pin(async {})
+        });
+        assert!(Workers::start("test", &options, &main).unwrap().join());
+        assert_eq!([(); 2].map(|()| told.recv().unwrap()), [true; 2]);
+        assert!(std::thread::spawn(|| !are_short()).join().unwrap(), "somebody else's reserve is whole");
     }
 }

@@ -25,7 +25,7 @@ use futures_lite::future;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 use rustix::event::EventfdFlags;
 
-use crate::run::{caught::Caught, pollable::Pollable, timer};
+use crate::run::{caught::Caught, descriptors, pollable::Pollable, timer};
 
 /// Submission entries of each ring.
 const RING_ENTRIES: u32 = 4096;
@@ -137,14 +137,16 @@ impl Workers {
         let mut threads = Vec::new();
         let mut go = Vec::new();
         let started = Instant::now();
+        let reserve = descriptors::Shared::of_this_thread();
         for index in 0..options.count {
             let (decide, decision) = mpsc::channel::<Driver>();
             let (made, main, beats) = (made.clone(), main.clone(), beats.clone());
-            let core = cores.get(index).copied();
+            let (core, reserve) = (cores.get(index).copied(), reserve.clone());
             let thread = std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
                 }
+                reserve.adopt();
                 if let Some(runtime) = agree(&made, &decision) {
                     run(runtime, beat(beats, index, started), main(index));
                 }
