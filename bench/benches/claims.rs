@@ -4,7 +4,10 @@
 
 mod kit;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use narrowlink_dataplane::gateway::claims::{ClaimError, Claims, OwnId, Use};
@@ -23,7 +26,7 @@ fn id(n: u64) -> OwnId {
 }
 
 struct Opens {
-    claims: Claims,
+    claims: Arc<Claims>,
     now: Instant,
     next: u64,
 }
@@ -37,7 +40,7 @@ impl Opens {
 }
 
 fn claim(c: &mut Criterion) {
-    let mut opens = Opens { claims: Claims::default(), now: Instant::now(), next: 0 };
+    let mut opens = Opens { claims: Arc::default(), now: Instant::now(), next: 0 };
     for _ in 0..REMEMBERED {
         assert!(opens.open());
     }

@@ -4,7 +4,10 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -52,7 +55,7 @@ fn in_use() -> usize {
 fn a_used_id_costs_less_than_50_bytes_and_gives_them_back() {
     // All of one user; and of a thousand.
     for users in [1, 1_000] {
-        let (claims, mut now) = (Claims::default(), Instant::now());
+        let (claims, mut now) = (Arc::new(Claims::default()), Instant::now());
         let before = in_use();
         for n in 0..IDS {
             // 1,300 a second: all are remembered when the last one comes.

@@ -11,7 +11,7 @@ use std::{
     collections::{HashMap, hash_map::Entry, hash_map::RandomState},
     hash::{BuildHasher as _, BuildHasherDefault, Hasher},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -86,8 +86,8 @@ impl Hasher for Hashed {
 }
 
 /// An id that is being decided about; dropped without [`Claim::answer`], only its own token may claim it again.
-pub struct Claim<'a> {
-    claims: &'a Claims,
+pub struct Claim {
+    claims: Arc<Claims>,
     space: (Uid, Use),
     id: u64,
     serial: u64,
@@ -136,7 +136,7 @@ impl Claims {
     ///
     /// # Errors
     /// See [`ClaimError`].
-    pub fn claim(&self, id: OwnId, token_id: &str, now: Instant) -> Result<Claim<'_>, ClaimError> {
+    pub fn claim(self: &Arc<Self>, id: OwnId, token_id: &str, now: Instant) -> Result<Claim, ClaimError> {
         let (uid, used_as, bytes) = id;
         let (space, id) = ((uid, used_as), self.keys.hash_one(bytes));
         let mark = self.keys.hash_one(token_id).max(USED + 1);
@@ -162,7 +162,7 @@ impl Claims {
         if let Some(older) = own.pending.insert(id, Pending { serial, superseded }) {
             let _ = older.superseded.try_send(());
         }
-        Ok(Claim { claims: self, space, id, serial, superseded: watch })
+        Ok(Claim { claims: self.clone(), space, id, serial, superseded: watch })
     }
 
     /// Forgets what is old, and gives its memory back. To be called now and then, on no worker.
@@ -236,7 +236,7 @@ impl Space {
     }
 }
 
-impl Claim<'_> {
+impl Claim {
     /// Returns when a newer claim took this one's place.
     pub async fn superseded(&self) {
         if self.superseded.recv().await.is_err() {
@@ -267,7 +267,7 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         self.end(false);
     }
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn an_answered_id_is_used_for_everybody_of_its_user() {
-        let (claims, now) = (Claims::default(), Instant::now());
+        let (claims, now) = (Arc::new(Claims::default()), Instant::now());
         assert!(claims.claim(own(1), "a", now).unwrap().answer());
         for token in ["a", "b"] {
             assert_eq!(claims.claim(own(1), token, now).err(), Some(ClaimError::Used));
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn nothing_is_forgotten_inside_the_window_and_everything_after_it() {
-        let claims = Claims::default();
+        let claims = Arc::new(Claims::default());
         // At any time of a generation.
         for n in 0..40_u8 {
             let at = claims.start + Duration::from_millis(1_000 * u64::from(n) + 999);
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_newer_claim_of_the_same_token_wins_over_an_unanswered_one() {
-        let (claims, now) = (Claims::default(), Instant::now());
+        let (claims, now) = (Arc::new(Claims::default()), Instant::now());
         let older = claims.claim(own(1), "a", now).unwrap();
         assert!(block_on(poll_once(older.superseded())).is_none());
         assert_eq!(claims.claim(own(1), "b", now).err(), Some(ClaimError::Used));
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_claim_that_got_no_answer_is_its_tokens_alone() {
-        let (claims, now) = (Claims::default(), Instant::now());
+        let (claims, now) = (Arc::new(Claims::default()), Instant::now());
         drop(claims.claim(own(1), "a", now).unwrap());
         assert_eq!(claims.claim(own(1), "b", now).err(), Some(ClaimError::Used));
         assert!(claims.claim(own(1), "a", now).unwrap().answer());
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn of_many_threads_one_gets_the_claim() {
-        let (claims, now) = (Claims::default(), Instant::now());
+        let (claims, now) = (Arc::new(Claims::default()), Instant::now());
         let won = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for n in 0..64 {
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn full_means_refuse() {
-        let (claims, now) = (Claims::with_room_for(1_000), Instant::now());
+        let (claims, now) = (Arc::new(Claims::with_room_for(1_000)), Instant::now());
         let claim = |uid, n, at| claims.claim(nth(uid, n), "a", at).map(Claim::answer);
         let taken = (0..1_000).take_while(|n| claim(1, *n, now) == Ok(true)).count();
         assert_eq!(taken, 500, "one user gets half");
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn ids_that_a_peer_chooses_crowd_nobody() {
-        let (claims, now) = (Claims::with_room_for(100_000), Instant::now());
+        let (claims, now) = (Arc::new(Claims::with_room_for(100_000)), Instant::now());
         // All of them alike, but for their last bytes.
         for n in 0..60_000 {
             let _ = claims.claim(nth(1, n), "hostile", now).map(Claim::answer);

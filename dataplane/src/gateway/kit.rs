@@ -15,6 +15,7 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
+use futures_lite::future;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused, Why},
     feature::Features,
@@ -24,7 +25,7 @@ use narrowlink_proto::{
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Message, Open, Origin, Speaker},
     target::Target,
     token::Allowance,
-    upgrade::Framing,
+    upgrade::{Framing, Opened},
 };
 
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
         parking,
         principal::Principal,
         service::Service,
+        session::{Owner, Session},
         shared::Shared,
         shares::Descriptors,
         stream::{self, Visit},
@@ -361,16 +363,38 @@ impl Worker {
         peer
     }
 
+    /// Somebody who asks for sessions here.
+    pub(super) fn owner(&self, who: &Arc<Principal>) -> Rc<Owner> {
+        let (local, seat) = (self.local.clone(), self.seat(who, Kind::Stream));
+        Rc::new(Owner { local, who: who.clone(), peer_addr: PEER, seat })
+    }
+
+    /// Asks for a session, and waits for its answer.
+    pub(super) async fn ask(
+        &self,
+        who: &Arc<Principal>,
+        open: Open,
+    ) -> Result<(Box<Session>, Opened), Refused> {
+        self.owner(who).ask(open).await?.answered().await
+    }
+
+    /// The same for the laptop.
+    pub(super) async fn asked(&self, n: u8) -> Result<(Box<Session>, Opened), Refused> {
+        self.ask(&self.laptop, open(n)).await
+    }
+
+    /// The refusal of a session for which nothing is dialled, or which the lane's end meets as `answer` does.
+    pub(super) async fn refused(&self, n: u8, answer: impl Future<Output = ()>) -> Refused {
+        let (got, ()) = future::zip(self.asked(n), answer).await;
+        let refused = got.err().unwrap();
+        assert_eq!(refused.session, Some(session(n)), "a refusal says of what");
+        refused
+    }
+
     /// A stream that is served here; its client's end.
     pub(super) fn stream(&self, who: &Arc<Principal>, framing: Framing) -> Peer {
         let (ours, theirs) = Memory::pair(Room::default());
-        let visit = Visit {
-            local: self.local.clone(),
-            who: who.clone(),
-            peer_addr: PEER,
-            seat: self.seat(who, Kind::Stream),
-            _slot: who.usage.stream().unwrap(),
-        };
+        let visit = Visit { owner: self.owner(who), _slot: who.usage.stream().unwrap() };
         let conn = Box::new(Conn::new(ours.into(), framing, Role::Gateway, 0));
         spawn(stream::serve(visit, conn, None));
         Peer::new(theirs.into(), framing, Channel::Stream)

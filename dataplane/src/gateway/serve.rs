@@ -24,7 +24,7 @@ use narrowlink_proto::{
 
 use crate::{
     gateway::{
-        admit::{self, Asked},
+        admit,
         door::{Event, First, Rejected, Route, note_refused},
         lane::Lane,
         link,
@@ -32,9 +32,10 @@ use crate::{
         parking,
         principal::Principal,
         service::Service,
+        session::{Owner, Session},
         sources::{self, Bearer, Unheard},
         strangers::Waits,
-        stream::{self, Session, Visit},
+        stream::{self, Visit},
         table::{Key, Kind, Seat},
         usage::Slot,
     },
@@ -47,10 +48,7 @@ use crate::{
     },
     tls::TlsStream,
     transport::wire::Wire,
-    tunnel::{
-        conn::{Conn, Role},
-        open::read_onto,
-    },
+    tunnel::conn::{Conn, Role},
 };
 
 /// How much of a first flight is read at once: nearly always all of it.
@@ -283,7 +281,7 @@ enum Unusable {
 async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
     let mut got = Vec::new();
     loop {
-        if read_onto(wire, &mut got).await.map_err(Unusable::Broken)? == 0 {
+        if wire.read_onto(&mut got).await.map_err(Unusable::Broken)? == 0 {
             return Ok(None);
         }
         match upgrade::parse_request(&got).map_err(|e| Unusable::Answer(e.encode()))? {
@@ -473,39 +471,45 @@ async fn enter_stream(
 ) -> io::Result<()> {
     let since = arrived.since;
     let (local, peer_addr, seat) = arrived.becomes(&who, Kind::Stream);
+    let owner = Rc::new(Owner { local, who, peer_addr, seat });
     let session = match open {
         None => {
             wire.write_all(&accept.encode(None)).await?;
             None
         }
-        Some(open) => match dialled(&local, &wire, (&who, peer_addr), &open).await? {
-            Ok(((lane, its_slot), opened)) => {
+        Some(open) => match dialled(&owner, &wire, open).await? {
+            Ok((session, opened)) => {
                 wire.write_all(&accept.encode(Some(&opened))).await?;
-                Some(Box::new(Session { lane, asked: Asked::from(open), slot: its_slot }))
+                Some(session)
             }
             Err(refused) => {
-                return reject(&local, wire, (Some(&who), peer_addr), refused.into(), since).await;
+                let Owner { local, who, peer_addr, .. } = &*owner;
+                return reject(local, wire, (Some(who), *peer_addr), refused.into(), since).await;
             }
         },
     };
     let conn = Box::new(Conn::new(wire, accept.protocol.framing, Role::Gateway, 0));
-    spawn(stream::serve(Visit { local, who, peer_addr, seat, _slot: slot }, conn, session));
+    spawn(stream::serve(Visit { owner, _slot: slot }, conn, session));
     Ok(())
 }
 
 /// Has the session dialled that a request asks for. A client that leaves, or speaks before it is
 /// answered, ends its request.
 async fn dialled(
-    local: &Rc<Local>,
+    owner: &Rc<Owner>,
     wire: &Wire,
-    (who, peer_addr): (&Principal, SocketAddr),
-    open: &Open,
-) -> io::Result<Result<((Lane, Slot), Opened), Refused>> {
+    open: Open,
+) -> io::Result<Result<(Box<Session>, Opened), Refused>> {
     let early = async {
         let n = wire.read(&mut [0; 1]).await?;
         Err(io::Error::other(if n == 0 { "the client left" } else { "bytes before the 101" }))
     };
-    let opened = async { Ok(admit::open(local, who, open, peer_addr).await) };
+    let opened = async {
+        Ok(match owner.ask(open).await {
+            Ok(dialling) => dialling.answered().await,
+            Err(refused) => Err(refused),
+        })
+    };
     future::or(early, opened).await
 }
 
@@ -564,7 +568,7 @@ mod tests {
     async fn rest(wire: &Wire) -> (Vec<u8>, bool) {
         let mut got = Vec::new();
         loop {
-            match read_onto(wire, &mut got).await {
+            match wire.read_onto(&mut got).await {
                 Ok(0) => return (got, true),
                 Ok(_) => {}
                 Err(e) => {
@@ -611,7 +615,7 @@ mod tests {
         wire.write_all(&encode_request(request)).await.unwrap();
         let mut got = Vec::new();
         loop {
-            assert!(read_onto(&wire, &mut got).await.unwrap() > 0, "{}", got.escape_ascii());
+            assert!(wire.read_onto(&mut got).await.unwrap() > 0, "{}", got.escape_ascii());
             match parse_response(&got, &KEY, request.protocol).unwrap() {
                 Answer::NeedMore => {}
                 Answer::Accepted { opened, head_bytes, .. } => {

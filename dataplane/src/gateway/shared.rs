@@ -23,7 +23,7 @@ pub struct Shared {
     /// The agents.
     pub directory: Arc<Directory>,
     /// Ids that were used.
-    pub claims: Claims,
+    pub claims: Arc<Claims>,
     /// Where strangers come from.
     pub sources: Sources,
     /// What is said to workers.
@@ -42,7 +42,7 @@ impl Shared {
         Self {
             door,
             directory,
-            claims: Claims::default(),
+            claims: Arc::default(),
             sources,
             heaviest: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             limits,
