@@ -50,6 +50,8 @@ use crate::{
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(30);
 /// How long a gateway that ends waits for its disk: for the last lines of the audit log and what was counted.
 const DISK_PATIENCE: Duration = Duration::from_secs(2);
+/// Sessions that were cut are given so long to tell both sides.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a stop looks whether the workers have ended.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -263,19 +265,29 @@ impl Gateway {
     }
 
     /// Whether a worker or the control thread has ended, which before a stop is our own fault.
-    pub fn has_lost_a_thread(&self) -> bool {
+    pub(crate) fn has_lost_a_thread(&self) -> bool {
         self.ended.load(Ordering::Relaxed) > 0 || self.control.is_finished()
     }
 
     /// Ends what is idle: links are told and end, nothing new is accepted. Sessions go on.
-    pub fn begin_stop(&self) {
+    pub(crate) fn begin_stop(&self) {
         self.counter.drain(GOODBYE_PATIENCE);
         self.shared.mailboxes.tell_all(|| Note::Stop);
     }
 
+    /// Ends the sessions that are left: each side is told, and their ends are noted.
+    pub(crate) fn cut(&self) {
+        // A worker that hangs, with a full mailbox, keeps nobody waiting here.
+        self.shared.mailboxes.tell_all_now(|| Note::Cut);
+        let deadline = Instant::now() + CUT_PATIENCE;
+        while !self.is_stopped() && Instant::now() < deadline {
+            std::thread::sleep(TICK);
+        }
+    }
+
     /// Says what is wrong with certificates, at first and then once a day; to be asked every now and then, at `now`
     /// (seconds since 1970).
-    pub fn watch_certificates(&self, now: u64) {
+    pub(crate) fn watch_certificates(&self, now: u64) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let held = open.services.iter().filter_map(|seated| seated.held.as_ref());
         let said = self.certificates.lock().unwrap_or_else(PoisonError::into_inner).handle_tick(now, held);
@@ -309,17 +321,17 @@ impl Gateway {
     }
 
     /// Whether every session has ended after [`begin_stop`](Self::begin_stop).
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.workers.finished()
     }
 
-    /// Stops it for good; true when every session has ended within `patience`. What goes on after that
-    /// ends with the process.
+    /// Stops it for good; true when every session has ended within `patience`. Those that have not are cut.
     pub fn stop(self, patience: Duration) -> bool {
         self.begin_stop();
         let deadline = Instant::now() + patience;
         while !self.is_stopped() {
             if Instant::now() >= deadline {
+                self.cut();
                 return false;
             }
             std::thread::sleep(TICK);

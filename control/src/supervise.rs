@@ -98,10 +98,16 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option
     tracing::info!("stopping: nothing new is accepted; sessions have {} s to end", drain_timeout.as_secs());
     let deadline = Instant::now() + drain_timeout;
     gateway.begin_stop();
-    drain(words, deadline, || match watch.handle_tick(Instant::now(), gateway.longest_silence(), false) {
-        Some(fault) => Some(Outcome::Broken(fault)),
-        None => gateway.is_stopped().then_some(Outcome::Drained),
-    })
+    let outcome = drain(words, deadline, || {
+        match watch.handle_tick(Instant::now(), gateway.longest_silence(), false) {
+            Some(fault) => Some(Outcome::Broken(fault)),
+            None => gateway.is_stopped().then_some(Outcome::Drained),
+        }
+    });
+    if outcome == Outcome::Cut {
+        gateway.cut();
+    }
+    outcome
 }
 
 /// Waits for `outcome`, the deadline or a further word, whichever is first.

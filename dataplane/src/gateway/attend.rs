@@ -3,6 +3,8 @@
 use std::{net::TcpListener, rc::Rc, time::Duration};
 
 use async_channel::Sender;
+use futures_lite::future;
+use narrowlink_proto::ended::Why;
 
 use crate::{
     gateway::{
@@ -28,10 +30,25 @@ pub async fn attend(local: Rc<Local>, listeners: Vec<(Service, TcpListener)>) {
     for (service, socket) in listeners {
         services.begin(&local, service, socket);
     }
+    let drained = async {
+        local.stopped().await;
+        // At least one tick, in which listeners close and links say goodbye.
+        loop {
+            sleep(DRAIN_TICK).await;
+            if !local.is_busy() {
+                return;
+            }
+        }
+    };
+    future::or(drained, read_notes(&local, &mut services)).await;
+}
+
+/// Does what the worker's mailbox says, for as long as it is read.
+async fn read_notes(local: &Rc<Local>, services: &mut Services) {
     let notes = local.shared.mailboxes.of(local.index);
     while let Ok(note) = notes.recv().await {
         match note {
-            Note::Lane(parts) => take_in(&local, parts),
+            Note::Lane(parts) => take_in(local, parts),
             Note::WantLane { link, reply } => {
                 let local = local.clone();
                 spawn(async move {
@@ -48,22 +65,15 @@ pub async fn attend(local: Rc<Local>, listeners: Vec<(Service, TcpListener)>) {
             }
             Note::Judge => local.table.judge(),
             Note::MakeRoom => local.dismiss_stranger(),
-            Note::Listen(service, socket) => services.begin(&local, service, socket),
+            Note::Listen(service, socket) => services.begin(local, service, socket),
             Note::Unlisten(service) => services.end(service),
             Note::Stop => {
                 local.stop();
                 local.lanes.borrow_mut().forget_all();
                 let sessions = local.table.count(Kind::Session);
                 tracing::info!(worker = local.index, sessions, "stopping: no new work, sessions may finish");
-                break;
             }
-        }
-    }
-    // At least one tick, in which listeners close and links say goodbye.
-    loop {
-        sleep(DRAIN_TICK).await;
-        if !local.is_busy() {
-            break;
+            Note::Cut => local.table.dismiss_all(Why::Shutdown),
         }
     }
 }
@@ -89,26 +99,28 @@ fn give_away(local: &Rc<Local>, lane: IdleLane, reply: &Sender<LaneParts>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, sync::atomic::Ordering};
-
-    use futures_lite::future::{self, poll_once};
-    use narrowlink_proto::{
-        ended::{RefusalCode, Why},
-        limits::Limits,
-        upgrade::Framing,
+    use std::{
+        pin::pin,
+        sync::{Arc, atomic::Ordering},
     };
+
+    use futures_lite::future::poll_once;
+    use narrowlink_proto::{ended::RefusalCode, limits::Limits, message::Speaker, upgrade::Framing};
     use std::time::Instant;
 
     use super::*;
     use crate::{
         gateway::{
-            kit::{self, PEER, Worker, turns, until},
+            kit::{self, PEER, Peer, Worker, turns, until},
             parking::take,
             sources::Heard,
             table::Seat,
         },
         run::source::Source,
+        tunnel::conn::CLOSE_RESET,
     };
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     /// A worker that reads its mailbox.
     fn attended() -> Worker {
@@ -260,5 +272,51 @@ mod tests {
             assert_eq!(busy.close().await, (1001, "the gateway shuts down".to_owned()));
             assert_eq!(worker.door.events().last().unwrap(), "1 ended: 2 up, 4 down, Here finished");
         });
+    }
+
+    /// Two sessions of a worker that has been told to stop; it attends until both are over.
+    async fn stopping_with_two(ends: impl AsyncFnOnce(&Worker, [(Peer, Peer); 2])) {
+        let worker = kit::worker(Limits::default());
+        let attending = attend(worker.local.clone(), Vec::new());
+        let agent = worker.agent();
+        let mut sessions = Vec::new();
+        for (n, who) in [(1, &worker.laptop), (2, &Arc::new(kit::who(Speaker::Client, "guest", HOUR)))] {
+            let (lane, client) = (worker.park(&agent, Framing::Framed), worker.stream(who, Framing::Framed));
+            client.open(n).await;
+            lane.accept().await;
+            client.opened(n).await;
+            sessions.push((client, lane));
+        }
+        worker.door.events();
+        tell(&worker, Note::Stop);
+        let Ok(sessions) = sessions.try_into() else { panic!("two were made") };
+        future::zip(attending, ends(&worker, sessions)).await;
+    }
+
+    #[test]
+    fn sessions_that_have_had_their_time_end_when_they_are_cut_and_each_side_hears_why() {
+        kit::run(stopping_with_two(async |worker, sessions| {
+            tell(worker, Note::Cut);
+            for peer in sessions.iter().flat_map(|(client, lane)| [client, lane]) {
+                assert_eq!(peer.close().await, (CLOSE_RESET, "the gateway shut down".to_owned()));
+            }
+            let mut noted = worker.door.events();
+            noted.sort_unstable();
+            assert_eq!(noted, [1, 2].map(|n| format!("{n} ended: 0 up, 0 down, Here shutdown")));
+        }));
+    }
+
+    #[test]
+    fn who_is_revoked_while_a_worker_stops_goes_at_once_and_the_others_may_finish() {
+        kit::run(stopping_with_two(async |worker, [(client, lane), (guest, other)]| {
+            worker.door.known().expelled.insert("guest", Why::Revoked);
+            tell(worker, Note::Judge);
+            for peer in [&guest, &other] {
+                assert_eq!(peer.close().await, (CLOSE_RESET, "the token was revoked".to_owned()));
+            }
+            kit::exchange(&client, &lane, 1).await;
+            let noted = ["2 ended: 0 up, 0 down, Here revoked", "1 ended: 2 up, 4 down, Here finished"];
+            assert_eq!(worker.door.events(), noted);
+        }));
     }
 }

@@ -43,6 +43,8 @@ pub enum Note {
     Unlisten(usize),
     /// Take nothing new; end when the sessions have ended.
     Stop,
+    /// They have had their time: end them.
+    Cut,
 }
 
 /// A parked lane on its way between two workers.
@@ -98,7 +100,7 @@ impl Mailboxes {
     }
 
     /// Tells every worker. Best effort: dropped where a mailbox is full; for hints only.
-    pub(crate) fn tell_all_now(&self, note: impl Fn() -> Note) {
+    pub fn tell_all_now(&self, note: impl Fn() -> Note) {
         for (mailbox, _) in &self.0 {
             let _ = mailbox.try_send(note());
         }

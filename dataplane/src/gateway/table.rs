@@ -99,6 +99,11 @@ impl Table {
     pub(crate) fn judge(&self) {
         self.entries.borrow_mut().judge(|who| door::standing(&*self.door, who));
     }
+
+    /// Dismisses every connection that somebody has.
+    pub(crate) fn dismiss_all(&self, why: Why) {
+        self.entries.borrow_mut().judge(|_| Err(why));
+    }
 }
 
 #[derive(Default)]

@@ -9,6 +9,8 @@ use std::{
     thread,
 };
 
+use rustix::process::Signal;
+
 use crate::kit::{
     PATIENCE, net,
     process::run,
@@ -104,4 +106,22 @@ fn the_end_of_an_agents_process_is_not_said_to_be_its_targets_reset() {
         assert_eq!(close["code"], "cut");
         assert_eq!(close["reason"], "the connection to the target's side broke");
     }
+}
+
+#[test]
+fn a_session_that_a_stopping_gateway_cuts_has_its_end_in_the_log() {
+    let mut site = Site::new();
+    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\ndrain_s: 1\n"));
+    let mut gateway = site.start_gateway();
+    let _agent = site.start_agent(Transport::Wss);
+    let forward = site.start_forward(Transport::Wss, net::start_echo());
+    let mut stream = net::try_echo(forward.local).expect("the tunnel stands");
+    let ended = gateway.end(Signal::TERM, PATIENCE);
+    let broke = stream.read(&mut [0; 1]).expect_err("an end that nobody said");
+    assert_eq!(broke.kind(), ErrorKind::ConnectionReset);
+    let log = fs::read_to_string(site.path("audit.log")).expect("the gateway has written it");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let codes: Vec<_> =
+        lines.filter(|line| line["event"] == "close").map(|line| line["code"].clone()).collect();
+    assert_eq!(codes, ["shutdown"], "{ended:?}");
 }
