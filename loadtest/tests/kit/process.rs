@@ -17,7 +17,7 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, prlimit, waitid,
 };
 
-use super::{conditions, wait_for};
+use super::{PATIENCE, conditions, wait_for};
 
 /// One of our own binaries, as built beside this test.
 pub(crate) fn ours(name: &str) -> PathBuf {
@@ -163,11 +163,27 @@ impl Running {
         self.ended = Some(status);
     }
 
-    /// Sends a signal that is not meant to end it.
+    /// Sends a signal that is not meant to end it. One that stops it has when this returns: one of its threads takes the
+    /// signal, and on a busy machine the others go on until that one has had its turn.
     pub(crate) fn signal(&mut self, signal: Signal) {
         self.assert_running();
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
         kill_process(pid, signal).expect("our own child takes signals");
+        if signal == Signal::STOP {
+            wait_for(&format!("{} to stand still", self.name), PATIENCE, || {
+                self.stands_still().then_some(())
+            });
+        }
+    }
+
+    /// Whether each of its threads is stopped.
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).expect("our own child has threads");
+        threads.flatten().all(|thread| {
+            // The state stands behind the name, which may have anything in it.
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
     }
 
     /// No file that it writes becomes longer than this from now on.
