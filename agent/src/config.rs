@@ -14,11 +14,11 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    peer::{Gateway, LoadError, demand::TICK, load_distinct},
     run::{
         file::{self, Reading},
         process::NoConfig,
     },
-    tunnel::{Gateway, LoadError, demand::TICK, load_distinct},
 };
 use narrowlink_proto::{
     endpoint::{self, Endpoint, SelfHosted},
@@ -50,7 +50,7 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// How many lanes each gateway gets.
     pub lanes: LaneRange,
-    /// How many threads carry them; `None` is one.
+    /// How many threads carry them; `None` is one per core, 4 at the most.
     pub workers: Option<NonZeroUsize>,
     /// How often lanes that nobody needs are retired; tests do it more often.
     pub lanes_tick: Duration,
@@ -201,7 +201,8 @@ impl Config {
             None => None,
             Some((count, Some(workers))) if count <= WORKERS_MAX => Some(workers),
             Some(_) => {
-                let what = format!("expected 1 to {WORKERS_MAX}, or no such line for one");
+                let what =
+                    format!("expected 1 to {WORKERS_MAX}, or no such line for one per core (4 at the most)");
                 return Err(yaml(document.fault(&["workers".into()], what)));
             }
         };
@@ -215,7 +216,7 @@ impl Config {
     ///
     /// # Errors
     /// The user's; see [`ConfigError`].
-    pub fn gateway_again(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
+    pub(crate) fn gateway_again(&self, endpoint: &SelfHosted) -> Result<Gateway, ConfigError> {
         self.gateway(endpoint, Gateway::load_again)
     }
 
@@ -237,7 +238,7 @@ impl Config {
 
     /// How an endpoint gets another token, for whoever has to see to it: its file is read again at each try, and looked at
     /// while a link stands; this configuration is not.
-    pub fn next_token(&self, endpoint: &SelfHosted) -> String {
+    pub(crate) fn next_token(&self, endpoint: &SelfHosted) -> String {
         match self.token_place(endpoint) {
             Some(file) => {
                 format!("ask for a new one, which this agent takes as soon as it is in {}", file.display())
@@ -271,7 +272,7 @@ impl Config {
 
     /// Where the instance key is kept, and how a message calls that place; `None` where nothing says. `env` reads the
     /// environment.
-    pub fn state_place(&self, env: impl Fn(&str) -> Option<OsString>) -> Option<(PathBuf, String)> {
+    pub(crate) fn state_place(&self, env: impl Fn(&str) -> Option<OsString>) -> Option<(PathBuf, String)> {
         match &self.state_dir {
             Some(dir) => Some((dir.clone(), self.state_spot().to_string())),
             None => default_state_dir(env).map(|dir| (dir.clone(), dir.display().to_string())),
@@ -279,7 +280,7 @@ impl Config {
     }
 
     /// Where `state_dir` stands.
-    pub fn state_spot(&self) -> Spot {
+    pub(crate) fn state_spot(&self) -> Spot {
         self.outline.spot(&["state_dir".into()])
     }
 
@@ -365,7 +366,7 @@ deny: ['10.0.0.1']
             ("deny: ['10.0.0.0/33']\n", &["line 2 column 7: deny[0]: this is neither"]),
             ("allow: ['a b']\n", &["allow[0]: ", "a host can't contain ' '"]),
             ("workers: 0\n", &["line 2 column 10: workers: ", "expected 1 to 1024"]),
-            ("workers: 1025\n", &["expected 1 to 1024, or no such line for one"]),
+            ("workers: 1025\n", &["expected 1 to 1024, or no such line for one per core"]),
             ("pin: true\n", &["`pin` does not belong here but to the top level of gateway.yaml"]),
         ];
         for (line, parts) in more {

@@ -5,9 +5,10 @@ mod ends;
 
 use std::{path::PathBuf, sync::Arc};
 
-use narrowlink_dataplane::tunnel::{
-    Gateway,
-    conn::{Conn, ConnError},
+use narrowlink_dataplane::{
+    peer::Gateway,
+    run::bell::{Gate, Opener, Tasks},
+    tunnel::conn::{Conn, ConnError},
 };
 use narrowlink_proto::{
     endpoint::SelfHosted,
@@ -20,7 +21,6 @@ use narrowlink_proto::{
 pub(crate) use self::ends::{Port, exchange, id, read_all, run, send_data, tcp, tunnel_ends};
 use crate::{
     Shared,
-    bell::{Gate, Opener, Tasks},
     config::Config,
     crew::{self, Crew},
     identity::Identity,
@@ -63,7 +63,7 @@ impl Fixture {
             ready: Arc::new(Ready::new(None)),
             stop: stopped,
             cut: cut_off,
-            tasks: Tasks::new(),
+            tasks: Arc::new(Tasks::default()),
         };
         let (shared, to_begin) = (Arc::new(shared), to_begin.remove(0));
         Self { shared, to_begin, endpoint, stop: Some(stop), cut: Some(cut), _dir: dir }

@@ -57,7 +57,7 @@ impl Identity {
     /// The key stored in a directory that messages call by the words beside it, made if there is none; with a warning, a
     /// key for this run only. `None` when the system can't even make that: then this agent counts as a stranger at each
     /// start.
-    pub fn obtain(place: Option<(PathBuf, String)>) -> Option<Self> {
+    pub(crate) fn obtain(place: Option<(PathBuf, String)>) -> Option<Self> {
         let stored = match place {
             Some((dir, place)) => Self::load_or_create(&dir).map_err(|e| format!("{place}: {e}")),
             None => Err(format!("{NOWHERE}; name one with state_dir")),
@@ -78,7 +78,7 @@ impl Identity {
     ///
     /// # Errors
     /// The file system's, or a file that is no key.
-    pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(FILE_NAME);
         match read(&path) {
             Ok(stored) => Self::parse(&stored, &path),
@@ -152,7 +152,7 @@ fn store(dir: &Path, path: &Path, key: &[u8]) -> io::Result<()> {
 }
 
 /// Where the key is kept when the configuration does not say; `env` reads the environment.
-pub fn default_state_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub(crate) fn default_state_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |name| env(name).filter(|value| !value.is_empty());
     // systemd may give several, separated by colons; the first is the unit's own.
     if let Some(dirs) = set("STATE_DIRECTORY") {

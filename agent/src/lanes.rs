@@ -16,15 +16,19 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::{
+        self, Ask, Gateway,
+        demand::Bounds,
+        pool::{Keeper, Pool},
+    },
     run::{
-        backoff::Backoff,
+        bell::{Gate, Opener},
         descriptors::{self, Place},
-        timer::{sleep_until, timeout, timeout_at},
+        timer::{timeout, timeout_at},
     },
     tunnel::{
-        self, Ask, Gateway, TunnelError,
+        TunnelError,
         conn::{Conn, ConnError},
-        demand::{Bounds, Census, Demand},
     },
 };
 use narrowlink_proto::{
@@ -36,11 +40,7 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol},
 };
 
-use crate::{
-    Shared,
-    bell::{Doorbell, Gate, Opener},
-    serve::serve,
-};
+use crate::{Shared, serve::serve};
 
 /// For a lane's connection, TLS and upgrade.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,18 +82,15 @@ pub(crate) struct Lanes {
     gateway: Arc<Gateway>,
     link: LinkId,
     secret: LinkSecret,
-    demand: Mutex<Demand>,
+    pool: Arc<Pool>,
     /// By age; dropping one retires its lane.
     idle: Mutex<BTreeMap<u64, Opener>>,
     next: AtomicU64,
-    opening: Count,
     /// Lanes of all links to this gateway that are in a session.
     busy: Count,
     /// Lanes that the gateway has been told it may close.
     retiring: Count,
-    /// Rung whenever the census changes.
-    changed: Doorbell,
-    failures: Mutex<Failures>,
+    said: Mutex<Said>,
     closed: AtomicBool,
 }
 
@@ -102,13 +99,9 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What was said of the last trouble, and when: the same is said again only after a while.
 #[derive(Default)]
-struct Failures {
-    backoff: Backoff,
-    retry_at: Option<Instant>,
-    /// What was said of this, and when: the same is said again only after a while.
-    said: Option<(Instant, String)>,
-}
+struct Said(Option<(Instant, String)>);
 
 /// A lane and a descriptor for its next target, if there was one to be had.
 struct Opened {
@@ -116,41 +109,31 @@ struct Opened {
     place: Option<Place>,
 }
 
-impl Failures {
-    /// A lane was opened.
-    fn clear(&mut self) {
-        self.backoff.reset();
-        self.retry_at = None;
-    }
-
-    /// A session has ended: where lanes are short, that has made room.
-    fn make_room(&mut self, now: Instant) {
-        self.retry_at = self.retry_at.map(|at| at.min(now + ROOM_PAUSE));
-    }
-
-    /// One was not; what is to be said of it.
-    fn note(&mut self, error: &TunnelError, now: Instant, random: u64) -> Option<String> {
-        let pause = self.backoff.next(random);
-        let limited = matches!(error, TunnelError::Refused(refused) if refused.code == RefusalCode::Limited);
-        let short = is_short(error);
-        self.retry_at = Some(match (limited, short) {
-            (true, _) => now + pause.max(LIMITED_PAUSE),
-            (_, true) => now + pause.min(SHORT_PAUSE_MAX),
-            _ => now + pause,
-        });
-        let reason = if short {
+impl Said {
+    /// A lane was not opened; what is to be said of it.
+    fn news(&mut self, error: &TunnelError, now: Instant) -> Option<String> {
+        let reason = if is_short(error) {
             "this process is out of descriptors; sessions that end free some".to_owned()
         } else {
             error.to_string()
         };
-        if let Some((at, said)) = &self.said {
+        if let Some((at, said)) = &self.0 {
             let again = if *said == reason { SAY_AGAIN_EVERY } else { SAY_EVERY };
             if now < *at + again {
                 return None;
             }
         }
-        self.said = Some((now, reason.clone()));
+        self.0 = Some((now, reason.clone()));
         Some(reason)
+    }
+}
+
+/// How long to wait after a lane was not opened, where a growing pause says this much.
+fn pause_after(error: &TunnelError, pause: Duration) -> Duration {
+    match error {
+        TunnelError::Refused(refused) if refused.code == RefusalCode::Limited => pause.max(LIMITED_PAUSE),
+        _ if is_short(error) => pause.min(SHORT_PAUSE_MAX),
+        _ => pause,
     }
 }
 
@@ -169,22 +152,19 @@ impl Lanes {
             gateway,
             link,
             secret,
-            demand: Mutex::new(Demand::new(bounds)),
+            pool: Pool::new(bounds),
             idle: Mutex::default(),
             next: AtomicU64::new(0),
-            opening: Count::default(),
             busy,
             retiring: Count::default(),
-            changed: Doorbell::new(),
-            failures: Mutex::default(),
+            said: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }
 
     /// The gateway has sessions that wait.
     pub(crate) fn need(&self, count: u32) {
-        lock(&self.demand).on_need(count);
-        self.changed.ring();
+        self.pool.on_need(count);
     }
 
     /// The link is gone: idle lanes end, sessions go on, nothing new is opened.
@@ -196,60 +176,50 @@ impl Lanes {
 
     /// Opens what is wanted and retires what is not, for as long as the link stands.
     pub(crate) async fn keep(self: &Arc<Self>) {
-        let tick = self.shared.config.lanes_tick;
-        let mut tick_at = Instant::now() + tick;
-        loop {
-            let now = Instant::now();
-            if now >= tick_at {
-                tick_at = now + tick;
-                self.retire_surplus();
-            }
-            let retry_at = lock(&self.failures).retry_at.filter(|&at| at > now);
-            if retry_at.is_none() {
-                let missing = lock(&self.demand).missing(self.census());
-                for _ in 0..missing {
-                    self.start_one();
-                }
-            }
-            let due = retry_at.map_or(tick_at, |at| at.min(tick_at));
-            future::or(self.changed.wait(), sleep_until(due)).await;
-        }
+        let keeper = Keeper {
+            idle_and_busy: &|| self.idle_and_busy(),
+            retire: &|count| self.retire_oldest(count),
+            open_one: &|| self.open_one(),
+        };
+        self.pool.keep(self.shared.config.lanes_tick, keeper).await;
     }
 
-    fn census(&self) -> Census {
-        #[expect(clippy::cast_possible_truncation, reason = "bounded by the range's maximum, a u32")]
-        let idle = lock(&self.idle).len() as u32;
-        let [opening, busy, retiring] =
-            [&self.opening, &self.busy, &self.retiring].map(|count| count.load(Ordering::Relaxed));
-        Census { idle, opening, busy: busy + retiring }
+    /// How many wait for a dial, and how many others count.
+    fn idle_and_busy(&self) -> (u32, u32) {
+        let [busy, retiring] = [&self.busy, &self.retiring].map(|count| count.load(Ordering::Relaxed));
+        (self.idle(), busy + retiring)
     }
 
-    fn retire_surplus(&self) {
-        let census = self.census();
-        let surplus = lock(&self.demand).on_tick(census.idle);
+    fn retire_oldest(&self, count: u32) {
         let mut idle = lock(&self.idle);
-        for _ in 0..surplus {
+        for _ in 0..count {
             // The oldest: the gateway hands out the newest first.
             idle.pop_first();
         }
     }
 
-    fn start_one(self: &Arc<Self>) {
-        let (lanes, opening) = (self.clone(), Counted::new(&self.opening));
+    fn open_one(self: &Arc<Self>) {
+        let (lanes, opening) = (self.clone(), self.pool.begin());
         let running = self.shared.tasks.begin();
         self.shared.crew.spawn(move || async move {
             let opened = lanes.open().await;
             drop(opening);
             match opened {
                 Ok(opened) => {
-                    lock(&lanes.failures).clear();
+                    lanes.pool.opened();
                     lanes.live(opened).await;
                 }
                 Err(e) => lanes.failed(&e),
             }
-            lanes.changed.ring();
+            lanes.pool.ring();
             drop(running);
         });
+    }
+
+    fn idle(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by the range's maximum, a u32")]
+        let idle = lock(&self.idle).len() as u32;
+        idle
     }
 
     async fn open(&self) -> Result<Opened, TunnelError> {
@@ -266,7 +236,7 @@ impl Lanes {
         let ask = Ask::Lane(LaneProof { link: self.link, lane, proof });
         let protocol = Protocol { channel: Channel::Lane, framing };
         drop(own);
-        let (conn, _) = tunnel::open(&self.gateway, protocol, ask, OPEN_TIMEOUT).await?;
+        let (conn, _) = peer::open(&self.gateway, protocol, ask, OPEN_TIMEOUT).await?;
         Ok(Opened { conn, place: Some(place) })
     }
 
@@ -274,9 +244,8 @@ impl Lanes {
         if self.closed.load(Ordering::Acquire) {
             return;
         }
-        // Without randomness the full pause: no jitter, but no spinning either.
-        let random = getrandom::u64().unwrap_or(u64::MAX);
-        let news = lock(&self.failures).note(error, Instant::now(), random);
+        self.pool.failed(|pause| pause_after(error, pause));
+        let news = lock(&self.said).news(error, Instant::now());
         if let Some(reason) = news {
             tracing::warn!(gateway = self.gateway.describe(), "no lane could be opened: {reason}");
         }
@@ -292,13 +261,12 @@ impl Lanes {
                 return conn.close(1002, "this session was dialled before");
             }
             last = Some(dial.session);
-            let census = self.census();
-            lock(&self.demand).on_take(census.idle);
             let busy = Counted::new(&self.busy);
-            self.changed.ring();
+            self.pool.on_take(self.idle());
             let served = serve(&self.shared, conn, &dial, place.take()).await;
             drop(busy);
-            lock(&self.failures).make_room(Instant::now());
+            // Where lanes are short, that has made room.
+            self.pool.end_pause_within(ROOM_PAUSE);
             match served {
                 Some(again) => conn = again,
                 None => return,
@@ -317,9 +285,7 @@ impl Lanes {
         let (retire, retired) = Gate::new();
         // Without its link a lane does not stay: the gate is open as soon as its opener is dropped.
         let _parked = can_serve.then(|| Parked::new(self, retire)).flatten();
-        let census = self.census();
-        lock(&self.demand).on_idle(census.idle);
-        self.changed.ring();
+        self.pool.on_idle(self.idle());
         let retired = async {
             retired.wait().await;
             self.retire(conn).await;
@@ -500,58 +466,38 @@ mod tests {
     #[test]
     fn a_gateway_that_gives_no_more_lanes_is_asked_seldom_and_complained_of_once() {
         let full = TunnelError::Refused(Refused::new(RefusalCode::Limited, "this token has 2 lanes already"));
-        let mut failures = Failures::default();
-        let start = Instant::now();
-        let said: Vec<_> = (0..100)
-            .map(|n| {
-                let now = start + LIMITED_PAUSE * n;
-                let said = failures.note(&full, now, 0);
-                assert!(failures.retry_at >= Some(now + LIMITED_PAUSE));
-                // Sessions end meanwhile, and their lanes come back.
-                failures.clear();
-                said.is_some()
-            })
-            .collect();
-        assert_eq!(said.iter().filter(|said| **said).count(), 100 * 5 / 60 + 1);
+        let (mut said, start) = (Said::default(), Instant::now());
+        let times = (0..100).filter(|n| said.news(&full, start + LIMITED_PAUSE * *n).is_some()).count();
+        assert_eq!(times, 100 * 5 / 60 + 1);
         let gone = TunnelError::Refused(Refused::new(RefusalCode::Draining, "x"));
-        assert!(Failures::default().note(&gone, start, 0).is_some());
-        assert!(failures.note(&gone, start + LIMITED_PAUSE * 100, 0).is_some());
-    }
-
-    #[test]
-    fn the_pause_grows_with_each_failure_and_is_short_where_something_is_about_to_change() {
-        let gone = TunnelError::Refused(Refused::new(RefusalCode::Draining, "x"));
-        let start = Instant::now();
-        let (mut failures, mut pauses) = (Failures::default(), Vec::new());
-        for _ in 0..5 {
-            failures.note(&gone, start, u64::MAX);
-            pauses.push(failures.retry_at.unwrap() - start);
-        }
-        assert_eq!(pauses, [100, 200, 400, 800, 1000].map(|n| MS * n));
-        failures.make_room(start);
-        assert_eq!(failures.retry_at, Some(start + ROOM_PAUSE), "a session has ended");
-        failures.clear();
-        failures.make_room(start);
-        assert_eq!(failures.retry_at, None, "a lane was opened");
+        assert!(Said::default().news(&gone, start).is_some());
+        assert!(said.news(&gone, start + LIMITED_PAUSE * 100).is_some(), "another trouble");
         let short = TunnelError::Conn(ConnError::Io(io::Error::from_raw_os_error(24)));
-        for n in 1..9 {
-            let said = failures.note(&short, start + SAY_AGAIN_EVERY * n, u64::MAX).unwrap();
-            assert!(said.contains("out of descriptors"), "{said}");
-            assert!(failures.retry_at.unwrap() <= start + SAY_AGAIN_EVERY * n + SHORT_PAUSE_MAX);
+        let words = Said::default().news(&short, start).unwrap();
+        assert!(words.contains("out of descriptors"), "{words}");
+        for (error, pause, least, most) in [
+            (&full, MS, LIMITED_PAUSE, LIMITED_PAUSE),
+            (&full, LIMITED_PAUSE * 2, LIMITED_PAUSE * 2, LIMITED_PAUSE * 2),
+            (&gone, MS, MS, MS),
+            (&short, MS, MS, MS),
+            (&short, LIMITED_PAUSE, SHORT_PAUSE_MAX, SHORT_PAUSE_MAX),
+        ] {
+            let pause = pause_after(error, pause);
+            assert!((least..=most).contains(&pause), "{error}: {pause:?}");
         }
     }
 
     #[test]
     fn lanes_in_all_stay_within_the_range_whatever_the_gateway_asks_for() {
         test(async |_at, lanes| {
-            let missing = || lock(&lanes.demand).missing(lanes.census());
+            let missing = || lanes.pool.missing(lanes.idle_and_busy());
             assert_eq!(missing(), 1, "without a word of the gateway's");
             lanes.need(u32::MAX);
             assert_eq!(missing(), 4);
             let _of_another_link = Counted::new(&lanes.busy);
             assert_eq!(missing(), 3);
             let idle = Parked::new(&lanes, Gate::new().0);
-            let _opening = Counted::new(&lanes.opening);
+            let _opening = lanes.pool.begin();
             assert_eq!(missing(), 1);
             drop(idle);
             let _retired_but_not_closed = Counted::new(&lanes.retiring);
@@ -565,7 +511,7 @@ mod tests {
             let gateway = open(&lanes);
             gateway.send(&denied(1)).await.unwrap();
             expect_refusal(&gateway, 1).await;
-            assert_eq!(lanes.census().idle, 1);
+            assert_eq!(lanes.idle(), 1);
             lanes.close();
             expect_retirement(&gateway).await;
             gateway.send(&denied(2)).await.unwrap();
@@ -580,18 +526,18 @@ mod tests {
     fn of_lanes_that_lie_unused_the_oldest_are_let_go_and_their_gateway_closes_them() {
         test(async |at, lanes| {
             let [first, second, newest] = [(); 3].map(|()| open(&lanes));
-            while lanes.census().idle < 3 {
+            while lanes.idle() < 3 {
                 sleep(MS).await;
             }
-            lanes.retire_surplus();
+            lanes.retire_oldest(2);
             zip(expect_retirement(&first), expect_retirement(&second)).await;
             // Until they are closed they count, and nothing new takes their place.
-            assert_eq!(lanes.census(), Census { idle: 1, opening: 0, busy: 2 });
+            assert_eq!(lanes.idle_and_busy(), (1, 2));
             for gateway in [&first, &second, &newest] {
                 assert!(future::poll_once(heard(gateway)).await.is_none());
             }
             [first, second].into_iter().for_each(|gateway| gateway.close(1001, ""));
-            while lanes.census().busy > 0 {
+            while lanes.idle_and_busy().1 > 0 {
                 sleep(MS).await;
             }
             newest.send(&denied(1)).await.unwrap();
@@ -652,7 +598,7 @@ mod tests {
             send_data(&gateway, b"for the target of the first").await;
             gateway.send(&denied(2)).await.unwrap();
             expect_refusal(&gateway, 1).await;
-            while lanes.census().idle == 0 {
+            while lanes.idle() == 0 {
                 sleep(MS).await;
             }
             assert!(future::poll_once(heard(&gateway)).await.is_none(), "the second is not answered");
@@ -667,7 +613,7 @@ mod tests {
             let (ours, gateway) = tunnel_ends(Framing::Framed);
             let told = async {
                 expect_retirement(&gateway).await;
-                assert_eq!((lanes.census().idle, lanes.census().busy), (0, 1));
+                assert_eq!(lanes.idle_and_busy(), (0, 1));
                 gateway.close(1001, "");
             };
             zip(lanes.live(Opened { conn: ours, place: None }), told).await;

@@ -6,7 +6,6 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod bell;
 pub mod check;
 pub mod config;
 mod crew;
@@ -31,17 +30,17 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::Gateway,
     run::{
+        bell::{Gate, Opener, Tasks},
         descriptors,
         timer::sleep,
         worker::{self, Driver, Main, Options, Workers, spawn},
     },
-    tunnel::Gateway,
 };
 use narrowlink_proto::endpoint::SelfHosted;
 
 use crate::{
-    bell::{Gate, Opener, Tasks},
     config::{Config, ConfigError},
     crew::Crew,
     identity::Identity,
@@ -51,14 +50,13 @@ use crate::{
 /// Sessions that were cut off are given so long to reset their connections.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One core relays more than the way to a gateway usually carries, and lanes of one worker wait for descriptors in order.
-const WORKERS_BY_DEFAULT: usize = 1;
+/// One worker a core, unless the configuration says how many, but no more than these: that carries more than the way to a
+/// gateway does.
+const WORKERS_BY_DEFAULT_MAX: usize = 4;
 
 /// Descriptors for a link that is made anew while sessions have all others: its own, and those of a look-up; and one
 /// for a token's file.
 const KEPT_FREE: usize = 5;
-/// On a worker without links: for a look-up.
-const KEPT_FREE_ELSEWHERE: usize = 2;
 
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
@@ -120,7 +118,7 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     let (opener, stop) = Gate::new();
     let stopper = Stopper(Arc::new(Mutex::new(Some(opener))));
     let options = Options {
-        count: config.workers.map_or(WORKERS_BY_DEFAULT, NonZeroUsize::get),
+        count: config.workers.map_or_else(workers_by_default, NonZeroUsize::get),
         pin: false,
         require_io_uring: config.require_io_uring,
     };
@@ -134,15 +132,16 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
                 spawn(tasks);
                 run(config, gateways, crew, ready, stop).await;
             }),
-            None => Box::pin(async move {
-                descriptors::keep_free(KEPT_FREE_ELSEWHERE);
-                tasks.await;
-            }),
+            None => Box::pin(tasks),
         };
         main
     });
     let workers = Workers::start("agent", &options, &main)?;
     Ok(Agent { ready, stopper, workers })
+}
+
+fn workers_by_default() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_BY_DEFAULT_MAX)
 }
 
 impl Agent {
@@ -184,7 +183,7 @@ async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew>, ready: Arc
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();
     let (cut_off, cut) = Gate::new();
     let identity = Identity::obtain(config.state_place(|name| std::env::var_os(name)));
-    let (config, tasks) = (Arc::new(config), Tasks::new());
+    let (config, tasks) = (Arc::new(config), Arc::new(Tasks::default()));
     let shared = Arc::new(Shared { config, crew, identity, ready, stop, cut, tasks });
     for (endpoint, gateway) in endpoints.into_iter().zip(gateways) {
         let (shared, running) = (shared.clone(), shared.tasks.begin());

@@ -17,8 +17,9 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::{Gateway, PeerLink, join},
     run::{aside::Aside, backoff::Backoff, file::Stamp, timer::sleep},
-    tunnel::{Gateway, LinkError, PeerLink, TunnelError, join},
+    tunnel::{LinkError, TunnelError},
 };
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},

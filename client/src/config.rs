@@ -11,11 +11,11 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    peer::{Gateway, LoadError, load_distinct, read_token_again},
     run::{
         file::{self, Reading},
         process::NoConfig,
     },
-    tunnel::{Gateway, LoadError, load_distinct, read_token_again},
 };
 use narrowlink_proto::{
     endpoint::{self, Endpoint, FramingChoice, SecretText, SelfHosted},
@@ -144,7 +144,7 @@ impl Config {
     ///
     /// # Errors
     /// The user's; see [`ConfigError`]. What is no client's token is one, so that it is sent to nobody.
-    pub fn token_again(&self, index: usize) -> Result<SecretText, ConfigError> {
+    pub(crate) fn token_again(&self, index: usize) -> Result<SecretText, ConfigError> {
         let endpoint = &self.endpoints[index];
         let token = read_token_again(endpoint, self.base()).map_err(|e| e.map(Unfit::Load))?;
         let unfit = match peek_unverified(token.expose()) {

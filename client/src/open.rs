@@ -9,9 +9,10 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    peer::{self, Ask},
     run::timer::{sleep, timeout},
     tunnel::{
-        self, Ask, TunnelError,
+        TunnelError,
         conn::{Conn, ConnError},
         settle::settled,
     },
@@ -200,7 +201,7 @@ impl Opener {
         let open = ask_for(agent, target)?;
         let id = open.session;
         if last && fits_in_head(&open) {
-            let (conn, opened) = tunnel::open(gateway, protocol, Ask::Open(open), OPEN_TIMEOUT).await?;
+            let (conn, opened) = peer::open(gateway, protocol, Ask::Open(open), OPEN_TIMEOUT).await?;
             return match opened {
                 Some(opened) if opened.session == id => Ok(Session { conn, id, route: route.clone() }),
                 _ => Err(ConnError::Unexpected("a stream without the session that was asked for").into()),
@@ -208,7 +209,7 @@ impl Opener {
         }
         // While there are others to try, a connection must come sooner than a session may.
         let patience = if last { OPEN_TIMEOUT } else { CONNECT_TIMEOUT };
-        let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, patience).await?;
+        let (conn, _) = peer::open(gateway, protocol, Ask::Nothing, patience).await?;
         match self.ask(conn, route, open).await {
             Asked::Opened(conn) => Ok(Session { conn, id, route: route.clone() }),
             Asked::Refused(refused, conn) => {

@@ -15,11 +15,12 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::PeerLink,
     run::{
         backoff::Backoff,
         timer::{sleep, sleep_until},
     },
-    tunnel::{LinkError, PeerLink},
+    tunnel::LinkError,
 };
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 

@@ -18,12 +18,12 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    peer::PeerLink,
     run::{
         aside::Aside,
         file::Stamp,
         timer::{sleep, timeout},
     },
-    tunnel::PeerLink,
 };
 use narrowlink_proto::endpoint::SecretText;
 

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use narrowlink_dataplane::tunnel::{Gateway, LinkError, PeerLink, TunnelError, join};
+use narrowlink_dataplane::{
+    peer::{Gateway, PeerLink, join},
+    tunnel::{LinkError, TunnelError},
+};
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     endpoint::FramingChoice,

@@ -15,11 +15,14 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::{
+        self, Ask,
+        demand::{Bounds, Census, Demand, TICK},
+    },
     run::{backoff::Backoff, descriptors, timer::sleep_until, worker::spawn},
     tunnel::{
-        self, Ask, TunnelError,
+        TunnelError,
         conn::{Conn, ConnError},
-        demand::{Bounds, Census, Demand, TICK},
         settle::settled,
     },
 };
@@ -252,7 +255,7 @@ impl Warm {
         // Nothing is opened ahead out of the reserve, nor in place of a connection that could be accepted.
         let short = |e| TunnelError::Conn(ConnError::Io(e));
         drop((descriptors::place().map_err(short)?, descriptors::place().map_err(short)?));
-        Ok(tunnel::open(&route.gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
+        Ok(peer::open(&route.gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
     }
 
     fn failed(&self, error: &TunnelError) {

@@ -111,7 +111,7 @@ impl Audit {
     }
 
     /// Leaves a line for each entry that the list of revocations has now and had not before, or the other way round.
-    pub fn note_revocations(&self, before: &Revocations, now: &Revocations) {
+    pub(crate) fn note_revocations(&self, before: &Revocations, now: &Revocations) {
         if self.0.is_some() && before != now {
             let lines = |event, entries: BTreeSet<Entry>| {
                 entries.into_iter().for_each(|entry| self.leave(Line::about(event, entry)));

@@ -197,7 +197,7 @@ fn look_at_own(der: &CertificateDer<'_>) -> Result<(), CertificateError> {
 }
 
 /// Whether a PEM text has a private key in it, be it encrypted.
-pub fn holds_key(pem: &[u8]) -> bool {
+pub(crate) fn holds_key(pem: &[u8]) -> bool {
     const MARK: &[u8] = b"PRIVATE KEY-----";
     pem.windows(MARK.len()).any(|window| window == MARK)
 }
@@ -206,7 +206,7 @@ pub fn holds_key(pem: &[u8]) -> bool {
 ///
 /// # Errors
 /// The operator's: it holds none, several, or one that can't be opened.
-pub fn key_alone(pem: Vec<u8>) -> Result<Vec<u8>, CertificateError> {
+pub(crate) fn key_alone(pem: Vec<u8>) -> Result<Vec<u8>, CertificateError> {
     look_at(&pem)?;
     let keys: Vec<_> =
         PrivateKeyDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;

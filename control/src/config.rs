@@ -135,7 +135,7 @@ impl Config {
     }
 
     /// What tokens and users may use.
-    pub fn allowances(&self) -> Allowances {
+    pub(crate) fn allowances(&self) -> Allowances {
         Allowances { token: self.limits.token, user: self.limits.user, users: self.users.clone() }
     }
 }

@@ -13,10 +13,11 @@ use narrowlink_proto::{
     target::{Destination, Target, TargetError},
 };
 
+pub(crate) use self::words::verdict_name;
 pub use self::{
     bearer::{Bearer, Signature, Trouble, find_token, read_token_file},
     rule::{NoRule, Rule},
-    words::{Report, verdict_name},
+    words::Report,
 };
 
 /// What somebody wants to reach.

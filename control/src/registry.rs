@@ -165,7 +165,7 @@ impl Registry {
 
     /// Releases links whose task has ended without saying so: it was never told of its grant, or it
     /// panicked, or the word was lost in a full queue.
-    pub fn release_silent(&mut self, now: Instant) {
+    pub(crate) fn release_silent(&mut self, now: Instant) {
         let gone = self.links.iter().filter(|(_, link)| link.orders.is_closed());
         let gone: Vec<_> = gone.map(|(link, _)| *link).collect();
         for link in gone {
@@ -191,7 +191,7 @@ impl Registry {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do next.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.orphans.front().map(|(at, ..)| *at)
     }
 

@@ -10,8 +10,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use kit::{SECRET, start};
 use narrowlink_dataplane::{
+    peer::PeerLink,
     run::worker::run_alone,
-    tunnel::{LinkError, PeerLink, TunnelError},
+    tunnel::{LinkError, TunnelError},
 };
 use narrowlink_proto::{
     ended::RefusalCode,

@@ -21,7 +21,7 @@ use base64::{
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
 };
 use kit::SECRET;
-use narrowlink_dataplane::{run::worker::run_alone, tunnel::PeerLink};
+use narrowlink_dataplane::{peer::PeerLink, run::worker::run_alone};
 use narrowlink_proto::{
     id::{LaneId, Uid},
     limits::Limits,

@@ -9,6 +9,7 @@
 //! | [`tls`] | handshakes, records, the kernel's TLS |
 //! | [`transport`] | a connection's bytes, plain or TLS |
 //! | [`tunnel`] | connections between two programs of ours |
+//! | [`peer`] | what an agent and a client have of their gateway |
 //! | [`relay`] | the two ends of a session joined, until both directions have ended |
 //! | [`gateway`] | who arrives, what they may, lanes, sessions |
 //!
@@ -26,6 +27,7 @@
 
 pub mod gateway;
 pub mod net;
+pub mod peer;
 pub mod relay;
 pub mod run;
 pub mod tls;

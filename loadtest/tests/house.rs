@@ -189,7 +189,7 @@ fn no_circle_of_files() {
 }
 
 /// The data plane's wings, from the bottom up.
-const WINGS: [&str; 7] = ["run", "net", "tls", "transport", "tunnel", "relay", "gateway"];
+const WINGS: [&str; 8] = ["run", "net", "tls", "transport", "tunnel", "peer", "relay", "gateway"];
 
 #[test]
 fn no_wing_of_the_data_plane_needs_one_above_it() {

@@ -73,7 +73,7 @@ impl RefusalCode {
     }
 
     /// The HTTP status that carries this code when the refusal answers an upgrade.
-    pub const fn http_status(self) -> u16 {
+    pub(crate) const fn http_status(self) -> u16 {
         match self {
             Self::Protocol => 400,
             Self::Unauthenticated => 401,

@@ -24,7 +24,7 @@ pub fn escaped(text: &str) -> String {
 }
 
 /// Whether a character shows, and shows in its place.
-pub fn is_printable(c: char) -> bool {
+pub(crate) fn is_printable(c: char) -> bool {
     !c.is_control() && !is_invisible(c)
 }
 

@@ -39,7 +39,7 @@ impl fmt::Display for Form {
 }
 
 /// What `text` is, if it has the form of something that must not be shown.
-pub fn recognise(text: &str) -> Option<Form> {
+pub(crate) fn recognise(text: &str) -> Option<Form> {
     let text = text.trim();
     if is_token(text) {
         return Some(Form::Token);
@@ -59,14 +59,14 @@ fn is_token(text: &str) -> bool {
 }
 
 /// Whether a text that should be a token or a secret looks like the path of a file that holds one.
-pub fn looks_like_path(text: &str) -> bool {
+pub(crate) fn looks_like_path(text: &str) -> bool {
     let endings = [".token", ".jwt", ".txt", ".pem", ".yaml", ".yml", ".bin", ".key", ".secret"];
     text.contains('/') || endings.iter().any(|ending| text.ends_with(ending))
 }
 
 /// `message` without `value`, which it may quote: a quoted one becomes "this". Whatever of the value is left after that
 /// makes the whole message unfit to be shown.
-pub fn without_value(message: &str, value: &str) -> Option<String> {
+pub(crate) fn without_value(message: &str, value: &str) -> Option<String> {
     if value.is_empty() {
         return Some(message.to_owned());
     }

@@ -7,10 +7,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX, behind_nat64};
+pub use destination::{Destination, NAME_BYTES_MAX, behind_nat64};
 
 /// A Unix socket's path at the most: `sun_path` less its NUL.
-pub const PATH_BYTES_MAX: usize = 107;
+pub(crate) const PATH_BYTES_MAX: usize = 107;
 
 /// What a client asks for, exactly as the user wrote it; normalised only for the verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +104,7 @@ impl Target {
     ///
     /// # Errors
     /// The user's, and the text says what is wrong.
-    pub fn parse_host_port(text: &str) -> Result<(String, u16), TargetError> {
+    pub(crate) fn parse_host_port(text: &str) -> Result<(String, u16), TargetError> {
         let is_port = || text.parse::<u16>().is_ok();
         let parts = text.rsplit_once(':');
         let (host, port) =

@@ -22,7 +22,7 @@ use sha1::{Digest, Sha1};
 
 pub use self::{
     answer::{Answer, Stranger, encode_accept, encode_page, encode_refusal, parse_response},
-    ordinary::{Ordinary, host_name},
+    ordinary::Ordinary,
     request::{Head, Request, encode_request, parse_request},
     way::{Between, Sight, Way},
 };
@@ -36,13 +36,13 @@ use crate::{
 pub const PATH: &str = "/ws";
 
 /// A head's bytes at the most, its closing empty line included.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// A head's headers at the most.
-pub const HEADERS_MAX: usize = 64;
+pub(crate) const HEADERS_MAX: usize = 64;
 
 /// The bytes of an `NL-Open` at the most, as they stand in the head.
-pub const OPEN_BYTES_MAX: usize = 4 * 1024;
+pub(crate) const OPEN_BYTES_MAX: usize = 4 * 1024;
 
 const NL_OPEN: &str = "NL-Open";
 const NL_OPENED: &str = "NL-Opened";
@@ -183,7 +183,7 @@ pub enum HeadError {
 
 impl HeadError {
     /// The status that answers such a request.
-    pub const fn http_status(self) -> u16 {
+    pub(crate) const fn http_status(self) -> u16 {
         match self {
             Self::TooLong => 431,
             Self::Malformed(_) => 400,

@@ -23,7 +23,7 @@ pub struct Report<'a> {
 }
 
 /// `allow`, `deny`, `depends`.
-pub const fn verdict_name(verdict: Verdict) -> &'static str {
+pub(crate) const fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Allow => "allow",
         Verdict::Deny => "deny",

@@ -7,7 +7,10 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use narrowlink_dataplane::tunnel::{self, LinkError, PeerLink};
+use narrowlink_dataplane::{
+    peer::{self, PeerLink},
+    tunnel::LinkError,
+};
 use narrowlink_proto::{
     feature::Features,
     id::{Nonce, instance_statement},
@@ -19,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Somebody with a token.
 pub(crate) struct Peer {
-    way: tunnel::Gateway,
+    way: peer::Gateway,
     claims: Claims,
     key: Ed25519KeyPair,
 }
@@ -29,7 +32,7 @@ impl Peer {
     pub(crate) fn new(addr: SocketAddr, secret: &[u8], claims: Claims) -> Self {
         let token = Keys::new(secret).sign(&claims).unwrap();
         let endpoint = serde_json::json!({ "gateway": addr.to_string(), "token": token, "protocol": "Ws" });
-        let way = tunnel::Gateway::load(&serde_json::from_value(endpoint).unwrap(), Path::new("")).unwrap();
+        let way = peer::Gateway::load(&serde_json::from_value(endpoint).unwrap(), Path::new("")).unwrap();
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         Self { way, claims, key: Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap() }
     }
@@ -45,6 +48,6 @@ impl Peer {
         };
         let sign: Option<&dyn Fn(&Nonce) -> Instance> =
             if self.claims.kind == Kind::Agent { Some(&sign) } else { None };
-        tunnel::join(&self.way, Features::NONE, sign, PATIENCE).await
+        peer::join(&self.way, Features::NONE, sign, PATIENCE).await
     }
 }

@@ -130,7 +130,7 @@ impl AgentEntry {
     }
 
     /// Notes a measured round trip.
-    pub fn set_ping_us(&self, us: u64) {
+    pub(crate) fn set_ping_us(&self, us: u64) {
         self.ping_us.store(us.max(1), Ordering::Relaxed);
     }
 

@@ -146,7 +146,7 @@ impl Lanes {
     }
 
     /// As [`Lanes::forget`], for every link.
-    pub fn forget_all(&mut self) {
+    pub(crate) fn forget_all(&mut self) {
         self.groups.clear();
     }
 

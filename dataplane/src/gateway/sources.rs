@@ -158,7 +158,7 @@ impl Sources {
     }
 
     /// Whether somebody new may come before the older stranger that is to leave for it has done so.
-    pub fn may_replace(&self, limits: &Limits) -> bool {
+    pub(crate) fn may_replace(&self, limits: &Limits) -> bool {
         let max = limits.strangers_max.min(self.strangers_max);
         self.strangers() <= max + max / SURPLUS_PART
     }

@@ -20,13 +20,13 @@ use crate::net::{
 };
 
 /// What one read of bulk may bring. At 256 KiB a plain relay costs 0.20 CPU-seconds per GiB, at 64 KiB 0.50.
-pub const BULK_READ_BYTES: usize = 256 * 1024;
+pub(crate) const BULK_READ_BYTES: usize = 256 * 1024;
 /// A bulk buffer: room for what goes around such a read, be it frames' headers or TLS records.
 pub const BULK_BYTES: usize = BULK_READ_BYTES + 4096;
 /// What one read may bring that has not shown yet that much is coming: a TLS record.
-pub const SMALL_READ_BYTES: usize = 16 * 1024;
+pub(crate) const SMALL_READ_BYTES: usize = 16 * 1024;
 /// A small buffer, with the room around.
-pub const SMALL_BYTES: usize = SMALL_READ_BYTES + 512;
+pub(crate) const SMALL_BYTES: usize = SMALL_READ_BYTES + 512;
 
 /// Bulk buffers per worker: 65 MiB. When they are all out, bulk goes on in small ones.
 const BULK_MAX: usize = 256;
@@ -165,7 +165,7 @@ impl Buffer {
 impl Buffer {
     /// Borrows a buffer without waiting, for whoever must go on to give others back: a bulk one if
     /// `bulk` and one is left, else a small one, beyond the bound if need be.
-    pub fn take_now(bulk: bool) -> Self {
+    pub(crate) fn take_now(bulk: bool) -> Self {
         lend(bulk).unwrap_or_else(|| SMALL.take_beyond())
     }
 

@@ -91,7 +91,8 @@ impl Memory {
     }
 
     /// A handle on the connection from outside.
-    pub fn cable(&self) -> Cable {
+    #[cfg(test)]
+    pub(crate) fn cable(&self) -> Cable {
         Cable(self.link.clone())
     }
 
@@ -253,11 +254,13 @@ impl Drop for Memory {
 }
 
 /// The way between the two ends.
-pub struct Cable(Arc<Mutex<Link>>);
+#[cfg(test)]
+pub(crate) struct Cable(Arc<Mutex<Link>>);
 
+#[cfg(test)]
 impl Cable {
     /// Nothing arrives from now on, and neither end is told: as when a cable is pulled.
-    pub fn unplug(&self) {
+    pub(crate) fn unplug(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).unplugged = true;
     }
 }

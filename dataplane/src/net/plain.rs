@@ -208,7 +208,7 @@ impl Plain {
     }
 
     /// Whether the last read filled its room: there may be more.
-    pub fn came_full(&self) -> bool {
+    pub(crate) fn came_full(&self) -> bool {
         self.full.get()
     }
 
@@ -266,7 +266,7 @@ impl Plain {
 
     /// Whether the peer owes us a sign of life and has given none for `patience`. A peer that reads slowly keeps
     /// answering, and is never counted as gone.
-    pub fn peer_vanished(&self, patience: Duration) -> bool {
+    pub(crate) fn peer_vanished(&self, patience: Duration) -> bool {
         match &self.carrier {
             Carrier::Socket(socket) => socket.peer_vanished(patience),
             Carrier::Memory(memory) => memory.peer_vanished(),
@@ -285,7 +285,7 @@ impl Plain {
 
     /// How much of what was sent the peer's host has not taken yet, the end of our direction counted as one.
     /// `None` when it will take nothing any more.
-    pub fn undelivered(&self) -> Option<usize> {
+    pub(crate) fn undelivered(&self) -> Option<usize> {
         match &self.carrier {
             Carrier::Socket(socket) => socket.undelivered(),
             Carrier::Memory(memory) => memory.undelivered(),

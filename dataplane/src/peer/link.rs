@@ -13,11 +13,11 @@ use narrowlink_proto::{
 use tungstenite::protocol::{Role, frame::coding::CloseCode};
 
 use crate::{
+    peer::open::{self, Ask, Gateway},
     run::timer::timeout,
     transport::wire::Wire,
     tunnel::{
         link::{LinkError, LinkSocket},
-        open::{self, Ask, Gateway},
         quiet::Quiet,
     },
 };
@@ -108,11 +108,6 @@ impl PeerLink {
     /// The link is no more.
     pub fn send(&mut self, message: &Message) -> Result<(), LinkError> {
         self.socket.send(message)
-    }
-
-    /// The last measured round trip to the gateway.
-    pub fn round_trip(&self) -> Option<Duration> {
-        self.socket.round_trip()
     }
 
     /// Ends the link in good order.
@@ -298,22 +293,6 @@ mod tests {
             let close = (Opcode::Close, frame::close_payload(1000, ""));
             assert_eq!(far.frames(&got), [(Opcode::Text, Message::List.encode()), close]);
             assert_eq!(then, Then::End);
-        });
-    }
-
-    #[test]
-    fn the_round_trip_is_what_the_gateway_takes_to_answer_a_ping() {
-        run(async {
-            let (mut link, far) = joined(Room::default()).await;
-            assert_eq!(link.round_trip(), None);
-            let answering = async {
-                // The first one may have come with the Present already.
-                far.say(&far.frame(Opcode::Pong, &1u64.to_be_bytes()));
-                far.say(&far.message(&Message::NeedLane { count: 1 }));
-            };
-            let (heard, ()) = zip(link.next(), answering).await;
-            heard.unwrap();
-            assert!(link.round_trip().is_some());
         });
     }
 }

@@ -3,8 +3,6 @@
 //! token travels in the Authorization header alone · names are looked up anew at each try · plain bytes follow an
 //! upgrade only where nothing stands between.
 
-mod error;
-
 use std::{
     io,
     path::{Path, PathBuf},
@@ -26,7 +24,6 @@ use rustls::{
 };
 use rustls_platform_verifier::ConfigVerifierExt as _;
 
-pub use self::error::TunnelError;
 use crate::{
     net::{
         dial::{connect_first, patience_for},
@@ -39,11 +36,12 @@ use crate::{
     },
     tls::TlsStream,
     transport::wire::Wire,
-    tunnel::conn::{Conn, Role},
+    tunnel::{
+        conn::{Conn, Role},
+        error::{self, TunnelError},
+    },
 };
 
-/// How much of a head is read at once: nearly always all of it.
-const READ_BYTES: usize = 2048;
 /// A token's file at the most; a gateway takes no request that is longer.
 const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 /// A file of authorities at the most: a system's whole bundle has 0.2 MiB.
@@ -392,24 +390,6 @@ fn say_the_address(wire: &Wire, way: &Way) {
     }
 }
 
-/// Appends what is there to `got`, waiting for it; `Ok(0)` is the end. The buffer lies on the stack: who
-/// waits for a head holds none.
-pub(crate) async fn read_onto(wire: &Wire, got: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        match try_read_onto(wire, got) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.readable().await?,
-            read => return read,
-        }
-    }
-}
-
-fn try_read_onto(wire: &Wire, got: &mut Vec<u8>) -> io::Result<usize> {
-    let mut buf = [0; READ_BYTES];
-    let bytes = wire.try_read(&mut buf)?;
-    got.extend_from_slice(&buf[..bytes]);
-    Ok(bytes)
-}
-
 async fn read_answer(
     gateway: &Gateway,
     wire: &Wire,
@@ -420,7 +400,7 @@ async fn read_answer(
     let tls = gateway.tls.is_some();
     let mut got = Vec::new();
     loop {
-        let read = match read_onto(wire, &mut got).await {
+        let read = match wire.read_onto(&mut got).await {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             read => read,
         };

@@ -13,70 +13,72 @@ use std::{
 use async_channel::{Receiver, Sender};
 
 /// Wakes the one task that waits at it.
-pub(crate) struct Doorbell {
+pub struct Doorbell {
     rung: Sender<()>,
     heard: Receiver<()>,
 }
 
-impl Doorbell {
-    pub(crate) fn new() -> Self {
+impl Default for Doorbell {
+    fn default() -> Self {
         let (rung, heard) = async_channel::bounded(1);
         Self { rung, heard }
     }
+}
 
-    pub(crate) fn ring(&self) {
+impl Doorbell {
+    /// Rings, whether anybody waits or not.
+    pub fn ring(&self) {
         // Full: a ring that nobody has heard yet says the same.
         let _ = self.rung.try_send(());
     }
 
     /// Waits for a ring since the last one that was heard.
-    pub(crate) async fn wait(&self) {
+    pub async fn wait(&self) {
         let _ = self.heard.recv().await;
     }
 }
 
 /// Opens once.
 #[derive(Clone)]
-pub(crate) struct Gate(Receiver<Infallible>);
+pub struct Gate(Receiver<Infallible>);
 
 /// Opens its gate when dropped; may be dropped on any thread.
-pub(crate) struct Opener {
+pub struct Opener {
     _closes: Sender<Infallible>,
 }
 
 impl Gate {
-    pub(crate) fn new() -> (Opener, Self) {
+    /// A closed one, and what opens it.
+    pub fn new() -> (Opener, Self) {
         let (closes, closed) = async_channel::bounded(1);
         (Opener { _closes: closes }, Self(closed))
     }
 
     /// Waits until the gate is open.
-    pub(crate) async fn wait(&self) {
+    pub async fn wait(&self) {
         let _ = self.0.recv().await;
     }
 }
 
 /// The tasks that are under way.
-pub(crate) struct Tasks {
+#[derive(Default)]
+pub struct Tasks {
     running: AtomicUsize,
     ended: Doorbell,
 }
 
 /// One task that is under way, until dropped.
-pub(crate) struct Running(Arc<Tasks>);
+pub struct Running(Arc<Tasks>);
 
 impl Tasks {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { running: AtomicUsize::new(0), ended: Doorbell::new() })
-    }
-
-    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+    /// One more.
+    pub fn begin(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
         Running(self.clone())
     }
 
     /// Waits until none is under way.
-    pub(crate) async fn done(&self) {
+    pub async fn done(&self) {
         while self.running.load(Ordering::Acquire) > 0 {
             self.ended.wait().await;
         }
@@ -95,15 +97,18 @@ mod tests {
     use std::{pin::pin, thread};
 
     use futures_lite::future::poll_once;
-    use narrowlink_dataplane::run::worker::spawn;
 
     use super::*;
-    use crate::fixture::run;
+    use crate::run::worker::{run_alone, spawn};
+
+    fn run<T>(test: impl AsyncFnOnce() -> T) -> T {
+        run_alone(false, |_| test()).unwrap()
+    }
 
     #[test]
     fn a_ring_before_the_wait_is_heard_once() {
         let heard = run(async || {
-            let bell = Doorbell::new();
+            let bell = Doorbell::default();
             bell.ring();
             bell.ring();
             bell.wait().await;
@@ -115,7 +120,7 @@ mod tests {
     #[test]
     fn a_gate_opens_for_all_and_stays_open_and_tasks_are_done_when_the_last_ends() {
         let done = run(async || {
-            let ((opener, gate), tasks) = (Gate::new(), Tasks::new());
+            let ((opener, gate), tasks) = (Gate::new(), Arc::new(Tasks::default()));
             tasks.done().await;
             for _ in 0..3 {
                 let (gate, running) = (gate.clone(), tasks.begin());
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn a_ring_wakes_who_waits_and_one_that_gave_up_waiting_takes_none_along() {
         run(async || {
-            let bell = std::rc::Rc::new(Doorbell::new());
+            let bell = std::rc::Rc::new(Doorbell::default());
             assert!(poll_once(bell.wait()).await.is_none());
             let ringing = bell.clone();
             spawn(async move { ringing.ring() });
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn tasks_are_done_only_when_none_is_left_however_many_have_ended_before() {
         run(async || {
-            let tasks = Tasks::new();
+            let tasks = Arc::new(Tasks::default());
             let (first, last) = (tasks.begin(), tasks.begin());
             let mut done = pin!(tasks.done());
             assert!(poll_once(done.as_mut()).await.is_none());

@@ -3,6 +3,7 @@
 
 pub mod aside;
 pub mod backoff;
+pub mod bell;
 pub(crate) mod budget;
 pub(crate) mod caught;
 pub mod descriptors;

@@ -21,7 +21,7 @@ pub const PLAIN_BYTES_MAX: usize = 1 << 14;
 /// The longest record, header included, of either version.
 pub const RECORD_BYTES_MAX: usize = HEADER_BYTES + PLAIN_BYTES_MAX + 2048;
 /// What sealing adds at most, header included.
-pub const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + EXPLICIT_BYTES + TAG_BYTES;
+pub(crate) const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + EXPLICIT_BYTES + TAG_BYTES;
 
 const TAG_BYTES: usize = 16;
 /// The part of a TLS 1.2 GCM nonce that travels.
@@ -153,7 +153,7 @@ impl Sealer {
     }
 
     /// Whether a new key is due. What can't wait for one (an alert) can still be sealed.
-    pub fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.keyed.seq >= self.limit
     }
 
@@ -163,17 +163,17 @@ impl Sealer {
     }
 
     /// Where the payload begins in a sealed record.
-    pub fn payload_at(&self) -> usize {
+    pub(crate) fn payload_at(&self) -> usize {
         HEADER_BYTES + self.keyed.explicit_bytes
     }
 
     /// How long a record with so much in it is.
-    pub fn sealed_bytes(&self, plain_bytes: usize) -> usize {
+    pub(crate) fn sealed_bytes(&self, plain_bytes: usize) -> usize {
         self.payload_at() + plain_bytes + self.kind_bytes() + TAG_BYTES
     }
 
     /// How much plaintext fits into one record in a room of so many bytes.
-    pub fn plain_bytes_in(&self, room_bytes: usize) -> usize {
+    pub(crate) fn plain_bytes_in(&self, room_bytes: usize) -> usize {
         room_bytes.saturating_sub(self.sealed_bytes(0)).min(PLAIN_BYTES_MAX)
     }
 
@@ -209,7 +209,7 @@ impl Sealer {
     ///
     /// # Panics
     /// As [`Sealer::seal`].
-    pub fn seal_in_place(
+    pub(crate) fn seal_in_place(
         &mut self,
         kind: ContentType,
         plain_bytes: usize,

@@ -18,7 +18,7 @@ use crate::{net::socket::Socket, tls::TlsStream};
 /// three quarters of what it costs through pipes of 256 KiB.
 const LARGE_BYTES: usize = 1024 * 1024;
 /// What one holds else. The kernel grants an unprivileged user 64 MiB in all: 16 large ones, and 192 of these.
-pub const SMALL_BYTES: usize = 256 * 1024;
+pub(crate) const SMALL_BYTES: usize = 256 * 1024;
 /// The kernel said no (`fs.pipe-user-pages-soft`). How long it isn't asked again.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
@@ -113,7 +113,7 @@ impl Pipe {
     }
 
     /// What one fill can bring.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.ends.as_ref().map_or(0, |ends| ends.bytes)
     }
 
@@ -138,7 +138,7 @@ impl Pipe {
     ///
     /// # Errors
     /// As [`TlsStream::try_splice_out`].
-    pub fn fill_opened(&mut self, source: &TlsStream, max: usize) -> io::Result<Option<usize>> {
+    pub(crate) fn fill_opened(&mut self, source: &TlsStream, max: usize) -> io::Result<Option<usize>> {
         let filled = source.try_splice_out(self.ends()?.write.as_fd(), max)?;
         self.held += filled.unwrap_or_default();
         Ok(filled)
@@ -156,7 +156,7 @@ impl Pipe {
     ///
     /// # Errors
     /// As there.
-    pub fn drain_sealed(&mut self, sink: &TlsStream) -> io::Result<bool> {
+    pub(crate) fn drain_sealed(&mut self, sink: &TlsStream) -> io::Result<bool> {
         self.drain_by(|pipe, held| {
             sink.try_splice_in(pipe, held)?.ok_or_else(|| io::ErrorKind::Unsupported.into())
         })

@@ -27,6 +27,8 @@ use crate::{
 
 /// What is thrown away at once.
 const DISCARD_BYTES: usize = 2048;
+/// How much of a head is read at once: nearly always all of it.
+const HEAD_READ_BYTES: usize = 2048;
 
 /// One connection's bytes.
 pub struct Wire {
@@ -173,7 +175,7 @@ impl Wire {
     }
 
     /// Whether something waits in front of the socket, so that [`Wire::readable`] says yes at once.
-    pub fn has_early(&self) -> bool {
+    pub(crate) fn has_early(&self) -> bool {
         self.early.borrow().is_some()
     }
 
@@ -324,6 +326,27 @@ impl Wire {
         }
     }
 
+    /// Appends what is there to `got`, waiting for it; `Ok(0)` is the end. The buffer lies on the stack: who waits for a
+    /// head holds none.
+    ///
+    /// # Errors
+    /// As [`Wire::read`].
+    pub(crate) async fn read_onto(&self, got: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            match self.try_read_onto(got) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                read => return read,
+            }
+        }
+    }
+
+    fn try_read_onto(&self, got: &mut Vec<u8>) -> io::Result<usize> {
+        let mut buf = [0; HEAD_READ_BYTES];
+        let bytes = self.try_read(&mut buf)?;
+        got.extend_from_slice(&buf[..bytes]);
+        Ok(bytes)
+    }
+
     /// Writes what can be taken now.
     ///
     /// # Errors
@@ -421,7 +444,7 @@ impl Wire {
     }
 
     /// Whether the peer has stopped answering at all (see [`Plain::peer_vanished`]).
-    pub fn peer_vanished(&self, patience: Duration) -> bool {
+    pub(crate) fn peer_vanished(&self, patience: Duration) -> bool {
         self.plain().peer_vanished(patience)
     }
 
@@ -442,7 +465,7 @@ impl Wire {
     }
 
     /// What was sent and not delivered (see [`Plain::undelivered`]).
-    pub fn undelivered(&self) -> Option<usize> {
+    pub(crate) fn undelivered(&self) -> Option<usize> {
         self.plain().undelivered()
     }
 

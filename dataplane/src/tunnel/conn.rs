@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The WebSocket close code of a session that was reset.
-pub const CLOSE_RESET: u16 = 4000;
+pub(crate) const CLOSE_RESET: u16 = 4000;
 /// Control frames waiting for the socket.
 const CONTROL_BYTES_MAX: usize = 1024;
 /// How much is read for a message: more than nearly every message, little enough for the stack.
@@ -197,7 +197,7 @@ impl Conn {
     }
 
     /// Whether the connection stands where a new message may begin, in both directions (see [`crate::tunnel::quiet`]).
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.deframer.borrow().is_between_messages() && !self.mid_frame.get() && !self.closing.get()
     }
 
@@ -536,7 +536,7 @@ impl Conn {
     }
 
     /// Says why this connection ends, unless that was said before, or the peer did; best effort.
-    pub fn say_close(&self, code: u16, why: &str) {
+    pub(crate) fn say_close(&self, code: u16, why: &str) {
         self.queue_close(&frame::close_payload(code, why));
     }
 

@@ -142,7 +142,11 @@ impl Deframer {
     ///
     /// # Errors
     /// As there.
-    pub fn next_but_data(&mut self, buf: &mut [u8], at: &mut usize) -> Result<Option<Event>, FrameError> {
+    pub(crate) fn next_but_data(
+        &mut self,
+        buf: &mut [u8],
+        at: &mut usize,
+    ) -> Result<Option<Event>, FrameError> {
         self.step(buf, at, true)
     }
 
@@ -210,12 +214,12 @@ impl Deframer {
     }
 
     /// Whether nothing at all is under way.
-    pub fn at_boundary(&self) -> bool {
+    pub(crate) fn at_boundary(&self) -> bool {
         self.frame.is_none() && self.heads.at_boundary() && self.is_between_messages()
     }
 
     /// Whether no message is under way, data or text. A control frame may be, or the head of what comes next.
-    pub fn is_between_messages(&self) -> bool {
+    pub(crate) fn is_between_messages(&self) -> bool {
         !self.fragments.within_message()
             && self.frame.as_ref().is_none_or(|frame| frame.kind == Kind::Control)
     }

@@ -111,14 +111,14 @@ fn unreached(error: &Unconnected) -> &'static str {
 }
 
 /// Whom TLS was to reach.
-pub(super) struct Expected<'a> {
-    pub(super) name: &'a ServerName<'static>,
+pub(crate) struct Expected<'a> {
+    pub(crate) name: &'a ServerName<'static>,
     /// Verified by an authority that the configuration names, not by the system's.
-    pub(super) own_ca: bool,
+    pub(crate) own_ca: bool,
 }
 
 /// Why a handshake failed.
-pub(super) fn tls_words(error: &io::Error, expected: &Expected<'_>) -> String {
+pub(crate) fn tls_words(error: &io::Error, expected: &Expected<'_>) -> String {
     let theirs = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match theirs {
         Some(rustls::Error::InvalidCertificate(fault)) => certificate_words(fault, expected),
@@ -275,7 +275,7 @@ fn bare_name(presented: &str) -> String {
 }
 
 /// What most likely answered in the gateway's place; `tls`: whether TLS was spoken to it.
-pub(super) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
+pub(crate) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
     let server = match &from.server {
         Some(server) => format!(" (it calls itself {})", printable(server, WORDS_CHARS_MAX)),
         None => String::new(),
@@ -308,7 +308,7 @@ pub(super) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
 }
 
 /// What came in place of an answer of HTTP.
-pub(super) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
+pub(crate) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
     if !tls && matches!(got, [0x15 | 0x16, 3, ..]) {
         return format!("this port speaks TLS; {WRITE_WSS}");
     }
@@ -323,7 +323,7 @@ pub(super) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
 }
 
 /// What may help where a plain connection ends without a word.
-pub(super) const fn end_hint(tls: bool) -> &'static str {
+pub(crate) const fn end_hint(tls: bool) -> &'static str {
     if tls { "" } else { "; if this port speaks TLS, write protocol: Wss (or https:// in place of http://)" }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 /// loses the rest. Without us between, its host would have got what the network had in flight, and no more.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The same, where this program ends the session: a right is gone, or it stops.
-pub const HASTE: Duration = Duration::from_millis(500);
+pub(crate) const HASTE: Duration = Duration::from_millis(500);
 /// How long a peer may take to close after it has got everything.
 const GRACE: Duration = Duration::from_secs(2);
 /// Between two looks at what was delivered: at first (on most paths all of it is there before), ..

@@ -14,9 +14,10 @@ use std::{
 
 use narrowlink_dataplane::{
     net::plain::Plain,
+    peer::{self, Ask, Gateway},
     relay::{Traffic, relay},
     transport::wire::Wire,
-    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn, end::End, settle::settled},
+    tunnel::{TunnelError, conn::Conn, end::End, settle::settled},
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side},
@@ -69,7 +70,7 @@ impl Asker {
     pub(crate) async fn ask_anew(&self, agent: &str, target: &Target) -> Answer {
         let open = open(agent, target);
         let id = open.session;
-        match tunnel::open(&self.gateway, STREAM, Ask::Open(open), PATIENCE).await {
+        match peer::open(&self.gateway, STREAM, Ask::Open(open), PATIENCE).await {
             Ok((conn, Some(opened))) if opened.session == id => {
                 heard(hear(&conn, id, Speaker::Gateway).await)
             }
@@ -83,7 +84,7 @@ impl Asker {
     pub(crate) async fn ask_on(&mut self, agent: &str, target: &Target) -> Answer {
         let conn = match self.stream.take() {
             Some(conn) => conn,
-            None => match tunnel::open(&self.gateway, STREAM, Ask::Nothing, PATIENCE).await {
+            None => match peer::open(&self.gateway, STREAM, Ask::Nothing, PATIENCE).await {
                 Ok((conn, _)) => conn,
                 Err(e) => return Answer::Broke(e.to_string()),
             },

@@ -14,8 +14,9 @@ use std::{
 use futures_lite::future;
 use narrowlink_control::{config::Config, revocations::Revocations};
 use narrowlink_dataplane::{
+    peer::{self, Ask, Gateway},
     run::worker,
-    tunnel::{self, Ask, Gateway, conn::Conn},
+    tunnel::conn::Conn,
 };
 use narrowlink_loadtest::{
     lab::Lab,
@@ -130,7 +131,7 @@ impl On {
 
     async fn connect(self, gateway: &Gateway) -> Conn {
         let protocol = Protocol { channel: self.channel(), framing: Framing::Framed };
-        let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, PATIENCE).await.unwrap();
+        let (conn, _) = peer::open(gateway, protocol, Ask::Nothing, PATIENCE).await.unwrap();
         if matches!(self, Self::Link) {
             let hello = conn.recv(Speaker::Gateway, Channel::Link).await;
             assert!(matches!(hello, Ok(Message::Hello { .. })), "{hello:?}");

@@ -13,8 +13,9 @@ use std::{
 
 use narrowlink_control::config::Config;
 use narrowlink_dataplane::{
+    peer::{self, Ask, Gateway},
     run::{process, worker},
-    tunnel::{self, Ask, Gateway, TunnelError, conn::Conn},
+    tunnel::{TunnelError, conn::Conn},
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
@@ -438,7 +439,7 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
     beside_a_victim(&lab, |over, at_its_worst| {
         let flooding = worker::run_alone(false, |_| async {
             let before = descriptors();
-            let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
+            let mut link = peer::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
             let (id, secret) = (link.link, link.secret.clone());
             let (held, mut limited, mut cut_off) = (Rc::new(Held::default()), 0, 0);
             // A link that answers no ping is gone after 9 s, and its lanes with it.
@@ -454,7 +455,7 @@ fn lanes_of_one_agent_keep_nobody_else_out() {
                 let lane = LaneId::from_bytes(random());
                 let proof = LaneProof { link: id, lane, proof: secret.prove_lane(&id, &lane) };
                 let protocol = Protocol { channel: Channel::Lane, framing: Framing::Framed };
-                match tunnel::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
+                match peer::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
                     Ok((conn, _)) => hold(conn, Rc::clone(&held)),
                     Err(TunnelError::Refused(refused)) => {
                         assert_eq!(refused.code, RefusalCode::Limited, "{refused}");

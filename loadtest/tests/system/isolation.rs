@@ -13,8 +13,8 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_dataplane::{
+    peer::{self, Ask, Gateway, PeerLink},
     run::worker::{self, spawn},
-    tunnel::{self, Ask, Gateway, PeerLink},
 };
 use narrowlink_loadtest::{lab::Lab, site::Transport};
 use narrowlink_proto::{
@@ -66,7 +66,7 @@ fn start_bad_agent(gateway: Gateway, fault: Fault) {
     let (ready, welcomed) = std::sync::mpsc::channel();
     thread::spawn(move || {
         worker::run_alone(false, |_| async move {
-            let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
+            let mut link = peer::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
             ready.send(()).unwrap();
             if fault == Fault::StopsReading {
                 return future::pending().await;
@@ -91,7 +91,7 @@ fn offer_lane(gateway: &std::rc::Rc<Gateway>, link: &PeerLink) {
     let gateway = gateway.clone();
     spawn(async move {
         let protocol = Protocol { channel: Channel::Lane, framing: Framing::Framed };
-        if let Ok((conn, _)) = tunnel::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
+        if let Ok((conn, _)) = peer::open(&gateway, protocol, Ask::Lane(proof), PATIENCE).await {
             let _dial = conn.recv(Speaker::Gateway, Channel::Lane).await;
             future::pending::<()>().await;
         }
@@ -116,7 +116,7 @@ fn start_dials(gateway: Gateway, answered: Arc<AtomicUsize>) -> thread::JoinHand
                         e2ee: None,
                     };
                     let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
-                    let opened = tunnel::open(&gateway, protocol, Ask::Open(open), PATIENCE).await;
+                    let opened = peer::open(&gateway, protocol, Ask::Open(open), PATIENCE).await;
                     if opened.is_err() {
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
@@ -169,7 +169,7 @@ fn probe(lab: &Lab, entry: SocketAddr) -> [Times; 2] {
         .collect();
     let gateway = gateway(lab, Kind::Client, lab.uid, "prober");
     let lists = worker::run_alone(false, |_| async move {
-        let mut link = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
+        let mut link = peer::join(&gateway, Features::NONE, None, PATIENCE).await.unwrap();
         let mut times = Vec::new();
         for _ in 0..PROBES {
             let started = Instant::now();

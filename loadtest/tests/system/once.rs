@@ -13,8 +13,9 @@ use std::{
 };
 
 use narrowlink_dataplane::{
+    peer::{self, Ask, Gateway},
     run::worker,
-    tunnel::{self, Ask, Gateway, conn::Conn},
+    tunnel::conn::Conn,
 };
 use narrowlink_loadtest::{site::Transport, transfer::fill};
 use narrowlink_proto::{
@@ -248,7 +249,7 @@ fn what_went_before_a_refusal_that_passes_is_there_at_the_next_try() {
 /// Asks for a session with `early` bytes behind the Open; what the gateway answers.
 async fn ask(gateway: &Gateway, agent: &str, target: &Target, early: usize) -> Result<(), Refused> {
     let protocol = Protocol { channel: Channel::Stream, framing: Framing::Framed };
-    let (conn, _) = tunnel::open(gateway, protocol, Ask::Nothing, PATIENCE).await.unwrap();
+    let (conn, _) = peer::open(gateway, protocol, Ask::Nothing, PATIENCE).await.unwrap();
     let mut id = [0; 32];
     getrandom::fill(&mut id).unwrap();
     let session = SessionId::from_bytes(id);

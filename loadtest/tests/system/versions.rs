@@ -15,7 +15,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use narrowlink_agent::Agent;
 use narrowlink_client::{Plan, config::Config, exit::Exit, start_forward};
-use narrowlink_dataplane::{run::worker, tunnel};
+use narrowlink_dataplane::{peer, run::worker};
 use narrowlink_loadtest::{
     lab::Lab,
     site::{Site, Transport},
@@ -421,7 +421,7 @@ fn an_agent_whose_gateway_speaks_another_version_says_so_and_joins_once_that_is_
     let config = agent_config(&site, &forged);
     let gateway = config.gateways().unwrap().remove(0);
     let joined = worker::run_alone(false, |_| async {
-        tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.err().unwrap().to_string()
+        peer::join(&gateway, Features::NONE, None, PATIENCE).await.err().unwrap().to_string()
     });
     let words = "the gateway speaks version 2 of the protocol, this program version 1: update the older one";
     assert_eq!(joined.unwrap(), words);

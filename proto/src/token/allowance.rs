@@ -46,7 +46,7 @@ pub struct Allowance {
 
 impl Allowance {
     /// Whether it says nothing.
-    pub fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         *self == Self::default()
     }
 

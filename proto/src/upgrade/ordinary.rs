@@ -100,13 +100,6 @@ fn host_of(authority: &str) -> Option<&str> {
     ((1..=253).contains(&host.len()) && host.bytes().all(named)).then_some(host)
 }
 
-/// The name or address in a Host header: in lower case, without port, brackets and trailing dot.
-/// `None` when it is malformed, which [`super::parse_request`] takes from nobody.
-pub fn host_name(host: &str) -> Option<String> {
-    let name = host_of(host)?;
-    Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
@@ -196,12 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_is_without_port_brackets_case_and_dot() {
+    fn a_host_is_named_without_port_and_brackets() {
         for (host, name) in [
-            ("Gw.Example", Some("gw.example")),
-            ("gw.example.:8443", Some("gw.example")),
+            ("Gw.Example", Some("Gw.Example")),
+            ("gw.example.:8443", Some("gw.example.")),
             ("127.0.0.1:80", Some("127.0.0.1")),
-            ("[2001:DB8::1]:443", Some("2001:db8::1")),
+            ("[2001:DB8::1]:443", Some("2001:DB8::1")),
             ("[::1]", Some("::1")),
             ("", None),
             (":80", None),
@@ -211,7 +204,7 @@ mod tests {
             ("gw.example:", None),
             ("gw%2eexample", None),
         ] {
-            assert_eq!(host_name(host).as_deref(), name, "{host}");
+            assert_eq!(host_of(host), name, "{host}");
         }
     }
 }

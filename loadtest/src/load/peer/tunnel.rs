@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use narrowlink_agent::config::Config as AgentConfig;
 use narrowlink_client::config::Config as ClientConfig;
 use narrowlink_dataplane::{
+    peer::{self, Ask, Gateway, PeerLink},
     run::worker::spawn,
     transport::wire::Wire,
     tunnel::{
-        self, Ask, Gateway, PeerLink, TunnelError,
+        TunnelError,
         conn::{Conn, ConnError},
         quiet::Quiet,
     },
@@ -49,7 +50,7 @@ impl Tunnel {
         let agent = first(AgentConfig::load(agent)?.gateways()?)?;
         let client = first(ClientConfig::load(client)?.gateways()?)?;
         let peek = peek_unverified(agent.token()).context("the agent's token is none")?;
-        let link = tunnel::join(&agent, Features::NONE, None, PATIENCE).await?;
+        let link = peer::join(&agent, Features::NONE, None, PATIENCE).await?;
         let (id, secret) = (link.link, link.secret.clone());
         keep(link);
         Ok(Self { agent, client, name: peek.name, link: id, secret })
@@ -91,7 +92,7 @@ impl Tunnel {
         let proof = self.secret.prove_lane(&self.link, &lane);
         let ask = Ask::Lane(LaneProof { link: self.link, lane, proof });
         let protocol = Protocol { channel: Channel::Lane, framing: framing(&self.agent) };
-        Ok(tunnel::open(&self.agent, protocol, ask, PATIENCE).await?.0)
+        Ok(peer::open(&self.agent, protocol, ask, PATIENCE).await?.0)
     }
 
     /// A stream, with a session on it or without.
@@ -101,7 +102,7 @@ impl Tunnel {
     pub async fn stream(&self, with_session: bool) -> Result<Conn, TunnelError> {
         let protocol = Protocol { channel: Channel::Stream, framing: self.framing() };
         let ask = if with_session { Ask::Open(self.ask()?) } else { Ask::Nothing };
-        Ok(tunnel::open(&self.client, protocol, ask, PATIENCE).await?.0)
+        Ok(peer::open(&self.client, protocol, ask, PATIENCE).await?.0)
     }
 
     /// Asks for a session with a new id. The target is never dialled.
@@ -126,7 +127,7 @@ pub async fn join_many(client: &Path, count: usize) -> Result<()> {
         let stand = stand.clone();
         spawn(async move {
             for _ in (part..count).step_by(JOINING) {
-                let joined = tunnel::join(&gateway, Features::NONE, None, PATIENCE).await.map(keep);
+                let joined = peer::join(&gateway, Features::NONE, None, PATIENCE).await.map(keep);
                 let _ = stand.try_send(joined);
             }
         });

@@ -1,0 +1,11 @@
+//! What an agent and a client have of their gateway: the way to it, a link, and connections that are kept ready.
+
+pub mod demand;
+mod link;
+mod open;
+pub mod pool;
+
+pub use self::{
+    link::{PeerLink, join},
+    open::{Ask, Gateway, LoadError, load_distinct, open, read_token_again},
+};
