@@ -5,9 +5,12 @@ mod ends;
 
 use std::{path::PathBuf, sync::Arc};
 
-use narrowlink_dataplane::tunnel::{
-    Gateway,
-    conn::{Conn, ConnError},
+use narrowlink_dataplane::{
+    run::crew::{Crew, Inbox},
+    tunnel::{
+        Gateway,
+        conn::{Conn, ConnError},
+    },
 };
 use narrowlink_proto::{
     endpoint::SelfHosted,
@@ -22,7 +25,6 @@ use crate::{
     Shared,
     bell::{Gate, Opener, Tasks},
     config::Config,
-    crew::{self, Crew},
     identity::Identity,
     ready::Ready,
 };
@@ -31,7 +33,7 @@ use crate::{
 pub(crate) struct Fixture {
     pub(crate) shared: Arc<Shared>,
     /// What its only worker is to begin.
-    pub(crate) to_begin: crew::Tasks,
+    pub(crate) to_begin: Inbox<()>,
     pub(crate) endpoint: SelfHosted,
     /// Dropped, it tells the agent to stop.
     pub(crate) stop: Option<Opener>,

@@ -237,7 +237,7 @@ impl Lanes {
     fn start_one(self: &Arc<Self>) {
         let (lanes, opening) = (self.clone(), Counted::new(&self.opening));
         let running = self.shared.tasks.begin();
-        self.shared.crew.spawn(move || async move {
+        self.shared.crew.spawn(move |_| async move {
             let opened = lanes.open().await;
             drop(opening);
             match opened {

@@ -9,7 +9,6 @@
 mod bell;
 pub mod check;
 pub mod config;
-mod crew;
 pub mod expiry;
 #[cfg(test)]
 mod fixture;
@@ -25,6 +24,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,6 +32,7 @@ use std::{
 use futures_lite::future;
 use narrowlink_dataplane::{
     run::{
+        crew::Crew,
         descriptors,
         timer::sleep,
         worker::{self, Driver, Main, Options, Workers, spawn},
@@ -43,7 +44,6 @@ use narrowlink_proto::endpoint::SelfHosted;
 use crate::{
     bell::{Gate, Opener, Tasks},
     config::{Config, ConfigError},
-    crew::Crew,
     identity::Identity,
     ready::Ready,
 };
@@ -63,7 +63,7 @@ const KEPT_FREE_ELSEWHERE: usize = 2;
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
-    pub(crate) crew: Arc<Crew>,
+    pub(crate) crew: Arc<Crew<()>>,
     pub(crate) identity: Option<Identity>,
     pub(crate) ready: Arc<Ready>,
     /// Opens when the agent is told to stop.
@@ -124,10 +124,10 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
         pin: false,
         require_io_uring: config.require_io_uring,
     };
-    let (crew, tasks) = Crew::new(options.count);
+    let (crew, inboxes) = Crew::new(options.count);
     let first = Mutex::new(Some((config, gateways, crew, ready.clone(), stop)));
     let main: Main = Arc::new(move |index| {
-        let tasks = tasks[index].clone().run();
+        let tasks = inboxes[index].clone().run(Rc::new(()));
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| index == 0);
         let main: Pin<Box<dyn Future<Output = ()>>> = match first {
             Some((config, gateways, crew, ready, stop)) => Box::pin(async move {
@@ -178,7 +178,7 @@ impl Agent {
     }
 }
 
-async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew>, ready: Arc<Ready>, stop: Gate) {
+async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew<()>>, ready: Arc<Ready>, stop: Gate) {
     descriptors::keep_free(KEPT_FREE);
     let drain = config.drain;
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();

@@ -5,6 +5,7 @@ pub mod aside;
 pub mod backoff;
 pub(crate) mod budget;
 pub(crate) mod caught;
+pub mod crew;
 pub mod descriptors;
 pub mod file;
 pub mod journal;
