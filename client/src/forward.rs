@@ -18,7 +18,10 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
-    net::listen::{self, Listener, accept_all_with, bind_alone},
+    net::{
+        listen::{self, Listener, accept_all_with, bind_alone},
+        plain::Plain,
+    },
     relay::{Traffic, relay},
     run::{
         descriptors::{self, Place},
@@ -160,9 +163,10 @@ impl Forwarder {
         descriptors::keep_free(KEPT_FREE);
         // Streams that are kept ready take descriptors, too.
         let room = || descriptors::place().inspect_err(|_| self.warm.shed());
-        let accepting = accept_all_with(&listener, room, |socket, place| {
-            let (this, arrival) = (self.clone(), self.arrive(socket.into(), place));
+        let accepting = accept_all_with(&listener, room, |fd, place| {
+            let (this, arrival) = (self.clone(), self.arrive(Plain::adopt(fd)?.into(), place));
             spawn(async move { this.carry(arrival).await });
+            Ok(())
         });
         let present = async {
             self.presence.hold(&self.opener.routes, &renewal, || self.warm.retire_old()).await;
