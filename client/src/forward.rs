@@ -12,6 +12,7 @@ use std::{
     convert::Infallible,
     net::{SocketAddr, TcpListener},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -68,14 +69,14 @@ const SAID_MAX: usize = 64;
 /// A forward at work.
 pub(crate) struct Forwarder {
     plan: Plan,
-    opener: Rc<Opener>,
-    presence: Rc<Presence>,
+    opener: Arc<Opener>,
+    presence: Arc<Presence>,
     stop: Stop,
     said: RefCell<HashMap<String, Instant>>,
     /// Over when the newest connection has its session.
     newest: RefCell<Option<Receiver<Infallible>>>,
     warm: Rc<Warm>,
-    queue: Rc<Queue>,
+    queue: Arc<Queue>,
 }
 
 /// A local connection and what it has while it waits for its session.
@@ -144,7 +145,7 @@ pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 impl Forwarder {
-    pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
+    pub(crate) fn new(plan: Plan, opener: Arc<Opener>, stop: Stop) -> Rc<Self> {
         let outlook = Outlook::new(&plan, opener.routes.first().gateway.token());
         Rc::new(Self {
             warm: Warm::new(opener.clone()),
@@ -169,7 +170,7 @@ impl Forwarder {
             Ok(())
         });
         let present = async {
-            self.presence.hold(&self.opener.routes, &renewal, || self.warm.retire_old()).await;
+            self.presence.hold(&self.opener.routes, &renewal).await;
         };
         let ready = self.warm.tend(&self.presence);
         future::or(self.stop.wait(), future::or(accepting, future::or(present, ready))).await;
@@ -242,8 +243,8 @@ impl Forwarder {
 
     /// Waits for a connection's turn to ask. False when it has left meanwhile, or nothing is served any more.
     async fn may_ask(&self, arrival: &Arrival, deadline: Instant) -> bool {
-        if self.queue.is_open() {
-            arrival.turn.set(Some(self.queue.turn(arrival.number).await));
+        if let Some(turn) = self.queue.turn_at_once() {
+            arrival.turn.set(Some(turn));
             return true;
         }
         let given = async { Some(timeout_at(deadline, self.queue.turn(arrival.number)).await) };
@@ -560,7 +561,7 @@ mod tests {
             };
             let asking = async {
                 // Nothing early: so the stream serves again.
-                while forward.queue.is_open() {
+                while forward.queue.turn_at_once().is_some() {
                     sleep(MS).await;
                 }
                 ask(&program, b"question").await;
@@ -580,7 +581,7 @@ mod tests {
                 let limited =
                     Refused::new(RefusalCode::Limited, "slowly").retry_after(AWAY_TIMEOUT - 500 * MS);
                 refuse(&gateway, session, limited).await;
-                while forward.queue.is_open() {
+                while forward.queue.turn_at_once().is_some() {
                     sleep(MS).await;
                 }
                 drop(program);

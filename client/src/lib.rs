@@ -10,11 +10,13 @@
 pub mod args;
 pub mod config;
 mod early;
+mod event;
 pub mod exit;
 #[cfg(test)]
 mod fixture;
 mod forward;
 pub mod list;
+mod lock;
 mod open;
 mod outlook;
 mod plan;
