@@ -8,6 +8,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod args;
+mod carry;
 pub mod config;
 mod early;
 mod event;
@@ -29,14 +30,15 @@ mod stop;
 mod warm;
 pub mod whoami;
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::mpsc, thread::JoinHandle};
 
 use async_channel::Sender;
-use narrowlink_dataplane::run::{timer::sleep, worker::run_alone};
+use narrowlink_dataplane::run::worker::run_alone;
 use narrowlink_proto::{message::AgentInfo, target::Target};
 
 pub use crate::plan::Plan;
 use crate::{
+    carry::Shared,
     config::{Config, ConfigError},
     exit::{Exit, Failure},
     forward::Forwarder,
@@ -46,11 +48,6 @@ use crate::{
     stop::Stop,
     whoami::Identity,
 };
-
-/// How often a forward that stops looks whether its connections are gone, ..
-const CUT_TICK: Duration = Duration::from_millis(5);
-/// .. and how often at the most.
-const CUT_TICKS_MAX: usize = 200;
 
 /// A running forward. Dropping it stops it.
 pub struct Forward {
@@ -94,14 +91,9 @@ pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
             };
             let _ = started.send(Ok(()));
             let opener = Opener::new(Routes::new(&config, gateways));
-            let forwarder = Forwarder::new(plan, opener, stopped);
-            forwarder.clone().run(listener, renewal).await;
-            for _ in 0..CUT_TICKS_MAX {
-                if Rc::strong_count(&forwarder) == 1 {
-                    break;
-                }
-                sleep(CUT_TICK).await;
-            }
+            let forwarder = Forwarder::new(Shared::new(plan, opener, stopped));
+            forwarder.accept(listener, renewal).await;
+            forwarder.wind_up().await;
         });
         if let Err(e) = ran {
             let _ = started.send(Err(e.into()));

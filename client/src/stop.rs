@@ -20,6 +20,10 @@ impl Stop {
         let _ = self.0.recv().await;
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Waits, and says how a session ends then.
     pub(crate) async fn shutdown(&self) -> Ended {
         self.wait().await;
