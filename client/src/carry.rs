@@ -8,7 +8,6 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    convert::Infallible,
     rc::Rc,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -46,7 +45,7 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// .. and, doubled each time, at the most; sooner when we hear that the gateway is back.
 const RETRY_MAX: Duration = Duration::from_secs(1);
-/// How long a connection lets the one before it go first. Programs count on their connections
+/// How long a connection lets the one before it have its session first. Programs count on their connections
 /// arriving in the order in which they were made (`iperf3 --bidir` tells them apart by it).
 const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
 /// How often a connection that waits is asked whether it has left.
@@ -63,8 +62,8 @@ pub(crate) struct Shared {
     pub(crate) presence: Arc<Presence>,
     pub(crate) stop: Stop,
     said: Mutex<HashMap<String, Instant>>,
-    /// Over when the newest connection has its session.
-    newest: Mutex<Option<Receiver<Infallible>>>,
+    /// What the next connection hears of the newest one.
+    newest: Mutex<Option<Receiver<()>>>,
     queue: Arc<Queue>,
 }
 
@@ -77,10 +76,29 @@ pub(crate) struct Carrier {
 /// A connection's place in the order of arrival.
 pub(crate) struct Ticket {
     number: Number,
-    /// Over when the one before has its session.
-    before: Option<Receiver<Infallible>>,
-    /// Closed when this one has it.
-    served: Sender<Infallible>,
+    /// Of the one before: a word when it begins to ask, and the end when it has its session, or never will.
+    before: Option<Receiver<()>>,
+    /// The same of this one.
+    behind: Sender<()>,
+}
+
+impl Ticket {
+    /// Lets the connection before go first: it has its session, if that does not take too long, and begins to ask in
+    /// any case. Without this a worker that is behind with its work would be overtaken by hundreds.
+    async fn wait(&mut self) {
+        if let Some(before) = self.before.take() {
+            let has_begun = Cell::new(false);
+            let served = async {
+                while before.recv().await.is_ok() {
+                    has_begun.set(true);
+                }
+            };
+            if timeout(ORDER_TIMEOUT, served).await.is_err() && !has_begun.get() {
+                let _ = before.recv().await;
+            }
+        }
+        let _ = self.behind.try_send(());
+    }
 }
 
 /// A local connection and what it has while it waits for its session.
@@ -99,7 +117,7 @@ impl Arrival {
     }
 
     fn opened(&self) {
-        self.ticket.served.close();
+        self.ticket.behind.close();
         self.place.take();
         if let Some(turn) = self.turn.take() {
             turn.opened();
@@ -144,8 +162,8 @@ impl Shared {
 
     /// The place of a connection that was just accepted, behind those before.
     pub(crate) fn enter(&self) -> Ticket {
-        let (served, mine) = async_channel::bounded(1);
-        Ticket { number: self.queue.enter(), before: lock(&self.newest).replace(mine), served }
+        let (behind, mine) = async_channel::bounded(1);
+        Ticket { number: self.queue.enter(), before: lock(&self.newest).replace(mine), behind }
     }
 
     /// Says why a connection was reset; the same is said once in a while, whichever workers it happens on.
@@ -180,9 +198,7 @@ impl Carrier {
 
     /// One connection, from its accept to its end.
     pub(crate) async fn carry(&self, mut arrival: Arrival) {
-        if let Some(before) = arrival.ticket.before.take() {
-            let _ = timeout(ORDER_TIMEOUT, before.recv()).await;
-        }
+        arrival.ticket.wait().await;
         let deadline = Instant::now() + AWAY_TIMEOUT;
         let mut pause = RETRY_MIN;
         loop {
@@ -345,7 +361,7 @@ impl Carrier {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, pin::Pin};
+    use std::{convert::Infallible, io, pin::Pin};
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::tunnel::{conn::Conn, settle::settle};
@@ -575,6 +591,21 @@ mod tests {
             let asking = zip(ask(&two, b"two"), ask(&one, b"one"));
             // The later one has its turn first.
             zip(zip(carrying_two, carrying_one), zip(asking, serving)).await;
+        });
+    }
+
+    #[test]
+    fn a_connection_begins_only_behind_the_one_before_however_long_its_worker_takes() {
+        test(async || {
+            let (forward, _held) = forward();
+            let (mut one, mut two) = (forward.shared.enter(), forward.shared.enter());
+            let mut waiting = Box::pin(two.wait());
+            assert!(timeout(ORDER_TIMEOUT * 4, waiting.as_mut()).await.is_err());
+            one.wait().await;
+            waiting.await;
+            let (gone, mut next) = (forward.shared.enter(), forward.shared.enter());
+            drop(gone);
+            next.wait().await;
         });
     }
 
