@@ -7,7 +7,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use narrowlink_dataplane::{
     peer::Gateway,
-    run::bell::{Gate, Opener, Tasks},
+    run::{
+        bell::{Gate, Opener, Tasks},
+        crew::{Crew, Inbox},
+    },
     tunnel::conn::{Conn, ConnError},
 };
 use narrowlink_proto::{
@@ -19,19 +22,13 @@ use narrowlink_proto::{
 };
 
 pub(crate) use self::ends::{Port, exchange, id, read_all, run, send_data, tcp, tunnel_ends};
-use crate::{
-    Shared,
-    config::Config,
-    crew::{self, Crew},
-    identity::Identity,
-    ready::Ready,
-};
+use crate::{Shared, config::Config, identity::Identity, ready::Ready};
 
 /// An agent of one gateway, and what ends it.
 pub(crate) struct Fixture {
     pub(crate) shared: Arc<Shared>,
     /// What its only worker is to begin.
-    pub(crate) to_begin: crew::Tasks,
+    pub(crate) to_begin: Inbox<()>,
     pub(crate) endpoint: SelfHosted,
     /// Dropped, it tells the agent to stop.
     pub(crate) stop: Option<Opener>,

@@ -201,7 +201,7 @@ impl Lanes {
     fn open_one(self: &Arc<Self>) {
         let (lanes, opening) = (self.clone(), self.pool.begin());
         let running = self.shared.tasks.begin();
-        self.shared.crew.spawn(move || async move {
+        self.shared.crew.spawn(move |_| async move {
             let opened = lanes.open().await;
             drop(opening);
             match opened {

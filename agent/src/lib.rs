@@ -8,7 +8,6 @@
 
 pub mod check;
 pub mod config;
-mod crew;
 pub mod expiry;
 #[cfg(test)]
 mod fixture;
@@ -24,6 +23,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -33,6 +33,7 @@ use narrowlink_dataplane::{
     peer::Gateway,
     run::{
         bell::{Gate, Opener, Tasks},
+        crew::Crew,
         descriptors,
         timer::sleep,
         worker::{self, Driver, Main, Options, Workers, spawn},
@@ -42,7 +43,6 @@ use narrowlink_proto::endpoint::SelfHosted;
 
 use crate::{
     config::{Config, ConfigError},
-    crew::Crew,
     identity::Identity,
     ready::Ready,
 };
@@ -61,7 +61,7 @@ const KEPT_FREE: usize = 5;
 /// What all of an agent's tasks share.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
-    pub(crate) crew: Arc<Crew>,
+    pub(crate) crew: Arc<Crew<()>>,
     pub(crate) identity: Option<Identity>,
     pub(crate) ready: Arc<Ready>,
     /// Opens when the agent is told to stop.
@@ -122,10 +122,10 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
         pin: false,
         require_io_uring: config.require_io_uring,
     };
-    let (crew, tasks) = Crew::new(options.count);
+    let (crew, inboxes) = Crew::new(options.count);
     let first = Mutex::new(Some((config, gateways, crew, ready.clone(), stop)));
     let main: Main = Arc::new(move |index| {
-        let tasks = tasks[index].clone().run();
+        let tasks = inboxes[index].clone().run(Rc::new(()));
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| index == 0);
         let main: Pin<Box<dyn Future<Output = ()>>> = match first {
             Some((config, gateways, crew, ready, stop)) => Box::pin(async move {
@@ -177,7 +177,7 @@ impl Agent {
     }
 }
 
-async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew>, ready: Arc<Ready>, stop: Gate) {
+async fn run(config: Config, gateways: Vec<Gateway>, crew: Arc<Crew<()>>, ready: Arc<Ready>, stop: Gate) {
     descriptors::keep_free(KEPT_FREE);
     let drain = config.drain;
     let endpoints: Vec<SelfHosted> = config.endpoints.clone();

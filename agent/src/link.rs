@@ -401,7 +401,7 @@ fn advice(error: &LinkError, next_token: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, rc::Rc};
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::{run::worker::spawn, tunnel::conn::Conn};
@@ -533,7 +533,7 @@ mod tests {
             let port = Port::listen();
             let mut at =
                 Fixture::with(port.addr.to_string(), |config| config.lanes = LaneRange { min: 0, max: 9 });
-            spawn(at.to_begin.clone().run());
+            spawn(at.to_begin.clone().run(Rc::new(())));
             let holding = hold(at.shared.clone(), at.endpoint.clone(), at.gateway());
             let stop = at.stop.take();
             let playing = async {

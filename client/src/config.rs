@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    num::NonZeroUsize,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -26,6 +27,8 @@ use serde::Deserialize;
 
 /// The file's name.
 pub const FILE_NAME: &str = "client.yaml";
+/// Workers at the most.
+const WORKERS_MAX: usize = 1024;
 /// It at the most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -36,6 +39,8 @@ pub struct Config {
     pub endpoints: Vec<SelfHosted>,
     /// The file, for messages; what relative paths are relative to is its directory.
     pub path: PathBuf,
+    /// How many threads carry a forward's connections; `None` is one.
+    pub workers: Option<NonZeroUsize>,
     /// Refuse to run on epoll.
     pub require_io_uring: bool,
     /// What is allowed but unwise; for the log.
@@ -46,6 +51,8 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 struct File {
     endpoints: Vec<Endpoint>,
+    #[serde(default)]
+    workers: Option<usize>,
 }
 
 /// A configuration that can't be used: the user's to mend.
@@ -95,7 +102,7 @@ pub enum Unfit {
 impl Config {
     /// A configuration of these endpoints; `path` is for messages and for what is relative to it.
     pub fn new(endpoints: Vec<SelfHosted>, path: PathBuf) -> Self {
-        Self { endpoints, path, require_io_uring: false, warnings: Vec::new() }
+        Self { endpoints, path, workers: None, require_io_uring: false, warnings: Vec::new() }
     }
 
     /// Reads a file.
@@ -120,7 +127,15 @@ impl Config {
         let document = Document::parse(text).map_err(yaml)?;
         let file: File = document.read().map_err(yaml)?;
         let endpoints = endpoint::settle(&document, &path, file.endpoints).map_err(yaml)?;
-        Ok(Self::new(endpoints, path))
+        let workers = match file.workers.map(|count| (count, NonZeroUsize::new(count))) {
+            None => None,
+            Some((count, Some(workers))) if count <= WORKERS_MAX => Some(workers),
+            Some(_) => {
+                let what = format!("expected 1 to {WORKERS_MAX}, or no such line for one");
+                return Err(yaml(document.fault(&["workers".into()], what)));
+            }
+        };
+        Ok(Self { workers, ..Self::new(endpoints, path) })
     }
 
     /// How payload is to travel, whatever the file says.
@@ -213,6 +228,8 @@ mod tests {
 
     use super::*;
 
+    const ONE: &str = "endpoints: [!SelfHosted { gateway: 'gw.example:443', token: abc }]\n";
+
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("etc/client.yaml"))
     }
@@ -222,10 +239,12 @@ mod tests {
         let text = "endpoints:
   - !SelfHosted { gateway: 'gw.example:443', token: eyJ.a.b, protocol: Wss }
   - !SelfHosted { gateway: 'gw.example:80', token_file: t, protocol: Ws, framing: raw }
+workers: 2
 ";
         let config = parse(text).unwrap();
         let places: Vec<_> = config.endpoints.iter().map(|endpoint| config.token_place(endpoint)).collect();
         assert_eq!(places, [Path::new("etc/client.yaml"), Path::new("etc/t")]);
+        assert_eq!(config.workers.map(NonZeroUsize::get), Some(2));
         let config = config.with_framing(FramingChoice::Framed);
         assert!(config.endpoints.iter().all(|endpoint| endpoint.framing == FramingChoice::Framed));
     }
@@ -255,6 +274,8 @@ mod tests {
                 &["`lanes` does not belong here but to the top level of agent.yaml", "line 2"],
             ),
             ("endpoints: [\n", &["not YAML"]),
+            (&format!("{ONE}workers: 0\n"), &["line 2 column 10: workers: ", "expected 1 to 1024"]),
+            (&format!("{ONE}workers: 1025\n"), &["expected 1 to 1024, or no such line for one"]),
         ];
         for (text, parts) in cases {
             let error = parse(text).unwrap_err().to_string();

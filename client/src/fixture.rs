@@ -3,7 +3,7 @@
 #[path = "../../dataplane/tests/kit/ends.rs"]
 mod ends;
 
-use std::{path::Path, rc::Rc};
+use std::{path::Path, sync::Arc};
 
 use narrowlink_dataplane::tunnel::conn::{Conn, ConnError};
 use narrowlink_proto::{
@@ -35,12 +35,12 @@ pub(crate) fn routes(gateways: &[&str]) -> Routes {
     Routes::load(&config(gateways)).unwrap()
 }
 
-pub(crate) fn opener(gateways: &[&str]) -> Rc<Opener> {
+pub(crate) fn opener(gateways: &[&str]) -> Arc<Opener> {
     Opener::new(routes(gateways))
 }
 
 /// Replaces the token of the gateway that is preferred.
-pub(crate) fn renew(routes: &Routes, token: &str) -> Rc<Route> {
+pub(crate) fn renew(routes: &Routes, token: &str) -> Arc<Route> {
     let route = routes.first();
     let newer = route.with(route.gateway.with_token(SecretText::new(token.to_owned())));
     routes.replace(newer.clone());

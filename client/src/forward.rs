@@ -1,123 +1,52 @@
-//! Role: a local port whose connections become sessions.
-//! Invariants: never gives up; a connection that can't be served is reset, never closed as if it had
-//! ended; what may have reached the target is never sent twice; half-close and reset go through in both directions; while the gateway is away a connection
-//! waits for it, but not for ever · while the gateway says that sessions come too fast, connections wait in
-//! order · a connection is accepted only when there is a descriptor for its way to the gateway, too · one
-//! that leaves while it waits is let go at once.
-//! See: ARCHITECTURE.md "Life of a byte".
+//! Role: a local port whose connections become sessions, spread among the workers of a forward.
+//! Invariants: never gives up · the first worker accepts, so connections have one order of arrival, and no other program
+//! shares the port · a connection is accepted only when there is a descriptor for its way to the gateway, too · it stays
+//! on the worker that carries it · the first carries what another has no room for, and a worker that fails ends all.
+//! See: `carry`, which each connection then has; ARCHITECTURE.md "Threads".
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    convert::Infallible,
+    io,
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     rc::Rc,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
-use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
-    net::listen::{self, Listener, accept_all_with, bind_alone},
-    relay::{Traffic, relay},
+    net::{
+        listen::{self, Listener, accept_all_with, bind_alone},
+        plain::{Plain, PlainParts},
+    },
     run::{
+        crew::{Crew, Inbox},
         descriptors::{self, Place},
-        timer::{sleep, timeout, timeout_at},
+        timer::sleep,
         worker::spawn,
     },
-    transport::wire::Wire,
-    tunnel::{TunnelError, end::End, linger::reset_session},
 };
-use narrowlink_proto::ended::{Ended, RefusalCode};
 
 use crate::{
-    early::{self, Outcome, say_ended},
+    carry::{Arrival, Carrier, Shared},
     exit::{Exit, Failure},
-    open::{OpenError, Opener, Session, ask_for},
-    outlook::Outlook,
-    plan::Plan,
-    presence::{AGENT_GRACE, Presence},
-    queue::{Number, Queue, Turn},
     renewal::Renewal,
-    stop::Stop,
-    warm::{Stream, Warm},
 };
 
-/// How long a connection waits for a gateway that is away.
-const AWAY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two tries for one connection: at first, ..
-const RETRY_MIN: Duration = Duration::from_millis(50);
-/// .. and, doubled each time, at the most; sooner when we hear that the gateway is back.
-const RETRY_MAX: Duration = Duration::from_secs(1);
-/// How long a connection lets the one before it go first. Programs count on their connections
-/// arriving in the order in which they were made (`iperf3 --bidir` tells them apart by it).
-const ORDER_TIMEOUT: Duration = Duration::from_millis(5);
-/// How often a connection that waits is asked whether it has left.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Descriptors for a link that is made anew while connections have all others: its own, and those of a look-up; and one
 /// for a token's file.
 const KEPT_FREE: usize = 5;
-/// The same trouble is said once in so long.
-const SAY_EVERY: Duration = Duration::from_secs(10);
-/// Different troubles that are remembered.
-const SAID_MAX: usize = 64;
+/// The worker that accepts.
+pub(crate) const FIRST: usize = 0;
+/// How often a worker that stops looks whether its connections are gone, ..
+const CUT_TICK: Duration = Duration::from_millis(5);
+/// .. and how often at the most.
+const CUT_TICKS_MAX: usize = 200;
 
-/// A forward at work.
+/// One worker of a forward.
 pub(crate) struct Forwarder {
-    plan: Plan,
-    opener: Rc<Opener>,
-    presence: Rc<Presence>,
-    stop: Stop,
-    said: RefCell<HashMap<String, Instant>>,
-    /// Over when the newest connection has its session.
-    newest: RefCell<Option<Receiver<Infallible>>>,
-    warm: Rc<Warm>,
-    queue: Rc<Queue>,
-}
-
-/// A local connection and what it has while it waits for its session.
-struct Arrival {
-    local: Wire,
-    number: Number,
-    /// Over when the one before has its session.
-    before: Option<Receiver<Infallible>>,
-    /// Closed when this one has it.
-    served: Sender<Infallible>,
-    /// The descriptor for its way to the gateway.
-    place: Cell<Option<Place>>,
-    /// Its right to ask, until there is an answer.
-    turn: Cell<Option<Turn>>,
-}
-
-impl Arrival {
-    fn opened(&self) {
-        self.served.close();
-        self.place.take();
-        if let Some(turn) = self.turn.take() {
-            turn.opened();
-        }
-    }
-
-    /// Returns when the local program has left. An end without a word before it may be a program's that only
-    /// listens: it counts as having left when others wait for its descriptors.
-    async fn left(&self) {
-        loop {
-            if self.local.is_reset() || (self.local.has_left() && descriptors::are_short()) {
-                return;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-}
-
-/// What came of one try to serve a connection.
-enum Attempt {
-    /// It had a session, which has ended.
-    Ended(Box<Session>, Result<(), Ended>),
-    /// There was none; whether another try makes sense is to be seen.
-    Failed(OpenError),
-    /// There is nothing more to do for it.
-    Over,
+    carrier: Rc<Carrier>,
+    crew: Arc<Crew<Carrier>>,
 }
 
 /// Takes the local port.
@@ -127,11 +56,11 @@ enum Attempt {
 pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
     bind_alone(addr).map_err(|e| {
         let message = match e.kind() {
-            std::io::ErrorKind::AddrInUse if listen::is_taken_by_both_families(addr) => {
+            io::ErrorKind::AddrInUse if listen::is_taken_by_both_families(addr) => {
                 let port = addr.port();
                 format!("{addr} is in use: [::]:{port} is listened on, and takes IPv4 connections as well; start the one at 0.0.0.0 first, or choose another with -l")
             }
-            std::io::ErrorKind::AddrInUse => {
+            io::ErrorKind::AddrInUse => {
                 format!("{addr} is in use by another program; choose another with -l")
             }
             _ => format!("{addr} can't be listened on: {e}; choose another with -l"),
@@ -141,224 +70,79 @@ pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 impl Forwarder {
-    pub(crate) fn new(plan: Plan, opener: Rc<Opener>, stop: Stop) -> Rc<Self> {
-        let outlook = Outlook::new(&plan, opener.routes.first().gateway.token());
-        Rc::new(Self {
-            warm: Warm::new(opener.clone()),
-            presence: Presence::new(outlook.roll_call()),
-            plan,
-            opener,
-            stop,
-            said: RefCell::default(),
-            newest: RefCell::default(),
-            queue: Queue::new(),
-        })
+    pub(crate) fn new(shared: Arc<Shared>, crew: Arc<Crew<Carrier>>) -> Self {
+        Self { carrier: Carrier::new(shared), crew }
     }
 
-    /// Forwards until it is stopped, by the newest token that `renewal` finds.
-    pub(crate) async fn run(self: Rc<Self>, listener: Listener, renewal: Renewal) {
+    /// The first worker, until the forward is stopped: asks by the newest token that `renewal` finds.
+    pub(crate) async fn accept(&self, listener: Listener, renewal: Renewal) {
         descriptors::keep_free(KEPT_FREE);
+        let Carrier { shared, warm } = &*self.carrier;
         // Streams that are kept ready take descriptors, too.
-        let room = || descriptors::place().inspect_err(|_| self.warm.shed());
-        let accepting = accept_all_with(&listener, room, |socket, place| {
-            let (this, arrival) = (self.clone(), self.arrive(socket.into(), place));
-            spawn(async move { this.carry(arrival).await });
-        });
+        let room = || descriptors::place().inspect_err(|_| self.shed());
+        let accepting = accept_all_with(&listener, room, |fd, place| self.take(fd, place));
         let present = async {
-            self.presence.hold(&self.opener.routes, &renewal, || self.warm.retire_old()).await;
+            shared.presence.hold(&shared.opener.routes, &renewal).await;
         };
-        let ready = self.warm.tend(&self.presence);
-        future::or(self.stop.wait(), future::or(accepting, future::or(present, ready))).await;
-        self.warm.clear();
+        let ready = warm.tend(&shared.presence);
+        future::or(shared.stop.wait(), future::or(accepting, future::or(present, ready))).await;
+        warm.clear();
     }
 
-    /// A connection that was just accepted, behind those before.
-    fn arrive(&self, local: Wire, place: Place) -> Arrival {
-        let (served, mine) = async_channel::bounded(1);
-        Arrival {
-            local,
-            number: self.queue.enter(),
-            before: self.newest.replace(Some(mine)),
-            served,
-            place: Cell::new(Some(place)),
-            turn: Cell::default(),
-        }
+    /// Another worker, until the forward is stopped: carries what comes to its inbox.
+    pub(crate) async fn help(&self, inbox: Inbox<Carrier>) {
+        let Carrier { shared, warm } = &*self.carrier;
+        let stopping = async {
+            shared.stop.wait().await;
+            // What waits in the inbox begins, hears of the end and is reset.
+            self.crew.dismiss();
+        };
+        let helping = async {
+            future::zip(stopping, inbox.run(self.carrier.clone())).await;
+        };
+        future::or(helping, warm.tend(&shared.presence)).await;
+        warm.clear();
     }
 
-    /// One connection, from its accept to its end.
-    async fn carry(&self, mut arrival: Arrival) {
-        if let Some(before) = arrival.before.take() {
-            let _ = timeout(ORDER_TIMEOUT, before.recv()).await;
-        }
-        let deadline = Instant::now() + AWAY_TIMEOUT;
-        let mut pause = RETRY_MIN;
-        loop {
-            if !self.may_ask(&arrival, deadline).await {
-                return;
+    /// Waits, not for long, until what this worker carried is gone.
+    pub(crate) async fn wind_up(self) {
+        for _ in 0..CUT_TICKS_MAX {
+            if Rc::strong_count(&self.carrier) == 1 {
+                break;
             }
-            // Dropped without a word, the local connection is reset.
-            let failed = match self.attempt(&arrival).await {
-                Attempt::Ended(session, Ok(())) => {
-                    arrival.local.close_gently();
-                    return self.warm.give_back(*session);
-                }
-                Attempt::Ended(session, Err(ended)) => {
-                    return Box::pin(reset_session(session.conn, arrival.local, ended)).await;
-                }
-                Attempt::Over => return,
-                Attempt::Failed(e) => e,
-            };
-            let turn = arrival.turn.take();
-            match failed.retry_after() {
-                Some(wait) if Instant::now() + wait < deadline => {
-                    if let Some(turn) = turn {
-                        turn.refused(wait);
+            sleep(CUT_TICK).await;
+        }
+    }
+
+    /// A connection that was just accepted goes to the next worker in turn.
+    fn take(&self, fd: OwnedFd, place: Place) -> io::Result<()> {
+        let shared = &self.carrier.shared;
+        let next = self.crew.next_worker();
+        if next == FIRST || !self.crew.has_room(next) {
+            let local = Plain::adopt(fd)?;
+            let (carrier, arrival) =
+                (self.carrier.clone(), Arrival::new(local.into(), shared.enter(), place));
+            spawn(async move { carrier.carry(arrival).await });
+        } else {
+            let (parts, ticket) = (PlainParts::from(fd), shared.enter());
+            self.crew.spawn_on(next, move |carrier| {
+                let adopted = Plain::from_parts(parts).map(|local| Arrival::new(local.into(), ticket, place));
+                async move {
+                    match adopted {
+                        Ok(arrival) => carrier.carry(arrival).await,
+                        Err(e) => carrier.shared.say(&Failure::new(Exit::Internal, e)),
                     }
-                    continue;
                 }
-                None if self.may_pass(&failed) && Instant::now() < deadline => {}
-                _ => return self.say(&failed.into()),
-            }
-            drop(turn);
-            let pausing = timeout_at(deadline, self.pause(pause));
-            let paused = async {
-                let _ = pausing.await;
-                true
-            };
-            let over = async {
-                future::or(arrival.left(), self.stop.wait()).await;
-                false
-            };
-            if !future::or(over, paused).await {
-                return;
-            }
-            pause = (pause * 2).min(RETRY_MAX);
+            });
         }
+        Ok(())
     }
 
-    /// Waits for a connection's turn to ask. False when it has left meanwhile, or nothing is served any more.
-    async fn may_ask(&self, arrival: &Arrival, deadline: Instant) -> bool {
-        if self.queue.is_open() {
-            arrival.turn.set(Some(self.queue.turn(arrival.number).await));
-            return true;
-        }
-        let given = async { Some(timeout_at(deadline, self.queue.turn(arrival.number)).await) };
-        let over = async {
-            future::or(arrival.left(), self.stop.wait()).await;
-            None
-        };
-        match future::or(over, given).await {
-            Some(Ok(turn)) => {
-                arrival.turn.set(Some(turn));
-                true
-            }
-            Some(Err(_)) => {
-                let message = "the gateway limits how fast this token opens sessions, and more wait than it \
-                               allows; open fewer at a time, or ask its operator for a higher dials_per_s";
-                self.say(&Failure::new(Exit::Unreachable, message));
-                false
-            }
-            None => false,
-        }
-    }
-
-    /// A session for a local connection, to its end: on a stream that stands, if there is one.
-    async fn attempt(&self, arrival: &Arrival) -> Attempt {
-        if let Some(failure) = self.presence.locked_out() {
-            self.say(&failure);
-            return Attempt::Over;
-        }
-        if let Some(stream) = self.warm.take().await
-            && let Some(attempt) = self.attempt_on(stream, arrival).await
-        {
-            return attempt;
-        }
-        arrival.place.take();
-        let opening = async { Some(self.opener.open(&self.plan.agent, &self.plan.target).await) };
-        let over = async {
-            future::or(arrival.left(), self.stop.wait()).await;
-            None
-        };
-        let session = match future::or(over, opening).await {
-            None => return Attempt::Over,
-            Some(Err(e)) => return Attempt::Failed(e),
-            Some(Ok(session)) => session,
-        };
-        arrival.opened();
-        let traffic = Traffic::default();
-        let moving = relay(End::raw(&arrival.local), End::of(&session.conn, session.id), &traffic);
-        let ended = future::or(moving, async { Err(self.stop.shutdown().await) }).await;
-        say_ended(&traffic, ended);
-        Attempt::Ended(Box::new(session), ended)
-    }
-
-    /// The same on a stream that stands; `None` when a new one may serve better.
-    async fn attempt_on(&self, stream: Stream, arrival: &Arrival) -> Option<Attempt> {
-        let route = stream.route.clone();
-        let open = match ask_for(&self.plan.agent, &self.plan.target) {
-            Ok(open) => open,
-            Err(e) => return Some(Attempt::Failed(OpenError::Unreachable(e))),
-        };
-        match early::carry(stream, open, &arrival.local, &self.stop, || arrival.opened()).await {
-            Outcome::Ended(session, ended) => Some(Attempt::Ended(Box::new(session), ended)),
-            Outcome::Refused(refused, again) => {
-                if let Some(stream) = again {
-                    self.warm.keep(stream);
-                }
-                // A lane that broke while it was opening is no answer: then once more.
-                let lost = refused.code == RefusalCode::LaneLost;
-                (!lost).then(|| Attempt::Failed(OpenError::refused(&route, refused)))
-            }
-            Outcome::Unanswered(e @ TunnelError::TimedOut { .. }) => {
-                Some(Attempt::Failed(OpenError::Unreachable(e)))
-            }
-            Outcome::Unanswered(e) => {
-                // Dead without our having noticed; then so are the others, most likely.
-                tracing::debug!("a stream that was kept ready has broken: {e}");
-                self.warm.clear();
-                None
-            }
-            Outcome::Lost(e) => {
-                let message = format!("{e}; what had been sent may have arrived, so it is not sent again");
-                self.say(&Failure::new(Exit::Reset, message));
-                Some(Attempt::Over)
-            }
-            Outcome::Left => Some(Attempt::Over),
-        }
-    }
-
-    /// Until the gateway is back, if it is away; else, and at the most, for so long.
-    async fn pause(&self, at_most: Duration) {
-        if self.presence.since().is_some() {
-            return sleep(at_most).await;
-        }
-        self.presence.poke();
-        future::or(self.presence.back(), sleep(at_most)).await;
-    }
-
-    /// Whether the trouble is of a kind that passes by itself, and soon.
-    fn may_pass(&self, e: &OpenError) -> bool {
-        match e.code() {
-            None | Some(RefusalCode::Draining) => true,
-            Some(RefusalCode::AgentNotFound) => {
-                self.presence.since().is_none_or(|since| since.elapsed() < AGENT_GRACE)
-            }
-            Some(_) => false,
-        }
-    }
-
-    fn say(&self, failure: &Failure) {
-        let mut said = self.said.borrow_mut();
-        let at = said.get(&failure.message);
-        if at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
-            return;
-        }
-        if said.len() >= SAID_MAX {
-            said.retain(|_, at| at.elapsed() < SAY_EVERY);
-        }
-        if said.len() < SAID_MAX {
-            tracing::warn!("a connection was reset: {failure}");
-            said.insert(failure.message.clone(), Instant::now());
+    /// Descriptors are short: each worker keeps a stream less.
+    fn shed(&self) {
+        self.carrier.warm.shed();
+        for other in FIRST + 1..self.crew.count() {
+            self.crew.spawn_on(other, |carrier| async move { carrier.warm.shed() });
         }
     }
 }
@@ -373,259 +157,106 @@ pub(crate) fn adopt(listener: TcpListener) -> Result<Listener, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, pin::Pin};
+    use std::{convert::Infallible, net::TcpStream};
 
-    use futures_lite::future::zip;
-    use narrowlink_dataplane::tunnel::{conn::Conn, settle::settle};
-    use narrowlink_proto::ended::{Refused, Side};
+    use async_channel::Sender;
+    use narrowlink_dataplane::{transport::wire::Wire, tunnel::conn::Conn};
 
     use super::*;
-    use crate::fixture::{
-        Port, accept, asked, exchange, heard, no, opener, plain_ends, read_all, refuse, run, stream, tcp,
-        unread,
+    use crate::{
+        fixture::{accept, asked, exchange, opener, read_all, run, stream, tcp},
+        plan::Plan,
+        stop::Stop,
     };
 
-    const MS: Duration = Duration::from_millis(1);
-
-    /// A forward to a gateway at that place, and what stops it.
-    fn forward_to(gateway: &str) -> (Rc<Forwarder>, Sender<Infallible>) {
-        let target = tcp("db", 1);
-        let plan = Plan { agent: "home".to_owned(), target, listen: "127.0.0.1:0".parse().unwrap() };
-        let (held, stop) = Stop::new();
-        (Forwarder::new(plan, opener(&[gateway]), stop), held)
+    /// The worker that accepts, and what another one has.
+    struct Fixture {
+        first: Forwarder,
+        other: Forwarder,
+        inbox: Inbox<Carrier>,
+        held: Sender<Infallible>,
     }
 
-    /// A forward that is expected to ask on streams that stand, and on nothing else.
-    fn forward() -> (Rc<Forwarder>, Sender<Infallible>) {
-        forward_to("127.0.0.1:1")
+    impl Fixture {
+        fn new() -> Self {
+            let plan = Plan {
+                agent: "home".to_owned(),
+                target: tcp("db", 1),
+                listen: "127.0.0.1:0".parse().unwrap(),
+            };
+            let (held, stop) = Stop::new();
+            let shared = Shared::new(plan, opener(&["127.0.0.1:1"]), stop);
+            let (crew, mut inboxes) = Crew::new(2);
+            let [first, other] = [(); 2].map(|()| Forwarder::new(shared.clone(), crew.clone()));
+            Self { first, other, inbox: inboxes.remove(1), held }
+        }
+
+        /// A program connects; its end.
+        fn connect(&self) -> Wire {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let local = listener.accept().unwrap().0;
+            self.first.take(local.into(), descriptors::place().unwrap()).unwrap();
+            Plain::adopt(program.into()).unwrap().into()
+        }
     }
 
-    /// Keeps a stream ready; the gateway's end of it.
-    fn keep(forward: &Forwarder) -> Conn {
-        let (stream, gateway) = stream(&forward.opener, 0);
-        forward.warm.keep(stream);
+    /// Keeps a stream ready on this worker; the gateway's end of it.
+    fn keep(worker: &Forwarder) -> Conn {
+        let Carrier { shared, warm } = &*worker.carrier;
+        let (stream, gateway) = stream(&shared.opener, 0);
+        warm.keep(stream);
         gateway
     }
 
-    /// A program connects; its end, and what serves it.
-    fn connect(forward: &Rc<Forwarder>) -> (Wire, Pin<Box<dyn Future<Output = ()>>>) {
-        let (local, program) = plain_ends();
-        let (this, arrival) = (forward.clone(), forward.arrive(local, descriptors::place().unwrap()));
-        (program, Box::pin(async move { this.carry(arrival).await }))
-    }
-
-    fn test(main: impl AsyncFnOnce()) {
-        run(main);
-    }
-
-    /// How a program hears that it was not served.
-    async fn is_reset(program: &Wire) -> bool {
-        read_all(program).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset)
-    }
-
-    /// A session in which the target hears `question` and answers it, to its end.
-    async fn serve(gateway: &Conn, question: &[u8]) {
+    /// The next session on this stream is this program's.
+    async fn serve(gateway: &Conn, program: &Wire) {
         let session = asked(gateway).await;
         accept(gateway, session).await;
-        assert_eq!(exchange(gateway, session, b"answer").await.unwrap(), question);
-        settle(gateway, session, Side::Client).await.unwrap();
-    }
-
-    /// Says this, ends its direction, and hears the answer.
-    async fn ask(program: &Wire, question: &[u8]) {
-        program.write_all(question).await.unwrap();
         program.finish_write().await.unwrap();
-        assert_eq!(read_all(program).await.unwrap(), b"answer");
+        let (heard, answer) = future::zip(exchange(gateway, session, b"answer"), read_all(program)).await;
+        assert_eq!((heard.unwrap().as_slice(), answer.unwrap().as_slice()), (&b""[..], &b"answer"[..]));
     }
 
     #[test]
-    fn one_stream_serves_one_connection_after_the_other_and_each_hears_its_own_answer() {
-        test(async || {
-            let (forward, _held) = forward();
-            let gateway = keep(&forward);
-            for question in [b"one".as_slice(), b"two", b""] {
-                let (program, carrying) = connect(&forward);
-                zip(carrying, zip(ask(&program, question), serve(&gateway, question))).await;
-                // It is ready again when the gateway has said that all was delivered.
-                let stream = loop {
-                    match forward.warm.take().await {
-                        Some(stream) => break stream,
-                        None => sleep(MS).await,
-                    }
-                };
-                forward.warm.keep(stream);
+    fn connections_go_round_among_the_workers() {
+        run(async || {
+            let at = Fixture::new();
+            spawn(at.inbox.clone().run(at.other.carrier.clone()));
+            for worker in [&at.first, &at.other, &at.first, &at.other] {
+                let gateway = keep(worker);
+                serve(&gateway, &at.connect()).await;
             }
         });
     }
 
     #[test]
-    fn what_may_have_reached_the_target_is_never_sent_twice() {
-        test(async || {
-            let (forward, _held) = forward();
-            let (other, newest) = (keep(&forward), keep(&forward));
-            let (program, carrying) = connect(&forward);
-            program.write_all(b"pay 100").await.unwrap();
-            let breaking = async move {
-                asked(&newest).await;
-                newest.attend().await.unwrap();
-                drop(newest);
-            };
-            zip(carrying, breaking).await;
-            assert!(is_reset(&program).await);
-            assert_eq!(unread(&other), 0, "it was asked for again");
-            let said: Vec<_> = forward.said.borrow().keys().cloned().collect();
-            assert!(said.len() == 1 && said[0].contains("so it is not sent again"), "{said:?}");
-        });
-    }
-
-    #[test]
-    fn a_program_that_has_said_nothing_is_served_by_another_try_on_a_new_stream() {
-        test(async || {
-            let port = Port::listen();
-            let (forward, _held) = forward_to(&port.addr.to_string());
-            let (left, newest) = (keep(&forward), keep(&forward));
-            let (program, carrying) = connect(&forward);
-            let serving = async {
-                let first = asked(&newest).await;
-                drop(newest);
-                let (gateway, request) = port.upgrade().await;
-                let session = request.open.unwrap().session;
-                assert_ne!(session, first, "every try has an id of its own");
-                let serving = async {
-                    assert_eq!(exchange(&gateway, session, b"answer").await.unwrap(), b"question");
-                    settle(&gateway, session, Side::Client).await.unwrap();
-                };
-                zip(ask(&program, b"question"), serving).await;
-            };
-            zip(carrying, serving).await;
-            assert!(heard(&left).await.is_err(), "the others are dead, most likely");
-        });
-    }
-
-    #[test]
-    fn a_refusal_that_passes_is_tried_again_with_all_that_was_said_before_it() {
-        for code in [RefusalCode::AgentNotFound, RefusalCode::Draining] {
-            test(async move || {
-                let (forward, _held) = forward();
-                let (second, first) = (keep(&forward), keep(&forward));
-                let (program, carrying) = connect(&forward);
-                let serving = async {
-                    let session = asked(&first).await;
-                    first.attend().await.unwrap();
-                    refuse(&first, session, no(code)).await;
-                    serve(&second, b"question").await;
-                };
-                zip(carrying, zip(ask(&program, b"question"), serving)).await;
-                assert!(forward.said.borrow().is_empty(), "nobody needs to know");
-            });
-        }
-    }
-
-    #[test]
-    fn a_refusal_for_good_resets_each_connection_and_is_said_once() {
-        test(async || {
-            let (forward, _held) = forward();
-            let gateway = keep(&forward);
-            for _ in 0..2 {
-                let (program, carrying) = connect(&forward);
-                let refusing = async {
-                    let session = asked(&gateway).await;
-                    refuse(&gateway, session, no(RefusalCode::Policy)).await;
-                };
-                zip(carrying, refusing).await;
-                assert!(is_reset(&program).await);
-                assert_eq!(forward.said.borrow().len(), 1);
+    fn a_worker_without_room_is_passed_over() {
+        run(async || {
+            let at = Fixture::new();
+            while at.first.crew.has_room(1) {
+                at.first.crew.spawn_on(1, |_| async {});
+            }
+            for _ in 0..3 {
+                let gateway = keep(&at.first);
+                serve(&gateway, &at.connect()).await;
             }
         });
     }
 
     #[test]
-    fn while_sessions_come_too_fast_a_connection_waits_for_the_time_that_the_gateway_names() {
-        test(async || {
-            let (forward, _held) = forward();
-            let gateway = keep(&forward);
-            let (program, carrying) = connect(&forward);
-            let serving = async {
-                let session = asked(&gateway).await;
-                let limited = Refused::new(RefusalCode::Limited, "slowly").retry_after(30 * MS);
-                refuse(&gateway, session, limited).await;
-                let refused_at = Instant::now();
-                gateway.attend().await.unwrap();
-                assert!(refused_at.elapsed() >= 30 * MS);
-                serve(&gateway, b"question").await;
-            };
-            let asking = async {
-                // Nothing early: so the stream serves again.
-                while forward.queue.is_open() {
-                    sleep(MS).await;
-                }
-                ask(&program, b"question").await;
-            };
-            zip(carrying, zip(asking, serving)).await;
+    fn what_waits_for_a_worker_when_the_forward_stops_is_reset_and_asks_for_no_session() {
+        run(async || {
+            let at = Fixture::new();
+            let gateway = keep(&at.other);
+            let _here = at.connect();
+            let program = at.connect();
+            drop(at.held);
+            at.other.help(at.inbox).await;
+            at.other.wind_up().await;
+            let heard = read_all(&program).await;
+            assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            assert_eq!(read_all(gateway.wire()).await.unwrap_or_default(), b"", "a session was asked for");
         });
-    }
-
-    #[test]
-    fn a_program_that_leaves_while_it_waits_is_let_go() {
-        test(async || {
-            let (forward, _held) = forward();
-            let gateway = keep(&forward);
-            let (program, carrying) = connect(&forward);
-            let leaving = async {
-                let session = asked(&gateway).await;
-                let limited =
-                    Refused::new(RefusalCode::Limited, "slowly").retry_after(AWAY_TIMEOUT - 500 * MS);
-                refuse(&gateway, session, limited).await;
-                while forward.queue.is_open() {
-                    sleep(MS).await;
-                }
-                drop(program);
-            };
-            let begun = Instant::now();
-            zip(carrying, leaving).await;
-            assert!(begun.elapsed() < AWAY_TIMEOUT / 2, "{:?}", begun.elapsed());
-        });
-    }
-
-    #[test]
-    fn connections_ask_in_the_order_in_which_they_came() {
-        test(async || {
-            let (forward, _held) = forward();
-            let (second, first) = (keep(&forward), keep(&forward));
-            let ((one, carrying_one), (two, carrying_two)) = (connect(&forward), connect(&forward));
-            let serving = Box::pin(zip(serve(&first, b"one"), serve(&second, b"two")));
-            let asking = zip(ask(&two, b"two"), ask(&one, b"one"));
-            // The later one has its turn first.
-            zip(zip(carrying_two, carrying_one), zip(asking, serving)).await;
-        });
-    }
-
-    #[test]
-    fn a_forward_that_stops_resets_what_is_under_way() {
-        test(async || {
-            let (forward, held) = forward();
-            let gateway = keep(&forward);
-            let (program, carrying) = connect(&forward);
-            let stopping = async {
-                let session = asked(&gateway).await;
-                accept(&gateway, session).await;
-                program.write_all(b"half").await.unwrap();
-                gateway.attend().await.unwrap();
-                drop(held);
-                let _ = read_all(gateway.wire()).await;
-                drop(gateway);
-                is_reset(&program).await
-            };
-            assert!(zip(carrying, stopping).await.1);
-        });
-    }
-
-    #[test]
-    fn however_many_troubles_there_are_few_are_remembered() {
-        let (forward, _held) = forward();
-        for n in 0..SAID_MAX * 2 {
-            forward.say(&Failure::new(Exit::Unreachable, format!("trouble {n}")));
-        }
-        assert_eq!(forward.said.borrow().len(), SAID_MAX);
     }
 }

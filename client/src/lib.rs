@@ -3,18 +3,21 @@
 //! [`start_forward`], [`connect`], [`agents`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`), and takes a newer token up as soon as its file has
-//! one (`renewal`).
+//! one (`renewal`). Its first worker accepts (`forward`), and all of them `carry` what was accepted.
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod args;
+mod carry;
 pub mod config;
 mod early;
+mod event;
 pub mod exit;
 #[cfg(test)]
 mod fixture;
 mod forward;
 pub mod list;
+mod lock;
 mod open;
 mod outlook;
 mod plan;
@@ -27,17 +30,27 @@ mod stop;
 mod warm;
 pub mod whoami;
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc, sync::mpsc, thread::JoinHandle, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, mpsc},
+};
 
 use async_channel::Sender;
-use narrowlink_dataplane::run::{timer::sleep, worker::run_alone};
+use narrowlink_dataplane::run::{
+    crew::Crew,
+    worker::{Main, Options, Workers, run_alone},
+};
 use narrowlink_proto::{message::AgentInfo, target::Target};
 
 pub use crate::plan::Plan;
 use crate::{
+    carry::Shared,
     config::{Config, ConfigError},
     exit::{Exit, Failure},
-    forward::Forwarder,
+    forward::{FIRST, Forwarder},
+    lock::lock,
     open::Opener,
     renewal::Renewal,
     routes::Routes,
@@ -45,33 +58,31 @@ use crate::{
     whoami::Identity,
 };
 
-/// How often a forward that stops looks whether its connections are gone, ..
-const CUT_TICK: Duration = Duration::from_millis(5);
-/// .. and how often at the most.
-const CUT_TICKS_MAX: usize = 200;
+/// One core carries more than the way to a gateway usually does.
+const WORKERS_BY_DEFAULT: usize = 1;
 
 /// A running forward. Dropping it stops it.
 pub struct Forward {
     /// Where it listens.
     pub local_addr: SocketAddr,
     stop: Sender<Infallible>,
-    thread: JoinHandle<()>,
+    workers: Workers,
 }
 
 impl Forward {
     /// Stops it: what is under way is reset.
     pub fn stop(self) {
         drop(self.stop);
-        let _ = self.thread.join();
+        self.workers.join();
     }
 
-    /// Waits for its end, which comes only when its thread fails.
+    /// Waits for its end, which comes only when one of its threads fails.
     pub fn join(self) {
-        let _ = self.thread.join();
+        self.workers.join();
     }
 }
 
-/// Starts a forward on a thread of its own. It connects when it can, and goes on for ever.
+/// Starts a forward on threads of its own. It connects when it can, and goes on for ever.
 ///
 /// # Errors
 /// The configuration's, or the local port's. That no gateway can be reached is none.
@@ -83,31 +94,36 @@ pub fn start_forward(config: &Config, plan: Plan) -> Result<Forward, Failure> {
     let local_addr = listener.local_addr().map_err(|e| Failure::new(Exit::Internal, e))?;
     let (stop, stopped) = Stop::new();
     let (started, starting) = mpsc::channel();
-    let config = config.clone();
-    let thread = std::thread::Builder::new().name("forward".to_owned()).spawn(move || {
-        let ran = run_alone(config.require_io_uring, |_| async {
-            let listener = match forward::adopt(listener) {
-                Ok(listener) => listener,
-                Err(failure) => return drop(started.send(Err(failure))),
-            };
-            let _ = started.send(Ok(()));
-            let opener = Opener::new(Routes::new(&config, gateways));
-            let forwarder = Forwarder::new(plan, opener, stopped);
-            forwarder.clone().run(listener, renewal).await;
-            for _ in 0..CUT_TICKS_MAX {
-                if Rc::strong_count(&forwarder) == 1 {
-                    break;
-                }
-                sleep(CUT_TICK).await;
+    let options = Options {
+        count: config.workers.map_or(WORKERS_BY_DEFAULT, NonZeroUsize::get),
+        pin: false,
+        require_io_uring: config.require_io_uring,
+    };
+    let shared = Shared::new(plan, Opener::new(Routes::new(config, gateways)), stopped);
+    let (crew, inboxes) = Crew::new(options.count);
+    let first = Mutex::new(Some((listener, renewal, started)));
+    let main: Main = Arc::new(move |index| {
+        let first = lock(&first).take_if(|_| index == FIRST);
+        let (shared, crew, inbox) = (shared.clone(), crew.clone(), inboxes[index].clone());
+        Box::pin(async move {
+            let _others = shared.stop.when_dropped();
+            let forwarder = Forwarder::new(shared, crew);
+            match first {
+                None => forwarder.help(inbox).await,
+                Some((listener, renewal, started)) => match forward::adopt(listener) {
+                    Ok(listener) => {
+                        let _ = started.send(Ok(()));
+                        forwarder.accept(listener, renewal).await;
+                    }
+                    Err(failure) => drop(started.send(Err(failure))),
+                },
             }
-        });
-        if let Err(e) = ran {
-            let _ = started.send(Err(e.into()));
-        }
+            forwarder.wind_up().await;
+        })
     });
-    let thread = thread.map_err(|e| Failure::new(Exit::Internal, e))?;
+    let workers = Workers::start("forward", &options, &main)?;
     match starting.recv() {
-        Ok(Ok(())) => Ok(Forward { local_addr, stop, thread }),
+        Ok(Ok(())) => Ok(Forward { local_addr, stop, workers }),
         Ok(Err(failure)) => Err(failure),
         Err(_) => Err(Failure::new(Exit::Internal, "the forward's thread failed")),
     }

@@ -4,7 +4,7 @@
 //! See: ARCHITECTURE.md "Open"; `early` for streams that stand.
 
 use std::{
-    rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Opener {
 pub(crate) struct Session {
     pub(crate) conn: Conn,
     pub(crate) id: SessionId,
-    pub(crate) route: Rc<Route>,
+    pub(crate) route: Arc<Route>,
 }
 
 impl Session {
@@ -118,8 +118,8 @@ enum Asked {
 }
 
 impl Opener {
-    pub(crate) fn new(routes: Routes) -> Rc<Self> {
-        Rc::new(Self { routes })
+    pub(crate) fn new(routes: Routes) -> Arc<Self> {
+        Arc::new(Self { routes })
     }
 
     /// As [`Opener::open`]; while the gateway says that sessions come too fast, and when to come again, it is
@@ -172,7 +172,7 @@ impl Opener {
         last: bool,
         agent: &str,
         target: &Target,
-    ) -> (Rc<Route>, Result<Session, TunnelError>) {
+    ) -> (Arc<Route>, Result<Session, TunnelError>) {
         loop {
             let route = self.routes.at(index);
             let opened = self.open_by(&route, last, agent, target).await;
@@ -191,7 +191,7 @@ impl Opener {
 
     async fn open_by(
         &self,
-        route: &Rc<Route>,
+        route: &Arc<Route>,
         last: bool,
         agent: &str,
         target: &Target,

@@ -1,14 +1,13 @@
-//! Role: whether a gateway is there: holds a link, so that a forward knows at once when it comes back.
-//! Invariants: never gives up; who waits for the gateway is woken when it is back; the same trouble is
+//! Role: whether a gateway is there: holds a link, so that all workers of a forward know at once when it comes back.
+//! Invariants: never gives up; who waits for the gateway is woken when it is back, on whichever worker; the same trouble is
 //! said once, not at every try; a token that does not hold is not offered again in a hurry, and a newer one as soon
 //! as it is there; a link by a newer token takes the place of one that stands without a gap.
 //! See: ARCHITECTURE.md "Life of a byte"; `renewal` for where newer tokens come from.
 
 use std::{
-    cell::{Cell, RefCell},
     convert::Infallible,
     ops::ControlFlow,
-    rc::Rc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -25,7 +24,9 @@ use narrowlink_dataplane::{
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 
 use crate::{
+    event::Event,
     exit::Failure,
+    lock::lock,
     renewal::Renewal,
     routes::{Route, Routes},
 };
@@ -44,16 +45,18 @@ const TOKEN_PAUSE: Duration = Duration::from_secs(8);
 
 /// Whether a gateway is there.
 pub(crate) struct Presence {
-    since: Cell<Option<Instant>>,
-    /// Closed as soon as the gateway is back; a new one for each outage.
-    back: RefCell<(Sender<Infallible>, Receiver<Infallible>)>,
-    /// Closed as soon as it is away; a new one for each link.
-    gone: RefCell<(Sender<Infallible>, Receiver<Infallible>)>,
+    since: Mutex<Option<Instant>>,
+    /// Set while the gateway is there.
+    back: Event,
+    /// Set while it is away, from the first link on.
+    gone: Event,
+    /// Pulsed when a link by a newer token has taken the place of another.
+    renewed: Event,
     poke: (Sender<()>, Receiver<()>),
     /// The token does not hold; until another try says otherwise.
-    locked_out: RefCell<Option<Failure>>,
+    locked_out: Mutex<Option<Failure>>,
     /// Who wants to hear once which agents are there.
-    roll_call: Cell<Option<RollCall>>,
+    roll_call: Mutex<Option<RollCall>>,
 }
 
 /// How soon the gateway is tried again.
@@ -66,42 +69,46 @@ enum Pause {
 }
 
 /// Hears which agents a gateway shows, until it has heard enough.
-pub(crate) type RollCall = Box<dyn FnMut(&[AgentInfo]) -> ControlFlow<()>>;
+pub(crate) type RollCall = Box<dyn FnMut(&[AgentInfo]) -> ControlFlow<()> + Send>;
 
 impl Presence {
     /// `roll_call` hears which agents are there as soon as a gateway is, and again after [`AGENT_GRACE`] if it
     /// wants to.
-    pub(crate) fn new(roll_call: RollCall) -> Rc<Self> {
-        Rc::new(Self {
-            roll_call: Cell::new(Some(roll_call)),
-            since: Cell::new(None),
-            back: RefCell::new(async_channel::bounded(1)),
-            gone: RefCell::new(async_channel::bounded(1)),
+    pub(crate) fn new(roll_call: RollCall) -> Arc<Self> {
+        Arc::new(Self {
+            roll_call: Mutex::new(Some(roll_call)),
+            since: Mutex::default(),
+            back: Event::new(),
+            gone: Event::new(),
+            renewed: Event::new(),
             poke: async_channel::bounded(1),
-            locked_out: RefCell::default(),
+            locked_out: Mutex::default(),
         })
     }
 
     /// Since when the gateway has been there; `None` while it is not.
     pub(crate) fn since(&self) -> Option<Instant> {
-        self.since.get()
+        *lock(&self.since)
     }
 
     /// Why there is no point in asking: the gateway has just refused the token.
     pub(crate) fn locked_out(&self) -> Option<Failure> {
-        self.locked_out.borrow().clone()
+        lock(&self.locked_out).clone()
     }
 
     /// Waits until the gateway is there.
-    pub(crate) async fn back(&self) {
-        let back = self.back.borrow().1.clone();
-        let _ = back.recv().await;
+    pub(crate) fn back(&self) -> impl Future<Output = ()> + use<> {
+        self.back.wait()
     }
 
     /// Waits until the gateway is away; only while it is there.
-    pub(crate) async fn gone(&self) {
-        let gone = self.gone.borrow().1.clone();
-        let _ = gone.recv().await;
+    pub(crate) fn gone(&self) -> impl Future<Output = ()> + use<> {
+        self.gone.wait()
+    }
+
+    /// Waits until a link by a newer token takes the place of one that stands, the next time from this call on.
+    pub(crate) fn renewed(&self) -> impl Future<Output = ()> + use<> {
+        self.renewed.wait()
     }
 
     /// Somebody waits: try now.
@@ -109,8 +116,13 @@ impl Presence {
         let _ = self.poke.0.try_send(());
     }
 
-    /// Holds a link for ever; `renewed` is called whenever one by a newer token has taken the place of another.
-    pub(crate) async fn hold(&self, routes: &Routes, renewal: &Renewal, renewed: impl Fn()) -> Infallible {
+    /// A link by a newer token has taken the place of another.
+    pub(crate) fn renew(&self) {
+        self.renewed.pulse();
+    }
+
+    /// Holds a link for ever.
+    pub(crate) async fn hold(&self, routes: &Routes, renewal: &Renewal) -> Infallible {
         let mut backoff = Backoff::default();
         let mut said: Option<String> = None;
         loop {
@@ -118,8 +130,8 @@ impl Presence {
                 Ok((route, link)) => {
                     routes.prefer(&route);
                     tracing::info!(gateway = route.gateway.describe(), "connected");
-                    (said, *self.locked_out.borrow_mut()) = (None, None);
-                    let stood = self.stand((route, link), routes, renewal, &renewed).await;
+                    (said, *lock(&self.locked_out)) = (None, None);
+                    let stood = self.stand((route, link), routes, renewal).await;
                     if stood >= STABLE_AFTER {
                         backoff.reset();
                     }
@@ -132,13 +144,13 @@ impl Presence {
                         tracing::warn!("not connected: {failure}; trying again");
                         said = Some(failure.message.clone());
                     }
-                    *self.locked_out.borrow_mut() = about_the_token.then_some(failure);
+                    *lock(&self.locked_out) = about_the_token.then_some(failure);
                     if about_the_token { Pause::Humble } else { Pause::Soon }
                 }
             };
             if self.pause(pause, &mut backoff, routes, renewal).await {
                 // Another token is another matter.
-                (said, *self.locked_out.borrow_mut()) = (None, None);
+                (said, *lock(&self.locked_out)) = (None, None);
             }
         }
     }
@@ -168,15 +180,14 @@ impl Presence {
     /// A link while it, or one by a newer token in its place, stands; for how long that was.
     async fn stand(
         &self,
-        (mut route, mut link): (Rc<Route>, PeerLink),
+        (mut route, mut link): (Arc<Route>, PeerLink),
         routes: &Routes,
         renewal: &Renewal,
-        renewed: &impl Fn(),
     ) -> Duration {
         let since = Instant::now();
-        self.since.set(Some(since));
-        *self.gone.borrow_mut() = async_channel::bounded(1);
-        self.back.borrow().0.close();
+        *lock(&self.since) = Some(since);
+        self.gone.clear();
+        self.back.set();
         let error = loop {
             let logged_in = async { Ok(renewal.log_in(routes, route.index).await) };
             let conversed = async { Err(self.converse(&mut link).await) };
@@ -184,7 +195,7 @@ impl Presence {
                 Ok((newer, newer_link)) => {
                     std::mem::replace(&mut link, newer_link).close();
                     route = newer;
-                    renewed();
+                    self.renew();
                 }
                 Err(error) => break error,
             }
@@ -196,9 +207,9 @@ impl Presence {
             }
             error => tracing::warn!("the gateway is away: {error}"),
         }
-        self.since.set(None);
-        *self.back.borrow_mut() = async_channel::bounded(1);
-        self.gone.borrow().0.close();
+        *lock(&self.since) = None;
+        self.back.clear();
+        self.gone.set();
         since.elapsed()
     }
 }
@@ -219,8 +230,9 @@ impl Presence {
             match future::or(async { Some(link.next().await) }, calling).await {
                 None => {
                     call_at = None;
-                    let Some(roll_call) = self.roll_call.take() else { continue };
-                    self.roll_call.set(Some(roll_call));
+                    if lock(&self.roll_call).is_none() {
+                        continue;
+                    }
                     if let Err(e) = link.send(&Message::List) {
                         break e;
                     }
@@ -230,10 +242,10 @@ impl Presence {
                     if heard.len() < AGENTS_MAX {
                         heard.extend(agents);
                     }
-                    let roll_call = if more { None } else { self.roll_call.take() };
+                    let roll_call = if more { None } else { lock(&self.roll_call).take() };
                     let Some(mut roll_call) = roll_call else { continue };
                     if roll_call(&std::mem::take(&mut heard)).is_continue() {
-                        self.roll_call.set(Some(roll_call));
+                        *lock(&self.roll_call) = Some(roll_call);
                         call_at = Some(Instant::now() + AGENT_GRACE);
                     }
                 }
@@ -249,12 +261,14 @@ mod tests {
     use narrowlink_dataplane::run::{timer::timeout, worker::spawn};
     use narrowlink_proto::{
         ended::RefusalCode,
-        id::LinkSecret,
+        id::{LinkSecret, Uid},
         message::{Channel, Speaker},
+        token::{Claims, Keys, Kind},
     };
 
     use super::*;
     use crate::{
+        config::Config,
         exit::Exit,
         fixture::{Port, config, no, routes, run},
     };
@@ -272,12 +286,12 @@ mod tests {
                 });
             }
             assert!(future::poll_once(presence.back()).await.is_none());
-            presence.back.borrow().0.close();
+            presence.back.set();
             for _ in 0..3 {
                 told.recv().await.unwrap();
             }
             presence.back().await;
-            *presence.back.borrow_mut() = async_channel::bounded(1);
+            presence.back.clear();
             future::poll_once(presence.back()).await.is_none()
         });
         assert!(woken, "a new outage is waited for anew");
@@ -298,7 +312,7 @@ mod tests {
             let gateway = port.addr.to_string();
             let (routes, renewal) = (routes(&[&gateway]), Renewal::new(&config(&[&gateway])));
             let presence = Presence::new(roll_call);
-            let holding = async { match presence.hold(&routes, &renewal, || {}).await {} };
+            let holding = async { match presence.hold(&routes, &renewal).await {} };
             future::or(holding, main(&presence, &routes, port)).await;
         });
     }
@@ -369,6 +383,46 @@ mod tests {
             link.send(&Message::Goodbye(goodbye)).await.unwrap();
             presence.gone().await;
             assert!(routes.first().is_refused());
+        });
+    }
+
+    #[test]
+    fn a_link_by_a_newer_token_takes_the_place_of_the_one_that_stands_and_all_who_wait_hear_of_it() {
+        run(async || {
+            let (port, dir) = (Port::listen(), tempfile::tempdir().unwrap());
+            let token = |jti| {
+                Keys::new(&[7; 32]).sign(&Claims::new(Kind::Client, Uid::nil(), "n", 4_000_000_000, jti))
+            };
+            let write = |jti| std::fs::write(dir.path().join("token"), token(jti).unwrap()).unwrap();
+            write("older");
+            let text = format!(
+                "endpoints: [!SelfHosted {{ gateway: '{}', token_file: token, protocol: Ws }}]",
+                port.addr
+            );
+            let config = Config::parse(&text, &dir.path().join("client.yaml")).unwrap();
+            let (routes, renewal) = (Routes::load(&config).unwrap(), Renewal::new(&config));
+            let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
+            let holding = async { match presence.hold(&routes, &renewal).await {} };
+            let renewing = async {
+                let (older, ..) = port.link(Speaker::Client, secret()).await;
+                presence.back().await;
+                let renewed = [presence.renewed(), presence.renewed()];
+                write("newer");
+                let (_newer, request, _) = port.link(Speaker::Client, secret()).await;
+                assert_eq!(request.token, token("newer").unwrap());
+                for renewed in renewed {
+                    renewed.await;
+                }
+                assert_eq!(
+                    routes.first().gateway.token(),
+                    request.token,
+                    "it is in use before they hear of it"
+                );
+                assert!(future::poll_once(presence.gone()).await.is_none());
+                // The question for the agents comes first.
+                while older.recv(Speaker::Client, Channel::Link).await.is_ok() {}
+            };
+            future::or(holding, renewing).await;
         });
     }
 }

@@ -1,33 +1,37 @@
 //! Role: the order in which connections ask for sessions while the gateway says that they come too fast.
-//! Invariants: who came first asks first · nobody asks before the time that the gateway named · no more ask
+//! Invariants: who came first asks first, on whichever worker it is · nobody asks before the time that the gateway named · no more ask
 //! at a time than the last answers bear, at least one · whoever leaves gives its turn to the next.
 //! See: `dataplane::gateway::usage`, which names the time.
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
-    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use async_channel::Sender;
 use narrowlink_dataplane::run::{timer::sleep_until, worker::spawn};
 
+use crate::lock::lock;
+
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The connections of one forward that have no session yet.
+/// The connections of one forward that have no session yet, on all its workers.
 #[derive(Default)]
-pub(crate) struct Queue {
-    next: Cell<u64>,
+pub(crate) struct Queue(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    next: u64,
     /// By their order of arrival.
-    waiting: RefCell<BTreeMap<u64, Sender<Turn>>>,
+    waiting: BTreeMap<u64, Sender<Turn>>,
     /// How many have been given their turn, and no answer yet.
-    asking: Cell<usize>,
+    asking: usize,
     /// While the gateway limits us.
-    limit: Cell<Option<Limit>>,
+    limit: Option<Limit>,
     /// A task waits for the time to come.
-    timed: Cell<bool>,
+    timed: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -44,81 +48,113 @@ struct Limit {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Number(u64);
 
-/// The right to ask; given back when dropped.
+/// The right to ask; given back when dropped, which looks at the queue: never within a look.
 pub(crate) struct Turn {
-    queue: Rc<Queue>,
+    queue: Arc<Queue>,
     round: u64,
 }
 
+/// What a look at the queue has come to.
+enum Next {
+    /// This one may ask now.
+    Give(Sender<Turn>, Turn),
+    /// Nobody may before.
+    At(Instant),
+    /// There is nothing to do before an answer, or another connection.
+    Nothing,
+}
+
 impl Queue {
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::default()
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn look(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
     }
 
     /// The next place.
     pub(crate) fn enter(&self) -> Number {
-        let number = self.next.get();
-        self.next.set(number + 1);
+        let mut state = self.look();
+        let number = state.next;
+        state.next += 1;
         Number(number)
     }
 
-    /// Whether nobody has to wait.
-    pub(crate) fn is_open(&self) -> bool {
-        self.limit.get().is_none()
+    /// A turn, if nobody has to wait.
+    pub(crate) fn turn_at_once(self: &Arc<Self>) -> Option<Turn> {
+        let mut state = self.look();
+        state.limit.is_none().then(|| self.give(&mut state))
     }
 
     /// Waits until it is this one's turn to ask.
-    pub(crate) async fn turn(self: &Rc<Self>, Number(number): Number) -> Turn {
-        if self.is_open() {
-            return self.give();
-        }
+    pub(crate) async fn turn(self: &Arc<Self>, Number(number): Number) -> Turn {
         let (give, given) = async_channel::bounded(1);
-        self.waiting.borrow_mut().insert(number, give);
+        {
+            let mut state = self.look();
+            if state.limit.is_none() {
+                return self.give(&mut state);
+            }
+            state.waiting.insert(number, give);
+        }
         let _leaves = Leaves { queue: self, number };
         self.advance();
         match given.recv().await {
             Ok(turn) => turn,
             // Its sender lives in the queue until it is used.
-            Err(_) => self.give(),
+            Err(_) => self.give(&mut self.look()),
         }
     }
 
-    fn give(self: &Rc<Self>) -> Turn {
-        self.asking.set(self.asking.get() + 1);
-        Turn { queue: self.clone(), round: self.limit.get().map_or(0, |limit| limit.round) }
+    fn give(self: &Arc<Self>, state: &mut State) -> Turn {
+        state.asking += 1;
+        Turn { queue: self.clone(), round: state.limit.map_or(0, |limit| limit.round) }
     }
 
     /// Gives turns to those who are first, as many as may ask now.
-    fn advance(self: &Rc<Self>) {
-        while let Some(limit) = self.limit.get() {
-            if self.waiting.borrow().is_empty() {
-                if self.asking.get() == 0 && Instant::now() >= limit.until {
-                    self.limit.set(None);
+    fn advance(self: &Arc<Self>) {
+        loop {
+            match self.next() {
+                Next::Give(first, turn) => {
+                    // Dropped, if it has just left: then the turn goes on.
+                    let _ = first.try_send(turn);
                 }
-                return;
-            }
-            if Instant::now() < limit.until {
-                return self.advance_at(limit.until);
-            }
-            if self.asking.get() >= limit.window {
-                return;
-            }
-            let first = self.waiting.borrow_mut().pop_first();
-            if let Some((_, first)) = first {
-                // Dropped, if it has just left: then the turn goes on.
-                let _ = first.try_send(self.give());
+                Next::At(time) => return self.advance_at(time),
+                Next::Nothing => return,
             }
         }
     }
 
-    fn advance_at(self: &Rc<Self>, at: Instant) {
-        if self.timed.replace(true) {
-            return;
+    fn next(self: &Arc<Self>) -> Next {
+        let mut state = self.look();
+        let Some(limit) = state.limit else { return Next::Nothing };
+        let now = Instant::now();
+        if state.waiting.is_empty() {
+            if state.asking == 0 && now >= limit.until {
+                state.limit = None;
+            }
+            return Next::Nothing;
         }
+        if now < limit.until {
+            return if std::mem::replace(&mut state.timed, true) {
+                Next::Nothing
+            } else {
+                Next::At(limit.until)
+            };
+        }
+        if state.asking >= limit.window {
+            return Next::Nothing;
+        }
+        let first = state.waiting.pop_first();
+        first.map_or(Next::Nothing, |(_, first)| Next::Give(first, self.give(&mut state)))
+    }
+
+    /// On this worker, whoever waits.
+    fn advance_at(self: &Arc<Self>, time: Instant) {
         let this = self.clone();
         spawn(async move {
-            sleep_until(at).await;
-            this.timed.set(false);
+            sleep_until(time).await;
+            this.look().timed = false;
             this.advance();
         });
     }
@@ -126,28 +162,32 @@ impl Queue {
 
 /// A connection that waits leaves the queue when it is dropped.
 struct Leaves<'a> {
-    queue: &'a Rc<Queue>,
+    queue: &'a Arc<Queue>,
     number: u64,
 }
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        self.queue.waiting.borrow_mut().remove(&self.number);
+        let left = self.queue.look().waiting.remove(&self.number);
+        drop(left);
     }
 }
 
 impl Turn {
     /// There is a session.
     pub(crate) fn opened(self) {
-        if let Some(limit) = self.queue.limit.get() {
-            self.queue.limit.set(Some(Limit { window: limit.window + 1, ..limit }));
+        let mut state = self.queue.look();
+        if let Some(limit) = &mut state.limit {
+            limit.window += 1;
         }
+        drop(state);
     }
 
     /// The gateway says that we come too fast, and when to come again.
     pub(crate) fn refused(self, wait: Duration) {
         let until = Instant::now() + wait.min(WAIT_MAX);
-        let limit = match self.queue.limit.get() {
+        let mut state = self.queue.look();
+        let limit = match state.limit {
             None => Limit { until, window: 1, round: 1 },
             Some(limit) => {
                 let until = limit.until.max(until);
@@ -158,19 +198,22 @@ impl Turn {
                 }
             }
         };
-        self.queue.limit.set(Some(limit));
+        state.limit = Some(limit);
+        drop(state);
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.queue.asking.set(self.queue.asking.get() - 1);
+        self.queue.look().asking -= 1;
         self.queue.advance();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
     use futures_lite::future;
     use narrowlink_dataplane::run::timer::sleep;
 
@@ -179,8 +222,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn test(main: impl AsyncFnOnce(Rc<Queue>)) {
+    fn test(main: impl AsyncFnOnce(Arc<Queue>)) {
         run(async || main(Queue::new()).await);
+    }
+
+    fn is_open(queue: &Queue) -> bool {
+        queue.look().limit.is_none()
     }
 
     #[test]
@@ -188,9 +235,9 @@ mod tests {
         test(async |queue| {
             let number = queue.enter();
             let turns = [queue.turn(number).await, queue.turn(queue.enter()).await];
-            assert_eq!(queue.asking.get(), 2);
+            assert_eq!(queue.look().asking, 2);
             drop(turns);
-            assert_eq!(queue.asking.get(), 0);
+            assert_eq!(queue.look().asking, 0);
         });
     }
 
@@ -219,16 +266,50 @@ mod tests {
             }
             assert!(refused_at.elapsed() >= 30 * MS);
             assert_eq!(*asked.borrow(), (0..21).collect::<Vec<_>>());
-            while queue.limit.get().is_some() {
+            while queue.look().limit.is_some() {
                 sleep(MS).await;
             }
         });
     }
 
     #[test]
+    fn who_came_first_asks_first_on_whichever_worker_it_waits() {
+        let (queue, asked) = (Queue::new(), Arc::new(Mutex::new(Vec::new())));
+        queue.look().limit = Some(Limit { until: Instant::now(), window: 1, round: 1 });
+        let first = queue.give(&mut queue.look());
+        let numbers: Vec<_> = (0..9).map(|_| queue.enter()).collect();
+        let worker = |index: usize| {
+            let mine: Vec<_> = numbers.iter().copied().skip(index).step_by(3).collect();
+            let (queue, asked) = (queue.clone(), asked.clone());
+            std::thread::spawn(move || {
+                run(async || {
+                    for number in mine.into_iter().rev() {
+                        let (queue, asked) = (queue.clone(), asked.clone());
+                        spawn(async move {
+                            let turn = queue.turn(number).await;
+                            lock(&asked).push(number.0);
+                            drop(turn);
+                        });
+                    }
+                    while lock(&asked).len() < 9 {
+                        sleep(MS).await;
+                    }
+                });
+            })
+        };
+        let workers: Vec<_> = (0..3).map(worker).collect();
+        while queue.look().waiting.len() < 9 {
+            std::thread::yield_now();
+        }
+        drop(first);
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        assert_eq!(*lock(&asked), (0..9).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn refusals_of_one_round_halve_the_window_once_and_who_leaves_is_passed_over() {
         test(async |queue| {
-            queue.limit.set(Some(Limit { until: Instant::now(), window: 8, round: 1 }));
+            queue.look().limit = Some(Limit { until: Instant::now(), window: 8, round: 1 });
             let mut turns = Vec::new();
             for _ in 0..8 {
                 turns.push(queue.turn(queue.enter()).await);
@@ -237,12 +318,12 @@ mod tests {
                 let mut ninth = std::pin::pin!(queue.turn(queue.enter()));
                 assert!(future::poll_once(ninth.as_mut()).await.is_none(), "eight ask already");
             }
-            assert!(queue.waiting.borrow().is_empty());
+            assert!(queue.look().waiting.is_empty());
             turns.drain(..4).for_each(|turn| turn.refused(MS));
-            assert_eq!(queue.limit.get().unwrap().window, 4);
+            assert_eq!(queue.look().limit.unwrap().window, 4);
             drop(turns);
             queue.turn(queue.enter()).await.refused(Duration::from_secs(1000));
-            let limit = queue.limit.get().unwrap();
+            let limit = queue.look().limit.unwrap();
             assert_eq!(limit.window, 2);
             assert!(limit.until <= Instant::now() + WAIT_MAX);
         });
@@ -251,8 +332,8 @@ mod tests {
     #[test]
     fn each_session_lets_one_more_ask_and_a_late_refusal_of_an_earlier_round_takes_none_away() {
         test(async |queue| {
-            queue.limit.set(Some(Limit { until: Instant::now(), window: 2, round: 1 }));
-            let window = || queue.limit.get().unwrap().window;
+            queue.look().limit = Some(Limit { until: Instant::now(), window: 2, round: 1 });
+            let window = || queue.look().limit.unwrap().window;
             let (early, other) = (queue.turn(queue.enter()).await, queue.turn(queue.enter()).await);
             other.opened();
             assert_eq!(window(), 3);
@@ -269,7 +350,7 @@ mod tests {
     #[test]
     fn who_leaves_the_queue_gives_its_turn_to_the_next_and_an_empty_queue_is_open_again() {
         test(async |queue| {
-            queue.limit.set(Some(Limit { until: Instant::now(), window: 1, round: 1 }));
+            queue.look().limit = Some(Limit { until: Instant::now(), window: 1, round: 1 });
             let first = queue.turn(queue.enter()).await;
             let mut leaves = Box::pin(queue.turn(queue.enter()));
             let mut stays = Box::pin(queue.turn(queue.enter()));
@@ -279,9 +360,9 @@ mod tests {
             // It was given its turn, and leaves before it has heard of it.
             drop(leaves);
             let last = stays.await;
-            assert!(!queue.is_open());
+            assert!(!is_open(&queue));
             drop(last);
-            assert!(queue.is_open());
+            assert!(is_open(&queue));
         });
     }
 }

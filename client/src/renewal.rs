@@ -11,7 +11,6 @@ use std::{
     io::ErrorKind,
     path::PathBuf,
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -59,7 +58,7 @@ struct TokenFile {
 
 /// A token that is not the one in use.
 pub(crate) struct Newer {
-    pub(crate) route: Rc<Route>,
+    pub(crate) route: Arc<Route>,
     /// Of the file that it was read from.
     stamp: Option<Stamp>,
 }
@@ -131,7 +130,7 @@ impl Renewal {
 
     /// While a link to the gateway at `index` stands: waits for a newer token there, and logs in with it beside that
     /// link. Newer tokens of other gateways are taken up meanwhile.
-    pub(crate) async fn log_in(&self, routes: &Routes, index: usize) -> (Rc<Route>, PeerLink) {
+    pub(crate) async fn log_in(&self, routes: &Routes, index: usize) -> (Arc<Route>, PeerLink) {
         let mut said = None;
         loop {
             let newer = self.newer(routes).await;
@@ -407,7 +406,7 @@ mod tests {
             replace(&at.path("a"), &new);
             at.taken_up().await;
             assert!(at.routes.has_another(&at.routes.at(1)), "it is refused");
-            assert!(Rc::ptr_eq(&at.routes.at(1), &old));
+            assert!(Arc::ptr_eq(&at.routes.at(1), &old));
             assert!(!at.finds().await);
             old.on_refused();
             at.taken_up().await;

@@ -5,9 +5,11 @@
 //! See: `renewal`, which finds newer tokens.
 
 use std::{
-    cell::{Cell, RefCell},
     path::{Path, PathBuf},
-    rc::Rc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -28,6 +30,7 @@ use narrowlink_proto::{
 use crate::{
     config::{Config, ConfigError},
     exit::Failure,
+    lock::lock,
 };
 
 /// For a link's connection, TLS, upgrade and welcome, each.
@@ -35,15 +38,15 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The gateways of a configuration.
 pub(crate) struct Routes {
-    slots: Vec<RefCell<Slot>>,
-    first: Cell<usize>,
+    slots: Vec<Mutex<Slot>>,
+    first: AtomicUsize,
 }
 
 /// The place of one endpoint.
 struct Slot {
-    route: Rc<Route>,
+    route: Arc<Route>,
     /// What `route` has replaced, until its gateway has taken it.
-    before: Option<Rc<Route>>,
+    before: Option<Arc<Route>>,
 }
 
 /// One gateway, asked with one token. Streams and sessions keep the one that they were opened by.
@@ -53,7 +56,7 @@ pub(crate) struct Route {
     pub(crate) gateway: Gateway,
     token_place: PathBuf,
     /// The gateway has refused the token, and has not taken it since.
-    refused: Cell<bool>,
+    refused: AtomicBool,
 }
 
 impl Route {
@@ -66,9 +69,9 @@ impl Route {
     }
 
     /// The same gateway with another token, which is in use nowhere yet.
-    pub(crate) fn with(&self, gateway: Gateway) -> Rc<Self> {
+    pub(crate) fn with(&self, gateway: Gateway) -> Arc<Self> {
         let token_place = self.token_place.clone();
-        Rc::new(Self { index: self.index, gateway, token_place, refused: Cell::new(false) })
+        Arc::new(Self { index: self.index, gateway, token_place, refused: AtomicBool::new(false) })
     }
 
     /// Where the token lies: its file, or the configuration.
@@ -78,16 +81,16 @@ impl Route {
 
     /// Whether the token does not hold, as far as is known.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused.get()
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The gateway says that the token does not hold, or holds no more.
     pub(crate) fn on_refused(&self) {
-        self.refused.set(true);
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     /// A link to this gateway.
-    pub(crate) async fn join(self: &Rc<Self>) -> Result<PeerLink, JoinError> {
+    pub(crate) async fn join(self: &Arc<Self>) -> Result<PeerLink, JoinError> {
         let joined = join(&self.gateway, Features::NONE, None, JOIN_TIMEOUT).await;
         joined.map_err(|error| JoinError { route: self.clone(), error })
     }
@@ -123,34 +126,35 @@ impl Routes {
     pub(crate) fn new(config: &Config, gateways: Vec<Gateway>) -> Self {
         let places = config.endpoints.iter().map(|endpoint| config.token_place(endpoint));
         let slots = gateways.into_iter().zip(places).enumerate().map(|(index, (gateway, token_place))| {
-            let route = Rc::new(Route { index, gateway, token_place, refused: Cell::new(false) });
-            RefCell::new(Slot { route, before: None })
+            let route = Arc::new(Route { index, gateway, token_place, refused: AtomicBool::new(false) });
+            Mutex::new(Slot { route, before: None })
         });
-        Self { slots: slots.collect(), first: Cell::new(0) }
+        Self { slots: slots.collect(), first: AtomicUsize::new(0) }
     }
 
-    pub(crate) fn at(&self, index: usize) -> Rc<Route> {
-        self.slots[index].borrow().route.clone()
+    pub(crate) fn at(&self, index: usize) -> Arc<Route> {
+        lock(&self.slots[index]).route.clone()
     }
 
     /// The one that is tried first.
-    pub(crate) fn first(&self) -> Rc<Route> {
-        self.at(self.first.get())
+    pub(crate) fn first(&self) -> Arc<Route> {
+        self.at(self.first.load(Ordering::Relaxed))
     }
 
     /// Whether this is the one that is tried first, with the same token.
-    pub(crate) fn is_first(&self, route: &Rc<Route>) -> bool {
-        Rc::ptr_eq(&self.slots[self.first.get()].borrow().route, route)
+    pub(crate) fn is_first(&self, route: &Arc<Route>) -> bool {
+        let first = self.first.load(Ordering::Relaxed);
+        Arc::ptr_eq(&lock(&self.slots[first]).route, route)
     }
 
     /// The next search begins with this one's gateway.
     pub(crate) fn prefer(&self, route: &Route) {
-        self.first.set(route.index);
+        self.first.store(route.index, Ordering::Relaxed);
     }
 
     /// Asks this one's gateway with its token from now on.
-    pub(crate) fn replace(&self, newer: Rc<Route>) {
-        let mut slot = self.slots[newer.index].borrow_mut();
+    pub(crate) fn replace(&self, newer: Arc<Route>) {
+        let mut slot = lock(&self.slots[newer.index]);
         let older = std::mem::replace(&mut slot.route, newer);
         // One that nobody has tried yet is not worth going back to.
         let proven = slot.before.take().unwrap_or(older);
@@ -158,19 +162,19 @@ impl Routes {
     }
 
     /// This one's gateway has taken its token.
-    pub(crate) fn on_taken(&self, route: &Rc<Route>) {
-        route.refused.set(false);
-        let mut slot = self.slots[route.index].borrow_mut();
-        if Rc::ptr_eq(&slot.route, route) {
+    pub(crate) fn on_taken(&self, route: &Arc<Route>) {
+        route.refused.store(false, Ordering::Relaxed);
+        let mut slot = lock(&self.slots[route.index]);
+        if Arc::ptr_eq(&slot.route, route) {
             slot.before = None;
         }
     }
 
     /// This one's gateway has refused its token: whether it is asked with another one from now on, be it the one
     /// before, or a newer one.
-    pub(crate) fn has_another(&self, refused: &Rc<Route>) -> bool {
-        let mut slot = self.slots[refused.index].borrow_mut();
-        if !Rc::ptr_eq(&slot.route, refused) {
+    pub(crate) fn has_another(&self, refused: &Arc<Route>) -> bool {
+        let mut slot = lock(&self.slots[refused.index]);
+        if !Arc::ptr_eq(&slot.route, refused) {
             return true;
         }
         let Some(before) = slot.before.take() else { return false };
@@ -182,13 +186,13 @@ impl Routes {
 
     /// The indexes of the endpoints, in the order to try them; and whether it is the last.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = (usize, bool)> {
-        let (first, count) = (self.first.get(), self.slots.len());
+        let (first, count) = (self.first.load(Ordering::Relaxed), self.slots.len());
         let rest = (0..count).filter(move |&index| index != first);
         std::iter::once(first).chain(rest).enumerate().map(move |(n, index)| (index, n + 1 == count))
     }
 
     /// A link to the first gateway that answers.
-    pub(crate) async fn join(&self) -> Result<(Rc<Route>, PeerLink), JoinError> {
+    pub(crate) async fn join(&self) -> Result<(Arc<Route>, PeerLink), JoinError> {
         let mut in_order = self.in_order();
         loop {
             let Some((index, last)) = in_order.next() else { unreachable!("a configuration has endpoints") };
@@ -203,7 +207,7 @@ impl Routes {
     }
 
     /// A link to one gateway, by the token before where a new one is refused.
-    async fn join_at(&self, index: usize) -> Result<(Rc<Route>, PeerLink), JoinError> {
+    async fn join_at(&self, index: usize) -> Result<(Arc<Route>, PeerLink), JoinError> {
         loop {
             let route = self.at(index);
             match route.join().await {
@@ -225,7 +229,7 @@ impl Routes {
 
 /// Why there is no link, and whose.
 pub(crate) struct JoinError {
-    route: Rc<Route>,
+    route: Arc<Route>,
     error: LinkError,
 }
 

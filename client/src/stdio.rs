@@ -4,7 +4,7 @@
 //! end; nothing but the target's bytes on standard output.
 //! See: `narrowlink_dataplane::net::stdio`, which notices what breaks.
 
-use std::{io, rc::Rc};
+use std::{io, sync::Arc};
 
 use narrowlink_dataplane::{
     net::stdio::{Broken, Stdio},
@@ -27,7 +27,7 @@ const UNWRITTEN: &str = "standard output could not be written";
 const UNREAD: &str = "standard input could not be read";
 
 /// Opens a session and joins it with standard input and output, until both directions have ended.
-pub(crate) async fn run(opener: Rc<Opener>, agent: &str, target: &Target) -> Result<(), Failure> {
+pub(crate) async fn run(opener: Arc<Opener>, agent: &str, target: &Target) -> Result<(), Failure> {
     let session = opener.open_patiently(agent, target).await?;
     let stdio = Stdio::of_process().map_err(unusable)?;
     let trouble = stdio.trouble();

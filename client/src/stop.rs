@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use async_channel::{Receiver, Sender};
 use narrowlink_proto::ended::{Ended, Side, Why};
 
-/// Over as soon as the other half is dropped.
+/// Over as soon as the other half is dropped, or a worker has ended.
 #[derive(Clone)]
 pub(crate) struct Stop(Receiver<Infallible>);
 
@@ -20,10 +20,28 @@ impl Stop {
         let _ = self.0.recv().await;
     }
 
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Ends the forward when dropped.
+    pub(crate) fn when_dropped(&self) -> StopWhenDropped {
+        StopWhenDropped(self.clone())
+    }
+
     /// Waits, and says how a session ends then.
     pub(crate) async fn shutdown(&self) -> Ended {
         self.wait().await;
         Ended { by: Side::Here, why: Why::Shutdown }
+    }
+}
+
+/// What each worker holds, so that none goes on without the others.
+pub(crate) struct StopWhenDropped(Stop);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.0.close();
     }
 }
 
@@ -43,5 +61,17 @@ mod tests {
             zip(zip(stop.wait(), other.wait()), stopping).await;
             assert_eq!(stop.shutdown().await, Ended { by: Side::Here, why: Why::Shutdown });
         });
+    }
+
+    #[test]
+    fn a_worker_that_ends_for_whatever_reason_ends_the_others() {
+        let (_held, stop) = Stop::new();
+        let here = stop.clone();
+        let failing = std::thread::spawn(move || {
+            let _others = here.when_dropped();
+            panic!("this panic belongs to the test");
+        });
+        block_on(stop.wait());
+        assert!(failing.join().is_err() && stop.is_over());
     }
 }

@@ -1,4 +1,4 @@
-//! Role: the streams that a forward keeps ready, so that a session needs no handshake.
+//! Role: the streams that one worker of a forward keeps ready, so that a session needs no handshake.
 //! Invariants: framed streams only, and only to the gateway that is preferred, by the token that it is asked with now ·
 //! a stream serves again
 //! only when everything on it has ended cleanly, on both sides · nothing is opened ahead while the
@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -56,9 +57,9 @@ const SHORT_PAUSE: Duration = Duration::from_secs(10);
 /// behind our address.
 const REFUSED_PAUSE: Duration = Duration::from_secs(8);
 
-/// The streams of one forward.
+/// The streams of one worker.
 pub(crate) struct Warm {
-    opener: Rc<Opener>,
+    opener: Arc<Opener>,
     /// The newest last: it is the one most surely alive.
     kept: RefCell<VecDeque<Stream>>,
     demand: RefCell<Demand>,
@@ -72,11 +73,11 @@ pub(crate) struct Warm {
 /// A stream that stands and serves no session.
 pub(crate) struct Stream {
     pub(crate) conn: Conn,
-    pub(crate) route: Rc<Route>,
+    pub(crate) route: Arc<Route>,
 }
 
 impl Warm {
-    pub(crate) fn new(opener: Rc<Opener>) -> Rc<Self> {
+    pub(crate) fn new(opener: Arc<Opener>) -> Rc<Self> {
         Rc::new(Self {
             opener,
             kept: RefCell::default(),
@@ -141,7 +142,7 @@ impl Warm {
     }
 
     /// Closes those by a token, or to a gateway, that sessions are not asked for with any more; others take their place.
-    pub(crate) fn retire_old(&self) {
+    fn retire_old(&self) {
         let kept = std::mem::take(&mut *self.kept.borrow_mut());
         let (kept, old): (VecDeque<_>, VecDeque<_>) =
             kept.into_iter().partition(|stream| self.opener.routes.is_first(&stream.route));
@@ -167,6 +168,19 @@ impl Warm {
 
     /// Opens what is wanted and retires what is not, for ever.
     pub(crate) async fn tend(self: &Rc<Self>, presence: &Presence) {
+        future::or(self.follow_tokens(presence), self.follow_gateway(presence)).await;
+    }
+
+    async fn follow_tokens(&self, presence: &Presence) {
+        loop {
+            // Before the look: what is renewed during it is heard.
+            let renewed = presence.renewed();
+            self.retire_old();
+            renewed.await;
+        }
+    }
+
+    async fn follow_gateway(self: &Rc<Self>, presence: &Presence) {
         loop {
             presence.back().await;
             future::or(self.tend_while_there(), presence.gone()).await;
@@ -245,7 +259,7 @@ impl Warm {
     }
 
     /// Whether a stream was refused for its token, and there is another one to ask with.
-    fn may_open_by_another(&self, error: &TunnelError, route: &Rc<Route>) -> bool {
+    fn may_open_by_another(&self, error: &TunnelError, route: &Arc<Route>) -> bool {
         matches!(error, TunnelError::Refused(refused) if refused.code == RefusalCode::Unauthenticated)
             && self.opener.routes.has_another(route)
     }
@@ -383,6 +397,34 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_token_is_heard_of_by_the_streams_of_all_workers() {
+        run(async || {
+            let opener = opener(&["a:1"]);
+            let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
+            let workers = [(); 2].map(|()| Warm::new(opener.clone()));
+            let gateways = workers.each_ref().map(|warm| {
+                let (kept, gateway) = stream(warm, 0);
+                warm.keep(kept);
+                gateway
+            });
+            let tending = zip(workers[0].tend(&presence), workers[1].tend(&presence));
+            let renewing = async {
+                sleep(MS).await;
+                assert_eq!(gateways.each_ref().map(unread), [0, 0]);
+                renew(&opener.routes, "newer");
+                presence.renew();
+                for gateway in &gateways {
+                    assert!(matches!(heard(gateway).await, Err(ConnError::Closed { .. })));
+                }
+            };
+            let tended = async {
+                tending.await;
+            };
+            future::or(tended, renewing).await;
+        });
+    }
+
+    #[test]
     fn no_more_than_a_handful_are_kept_and_the_oldest_goes_first() {
         test(async |warm| {
             let (oldest, gone) = stream(&warm, 0);
@@ -464,7 +506,7 @@ mod tests {
             let presence = Presence::new(Box::new(|_| ControlFlow::Break(())));
             let renewal = Renewal::new(&config(&[&gateway]));
             let running = async {
-                zip(presence.hold(&warm.opener.routes, &renewal, || {}), warm.tend(&presence)).await;
+                zip(presence.hold(&warm.opener.routes, &renewal), warm.tend(&presence)).await;
             };
             let playing = async {
                 // The link comes first.

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "../../loadtest/src/transfer.rs"]
-#[expect(unreachable_pub, reason = "the load test's own programs, used in part")]
+#[expect(dead_code, unreachable_pub, reason = "the load test's own programs, used in part")]
 mod transfer;
 
 use std::{

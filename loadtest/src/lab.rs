@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     path::Path,
     time::Duration,
 };
@@ -140,7 +141,7 @@ impl Lab {
         let token = self.site.token(Kind::Client, uid, name, policies)?;
         let file = format!("client-{name}.yaml");
         let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, &token, "")?;
-        Ok(narrowlink_client::config::Config::load(&path)?)
+        client_config(&path)
     }
 
     /// Starts a forwarded port to `target` beyond `agent`.
@@ -165,10 +166,14 @@ impl Lab {
     ) -> Result<Forward> {
         let file = format!("client-{}.yaml", getrandom::u64()?);
         let path = self.site.endpoint_yaml(&file, self.entry(transport), transport, token, "")?;
-        Self::forward_by(&narrowlink_client::config::Config::load(&path)?, agent, target)
+        Self::forward_by(&client_config(&path)?, agent, target)
     }
 
-    fn forward_by(
+    /// As [`Lab::forward`], of a client that is configured so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_by(
         config: &narrowlink_client::config::Config,
         agent: &str,
         target: SocketAddr,
@@ -186,9 +191,22 @@ impl Lab {
 /// The file's, or the variable holds no number above zero.
 pub fn agent_config(path: &Path) -> Result<narrowlink_agent::config::Config> {
     let mut config = narrowlink_agent::config::Config::load(path)?;
-    if let (None, Ok(workers)) = (config.workers, std::env::var("NARROWLINK_WORKERS")) {
-        let workers = workers.parse().with_context(|| format!("NARROWLINK_WORKERS is {workers:?}"))?;
-        config.workers = Some(workers);
-    }
+    config.workers = workers(config.workers)?;
     Ok(config)
+}
+
+/// As [`agent_config`], a client's.
+///
+/// # Errors
+/// As there.
+pub fn client_config(path: &Path) -> Result<narrowlink_client::config::Config> {
+    let mut config = narrowlink_client::config::Config::load(path)?;
+    config.workers = workers(config.workers)?;
+    Ok(config)
+}
+
+fn workers(in_file: Option<NonZeroUsize>) -> Result<Option<NonZeroUsize>> {
+    let Ok(workers) = std::env::var("NARROWLINK_WORKERS") else { return Ok(in_file) };
+    let parsed = workers.parse().with_context(|| format!("NARROWLINK_WORKERS is {workers:?}"))?;
+    Ok(in_file.or(Some(parsed)))
 }

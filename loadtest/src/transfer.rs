@@ -4,10 +4,12 @@
 //! reset. Short and clean is the failure this exists to find.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
+    thread::ScopedJoinHandle,
     time::{Duration, Instant},
 };
 
@@ -139,6 +141,52 @@ pub fn run(plan: Plan, entry: SocketAddr, target: &TcpListener) -> Result<Outcom
             (target.join().expect("the target's program"), client.join().expect("the client's program"));
         Outcome { up, down }
     });
+    judge(plan, outcome)
+}
+
+/// Runs several transfers at the same time: all their connections stand before the first of them begins. Over each its
+/// client says first which one it is.
+///
+/// # Errors
+/// The first that broke the promise.
+///
+/// # Panics
+/// When the test's own sockets fail, or a connection does not reach the target.
+#[expect(clippy::expect_used, reason = "a failure of these is the test's")]
+pub fn run_at_once(plans: &[Plan], entry: SocketAddr, target: &TcpListener) -> Result<(), Broken> {
+    let connect = |index: u64| {
+        let mut stream = TcpStream::connect(entry).expect("the forwarded port takes connections");
+        stream.write_all(&index.to_le_bytes()).expect("a fresh connection takes eight bytes");
+        stream
+    };
+    let clients: Vec<_> = (0..).map(connect).take(plans.len()).collect();
+    let meet = |_: &Plan| {
+        let mut stream = accept(target).expect("every connection reaches the target");
+        let mut index = [0; 8];
+        stream.read_exact(&mut index).expect("every client says which one it is");
+        (u64::from_le_bytes(index), stream)
+    };
+    let targets: BTreeMap<_, _> = plans.iter().map(meet).collect();
+    assert!(targets.keys().copied().eq(0..plans.len() as u64), "one connection of each: {targets:?}");
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let playing: Vec<_> = plans
+            .iter()
+            .zip(clients.iter().zip(targets.values()))
+            .map(|(&plan, (client, target))| {
+                let down = scope.spawn(move || play(client, plan, Role::Client));
+                (scope.spawn(move || play(target, plan, Role::Target)), down)
+            })
+            .collect();
+        let seen = |(up, down): (ScopedJoinHandle<'_, Seen>, ScopedJoinHandle<'_, Seen>)| Outcome {
+            up: up.join().expect("the target's program"),
+            down: down.join().expect("the client's program"),
+        };
+        playing.into_iter().map(seen).collect()
+    });
+    plans.iter().zip(outcomes).try_for_each(|(&plan, outcome)| judge(plan, outcome).map(drop))
+}
+
+fn judge(plan: Plan, outcome: Outcome) -> Result<Outcome, Broken> {
     let kept = match plan.ending {
         Ending::ClientFirst | Ending::TargetFirst | Ending::Both => {
             outcome.up == Seen::End(plan.up_bytes) && outcome.down == Seen::End(plan.down_bytes)

@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -179,12 +179,12 @@ impl Listener {
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
     pub async fn accept(&self) -> io::Result<Plain> {
-        Ok(self.accept_if(&mut || Ok(())).await?.0)
+        Plain::adopt(self.accept_if(&mut || Ok(())).await?.0)
     }
 
     /// One more of those that the kernel has accepted for us already.
     pub(crate) fn accept_left(&self) -> Option<Plain> {
-        accept_now(self.socket.as_fd()).ok()
+        Plain::adopt(accept_now(self.socket.as_fd()).ok()?).ok()
     }
 
     /// The next connection, and what `room` gave for it; where that fails, none is taken. Dropping the future
@@ -192,7 +192,7 @@ impl Listener {
     ///
     /// # Errors
     /// Out of descriptors or memory: rest, and call again.
-    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(Plain, R)> {
+    async fn accept_if<R>(&self, room: &mut impl FnMut() -> io::Result<R>) -> io::Result<(OwnedFd, R)> {
         loop {
             let taken = room()?;
             match accept_now(self.socket.as_fd()) {
@@ -209,37 +209,57 @@ impl Listener {
     }
 }
 
-fn accept_now(listener: BorrowedFd<'_>) -> io::Result<Plain> {
-    Plain::adopt(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+fn accept_now(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
 /// Accepts for ever, handing each connection to `take`; rests when descriptors run out.
 pub async fn accept_all(listener: &Listener, mut take: impl FnMut(Plain)) {
-    accept_all_with(listener, || Ok(()), |socket, ()| take(socket)).await;
+    accept_in_turns(listener, || Ok(()), async |socket, ()| take(socket)).await;
 }
 
-/// As [`accept_all`], as long as `room` gives each connection what it needs besides its own descriptor.
+/// As [`accept_all`], as long as `room` gives each connection what it needs besides its own descriptor. A connection
+/// comes before any thread has adopted it: `take` does it, or makes [`PlainParts`] of it for another thread, before
+/// anything else.
+///
+/// [`PlainParts`]: crate::net::plain::PlainParts
 pub async fn accept_all_with<R>(
     listener: &Listener,
     room: impl FnMut() -> io::Result<R>,
-    mut take: impl FnMut(Plain, R),
+    mut take: impl FnMut(OwnedFd, R) -> io::Result<()>,
 ) {
-    accept_in_turns(listener, room, async |socket, room| take(socket, room)).await;
+    accept_descriptors(listener, room, async |fd, room| take(fd, room)).await;
 }
 
-/// As [`accept_all_with`]; `take` may let others go first before the next connection is taken.
+/// As [`accept_all`], with `room` as in [`accept_all_with`]; `take` may let others go first before the next connection
+/// is taken.
 pub(crate) async fn accept_in_turns<R>(
     listener: &Listener,
-    mut room: impl FnMut() -> io::Result<R>,
+    room: impl FnMut() -> io::Result<R>,
     mut take: impl AsyncFnMut(Plain, R),
+) {
+    accept_descriptors(listener, room, async |fd, room| {
+        take(Plain::adopt(fd)?, room).await;
+        Ok(())
+    })
+    .await;
+}
+
+async fn accept_descriptors<R>(
+    listener: &Listener,
+    mut room: impl FnMut() -> io::Result<R>,
+    mut take: impl AsyncFnMut(OwnedFd, R) -> io::Result<()>,
 ) {
     let (mut taken, mut rest) = (0, REST_MIN);
     loop {
-        match listener.accept_if(&mut room).await {
-            Ok((socket, room)) => {
+        let accepted = async {
+            let (fd, room) = listener.accept_if(&mut room).await?;
+            take(fd, room).await
+        };
+        match accepted.await {
+            Ok(()) => {
                 rest = REST_MIN;
                 taken += 1;
-                take(socket, room).await;
                 if taken % BATCH == 0 {
                     // A turn of the ring (see `budget`), until there is one more to take.
                     let _ = listener.ready.readable(false).await;

@@ -13,7 +13,11 @@ use std::{
 };
 
 use crate::{
-    net::{memory::Memory, socket::Socket, stdio::Stdio},
+    net::{
+        memory::Memory,
+        socket::{Socket, reset_on_close},
+        stdio::Stdio,
+    },
     run::{
         budget::{self, Account, Share},
         timer::sleep,
@@ -53,6 +57,14 @@ pub struct PlainParts {
 enum Movable {
     Descriptor(OwnedFd),
     Memory(Memory),
+}
+
+impl From<OwnedFd> for PlainParts {
+    /// A connected socket that no thread has adopted yet. Dropped from now on, it is reset.
+    fn from(fd: OwnedFd) -> Self {
+        reset_on_close(&fd);
+        Self { carrier: Movable::Descriptor(fd), share: Share::OWN }
+    }
 }
 
 impl From<Socket> for Plain {
@@ -342,6 +354,11 @@ impl Plain {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Read as _,
+        net::{TcpListener, TcpStream},
+    };
+
     use super::*;
     use crate::{net::memory::Room, run::worker::run_alone};
 
@@ -386,6 +403,14 @@ mod tests {
             assert_eq!(plain.try_read(&mut buf).unwrap(), 40_000);
         })
         .unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_no_thread_has_adopted_yet_is_reset_when_it_is_dropped() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(PlainParts::from(OwnedFd::from(listener.accept().unwrap().0)));
+        assert_eq!(peer.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]

@@ -42,8 +42,8 @@ impl Socket {
     /// The system's, when the descriptor can't be registered. The options are best effort: a
     /// socket pair has no TCP options, and a peer that is gone already shows at the first read.
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        reset_on_close(&fd);
         let sock = SockRef::from(&fd);
-        let _ = sock.set_linger(Some(Duration::ZERO));
         let _ = sock.set_tcp_nodelay(true);
         // A byte that was sent as urgent is one of the stream like any other: none is lost, and none waits.
         let _ = sock.set_out_of_band_inline(true);
@@ -240,6 +240,11 @@ impl Socket {
     pub(crate) fn tcp_info(&self) -> Option<libc::tcp_info> {
         tcp_info(self.fd())
     }
+}
+
+/// A close of this socket is a reset, until [`Socket::close_gently`].
+pub(crate) fn reset_on_close(fd: &OwnedFd) {
+    let _ = SockRef::from(fd).set_linger(Some(Duration::ZERO));
 }
 
 impl AsFd for Socket {

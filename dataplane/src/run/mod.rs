@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod bell;
 pub(crate) mod budget;
 pub(crate) mod caught;
+pub mod crew;
 pub mod descriptors;
 pub mod file;
 pub mod journal;

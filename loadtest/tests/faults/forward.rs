@@ -53,11 +53,19 @@ fn start_endless_source() -> SocketAddr {
 
 fn connections_that_come_at_once_are_all_served_whole(transport: Transport) {
     let _alone = alone();
+    for workers in [1, 3] {
+        serve_at_once(transport, workers);
+    }
+}
+
+/// More connections than the agent may have lanes, which end in the order in which they were made.
+fn serve_at_once(transport: Transport, workers: usize) {
     // Two sockets each here, as many in the forward.
     narrowlink_dataplane::run::process::prepare();
     let all = number_from_env("NARROWLINK_SIMULTANEOUS", 1500) as usize;
     let bytes = number_from_env("NARROWLINK_SIMULTANEOUS_KIB", 32) * 1024;
     let mut site = Site::new();
+    site.workers = workers;
     let _gateway = site.start_gateway();
     let (command, ready_file) = site.ready_agent_command(transport);
     let mut config = File::options().append(true).open(site.path("agent.yaml")).expect("just written");
@@ -87,7 +95,9 @@ fn connections_that_come_at_once_are_all_served_whole(transport: Transport) {
         (got == right).then_some(())
     });
     let whole = whole.count();
-    println!("{transport:?}: {whole} of {all} connections at once got their {bytes} bytes whole");
+    println!(
+        "{transport:?}, {workers} workers: {whole} of {all} connections at once got their {bytes} bytes whole"
+    );
     assert_eq!(whole, all);
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Site {
     /// Hears what its programs say.
     pub(crate) ear: Ear,
     raw: bool,
+    /// Of each forward.
+    pub(crate) workers: usize,
 }
 
 impl Site {
@@ -84,7 +86,7 @@ impl Site {
     fn with_addrs(ws_addr: SocketAddr, wss_addr: SocketAddr) -> Self {
         let dir = TempDir::with_prefix("narrowlink-test-").expect("a temporary directory can be made");
         let (secret, ear) = (random_secret(), Ear::Log);
-        let site = Self { secret, dir, ws_addr, wss_addr, ear, raw: false };
+        let site = Self { secret, dir, ws_addr, wss_addr, ear, raw: false, workers: 1 };
         site.write_certificates();
         site.write_gateway_config();
         let [agent, free, barred, expired] = site.generate_tokens(&site.secret);
@@ -233,7 +235,10 @@ impl Site {
     /// `narrowlink -c FILE`, to be told what to do.
     pub(crate) fn client(&self, transport: Transport, holder: Holder) -> Command {
         let name = format!("client-{}-{holder:?}.yaml", transport.tag());
-        let config = self.endpoint_config(&name, transport, &format!("{holder:?}.token"));
+        let gateway = self.gateway_addr(transport).to_string();
+        let mut text = self.endpoints(&gateway, transport, &format!("{holder:?}.token"));
+        text += &format!("workers: {}\n", self.workers);
+        let config = self.write_secret(&name, &text);
         let mut command = self.command("narrowlink");
         command.arg("-c").arg(config);
         command

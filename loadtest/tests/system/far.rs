@@ -7,7 +7,10 @@ use std::{
 
 use narrowlink_agent::Agent;
 use narrowlink_client::{Forward, Plan, start_forward};
-use narrowlink_loadtest::{lab::Lab, site::Transport};
+use narrowlink_loadtest::{
+    lab::{Lab, agent_config, client_config},
+    site::Transport,
+};
 use narrowlink_proto::{target::Target, token::Kind};
 
 use crate::delay::Delay;
@@ -47,7 +50,7 @@ impl Far {
         let token = site.token(Kind::Agent, self.lab.uid, "far", None).unwrap();
         let extra = format!("state_dir: \"{}\"\n", site.dir().join("state-far").display());
         let path = site.endpoint_yaml("agent-far.yaml", self.far.addr, transport, &token, &extra).unwrap();
-        let config = narrowlink_agent::config::Config::load(&path).unwrap();
+        let config = agent_config(&path).unwrap();
         let agent = self.agent.insert(narrowlink_agent::start(config).unwrap());
         agent.wait_ready(PATIENCE).unwrap();
     }
@@ -57,7 +60,7 @@ impl Far {
         let token = self.lab.site.token(Kind::Client, self.lab.uid, "laptop", None).unwrap();
         let site = &self.lab.site;
         let path = site.endpoint_yaml("client-far.yaml", self.near.addr, transport, &token, "").unwrap();
-        narrowlink_client::config::Config::load(&path).unwrap()
+        client_config(&path).unwrap()
     }
 
     /// A forwarded port to `target`.

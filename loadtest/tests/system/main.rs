@@ -31,6 +31,7 @@ mod verdicts;
 mod versions;
 mod visitor;
 mod whoami;
+mod workers;
 
 use kit::number_from_env as count;
 

@@ -15,7 +15,7 @@ use base64::{
 };
 use narrowlink_client::{Forward, Plan, config::Config, start_forward};
 use narrowlink_loadtest::{
-    lab::Lab,
+    lab::{Lab, agent_config, client_config},
     site::{Transport, now},
 };
 use narrowlink_proto::{
@@ -93,7 +93,7 @@ impl User {
         let token = self.token(lab, Kind::Agent, name);
         let file = format!("agent-{}-{name}.yaml", self.mark);
         let path = lab.site.endpoint_yaml(&file, self.tap.addr, WS, &token, &extra).unwrap();
-        let agent = narrowlink_agent::start(narrowlink_agent::config::Config::load(&path).unwrap()).unwrap();
+        let agent = narrowlink_agent::start(agent_config(&path).unwrap()).unwrap();
         agent.wait_ready(PATIENCE).unwrap();
         agent
     }
@@ -102,7 +102,7 @@ impl User {
         let name = format!("{}-laptop", self.mark);
         let token = self.token(lab, Kind::Client, &name);
         let path = lab.site.endpoint_yaml(&format!("{name}.yaml"), self.tap.addr, WS, &token, "").unwrap();
-        Config::load(&path).unwrap()
+        client_config(&path).unwrap()
     }
 
     fn forward(&self, lab: &Lab, agent: &str, target: SocketAddr) -> Forward {

@@ -28,7 +28,6 @@ const PLACES: &[(&str, &[&str])] = &[
         &[
             "old_secrets",
             "services",
-            "workers",
             "pin",
             "drain_s",
             "users",
@@ -69,6 +68,7 @@ const PLACES: &[(&str, &[&str])] = &[
     (LIST, &["permit"]),
     ("the top level of gateway.yaml, or tokens.yaml", &["secret"]),
     ("the top level of gateway.yaml or agent.yaml", &["state_dir"]),
+    ("the top level of gateway.yaml, agent.yaml or client.yaml", &["workers"]),
     ("a service of gateway.yaml, or its tls_config", &["domains"]),
     ("an endpoint of agent.yaml or client.yaml", &["token", "protocol"]),
 ];
