@@ -5,22 +5,16 @@
 //! gateway is away, and one that refuses is asked again only after a growing pause.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 
-use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_dataplane::{
     peer::{
         self, Ask,
-        demand::{Bounds, Census, Demand, TICK},
+        demand::{Bounds, TICK},
+        pool::{Keeper, Pool},
     },
-    run::{backoff::Backoff, descriptors, timer::sleep_until, worker::spawn},
+    run::{descriptors, timer::sleep, worker::spawn},
     tunnel::{
         TunnelError,
         conn::{Conn, ConnError},
@@ -62,12 +56,7 @@ pub(crate) struct Warm {
     opener: Arc<Opener>,
     /// The newest last: it is the one most surely alive.
     kept: RefCell<VecDeque<Stream>>,
-    demand: RefCell<Demand>,
-    opening: Cell<u32>,
-    /// Rung whenever one was taken or has come.
-    changed: (Sender<()>, Receiver<()>),
-    backoff: RefCell<Backoff>,
-    retry_at: Cell<Option<Instant>>,
+    pool: Arc<Pool>,
 }
 
 /// A stream that stands and serves no session.
@@ -78,15 +67,7 @@ pub(crate) struct Stream {
 
 impl Warm {
     pub(crate) fn new(opener: Arc<Opener>) -> Rc<Self> {
-        Rc::new(Self {
-            opener,
-            kept: RefCell::default(),
-            demand: RefCell::new(Demand::new(BOUNDS)),
-            opening: Cell::new(0),
-            changed: async_channel::bounded(1),
-            backoff: RefCell::default(),
-            retry_at: Cell::new(None),
-        })
+        Rc::new(Self { opener, kept: RefCell::default(), pool: Pool::new(BOUNDS) })
     }
 
     /// A stream for a session, if one is ready.
@@ -97,8 +78,7 @@ impl Warm {
                 break Some(stream);
             }
         };
-        self.demand.borrow_mut().on_take(self.census().idle);
-        self.ring();
+        self.pool.on_take(self.idle());
         taken
     }
 
@@ -119,8 +99,7 @@ impl Warm {
             close(oldest.conn);
         }
         drop(kept);
-        self.demand.borrow_mut().on_idle(self.census().idle);
-        self.ring();
+        self.pool.on_idle(self.idle());
     }
 
     /// Takes back the stream of a session that has ended cleanly here.
@@ -148,13 +127,13 @@ impl Warm {
             kept.into_iter().partition(|stream| self.opener.routes.is_first(&stream.route));
         *self.kept.borrow_mut() = kept;
         old.into_iter().for_each(|stream| close(stream.conn));
-        self.ring();
+        self.pool.ring();
     }
 
     /// None of them is worth anything any more.
     pub(crate) fn clear(&self) {
         self.kept.borrow_mut().clear();
-        self.ring();
+        self.pool.ring();
     }
 
     /// Descriptors are short: one stream less, and none is opened ahead for a while.
@@ -163,7 +142,7 @@ impl Warm {
         if let Some(oldest) = oldest {
             close(oldest.conn);
         }
-        self.retry_at.set(Some(Instant::now() + SHORT_PAUSE));
+        self.pool.hold(SHORT_PAUSE);
     }
 
     /// Opens what is wanted and retires what is not, for ever.
@@ -190,43 +169,28 @@ impl Warm {
     }
 
     async fn tend_while_there(self: &Rc<Self>) {
-        let (mut tick_at, mut look_at) = (Instant::now() + TICK, Instant::now() + LOOK_EVERY);
-        loop {
-            let now = Instant::now();
-            if now >= look_at {
-                look_at = now + LOOK_EVERY;
+        let keeper = Keeper {
+            idle_and_busy: &|| (self.idle(), 0),
+            retire: &|count| self.retire(count),
+            open_one: &|| self.open_one(),
+        };
+        let looking = async {
+            loop {
+                sleep(LOOK_EVERY).await;
                 self.look_after_all().await;
             }
-            if now >= tick_at {
-                tick_at = now + TICK;
-                self.retire_surplus();
-            }
-            let retry_at = self.retry_at.get().filter(|&at| at > now);
-            if retry_at.is_none() {
-                self.open_missing();
-            }
-            let due = retry_at.map_or(look_at, |at| at.min(look_at)).min(tick_at);
-            let changed = async {
-                let _ = self.changed.1.recv().await;
-            };
-            future::or(changed, sleep_until(due)).await;
-        }
+        };
+        future::or(looking, self.pool.keep(TICK, keeper)).await;
     }
 
-    fn census(&self) -> Census {
+    fn idle(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "KEPT_MAX at the most")]
         let idle = self.kept.borrow().len() as u32;
-        Census { idle, opening: self.opening.get(), busy: 0 }
+        idle
     }
 
-    fn ring(&self) {
-        // Full: a ring that nobody has heard yet says the same.
-        let _ = self.changed.0.try_send(());
-    }
-
-    fn retire_surplus(&self) {
-        let surplus = self.demand.borrow_mut().on_tick(self.census().idle);
-        for _ in 0..surplus {
+    fn retire(&self, count: u32) {
+        for _ in 0..count {
             let oldest = self.kept.borrow_mut().pop_front();
             if let Some(oldest) = oldest {
                 close(oldest.conn);
@@ -234,28 +198,25 @@ impl Warm {
         }
     }
 
-    fn open_missing(self: &Rc<Self>) {
+    fn open_one(self: &Rc<Self>) {
         let route = self.opener.routes.first();
         if route.framing() == Framing::Raw {
             return;
         }
-        for _ in 0..self.demand.borrow().missing(self.census()) {
-            let (this, route) = (self.clone(), route.clone());
-            self.opening.set(self.opening.get() + 1);
-            spawn(async move {
-                let opened = this.open(&route).await;
-                this.opening.set(this.opening.get() - 1);
-                match opened {
-                    Ok(conn) => {
-                        this.backoff.borrow_mut().reset();
-                        this.opener.routes.on_taken(&route);
-                        this.keep(Stream { conn, route });
-                    }
-                    Err(e) if this.may_open_by_another(&e, &route) => this.ring(),
-                    Err(e) => this.failed(&e),
+        let (this, opening) = (self.clone(), self.pool.begin());
+        spawn(async move {
+            let opened = this.open(&route).await;
+            drop(opening);
+            match opened {
+                Ok(conn) => {
+                    this.pool.opened();
+                    this.opener.routes.on_taken(&route);
+                    this.keep(Stream { conn, route });
                 }
-            });
-        }
+                Err(e) if this.may_open_by_another(&e, &route) => this.pool.ring(),
+                Err(e) => this.failed(&e),
+            }
+        });
     }
 
     /// Whether a stream was refused for its token, and there is another one to ask with.
@@ -275,12 +236,8 @@ impl Warm {
     fn failed(&self, error: &TunnelError) {
         // Whoever needs a session meets the same trouble, and says it.
         tracing::debug!("no stream could be opened ahead: {error}");
-        // Without randomness the full pause: no jitter, but no spinning either.
-        let pause = self.backoff.borrow_mut().next(getrandom::u64().unwrap_or(u64::MAX));
         let refused = matches!(error, TunnelError::Refused(_));
-        let pause = if refused { pause.max(REFUSED_PAUSE) } else { pause };
-        self.retry_at.set(Some(Instant::now() + pause));
-        self.ring();
+        self.pool.failed(|pause| if refused { pause.max(REFUSED_PAUSE) } else { pause });
     }
 
     /// Answers the pings of all, and drops those that broke.
@@ -310,7 +267,7 @@ impl Warm {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
+    use std::{ops::ControlFlow, time::Instant};
 
     use futures_lite::future::zip;
     use narrowlink_dataplane::{run::timer::sleep, tunnel::settle::settle};
@@ -386,7 +343,7 @@ mod tests {
             renew(&warm.opener.routes, "newer");
             warm.retire_old();
             assert_ne!(unread(&old), 0, "it is told so");
-            assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
+            assert_eq!(warm.pool.missing((warm.idle(), 0)), 1);
             warm.keep(busy);
             assert_ne!(unread(&later), 0, "one that served meanwhile as well");
             let (new, _new) = stream(&warm, 0);
@@ -435,7 +392,7 @@ mod tests {
                 warm.keep(one);
                 peers.push(peer);
             }
-            assert_eq!(warm.census().idle as usize, KEPT_MAX);
+            assert_eq!(warm.idle() as usize, KEPT_MAX);
             assert_ne!(unread(&gone), 0, "it is told so");
         });
     }
@@ -443,18 +400,19 @@ mod tests {
     #[test]
     fn a_burst_asks_for_more_and_a_gateway_that_refuses_is_left_alone_for_a_while() {
         test(async |warm| {
-            assert_eq!(warm.demand.borrow().missing(warm.census()), 1);
+            assert_eq!(warm.pool.missing((warm.idle(), 0)), 1);
             let (one, _peer) = stream(&warm, 0);
             warm.keep(one);
-            assert_eq!(warm.demand.borrow().missing(warm.census()), 0);
+            assert_eq!(warm.pool.missing((warm.idle(), 0)), 0);
             warm.take().await.unwrap();
-            assert_eq!(warm.demand.borrow().missing(warm.census()), 2);
+            assert_eq!(warm.pool.missing((warm.idle(), 0)), 2);
             let asked_at = Instant::now();
             warm.failed(&TunnelError::Refused(no(RefusalCode::Limited)));
-            let retry_at = warm.retry_at.get().unwrap();
+            let retry_at = warm.pool.retry_at(Instant::now()).unwrap();
             assert!(retry_at >= asked_at + REFUSED_PAUSE - Duration::from_secs(1));
         });
     }
+
     /// A session that has ended cleanly here, and the gateway's end of its stream.
     fn finished(warm: &Warm, framing: Framing) -> (Session, Conn) {
         let (conn, gateway) = tunnel_ends(framing);
@@ -468,7 +426,7 @@ mod tests {
             warm.give_back(session);
             assert!(warm.take().await.is_none());
             settle(&gateway, id(1), Side::Client).await.unwrap();
-            while warm.census().idle == 0 {
+            while warm.idle() == 0 {
                 sleep(MS).await;
             }
             assert!(warm.take().await.is_some());
@@ -480,7 +438,7 @@ mod tests {
             let (session, gateway) = finished(&warm, Framing::Raw);
             warm.give_back(session);
             assert_eq!(gateway.wire().read(&mut [0; 1]).await.unwrap(), 0, "a raw one has served");
-            assert_eq!(warm.census().idle, 0);
+            assert_eq!(warm.idle(), 0);
         });
     }
 
@@ -492,8 +450,8 @@ mod tests {
             warm.keep(newest);
             warm.shed();
             assert_ne!(unread(&gone), 0, "it is told so");
-            assert_eq!((unread(&stays), warm.census().idle), (0, 1));
-            assert!(warm.retry_at.get().unwrap() > Instant::now() + SHORT_PAUSE / 2);
+            assert_eq!((unread(&stays), warm.idle()), (0, 1));
+            assert!(warm.pool.retry_at(Instant::now()).unwrap() > Instant::now() + SHORT_PAUSE / 2);
         });
     }
 
@@ -513,12 +471,12 @@ mod tests {
                 let (link, ..) = port.link(Speaker::Client, LinkSecret::from_bytes([2; 32])).await;
                 let (stream, request) = port.upgrade().await;
                 assert!(request.open.is_none() && request.protocol.channel == Channel::Stream);
-                while warm.census().idle == 0 {
+                while warm.idle() == 0 {
                     sleep(MS).await;
                 }
                 drop(link);
                 assert!(heard(&stream).await.is_err());
-                assert_eq!(warm.census().idle, 0);
+                assert_eq!(warm.idle(), 0);
             };
             future::or(running, playing).await;
         });

@@ -32,7 +32,10 @@ pub struct Pool {
 #[derive(Default)]
 struct Retry {
     backoff: Backoff,
+    /// After a failure.
     at: Option<Instant>,
+    /// While none is wanted, whatever comes of those that are under way.
+    held_until: Option<Instant>,
 }
 
 /// What whoever has the connections of a pool does with them.
@@ -50,8 +53,8 @@ pub struct Opening(Arc<Pool>);
 
 impl Drop for Opening {
     fn drop(&mut self) {
+        // Without a ring: what came of it is told next, and one more would be opened in between.
         self.0.opening.fetch_sub(1, Ordering::Relaxed);
-        self.0.changed.ring();
     }
 }
 
@@ -101,7 +104,9 @@ impl Pool {
 
     /// One has come: the next trouble begins with short pauses.
     pub fn opened(&self) {
-        *lock(&self.retry) = Retry::default();
+        let mut retry = lock(&self.retry);
+        retry.backoff.reset();
+        retry.at = None;
     }
 
     /// One could not be opened: pauses as `bend` makes it of a growing pause with jitter.
@@ -115,20 +120,21 @@ impl Pool {
         self.changed.ring();
     }
 
-    /// Opens none for so long.
-    pub fn pause(&self, pause: Duration) {
-        lock(&self.retry).at = Some(Instant::now() + pause);
+    /// Begins to open none for so long.
+    pub fn hold(&self, pause: Duration) {
+        lock(&self.retry).held_until = Some(Instant::now() + pause);
     }
 
-    /// A pause ends after this at the latest: what was short may be there again.
+    /// The pause after a failure ends after this at the latest: what was short may be there again.
     pub fn end_pause_within(&self, rest: Duration) {
         let mut retry = lock(&self.retry);
         retry.at = retry.at.map(|at| at.min(Instant::now() + rest));
     }
 
-    /// Whether another one may be opened, or from when on.
-    fn retry_at(&self, now: Instant) -> Option<Instant> {
-        lock(&self.retry).at.filter(|&at| at > now)
+    /// From when on another one may be opened, if that is not now.
+    pub fn retry_at(&self, now: Instant) -> Option<Instant> {
+        let retry = lock(&self.retry);
+        retry.at.max(retry.held_until).filter(|&at| at > now)
     }
 
     /// How many are to be opened, with so many idle and in sessions.
@@ -293,7 +299,7 @@ mod tests {
             // The third has failed as well.
             until(|| fake.pool.opening.load(Ordering::Relaxed) == 0).await;
             fake.fails.set(false);
-            fake.pool.pause(NEVER);
+            fake.pool.failed(|_| NEVER);
             fake.pool.on_need(3);
             sleep(40 * MS).await;
             assert_eq!(fake.idle.get(), 0, "nothing is opened in a pause");
@@ -302,6 +308,19 @@ mod tests {
             until(|| fake.idle.get() == 3).await;
             fake.pool.end_pause_within(MS);
             assert_eq!(fake.pool.retry_at(Instant::now()), None, "who does not pause is not made to");
+        });
+    }
+
+    #[test]
+    fn who_holds_back_is_not_moved_by_one_that_comes() {
+        test(Fake::new(1, 100), NEVER, async |fake| {
+            until(|| fake.tried.get() == 1).await;
+            fake.pool.hold(40 * MS);
+            let begun = Instant::now();
+            fake.pool.on_need(3);
+            until(|| fake.idle.get() == 1).await;
+            until(|| fake.tried.get() > 1).await;
+            assert!(begun.elapsed() >= 30 * MS, "{:?}", begun.elapsed());
         });
     }
 }
