@@ -263,8 +263,13 @@ impl Carrier {
                 true
             }
             Some(Err(_)) => {
-                let message = "the gateway limits how fast this token opens sessions, and more wait than it \
-                               allows; open fewer at a time, or ask its operator for a higher dials_per_s";
+                let message = if queue.is_limited() {
+                    "the gateway limits how fast this token opens sessions, and more wait than it allows; open fewer \
+                     at a time, or ask its operator for a higher dials_per_s"
+                } else {
+                    "more connections wait for their sessions than the gateway has answered within 10 s; open fewer at \
+                     a time"
+                };
                 self.shared.say(&Failure::new(Exit::Unreachable, message));
                 false
             }

@@ -1,6 +1,8 @@
-//! Role: the order in which connections ask for sessions while the gateway says that they come too fast.
-//! Invariants: who came first asks first, on whichever worker it is · nobody asks before the time that the gateway named · no more ask
-//! at a time than the last answers bear, at least one · whoever leaves gives its turn to the next.
+//! Role: the order in which connections ask for sessions: where many come at once, and while the gateway says that they
+//! come too fast.
+//! Invariants: who came first asks first, on whichever worker it is, and again first if its try has failed · nobody asks before the
+//! time that the gateway named · no more ask at a time than the last answers bear, at least one · whoever leaves gives its
+//! turn to the next.
 //! See: `dataplane::gateway::usage`, which names the time.
 
 use std::{
@@ -16,6 +18,10 @@ use crate::lock::lock;
 
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// So many ask at a time at the most: a try that fails is not overtaken by more, and a gateway that is asked by thousands at
+/// once would cut some of them off.
+const ASKING_MAX: usize = 256;
 
 /// The connections of one forward that have no session yet, on all its workers.
 #[derive(Default)]
@@ -64,6 +70,18 @@ enum Next {
     Nothing,
 }
 
+impl State {
+    /// How many may ask at the same time.
+    fn window(&self) -> usize {
+        self.limit.map_or(ASKING_MAX, |limit| limit.window.min(ASKING_MAX))
+    }
+
+    /// Whether whoever comes now may ask at once.
+    fn is_free(&self) -> bool {
+        self.limit.is_none() && self.waiting.is_empty() && self.asking < ASKING_MAX
+    }
+}
+
 impl Queue {
     pub(crate) fn new() -> Arc<Self> {
         Arc::default()
@@ -71,6 +89,11 @@ impl Queue {
 
     fn look(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
+    }
+
+    /// Whether it is the gateway that lets connections wait.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.look().limit.is_some()
     }
 
     /// The next place.
@@ -84,7 +107,7 @@ impl Queue {
     /// A turn, if nobody has to wait.
     pub(crate) fn turn_at_once(self: &Arc<Self>) -> Option<Turn> {
         let mut state = self.look();
-        state.limit.is_none().then(|| self.give(&mut state))
+        state.is_free().then(|| self.give(&mut state))
     }
 
     /// Waits until it is this one's turn to ask.
@@ -92,7 +115,7 @@ impl Queue {
         let (give, given) = async_channel::bounded(1);
         {
             let mut state = self.look();
-            if state.limit.is_none() {
+            if state.is_free() {
                 return self.give(&mut state);
             }
             state.waiting.insert(number, give);
@@ -127,22 +150,23 @@ impl Queue {
 
     fn next(self: &Arc<Self>) -> Next {
         let mut state = self.look();
-        let Some(limit) = state.limit else { return Next::Nothing };
-        let now = Instant::now();
-        if state.waiting.is_empty() {
-            if state.asking == 0 && now >= limit.until {
-                state.limit = None;
+        if let Some(limit) = state.limit {
+            let now = Instant::now();
+            if state.waiting.is_empty() {
+                if state.asking == 0 && now >= limit.until {
+                    state.limit = None;
+                }
+                return Next::Nothing;
             }
-            return Next::Nothing;
+            if now < limit.until {
+                return if std::mem::replace(&mut state.timed, true) {
+                    Next::Nothing
+                } else {
+                    Next::At(limit.until)
+                };
+            }
         }
-        if now < limit.until {
-            return if std::mem::replace(&mut state.timed, true) {
-                Next::Nothing
-            } else {
-                Next::At(limit.until)
-            };
-        }
-        if state.asking >= limit.window {
+        if state.asking >= state.window() {
             return Next::Nothing;
         }
         let first = state.waiting.pop_first();
@@ -237,6 +261,36 @@ mod tests {
             let turns = [queue.turn(number).await, queue.turn(queue.enter()).await];
             assert_eq!(queue.look().asking, 2);
             drop(turns);
+            assert_eq!(queue.look().asking, 0);
+        });
+    }
+
+    #[test]
+    fn of_many_at_once_so_many_ask_in_their_order_and_who_has_to_try_again_is_first() {
+        test(async |queue| {
+            let numbers: Vec<_> = (0..ASKING_MAX + 2).map(|_| queue.enter()).collect();
+            let mut turns = Vec::new();
+            for number in &numbers[..ASKING_MAX] {
+                turns.push(queue.turn_at_once().unwrap());
+                assert!(!queue.is_limited(), "{}", number.0);
+            }
+            assert!(queue.turn_at_once().is_none());
+            let mut last = Box::pin(queue.turn(numbers[ASKING_MAX + 1]));
+            let mut next = Box::pin(queue.turn(numbers[ASKING_MAX]));
+            assert!(
+                future::poll_once(&mut last).await.is_none() && future::poll_once(&mut next).await.is_none()
+            );
+            // The first one's try has failed, and it comes again.
+            let mut first = Box::pin(queue.turn(numbers[0]));
+            assert!(future::poll_once(&mut first).await.is_none());
+            turns.pop();
+            let first = first.await;
+            assert!(future::poll_once(&mut next).await.is_none());
+            first.opened();
+            let next = next.await;
+            assert!(future::poll_once(&mut last).await.is_none());
+            drop((turns, next));
+            last.await.opened();
             assert_eq!(queue.look().asking, 0);
         });
     }

@@ -1,7 +1,7 @@
 //! A gateway's workers: who arrives, what they may, whose lanes are where, sessions.
 //!
 //! Downhill: `services` (a connection arrives) → `serve` (sniff, TLS, head) → [`stream`] (a client's sessions) →
-//! [`session`] → [`admit`] (may it?) → [`parking`] (an agent's parked stream) → [`crate::relay`]. [`attend`] stands above: it is a
+//! `session` → [`admit`] (may it?) → [`parking`] (an agent's parked stream) → [`crate::relay`]. [`attend`] stands above: it is a
 //! worker. [`local`] is what a worker has, [`shared`] what all have; [`mailbox`] is what crosses threads.
 
 pub mod admit;

@@ -188,7 +188,7 @@ impl Sealer {
     /// The key is used up.
     ///
     /// # Panics
-    /// `out` is shorter than [`Sealer::sealed_bytes`] says, or `plain` longer than a record.
+    /// `out` is shorter than `Sealer::sealed_bytes` says, or `plain` longer than a record.
     pub fn seal(&mut self, kind: ContentType, plain: &[u8], out: &mut [u8]) -> Result<usize, TlsError> {
         let (head, payload, tail) = self.cut(out, plain.len());
         let (nonce, aad) = self.begin(kind, head, plain.len())?;
