@@ -94,7 +94,7 @@ impl Identity {
         }
     }
 
-    /// Whether [`Identity::load_or_create`] would succeed, as far as can be told without changing anything.
+    /// Whether `Identity::load_or_create` would succeed, as far as can be told without changing anything.
     ///
     /// # Errors
     /// As there.

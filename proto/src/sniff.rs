@@ -12,7 +12,7 @@ use std::borrow::Cow;
 pub use self::hello::{Alpn, ClientHello};
 
 /// The longest ClientHello taken, its four bytes of header aside.
-pub(crate) const HELLO_BYTES_MAX: usize = 16 * 1024;
+pub const HELLO_BYTES_MAX: usize = 16 * 1024;
 
 /// The most bytes that can be needed for a verdict: the longest hello in records of one byte each.
 pub const EARLY_BYTES_MAX: usize = (MESSAGE_HEADER_BYTES + HELLO_BYTES_MAX) * (RECORD_HEADER_BYTES + 1);

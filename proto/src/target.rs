@@ -7,10 +7,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use destination::{Destination, NAME_BYTES_MAX, behind_nat64};
+pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX, behind_nat64};
 
 /// A Unix socket's path at the most: `sun_path` less its NUL.
-pub(crate) const PATH_BYTES_MAX: usize = 107;
+pub const PATH_BYTES_MAX: usize = 107;
 
 /// What a client asks for, exactly as the user wrote it; normalised only for the verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

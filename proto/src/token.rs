@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 use crate::when::show;
 
 pub use allowance::Allowance;
-pub use claims::{Claims, ClaimsError, Kind, Peek, is_name};
-pub use secret::{SECRET_BYTES_MIN, Secret, SecretError, SecretSource};
+pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
+pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret, SecretError, SecretSource};
 pub use services::{PublishProtocol, Published, ServiceError, Services};
 
 /// A token at the most.
@@ -265,7 +265,7 @@ impl<'a> Parts<'a> {
         let few = TokenError::Malformed("it has fewer than three parts, joined by dots");
         let Some((message, signature)) = token.rsplit_once('.') else { return Err(few) };
         let Some((header, claims)) = message.split_once('.') else { return Err(few) };
-        if claims.len() > base64::encoded_len(claims::CLAIMS_BYTES_MAX, false).unwrap_or(0) {
+        if claims.len() > base64::encoded_len(CLAIMS_BYTES_MAX, false).unwrap_or(0) {
             return Err(TokenError::TooLong);
         }
         if claims.contains('.') {

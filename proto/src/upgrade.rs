@@ -36,13 +36,13 @@ use crate::{
 pub const PATH: &str = "/ws";
 
 /// A head's bytes at the most, its closing empty line included.
-pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// A head's headers at the most.
-pub(crate) const HEADERS_MAX: usize = 64;
+pub const HEADERS_MAX: usize = 64;
 
 /// The bytes of an `NL-Open` at the most, as they stand in the head.
-pub(crate) const OPEN_BYTES_MAX: usize = 4 * 1024;
+pub const OPEN_BYTES_MAX: usize = 4 * 1024;
 
 const NL_OPEN: &str = "NL-Open";
 const NL_OPENED: &str = "NL-Opened";

@@ -14,7 +14,7 @@ use super::TargetError;
 
 /// A host's text at the most, before it is normalised. A name has up to 253 bytes on the wire, but
 /// may be written in Unicode, with up to 4 bytes a character.
-pub(crate) const HOST_BYTES_MAX: usize = 1024;
+pub const HOST_BYTES_MAX: usize = 1024;
 
 /// A normalised name at the most (RFC 1035 without the root's dot).
 pub const NAME_BYTES_MAX: usize = 253;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A token's claims at the most, as JSON.
-pub(crate) const CLAIMS_BYTES_MAX: usize = 4 * 1024;
+pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// The name of an agent or client, or a token's id, at the most.
 const NAME_BYTES_MAX: usize = 128;

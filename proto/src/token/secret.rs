@@ -17,7 +17,7 @@ use crate::secrecy::{self, Form};
 pub const SECRET_BYTES_MIN: usize = 32;
 
 /// A secret at the most; HKDF takes any length, config files need not.
-pub(crate) const SECRET_BYTES_MAX: usize = 4096;
+pub const SECRET_BYTES_MAX: usize = 4096;
 
 /// The bytes that tokens are signed with.
 #[derive(Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE};
 use proptest::prelude::*;
 
-use super::{claims::CLAIMS_BYTES_MAX, *};
+use super::*;
 use crate::{
     id::Uid,
     policy::{Grant, Item, Policies},
