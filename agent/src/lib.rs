@@ -24,7 +24,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ use narrowlink_dataplane::{
         bell::{Gate, Opener, Tasks},
         crew::Crew,
         descriptors,
+        lock::lock,
         timer::sleep,
         worker::{self, Driver, Main, Options, Workers, spawn},
     },
@@ -96,7 +97,7 @@ pub struct Stopper(Arc<Mutex<Option<Opener>>>);
 impl Stopper {
     /// Takes no more dials; sessions may finish for the time that the configuration says.
     pub fn stop(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.0).take();
     }
 }
 
@@ -126,7 +127,7 @@ pub fn start_with(config: Config, ready_file: Option<PathBuf>) -> Result<Agent, 
     let first = Mutex::new(Some((config, gateways, crew, ready.clone(), stop)));
     let main: Main = Arc::new(move |index| {
         let tasks = inboxes[index].clone().run(Rc::new(()));
-        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take_if(|_| index == 0);
+        let first = lock(&first).take_if(|_| index == 0);
         let main: Pin<Box<dyn Future<Output = ()>>> = match first {
             Some((config, gateways, crew, ready, stop)) => Box::pin(async move {
                 spawn(tasks);

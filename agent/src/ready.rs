@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use narrowlink_dataplane::run::ready_file::ReadyFile;
+use narrowlink_dataplane::run::{lock::lock, ready_file::ReadyFile};
 
 /// Whether, and by whom, the agent has been welcomed.
 #[derive(Default)]
@@ -37,7 +37,7 @@ impl Ready {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A gateway has welcomed this agent; only the first one counts.

@@ -11,13 +11,11 @@ pub mod args;
 mod carry;
 pub mod config;
 mod early;
-mod event;
 pub mod exit;
 #[cfg(test)]
 mod fixture;
 mod forward;
 pub mod list;
-mod lock;
 mod open;
 mod outlook;
 mod plan;
@@ -40,6 +38,7 @@ use std::{
 use async_channel::Sender;
 use narrowlink_dataplane::run::{
     crew::Crew,
+    lock::lock,
     worker::{Main, Options, Workers, run_alone},
 };
 use narrowlink_proto::{message::AgentInfo, target::Target};
@@ -50,7 +49,6 @@ use crate::{
     config::{Config, ConfigError},
     exit::{Exit, Failure},
     forward::{FIRST, Forwarder},
-    lock::lock,
     open::Opener,
     renewal::Renewal,
     routes::Routes,

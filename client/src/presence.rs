@@ -17,6 +17,8 @@ use narrowlink_dataplane::{
     peer::PeerLink,
     run::{
         backoff::Backoff,
+        bell::Event,
+        lock::lock,
         timer::{sleep, sleep_until},
     },
     tunnel::LinkError,
@@ -24,9 +26,7 @@ use narrowlink_dataplane::{
 use narrowlink_proto::message::{AgentInfo, Goodbye, GoodbyeCode, Message};
 
 use crate::{
-    event::Event,
     exit::Failure,
-    lock::lock,
     renewal::Renewal,
     routes::{Route, Routes},
 };
@@ -78,9 +78,9 @@ impl Presence {
         Arc::new(Self {
             roll_call: Mutex::new(Some(roll_call)),
             since: Mutex::default(),
-            back: Event::new(),
-            gone: Event::new(),
-            renewed: Event::new(),
+            back: Event::default(),
+            gone: Event::default(),
+            renewed: Event::default(),
             poke: async_channel::bounded(1),
             locked_out: Mutex::default(),
         })

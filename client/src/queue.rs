@@ -12,9 +12,7 @@ use std::{
 };
 
 use async_channel::Sender;
-use narrowlink_dataplane::run::{timer::sleep_until, worker::spawn};
-
-use crate::lock::lock;
+use narrowlink_dataplane::run::{lock::lock, timer::sleep_until, worker::spawn};
 
 /// A gateway that names a later time than this is asked after it all the same: no connection waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);

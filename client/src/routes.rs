@@ -15,6 +15,7 @@ use std::{
 
 use narrowlink_dataplane::{
     peer::{Gateway, PeerLink, join},
+    run::lock::lock,
     tunnel::{LinkError, TunnelError},
 };
 use narrowlink_proto::{
@@ -30,7 +31,6 @@ use narrowlink_proto::{
 use crate::{
     config::{Config, ConfigError},
     exit::Failure,
-    lock::lock,
 };
 
 /// For a link's connection, TLS, upgrade and welcome, each.

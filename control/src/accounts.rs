@@ -10,7 +10,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use narrowlink_dataplane::{
@@ -18,7 +18,10 @@ use narrowlink_dataplane::{
         shares::Descriptors,
         usage::{Account, Usage},
     },
-    run::file::{self, Reading},
+    run::{
+        file::{self, Reading},
+        lock::lock,
+    },
 };
 use narrowlink_proto::{id::Uid, token::Allowance, when};
 use serde::{Deserialize, Serialize};
@@ -102,7 +105,7 @@ impl Accounts {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Where the doings of a token's bearer are counted; `said` is what the token says.

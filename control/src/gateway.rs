@@ -26,7 +26,10 @@ use narrowlink_dataplane::{
     gateway::{
         attend::attend, directory::Directory, local::Local, mailbox::Note, service::Service, shared::Shared,
     },
-    run::worker::{self, Driver, Options, Workers},
+    run::{
+        lock::lock,
+        worker::{self, Driver, Options, Workers},
+    },
 };
 
 use self::{
@@ -218,7 +221,7 @@ pub fn cores() -> usize {
 fn worker_main(seats: Seats, shared: Arc<Shared>, ended: Arc<AtomicUsize>) -> worker::Main {
     Arc::new(move |index| -> Pin<Box<dyn Future<Output = ()>>> {
         let listeners = match seats.get(index) {
-            Some(seat) => std::mem::take(&mut *seat.lock().unwrap_or_else(PoisonError::into_inner)),
+            Some(seat) => std::mem::take(&mut *lock(seat)),
             None => Vec::new(),
         };
         let (shared, ended) = (shared.clone(), CountEnd(ended.clone()));
@@ -288,9 +291,9 @@ impl Gateway {
     /// Says what is wrong with certificates, at first and then once a day; to be asked every now and then, at `now`
     /// (seconds since 1970).
     pub(crate) fn watch_certificates(&self, now: u64) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = lock(&self.open);
         let held = open.services.iter().filter_map(|seated| seated.held.as_ref());
-        let said = self.certificates.lock().unwrap_or_else(PoisonError::into_inner).handle_tick(now, held);
+        let said = lock(&self.certificates).handle_tick(now, held);
         for words in said.errors {
             tracing::error!("{words}");
         }

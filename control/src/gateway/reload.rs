@@ -3,9 +3,9 @@
 //! time, by the same sockets.
 //! See: ARCHITECTURE.md "Reload and dismissal"; the crate's `reload`, which says when, and reads the files first.
 
-use std::{net::SocketAddr, path::PathBuf, sync::PoisonError};
+use std::{net::SocketAddr, path::PathBuf};
 
-use narrowlink_dataplane::gateway::mailbox::Note;
+use narrowlink_dataplane::{gateway::mailbox::Note, run::lock::lock};
 
 use super::{Gateway, StartError, open::Seated, rules, served};
 use crate::{clock, config::Config};
@@ -61,7 +61,7 @@ impl Gateway {
     /// # Errors
     /// A new address can't be listened on, or the config is incomplete.
     pub fn reload(&self, config: &Config) -> Result<Changes, StartError> {
-        let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.open);
         let open = &mut *guard;
         let mut changes = Changes::default();
         let now = clock::seconds_since_1970();
@@ -106,7 +106,7 @@ impl Gateway {
         self.shared.mailboxes.tell_all(|| Note::Judge);
         changes.after_restart = self.fixed.differences(config);
         open.services = services;
-        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).reload();
+        lock(&self.certificates).reload();
         Ok(changes)
     }
 }

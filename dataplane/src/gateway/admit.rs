@@ -6,7 +6,6 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
-use futures_lite::future;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     feature::Feature,
@@ -95,15 +94,12 @@ pub(crate) async fn dial(
             ClaimError::Used => Refused::new(RefusalCode::Protocol, "this session id has been used already"),
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),
         })?;
-        let newer = async {
-            claim.superseded().await;
-            Err(superseded())
-        };
         let deadline = Instant::now() + local.shared.limits().dial_timeout;
-        match future::or(newer, find_and_dial(local, who, open, dial, deadline)).await {
-            Ok(lane) => Ok(Admitted { lane, slot, claim, deadline }),
+        match claim.unless_superseded(find_and_dial(local, who, open, dial, deadline)).await {
+            Some(Ok(lane)) => Ok(Admitted { lane, slot, claim, deadline }),
             // Used up in any case: a refusal is an answer, too.
-            Err(refused) => Err(if claim.answer() { refused } else { superseded() }),
+            Some(Err(refused)) if claim.answer() => Err(refused),
+            _ => Err(superseded()),
         }
     };
     decided.await.map_err(|refused: Refused| refused.of(session))
@@ -196,16 +192,10 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(30);
 
-    fn setting() -> (Worker, Agent) {
-        let worker = kit::worker(Limits::default());
-        let agent = worker.agent();
-        (worker, agent)
-    }
-
     #[test]
     fn an_id_is_used_once_whether_its_session_opened_or_was_refused_and_users_have_ids_of_their_own() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let lane = worker.park(&agent, Framing::Framed);
             let (_first, dial) = zip(worker.asked(1), lane.accept()).await;
             assert_eq!(dial.session, session(1));
@@ -230,7 +220,7 @@ mod tests {
     #[test]
     fn a_request_that_is_repeated_takes_the_place_of_the_one_that_waits_and_only_its_own() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let mut first = Box::pin(worker.asked(1));
             assert!(poll_once(&mut first).await.is_none());
             let guest = Arc::new(kit::who(Speaker::Client, "guest", Duration::from_secs(60)));
@@ -255,7 +245,7 @@ mod tests {
     fn an_agent_that_can_not_encrypt_end_to_end_is_not_dialled_for_who_asks_for_it() {
         let sealed = |n| Open { e2ee: Some("half".into()), ..kit::open(n) };
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let lane = worker.park(&agent, Framing::Framed);
             let refused = worker.ask(&worker.laptop, sealed(1)).await.err().unwrap();
             assert_eq!(refused.code, RefusalCode::Unsupported);
@@ -280,7 +270,7 @@ mod tests {
     #[test]
     fn nothing_is_dialled_for_who_has_lost_the_right_to_it_while_it_waited() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let mut waiting = Box::pin(worker.asked(1));
             assert!(poll_once(&mut waiting).await.is_none());
             worker.door.known().expelled.insert("laptop", Why::Revoked);
@@ -295,7 +285,7 @@ mod tests {
     #[test]
     fn a_lane_found_dead_before_its_dial_is_replaced_and_nobody_notices() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let [alive, dead] = [(); 2].map(|()| worker.park(&agent, Framing::Framed));
             // The worker has had no turn in which to hear of it.
             drop(dead);
@@ -307,7 +297,7 @@ mod tests {
     #[test]
     fn an_agent_that_has_come_back_serves_who_waited_for_it() {
         kit::run(async {
-            let (worker, before) = setting();
+            let (worker, before) = kit::setting(Limits::default());
             let mut waiting = Box::pin(worker.asked(1));
             assert!(poll_once(&mut waiting).await.is_none());
             let lane = worker.park(&worker.agent(), Framing::Framed);
@@ -320,7 +310,7 @@ mod tests {
     #[test]
     fn who_asks_for_nobody_or_too_much_hears_so_and_what_it_repeats_is_bounded() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let nobody = Open { agent: "\u{202e}x".repeat(99), ..kit::open(1) };
             let refused = worker.ask(&worker.laptop, nobody).await.err().unwrap();
             assert_eq!(refused.code, RefusalCode::AgentNotFound);
@@ -345,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_lane_is_taken_from_whom_its_link_s_secret_proves_and_once() {
-        let (worker, agent) = setting();
+        let (worker, agent) = kit::setting(Limits::default());
         let entry = &agent.entry;
         let proof = |n, link| {
             let lane = LaneId::from_bytes([n; 32]);
@@ -373,7 +363,7 @@ mod tests {
 
     #[test]
     fn nobody_logs_in_at_a_gateway_that_stops() {
-        let (worker, _) = setting();
+        let (worker, _) = kit::setting(Limits::default());
         assert!(login(&worker.local, Channel::Stream, "client").is_ok());
         worker.local.stop();
         let rejected = login(&worker.local, Channel::Stream, "client").err().unwrap();

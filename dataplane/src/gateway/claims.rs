@@ -11,14 +11,17 @@ use std::{
     collections::{HashMap, hash_map::Entry, hash_map::RandomState},
     hash::{BuildHasher as _, BuildHasherDefault, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use async_channel::{Receiver, Sender};
+use futures_lite::future;
 use narrowlink_proto::id::Uid;
+
+use crate::run::lock::lock;
 
 /// A used id is remembered for three generations after its own: 60 to 80 s.
 const GENERATION: Duration = Duration::from_secs(20);
@@ -125,7 +128,7 @@ impl Claims {
     fn shard(&self, space: (Uid, Use)) -> MutexGuard<'_, HashMap<(Uid, Use), Space>> {
         #[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
         let index = self.keys.hash_one(space) as usize % SHARDS;
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[index])
     }
 
     fn generation(&self, now: Instant) -> u64 {
@@ -169,7 +172,7 @@ impl Claims {
     pub fn sweep(&self, now: Instant) {
         let generation = self.generation(now);
         for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             shard.retain(|_, space| {
                 self.ids.fetch_sub(space.turn_to(generation), Ordering::Relaxed);
                 !space.is_empty()
@@ -237,12 +240,16 @@ impl Space {
 }
 
 impl Claim {
-    /// Returns when a newer claim took this one's place.
-    pub async fn superseded(&self) {
-        if self.superseded.recv().await.is_err() {
-            // Answered or forgotten: nothing can supersede it any more.
-            std::future::pending::<()>().await;
-        }
+    /// What `deciding` comes to; `None` when a newer claim took this one's place first.
+    pub async fn unless_superseded<T>(&self, deciding: impl Future<Output = T>) -> Option<T> {
+        let superseded = async {
+            if self.superseded.recv().await.is_err() {
+                // Answered or forgotten: nothing can supersede it any more.
+                future::pending::<()>().await;
+            }
+            None
+        };
+        future::or(superseded, async { Some(deciding.await) }).await
     }
 
     /// Marks the id as answered: from now on nobody can have it. False when a newer claim was
@@ -323,10 +330,10 @@ mod tests {
     fn a_newer_claim_of_the_same_token_wins_over_an_unanswered_one() {
         let (claims, now) = (Arc::new(Claims::default()), Instant::now());
         let older = claims.claim(own(1), "a", now).unwrap();
-        assert!(block_on(poll_once(older.superseded())).is_none());
+        assert!(block_on(poll_once(older.unless_superseded(future::pending::<()>()))).is_none());
         assert_eq!(claims.claim(own(1), "b", now).err(), Some(ClaimError::Used));
         let newer = claims.claim(own(1), "a", now).unwrap();
-        assert!(block_on(poll_once(older.superseded())).is_some());
+        assert!(block_on(poll_once(older.unless_superseded(future::pending::<()>()))).is_some());
         assert!(!older.answer());
         assert!(newer.answer());
         assert_eq!(claims.len(), 1);

@@ -325,6 +325,13 @@ pub(super) fn worker(limits: Limits) -> Worker {
     Gateway::new(limits, 1).worker(0)
 }
 
+/// The same, and the agent that is home.
+pub(super) fn setting(limits: Limits) -> (Worker, Agent) {
+    let worker = worker(limits);
+    let agent = worker.agent();
+    (worker, agent)
+}
+
 impl Worker {
     pub(super) fn count(&self, kind: Kind) -> usize {
         self.local.table.count(kind)

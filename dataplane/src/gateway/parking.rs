@@ -272,12 +272,6 @@ mod tests {
     const SOON: Duration = Duration::from_millis(30);
     const LATER: Duration = Duration::from_secs(10);
 
-    fn setting() -> (Worker, Agent) {
-        let worker = kit::worker(Limits::default());
-        let agent = worker.agent();
-        (worker, agent)
-    }
-
     async fn took(worker: &Worker, agent: &Agent, patience: Duration) -> Result<Lane, Refused> {
         take(&worker.local, &agent.entry, Instant::now() + patience).await
     }
@@ -291,7 +285,7 @@ mod tests {
     #[test]
     fn the_lane_that_was_parked_last_is_taken_first() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let peers = [(); 3].map(|()| worker.park(&agent, Framing::Framed));
             assert_eq!(worker.count(Kind::Lane), 3);
             for peer in peers.iter().rev() {
@@ -304,7 +298,7 @@ mod tests {
     #[test]
     fn sessions_get_their_lanes_in_the_order_in_which_they_began_to_wait_and_lanes_are_asked_for_once() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let mut waiting = [(); 3].map(|()| Box::pin(took(&worker, &agent, LATER)));
             for one in &mut waiting {
                 assert!(poll_once(one).await.is_none());
@@ -322,7 +316,7 @@ mod tests {
     #[test]
     fn who_gives_up_leaves_its_lane_to_the_next() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let [mut early, mut given, mut next] = [(); 3].map(|()| Box::pin(took(&worker, &agent, LATER)));
             for one in [&mut early, &mut given, &mut next] {
                 assert!(poll_once(one).await.is_none());
@@ -362,7 +356,7 @@ mod tests {
     fn a_lane_that_its_agent_lets_go_or_misuses_is_closed_and_nobody_gets_it() {
         const MISUSED: &str = "nothing but its retirement is due on a lane without a session";
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let peer = worker.park(&agent, Framing::Framed);
             peer.say(&Message::Retire).await;
             assert_eq!(peer.close().await, (1001, RETIRED.to_owned()));
@@ -385,7 +379,7 @@ mod tests {
     #[test]
     fn a_lane_with_half_a_message_is_no_lane_and_the_next_is_taken() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let [whole, half] = [(); 2].map(|()| worker.park(&agent, Framing::Framed));
             half.write(&[0x81, 0x85, 0, 0, 0, 0, b'{']).await;
             turns().await;
@@ -458,7 +452,7 @@ mod tests {
     #[test]
     fn who_waits_hears_at_once_when_the_link_goes() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let mut waiting = Box::pin(took(&worker, &agent, LATER));
             assert!(poll_once(&mut waiting).await.is_none());
             worker.local.lanes.borrow_mut().dismiss_waiting(agent.entry.link);
@@ -501,7 +495,7 @@ mod tests {
     #[test]
     fn a_worker_that_stops_parks_no_lane() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             worker.local.stop();
             let peer = worker.park(&agent, Framing::Framed);
             assert_eq!(peer.close().await, (1001, "the gateway shuts down".to_owned()));
@@ -511,7 +505,7 @@ mod tests {
     #[test]
     fn a_lane_whose_agent_may_not_stay_is_closed() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let peer = worker.park(&agent, Framing::Framed);
             worker.expel("home", Why::Revoked);
             let words = "the agent's link is gone, or its token does not hold any more";

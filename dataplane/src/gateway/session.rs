@@ -164,13 +164,11 @@ impl Answer {
     /// Why there is no session.
     pub(crate) async fn heard(self: Box<Self>, session: &Session) -> Result<Opened, Unopened> {
         let Self { claim, deadline, .. } = *self;
-        let newer = async {
-            claim.superseded().await;
-            Err(Unopened::ByUs(admit::superseded()))
-        };
-        let answer = future::or(newer, session.hear_answer(deadline)).await;
-        // Used up in any case: a refusal is an answer, too.
-        if claim.answer() { answer } else { Err(Unopened::ByUs(admit::superseded())) }
+        match claim.unless_superseded(session.hear_answer(deadline)).await {
+            // Used up in any case: a refusal is an answer, too.
+            Some(answer) if claim.answer() => answer,
+            _ => Err(Unopened::ByUs(admit::superseded())),
+        }
     }
 }
 
@@ -254,11 +252,9 @@ impl Session {
     /// Ends one that broke, together with its owner's connection. It counts as a session until both sides have what
     /// they were sent.
     pub(crate) async fn break_off(self: Box<Self>, conn: Conn, ended: Ended) {
-        let (words, patience) = (ended.by_name("the gateway"), linger::patience(ended));
         let Self { lane, slot: _slot, record } = *self;
         record.ended(ended);
-        let lane = linger::reset_conn(*lane.conn, &words, patience);
-        future::zip(lane, linger::reset_conn(conn, &words, patience)).await;
+        future::zip(reset(*lane.conn, ended), reset(conn, ended)).await;
     }
 
     /// Ends one that did not open. A lane on which data of it may be under way serves nothing more.
@@ -298,6 +294,11 @@ impl Session {
         };
         refused.of(record.id)
     }
+}
+
+/// Resets one side's connection of a session that ended so, behind everything that was sent.
+pub(crate) async fn reset(conn: Conn, ended: Ended) {
+    linger::reset_conn(conn, &ended.by_name("the gateway"), linger::patience(ended)).await;
 }
 
 /// Returns when a session must end because of who its sides are: a token has expired, its bearer was dismissed, or the
@@ -417,16 +418,10 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(30);
 
-    fn setting() -> (Worker, Agent) {
-        let worker = kit::worker(Limits::default());
-        let agent = worker.agent();
-        (worker, agent)
-    }
-
     #[test]
     fn whatever_becomes_of_a_session_that_opened_its_end_is_noted_once() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let open = async |n| {
                 let lane = worker.park(&agent, Framing::Framed);
                 let (got, _) = zip(worker.asked(n), lane.accept()).await;
@@ -461,7 +456,7 @@ mod tests {
     #[test]
     fn an_agent_s_word_of_retirement_may_cross_one_dial_and_no_more() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let lane = worker.park(&agent, Framing::Framed);
             let crossed = async {
                 let dial = lane.dial().await;
@@ -484,7 +479,7 @@ mod tests {
     #[test]
     fn an_answer_that_does_not_count_is_a_lost_lane() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let other = Message::Dialled { session: session(9), e2ee: None };
             for (n, answer) in [(1, Some(other)), (2, None)] {
                 let lane = worker.park(&agent, Framing::Framed);
@@ -531,7 +526,7 @@ mod tests {
     #[test]
     fn an_agent_may_say_no_in_its_own_words_and_its_lane_serves_on() {
         kit::run(async {
-            let (worker, agent) = setting();
+            let (worker, agent) = kit::setting(Limits::default());
             let lane = worker.park(&agent, Framing::Framed);
             for (n, said, heard) in [
                 (1, RefusalCode::TargetRefused, RefusalCode::TargetRefused),

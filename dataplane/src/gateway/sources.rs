@@ -17,7 +17,7 @@ use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -25,7 +25,7 @@ use std::{
 
 use narrowlink_proto::{id::Uid, limits::Limits};
 
-use crate::run::source::Source;
+use crate::run::{lock::lock, source::Source};
 
 const SHARDS: usize = 64;
 /// How much more a source gets that has shown a good token, and how much less one that is punished.
@@ -154,7 +154,7 @@ impl Sources {
     /// That of the sources with this number.
     fn shard(&self, number: u32) -> MutexGuard<'_, HashMap<Source, Entry>> {
         let index = number as usize % SHARDS;
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[index])
     }
 
     /// Whether somebody new may come before the older stranger that is to leave for it has done so.
@@ -259,7 +259,7 @@ impl Sources {
     pub fn sweep(&self, now: Instant) {
         let now = self.since_start(now);
         for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             shard.retain(|_, entry| entry.is_needed(now));
             if shard.capacity() > 4 * shard.len() {
                 shard.shrink_to_fit();
@@ -269,7 +269,7 @@ impl Sources {
 
     /// How many sources are remembered.
     pub fn len(&self) -> usize {
-        let len = |shard: &Mutex<HashMap<_, _>>| shard.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let len = |shard: &Mutex<HashMap<_, _>>| lock(shard).len();
         self.shards.iter().map(len).sum()
     }
 

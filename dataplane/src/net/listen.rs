@@ -6,7 +6,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use crate::{
     net::plain::Plain,
-    run::{descriptors, timer::sleep},
+    run::{descriptors, lock::lock, timer::sleep},
 };
 
 /// Connections the kernel may hold for us before we accept them.
@@ -280,7 +280,7 @@ async fn accept_descriptors<R>(
 /// Over all listeners of the process: they run out together.
 fn say_once_a_second(e: &io::Error) {
     static SAID_AT: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut said_at = SAID_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut said_at = lock(&SAID_AT);
     if said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
         return;
     }

@@ -8,9 +8,11 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io::{self, IoSlice, Read as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Poll, Waker},
 };
+
+use crate::run::lock::lock;
 
 /// What a connection in memory can take.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +99,7 @@ impl Memory {
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.link)
     }
 
     /// As [`Socket::recv`](super::socket::Socket::recv).
@@ -261,7 +263,7 @@ pub(crate) struct Cable(Arc<Mutex<Link>>);
 impl Cable {
     /// Nothing arrives from now on, and neither end is told: as when a cable is pulled.
     pub(crate) fn unplug(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).unplugged = true;
+        lock(&self.0).unplugged = true;
     }
 }
 

@@ -18,7 +18,7 @@ use async_channel::Sender;
 
 pub use self::queue::Asker;
 use self::queue::{Question, Queue};
-use crate::run::timer::timeout;
+use crate::run::{lock::lock, timer::timeout};
 
 /// A thread that has had nothing to look up for so long ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -182,7 +182,7 @@ impl Resolver {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
     /// A resolver of which names that begin with `silent` hear nothing while the test holds the silence.
     fn deaf_to_some(host: &str, port: u16) -> Answer {
         if host.starts_with("silent") {
-            drop(SILENCE.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(lock(&SILENCE));
         }
         Ok(vec![SocketAddr::new([192, 0, 2, 1].into(), port)])
     }
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn silent_names_of_one_client_delay_neither_another_client_nor_the_way_to_the_gateway() {
-        let silence = SILENCE.lock().unwrap_or_else(PoisonError::into_inner);
+        let silence = lock(&SILENCE);
         let asked = Resolver::new(deaf_to_some);
         run_alone(false, |_| async move {
             let hung: Vec<_> = (0..100)

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use futures_lite::future;
 
 use crate::{
     peer::demand::{Bounds, Census, Demand},
-    run::{backoff::Backoff, bell::Doorbell, timer::sleep_until},
+    run::{backoff::Backoff, bell::Doorbell, lock::lock, timer::sleep_until},
 };
 
 /// How many are kept ready, and what is under way for it.
@@ -56,10 +56,6 @@ impl Drop for Opening {
         // Without a ring: what came of it is told next, and one more would be opened in between.
         self.0.opening.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {

@@ -5,12 +5,14 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use async_channel::{Receiver, Sender};
+
+use crate::run::lock::lock;
 
 /// Wakes the one task that waits at it.
 pub struct Doorbell {
@@ -60,6 +62,52 @@ impl Gate {
     }
 }
 
+/// Set, or clear: something that lasts, for all who wait for it on any thread. A wait begins with its call, not with
+/// its first poll: what happens behind the call is heard, also when it is over again by then.
+#[derive(Default)]
+pub struct Event(Mutex<Pair>);
+
+/// Closed when the event is set.
+struct Pair {
+    set: Sender<Infallible>,
+    heard: Receiver<Infallible>,
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        let (set, heard) = async_channel::bounded(1);
+        Self { set, heard }
+    }
+}
+
+impl Event {
+    /// Wakes all who wait. Nobody has to, until it is cleared.
+    pub fn set(&self) {
+        lock(&self.0).set.close();
+    }
+
+    /// From now on it is waited for.
+    pub fn clear(&self) {
+        let mut pair = lock(&self.0);
+        if pair.set.is_closed() {
+            *pair = Pair::default();
+        }
+    }
+
+    /// Wakes all who wait now.
+    pub fn pulse(&self) {
+        std::mem::replace(&mut *lock(&self.0), Pair::default()).set.close();
+    }
+
+    /// Waits until it is set.
+    pub fn wait(&self) -> impl Future<Output = ()> + use<> {
+        let heard = lock(&self.0).heard.clone();
+        async move {
+            let _ = heard.recv().await;
+        }
+    }
+}
+
 /// The tasks that are under way.
 #[derive(Default)]
 pub struct Tasks {
@@ -96,7 +144,7 @@ impl Drop for Running {
 mod tests {
     use std::{pin::pin, thread};
 
-    use futures_lite::future::poll_once;
+    use futures_lite::future::{block_on, poll_once};
 
     use super::*;
     use crate::run::worker::{run_alone, spawn};
@@ -180,5 +228,33 @@ mod tests {
             drop(newer);
             done.await;
         });
+    }
+
+    #[test]
+    fn an_event_is_heard_by_all_who_wait_and_by_who_comes_later_until_it_is_cleared() {
+        block_on(async {
+            let event = Event::default();
+            let waiting = [event.wait(), event.wait()];
+            event.clear();
+            event.set();
+            for wait in waiting {
+                wait.await;
+            }
+            event.wait().await;
+            let before = event.wait();
+            event.clear();
+            before.await;
+            assert!(poll_once(event.wait()).await.is_none(), "the next time is waited for anew");
+        });
+    }
+
+    #[test]
+    fn a_pulse_wakes_who_waits_on_another_thread_and_nobody_who_comes_later() {
+        let event = Event::default();
+        let waiting = event.wait();
+        let elsewhere = std::thread::spawn(|| block_on(waiting));
+        event.pulse();
+        elsewhere.join().unwrap();
+        assert!(block_on(poll_once(event.wait())).is_none());
     }
 }

@@ -9,7 +9,7 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -18,7 +18,10 @@ use rustix::{
     io::{Errno, fcntl_dupfd_cloexec},
 };
 
-use crate::run::timer::{sleep, timeout};
+use crate::run::{
+    lock::lock,
+    timer::{sleep, timeout},
+};
 
 /// How often it is looked whether a descriptor is free for who waits for one.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -43,7 +46,7 @@ impl Shared {
     }
 
     fn look(&self) -> MutexGuard<'_, Reserve> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

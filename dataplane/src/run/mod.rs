@@ -10,6 +10,7 @@ pub mod crew;
 pub mod descriptors;
 pub mod file;
 pub mod journal;
+pub mod lock;
 pub mod log;
 pub(crate) mod pollable;
 pub mod process;

@@ -7,6 +7,7 @@ use std::sync::{
 };
 
 use hdrhistogram::Histogram;
+use narrowlink_dataplane::run::lock::lock;
 
 /// Longer than any round trip that is worth measuring.
 const LONGEST_NS: u64 = 60_000_000_000;
@@ -45,7 +46,7 @@ impl Gauge {
     pub fn add_event(&self, took_ns: u64) {
         self.events.fetch_add(1, Ordering::Relaxed);
         if self.measuring.load(Ordering::Relaxed) {
-            self.times.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(took_ns);
+            lock(&self.times).saturating_record(took_ns);
         }
     }
 
@@ -61,7 +62,7 @@ impl Gauge {
 
     /// The times that were recorded: nanoseconds, and how often.
     pub fn times(&self) -> Vec<(u64, u64)> {
-        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = lock(&self.times);
         times.iter_recorded().map(|v| (v.value_iterated_to(), v.count_since_last_iteration())).collect()
     }
 }

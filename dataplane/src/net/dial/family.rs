@@ -6,9 +6,11 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
+
+use crate::run::lock::lock;
 
 /// How long a family that won is tried first. (RFC 8305: on the order of 10 minutes.)
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -35,7 +37,7 @@ struct Winners(HashMap<(Box<str>, u16), (Family, Instant)>);
 static WINNERS: LazyLock<Mutex<Winners>> = LazyLock::new(Mutex::default);
 
 fn winners() -> MutexGuard<'static, Winners> {
-    WINNERS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&WINNERS)
 }
 
 /// The family that connected to `host` first the last time, if that is not long ago.

@@ -14,6 +14,8 @@ use std::{
 
 use concurrent_queue::ConcurrentQueue;
 
+use crate::run::lock::lock;
+
 /// So many lines are handed to the writer at once.
 const BATCH_LINES_MAX: usize = 256;
 
@@ -105,7 +107,7 @@ impl<L> Queue<L> {
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
         // Nothing below leaves them half-changed.
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.requests)
     }
 
     /// Costs one atomic operation where the writer is awake, and a system call where it sleeps.

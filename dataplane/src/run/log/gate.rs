@@ -3,7 +3,7 @@
 //! See: `limit`, which decides.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
 
@@ -14,6 +14,7 @@ use super::{
     limit::{Limit, Omission, Verdict},
     source::{Source, words},
 };
+use crate::run::lock::lock;
 
 /// What the log says about itself has this target.
 pub(super) const TARGET: &str = "narrowlink::log";
@@ -24,7 +25,7 @@ pub(super) struct Gate(Arc<Mutex<Limit>>);
 
 impl Gate {
     fn limit(&self) -> MutexGuard<'_, Limit> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// What was left out in the last second, as events.

@@ -1,13 +1,11 @@
 //! Role: the log's layers together, as a program has them, with lines that are kept in memory.
 
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::{fmt, sync::Mutex};
 
 use tracing_subscriber::layer::Layered;
 
 use super::{limit::Omission, *};
+use crate::run::lock::lock;
 
 /// Keeps what is written.
 #[derive(Clone, Default)]
@@ -15,14 +13,14 @@ struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl Kept {
     fn lines(&self) -> Vec<String> {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = lock(&self.0);
         String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
     }
 }
 
 impl io::Write for Kept {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(line);
+        lock(&self.0).extend_from_slice(line);
         Ok(line.len())
     }
 
