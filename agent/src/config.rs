@@ -2,7 +2,7 @@
 //! Invariants: an unknown key is an error and never ignored; every error names the file, and the line
 //! where it has one: what is no [`Fault`] of YAML is an [`Unfit`], which there is no way to say without its place; a token
 //! never shows.
-//! See: README.md "Configuration".
+//! See: docs/configuration.md.
 
 use std::{
     ffi::OsString,

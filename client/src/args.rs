@@ -27,7 +27,7 @@ Examples:
 Without -c, client.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/.
 
 Exit codes: 0 done, 2 usage, 65 refused by policy, 69 unreachable or not found,
-74 the session was reset, or standard input or output broke,
+70 internal, 74 the session was reset, or standard input or output broke,
 77 authentication, 78 configuration."
 )]
 pub struct Args {

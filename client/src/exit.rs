@@ -1,6 +1,6 @@
 //! Role: how `narrowlink` ends: one exit code and one sentence for each kind of trouble.
 //! Invariants: a code never changes its meaning; every sentence says what, where, and what next.
-//! See: README.md "Exit codes"; sysexits.h, whose numbers these are.
+//! See: docs/errors.md; sysexits.h, whose numbers these are.
 
 use std::{fmt, io};
 

@@ -3,7 +3,7 @@
 //! a stream serves again
 //! only when everything on it has ended cleanly, on both sides · nothing is opened ahead while the
 //! gateway is away, and one that refuses is asked again only after a growing pause.
-//! See: ARCHITECTURE.md "Open".
+//! See: ARCHITECTURE.md "Warm streams".
 
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 

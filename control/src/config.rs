@@ -1,7 +1,7 @@
 //! Role: what a gateway is to be, as gateway.yaml or a test says it; nothing else here knows YAML.
 //! Invariants: every error names the file, the place in it and what is expected there · secrets and keys
 //! that others can read are refused unless the operator says otherwise.
-//! See: README "gateway.yaml".
+//! See: docs/configuration.md "gateway.yaml".
 
 mod complaint;
 mod input;

@@ -1,6 +1,6 @@
 //! Role: the program narrowlink-gateway: arguments, logging, signals, exit codes.
 //! Invariants: it ends by exiting, never by dropping a worker's runtime.
-//! See: README "narrowlink-gateway".
+//! See: README.md "Set it up".
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -2,7 +2,7 @@
 //! Invariants: no circle of files: whoever reads a file, and then what it needs, never comes back to it. A module and
 //! those within it are one place, and need each other as they like · no wing of the data plane needs one above it · the
 //! runtime is named in two of them alone · the code map names every file of the product, and
-//! none that is gone.
+//! none that is gone; what it says a file has is in that file, and a section that a file refers to exists.
 //! See: ARCHITECTURE.md "Crates and arrows".
 
 use std::{
@@ -263,6 +263,115 @@ fn every_file_of_the_code_map_is_there() {
     assert!(named.len() > 40, "the code map was not found: {named:?}");
     let gone: Vec<_> = named.iter().filter(|path| !root().join(path).exists()).collect();
     assert!(gone.is_empty(), "ARCHITECTURE.md names files that are not there: {gone:?}");
+}
+
+/// The functions and constants that the map names in brackets behind a file: the file's last part of a path, and the name.
+fn named_within(map: &str) -> Vec<(&str, &str)> {
+    let mut found = Vec::new();
+    for row in map.lines() {
+        let mut file = None;
+        let words: Vec<_> = row.split('`').collect();
+        for (before, word) in words.windows(2).step_by(2).map(|pair| (pair[0], pair[1])) {
+            let is_in_brackets = before == " (" || before == ", " && file.is_some();
+            if word.ends_with(".rs") {
+                file = Some((word, true));
+            } else if let Some((file, true)) = file
+                && is_in_brackets
+            {
+                found.push((file, word));
+            } else {
+                file = None;
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn what_the_code_map_says_a_file_has_is_there() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it can be read");
+    let map =
+        &map[map.find("## Code map").expect("it has one")..map.find("## Invariants").expect("and these")];
+    let mut files = Vec::new();
+    for name in CRATES {
+        let mut modules = Modules::new();
+        find_modules(&root().join(name).join("src"), &[], &mut modules);
+        files.extend(modules.into_values().filter_map(|path| {
+            let text = fs::read_to_string(&path).ok()?;
+            Some((path, text))
+        }));
+    }
+    let named = named_within(map);
+    assert!(named.len() > 10, "{named:?}");
+    let has = |(name, within): &(&str, &str)| {
+        let is_item = |text: &str| {
+            ["fn", "const", "struct", "enum", "trait"]
+                .iter()
+                .any(|kind| text.contains(&format!("{kind} {within}")))
+        };
+        files.iter().any(|(path, text)| path.ends_with(name) && is_item(text))
+    };
+    let gone: Vec<_> = named.iter().filter(|row| !has(row)).collect();
+    assert!(gone.is_empty(), "the code map names what is not there: {gone:?}");
+}
+
+/// The documents that a file's `See:` refers to, with the sections of each.
+fn references(text: &str) -> Vec<(String, String)> {
+    let Some((_, see)) = text.split_once("//! See:") else { return Vec::new() };
+    let lines = see.lines().enumerate().take_while(|(at, line)| *at == 0 || line.starts_with("//! "));
+    let words: Vec<_> = lines.map(|(_, line)| line.trim_start_matches("//! ")).collect();
+    let mut found = Vec::new();
+    for part in words.join(" ").split(';') {
+        let Some(at) = part
+            .find("README")
+            .or_else(|| part.find("ARCHITECTURE"))
+            .or_else(|| part.find(" docs/").map(|at| at + 1))
+        else {
+            continue;
+        };
+        let name = part[at..].split([' ', ',']).next().unwrap_or_default().trim_end_matches('.').to_owned();
+        let sections: Vec<_> = part.split('"').skip(1).step_by(2).collect();
+        found.extend(sections.iter().map(|section| (name.clone(), (*section).to_owned())));
+        if sections.is_empty() {
+            found.push((name, String::new()));
+        }
+    }
+    found
+}
+
+/// All sources below a folder, programs and tests as well.
+fn every_file(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("it can be listed").flatten().map(|entry| entry.path());
+    let files = |path: PathBuf| match path.extension() {
+        _ if path.is_dir() => every_file(&path),
+        Some(extension) if extension == "rs" => vec![path],
+        _ => Vec::new(),
+    };
+    entries.flat_map(files).collect()
+}
+
+#[test]
+fn every_section_that_a_file_refers_to_exists() {
+    let files = CRATES.iter().flat_map(|name| every_file(&root().join(name)));
+    let (mut count, mut gone) = (0, Vec::new());
+    for path in files {
+        let text = fs::read_to_string(&path).expect("it can be read");
+        for (document, section) in references(&text) {
+            count += 1;
+            let known = fs::read_to_string(root().join(&document)).is_ok_and(|text| {
+                section.is_empty()
+                    || text.contains(&format!("**{section}"))
+                    || text.lines().any(|line| {
+                        line.starts_with('#') && line.trim_start_matches('#').trim().starts_with(&section)
+                    })
+            });
+            if !known {
+                gone.push(format!("{}: {document} \"{section}\"", path.display()));
+            }
+        }
+    }
+    assert!(count > 40, "only {count} were found");
+    assert!(gone.is_empty(), "these are not there: {gone:#?}");
 }
 
 #[test]

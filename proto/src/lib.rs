@@ -13,9 +13,15 @@
 //! | *target* | what a session ends at: a host and port beyond the agent |
 //! | *link* | a control connection: presence, list, "I need lanes" |
 //! | *stream* | a client's connection that carries payload |
-//! | *lane* | an agent's stream, parked at the gateway until somebody needs it |
-//! | *session* | two streams joined: one client, one target |
-//! | *owner* | the worker that a session lives on |
+//! | *lane* | an agent's connection that carries payload, parked at the gateway until somebody needs it |
+//! | *session* | a stream and a lane joined: one client, one target |
+//! | *owner* | the client whose session it is |
+//! | *principal* | who somebody is, as their token says: user, name, rights |
+//! | *stranger* | a connection that has shown no good token yet |
+//! | *seat* | a connection's place in its worker's table |
+//! | *door* | what the data plane asks of those who decide; the *warden* answers |
+//! | *turn* | as much work as a connection may cause before others have theirs |
+//! | *share* | those who wait for turns as one: a user, or all strangers |
 //! | *snapshot* | an immutable view that workers decide from |
 //! | *verdict* | the answer to "may it?" |
 //! | *early* | bytes read before anyone knew whose they are |

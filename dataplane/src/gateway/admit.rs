@@ -1,5 +1,4 @@
-//! Role: "may it?": who a token says one is, and whether that one may have this session. The one
-//! file that asks the door.
+//! Role: "may it?": who a token says one is, and whether that one may have this session.
 //! Invariants: every open is decided, whichever way it came · nothing is dialled for who has lost the right to
 //! it while it waited · an id is used once.
 //! See: ARCHITECTURE.md "Open".
@@ -188,7 +187,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::gateway::kit::{self, Agent, Worker, session};
+    use crate::gateway::kit::{self, session};
 
     const SOON: Duration = Duration::from_millis(30);
 

@@ -23,7 +23,7 @@ use crate::{
 /// Sessions that may wait for lanes of one agent on one worker.
 const WAITING_MAX: usize = 1024;
 
-/// An agent's stream without a session.
+/// An agent's connection that carries payload, with a session or without.
 pub struct Lane {
     /// The connection.
     pub conn: Box<Conn>,

@@ -149,20 +149,9 @@ async fn converse(
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
             let expiry = async {
                 sleep_until(principal.expires_at).await;
-                Err(LinkError::Goodbye(Goodbye {
-                    code: GoodbyeCode::Unauthenticated,
-                    reason: "the token has expired".to_owned(),
-                }))
+                Err(LinkError::Goodbye(farewell(Why::Expired)))
             };
-            let dismissed = async {
-                let reason = match seat.dismissed().await {
-                    Why::Expired => "the token has expired",
-                    Why::SecretRetired => "the secret that signed the token is in use no more",
-                    _ => "the token was revoked",
-                };
-                let reason = reason.to_owned();
-                Err(LinkError::Goodbye(Goodbye { code: GoodbyeCode::Unauthenticated, reason }))
-            };
+            let dismissed = async { Err(LinkError::Goodbye(farewell(seat.dismissed().await))) };
             // Who must go is not heard.
             future::or(future::or(expiry, dismissed), future::or(order, heard)).await
         };
@@ -193,6 +182,20 @@ async fn converse(
             return e;
         }
     }
+}
+
+/// What a peer that has to go is told.
+fn farewell(why: Why) -> Goodbye {
+    let (code, reason) = match why {
+        Why::Expired => (GoodbyeCode::Unauthenticated, "the token has expired"),
+        Why::SecretRetired => {
+            (GoodbyeCode::Unauthenticated, "the secret that signed the token is in use no more")
+        }
+        Why::Revoked => (GoodbyeCode::Unauthenticated, "the token was revoked"),
+        Why::Shutdown => (GoodbyeCode::Draining, "this gateway shuts down; come back in a moment"),
+        _ => (GoodbyeCode::Other, "this gateway has ended the link"),
+    };
+    Goodbye { code, reason: reason.to_owned() }
 }
 
 fn send_list(local: &Local, socket: &mut LinkSocket, principal: &Principal) -> Result<(), LinkError> {
@@ -437,17 +440,20 @@ mod tests {
     #[test]
     fn who_must_go_hears_why_and_is_not_heard() {
         kit::run(async {
-            for (why, reason) in [
-                (Why::Revoked, "the token was revoked"),
-                (Why::SecretRetired, "the secret that signed the token is in use no more"),
-                (Why::Expired, "the token has expired"),
+            let gone = GoodbyeCode::Unauthenticated;
+            for (why, code, reason) in [
+                (Why::Revoked, gone, "the token was revoked"),
+                (Why::SecretRetired, gone, "the secret that signed the token is in use no more"),
+                (Why::Expired, gone, "the token has expired"),
+                (Why::Shutdown, GoodbyeCode::Draining, "this gateway shuts down; come back in a moment"),
+                (Why::Reset, GoodbyeCode::Other, "this gateway has ended the link"),
             ] {
                 let worker = worker();
                 let peer = up(&worker, &worker.laptop).await;
                 peer.say(&Message::List).await;
                 worker.expel("laptop", why);
                 let goodbye = goodbye(&peer).await;
-                assert_eq!((goodbye.code, &*goodbye.reason), (GoodbyeCode::Unauthenticated, reason));
+                assert_eq!((goodbye.code, &*goodbye.reason), (code, reason));
                 assert_eq!(peer.close().await.0, 1001);
             }
         });

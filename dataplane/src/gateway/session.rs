@@ -412,7 +412,7 @@ mod tests {
 
     use super::*;
     use crate::gateway::{
-        kit::{self, Agent, Worker, session, until},
+        kit::{self, session, until},
         table::Kind,
     };
 

@@ -96,7 +96,7 @@ impl Event {
 
     /// Wakes all who wait now.
     pub fn pulse(&self) {
-        std::mem::replace(&mut *lock(&self.0), Pair::default()).set.close();
+        std::mem::take(&mut *lock(&self.0)).set.close();
     }
 
     /// Waits until it is set.
@@ -252,7 +252,7 @@ mod tests {
     fn a_pulse_wakes_who_waits_on_another_thread_and_nobody_who_comes_later() {
         let event = Event::default();
         let waiting = event.wait();
-        let elsewhere = std::thread::spawn(|| block_on(waiting));
+        let elsewhere = thread::spawn(|| block_on(waiting));
         event.pulse();
         elsewhere.join().unwrap();
         assert!(block_on(poll_once(event.wait())).is_none());

@@ -1,7 +1,7 @@
 //! Role: one installation in a directory: certificates, tokens, configurations, and its programs.
 //! Invariants: everything lies in one temporary directory; tokens come from narrowlink-tokengen; an
 //! address that the gateway got once it keeps, so that it can come back to the same port.
-//! See: README.md, "Configuration".
+//! See: docs/configuration.md.
 
 use std::{
     fs::{self, OpenOptions},
