@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -72,6 +72,8 @@ pub struct Gateway {
     open: Mutex<Open>,
     certificates: Mutex<Watch>,
     fixed: Fixed,
+    /// Nothing new is accepted any more.
+    stopping: AtomicBool,
 }
 
 /// Why a gateway did not start.
@@ -195,6 +197,7 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
         open,
         certificates,
         fixed,
+        stopping: AtomicBool::new(false),
     })
 }
 
@@ -274,6 +277,7 @@ impl Gateway {
 
     /// Ends what is idle: links are told and end, nothing new is accepted. Sessions go on.
     pub(crate) fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
         self.counter.drain(GOODBYE_PATIENCE);
         self.shared.mailboxes.tell_all(|| Note::Stop);
     }

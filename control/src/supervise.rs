@@ -1,6 +1,6 @@
 //! Role: watches a running gateway until it is told to stop or breaks, and has it end in good order.
 //! Invariants: a worker that makes no progress is noticed within 6 s · the second word to stop is obeyed at
-//! once · a process that was stopped as a whole (SIGSTOP, a paused machine) is not broken.
+//! once · what is revoked is so for sessions that a stopping gateway waits for, too · a process that was stopped as a whole (SIGSTOP, a paused machine) is not broken.
 //! See: signal-hook; `main`, which exits with what comes out here.
 
 use std::{
@@ -75,18 +75,14 @@ pub fn signals() -> io::Result<Receiver<Word>> {
 
 /// Returns when the gateway has ended: each word to stop tells it to, and sessions have its drain timeout after
 /// the first. Until then it follows its files, if it has a `reloader`.
-pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option<Reloader>) -> Outcome {
+pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, reloader: Option<Reloader>) -> Outcome {
     let mut watch = Watch::new(Instant::now());
+    let mut files = Files { reloader, looked_at: Instant::now() };
     loop {
         let heard = words.recv_timeout(TICK);
         match heard {
             Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            Ok(Word::Reload) | Err(RecvTimeoutError::Timeout) => {}
-        }
-        if let Some(reloader) = &mut reloader
-            && (heard.is_ok() || reloader.handle_tick())
-        {
-            reloader.reload(gateway);
+            Ok(Word::Reload) | Err(RecvTimeoutError::Timeout) => files.follow(gateway, heard.is_ok()),
         }
         gateway.watch_certificates(clock::seconds_since_1970());
         let lost = gateway.has_lost_a_thread();
@@ -98,7 +94,8 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option
     tracing::info!("stopping: nothing new is accepted; sessions have {} s to end", drain_timeout.as_secs());
     let deadline = Instant::now() + drain_timeout;
     gateway.begin_stop();
-    let outcome = drain(words, deadline, || {
+    let outcome = drain(words, deadline, |asked| {
+        files.follow(gateway, asked);
         match watch.handle_tick(Instant::now(), gateway.longest_silence(), false) {
             Some(fault) => Some(Outcome::Broken(fault)),
             None => gateway.is_stopped().then_some(Outcome::Drained),
@@ -110,15 +107,42 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, mut reloader: Option
     outcome
 }
 
-/// Waits for `outcome`, the deadline or a further word, whichever is first.
-fn drain(words: &Receiver<Word>, deadline: Instant, mut outcome: impl FnMut() -> Option<Outcome>) -> Outcome {
+/// Waits for `outcome`, the deadline or a further word to stop, whichever is first. It hears whether it was asked to
+/// reload.
+fn drain(
+    words: &Receiver<Word>,
+    deadline: Instant,
+    mut outcome: impl FnMut(bool) -> Option<Outcome>,
+) -> Outcome {
+    let mut is_to_reload = false;
     loop {
-        if let Some(outcome) = outcome() {
+        if let Some(outcome) = outcome(is_to_reload) {
             return outcome;
         }
-        // There is nothing to reload for who is about to end.
-        if words.recv_timeout(STOP_TICK) == Ok(Word::Stop) || Instant::now() >= deadline {
+        let heard = words.recv_timeout(STOP_TICK);
+        is_to_reload = heard == Ok(Word::Reload);
+        if heard == Ok(Word::Stop) || Instant::now() >= deadline {
             return Outcome::Cut;
+        }
+    }
+}
+
+/// The files that a gateway follows, if it follows any.
+struct Files {
+    reloader: Option<Reloader>,
+    looked_at: Instant,
+}
+
+impl Files {
+    /// Takes what has changed, if they are due for a look, or at once if that was `asked` for.
+    fn follow(&mut self, gateway: &Gateway, asked: bool) {
+        let Some(reloader) = &mut self.reloader else { return };
+        let is_due = self.looked_at.elapsed() >= TICK;
+        if is_due {
+            self.looked_at = Instant::now();
+        }
+        if asked || (is_due && reloader.handle_tick()) {
+            reloader.reload(gateway);
         }
     }
 }
@@ -194,10 +218,15 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(3600);
         say.send(Word::Reload).unwrap();
         say.send(Word::Stop).unwrap();
-        assert_eq!(drain(&heard, far, || None), Outcome::Cut);
-        assert_eq!(drain(&heard, Instant::now(), || None), Outcome::Cut);
+        let mut asked = Vec::new();
+        let cut = drain(&heard, far, |is_to_reload| {
+            asked.push(is_to_reload);
+            None
+        });
+        assert_eq!((cut, asked), (Outcome::Cut, vec![false, true]));
+        assert_eq!(drain(&heard, Instant::now(), |_| None), Outcome::Cut);
         let mut ticks = 0;
-        let drained = drain(&heard, far, || {
+        let drained = drain(&heard, far, |_| {
             ticks += 1;
             (ticks == 3).then_some(Outcome::Drained)
         });

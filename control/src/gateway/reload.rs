@@ -3,12 +3,12 @@
 //! time, by the same sockets.
 //! See: ARCHITECTURE.md "Reload and dismissal"; the crate's `reload`, which says when, and reads the files first.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::atomic::Ordering};
 
 use narrowlink_dataplane::{gateway::mailbox::Note, run::lock::lock};
 
 use super::{Gateway, StartError, open::Seated, rules, served};
-use crate::{clock, config::Config};
+use crate::{auth::Rules, clock, config::Config};
 
 /// What a reload has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,11 +56,16 @@ impl Fixed {
 
 impl Gateway {
     /// Makes it what `config` says, without touching what runs: sockets whose address stays are kept, and
-    /// whoever may not be here any more is dismissed. If anything can't be had, nothing is changed.
+    /// whoever may not be here any more is dismissed. If anything can't be had, nothing is changed. Who stops
+    /// takes rules and limits alone.
     ///
     /// # Errors
     /// A new address can't be listened on, or the config is incomplete.
     pub fn reload(&self, config: &Config) -> Result<Changes, StartError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            self.take_rules(rules(config)?, config);
+            return Ok(Changes::default());
+        }
         let mut guard = lock(&self.open);
         let open = &mut *guard;
         let mut changes = Changes::default();
@@ -87,12 +92,8 @@ impl Gateway {
         }
         let rules = rules(config)?;
         // From here on nothing fails.
-        self.warden.replace(rules);
+        self.take_rules(rules, config);
         self.warden.show(served(&services));
-        self.shared.set_limits(config.limits.clone());
-        self.counter.set_limits(config.limits.clone());
-        self.accounts.set(config.allowances());
-        self.audit.reopen();
         for (service, sockets) in new_sockets {
             self.shared
                 .mailboxes
@@ -103,11 +104,20 @@ impl Gateway {
             changes.closed.push(seated.bound);
             self.shared.mailboxes.tell_all(|| Note::Unlisten(seated.number));
         }
-        self.shared.mailboxes.tell_all(|| Note::Judge);
         changes.after_restart = self.fixed.differences(config);
         open.services = services;
         lock(&self.certificates).reload();
         Ok(changes)
+    }
+
+    /// From now on these hold, for who is there as well.
+    fn take_rules(&self, rules: Rules, config: &Config) {
+        self.warden.replace(rules);
+        self.shared.set_limits(config.limits.clone());
+        self.counter.set_limits(config.limits.clone());
+        self.accounts.set(config.allowances());
+        self.audit.reopen();
+        self.shared.mailboxes.tell_all(|| Note::Judge);
     }
 }
 

@@ -136,6 +136,12 @@ impl Account {
         Refused::new(RefusalCode::Limited, format!("{} {what}", self.whose))
     }
 
+    /// The same for who is too fast at it; the answer says when it can be.
+    fn too_fast(&self, what: &str, wait: Duration) -> Refused {
+        let ms = wait.as_millis().max(1);
+        self.limited(format_args!("{what} faster than it may; try again in {ms} ms")).retry_after(wait)
+    }
+
     fn slots(&self, what: What) -> &Slots {
         match what {
             What::Session => &self.sessions,
@@ -227,10 +233,8 @@ impl Usage {
     fn login(&self) -> Result<(), Refused> {
         let now = now_ns();
         for account in self.accounts() {
-            account.logins.take(now, 1, DIALS_BURST).map_err(|wait| {
-                let ms = wait.as_millis().max(1);
-                account.limited(format_args!("connects faster than it may; try again in {ms} ms"))
-            })?;
+            let taken = account.logins.take(now, 1, DIALS_BURST);
+            taken.map_err(|wait| account.too_fast("connects", wait))?;
         }
         Ok(())
     }
@@ -247,11 +251,8 @@ impl Usage {
                     "has used up its bytes of this month (UTC); ask the operator of the gateway for more",
                 ));
             }
-            account.dials.take(now, 1, DIALS_BURST).map_err(|wait| {
-                let ms = wait.as_millis().max(1);
-                let what = format_args!("opens sessions faster than it may; try again in {ms} ms");
-                account.limited(what).retry_after(wait)
-            })?;
+            let taken = account.dials.take(now, 1, DIALS_BURST);
+            taken.map_err(|wait| account.too_fast("opens sessions", wait))?;
         }
         Ok(())
     }
@@ -457,6 +458,7 @@ mod tests {
             refused.reason.starts_with("this token connects faster than it may; try again in "),
             "{refused}"
         );
+        assert!((1..=50).contains(&refused.retry_after_ms.unwrap()), "{refused:?}");
     }
 
     #[test]

@@ -200,6 +200,11 @@ impl Running {
     /// Asks it to end, and waits until it has.
     pub(crate) fn end(&mut self, signal: Signal, patience: Duration) -> ExitStatus {
         self.signal(signal);
+        self.wait_for_end(patience)
+    }
+
+    /// How it ended, after a signal before this.
+    pub(crate) fn wait_for_end(&mut self, patience: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         let status =
             wait_for(&what, patience, || self.child.try_wait().expect("our own child can be waited for"));

@@ -14,7 +14,8 @@ use rustix::process::Signal;
 use crate::kit::{
     PATIENCE, net,
     process::run,
-    site::{AGENT, Holder, Site, Transport},
+    site::{AGENT, Holder, Site, Transport, UID},
+    wait_for,
 };
 
 /// What the generator says of the agent's token.
@@ -124,4 +125,29 @@ fn a_session_that_a_stopping_gateway_cuts_has_its_end_in_the_log() {
     let codes: Vec<_> =
         lines.filter(|line| line["event"] == "close").map(|line| line["code"].clone()).collect();
     assert_eq!(codes, ["shutdown"], "{ended:?}");
+}
+
+#[test]
+fn who_is_revoked_while_a_gateway_waits_for_sessions_is_cut_then() {
+    let mut site = Site::new();
+    let (audit, list) = ("audit: audit.log\n", "revocations: revoked.yaml\n");
+    site.write_secret("revoked.yaml", "[]\n");
+    site.write_secret("gateway.yaml", &(site.gateway_config() + audit + list + "drain_s: 60\n"));
+    let mut gateway = site.start_gateway();
+    let _agent = site.start_agent(Transport::Wss);
+    let forward = site.start_forward(Transport::Wss, net::start_echo());
+    let mut stream = net::try_echo(forward.local).expect("the tunnel stands");
+    gateway.signal(Signal::TERM);
+    wait_for("the drain", PATIENCE, || {
+        (gateway.said_times("stopping: nothing new is accepted") > 0).then_some(())
+    });
+    site.write_secret("revoked.yaml", &format!("- {{ uid: {UID}, name: free }}\n"));
+    let broke = stream.read(&mut [0; 1]).expect_err("an end that nobody said");
+    assert_eq!(broke.kind(), ErrorKind::ConnectionReset);
+    let ended = gateway.wait_for_end(PATIENCE);
+    let log = fs::read_to_string(site.path("audit.log")).expect("the gateway has written it");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let codes: Vec<_> =
+        lines.filter(|line| line["event"] == "close").map(|line| line["code"].clone()).collect();
+    assert_eq!(codes, ["revoked"], "{ended:?}");
 }

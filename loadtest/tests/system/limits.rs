@@ -182,6 +182,37 @@ fn a_forward_waits_as_long_as_it_is_told_and_resets_nobody() {
     limited.stop();
 }
 
+/// More than may log in at once, too: a try that is refused costs a login as well.
+#[test]
+fn more_connections_at_once_than_may_log_in_wait_and_none_is_reset() {
+    let _alone = alone();
+    for transport in [Transport { tls: false, raw: false }, Transport { tls: true, raw: true }] {
+        let lab = Lab::start(1).unwrap();
+        let _agent = lab.agent("home", transport).unwrap();
+        // A burst of 200 sessions and 400 logins, and then 20 and 40 a second.
+        let limited = token(&lab, "limited", r#"{"dials_per_s":20}"#);
+        let limited = lab.forward_as(&limited, "home", start_echo(), transport).unwrap();
+        let addr = limited.local_addr;
+        let waited = thread::scope(|scope| {
+            let users: Vec<_> = (0..320)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let start = Instant::now();
+                        ask(&mut connect(addr)).map(|()| start.elapsed())
+                    })
+                })
+                .collect();
+            let waited: Vec<_> = users.into_iter().map(|user| user.join().unwrap()).collect();
+            waited
+        });
+        let reset = waited.iter().filter(|waited| waited.is_err()).count();
+        let longest = waited.iter().flatten().max().unwrap();
+        println!("{transport:?}: {reset} of {} were reset; the longest wait was {longest:?}", waited.len());
+        assert_eq!(reset, 0);
+        limited.stop();
+    }
+}
+
 #[test]
 fn the_months_bytes_end_a_session_and_open_none() {
     let _alone = alone();
