@@ -130,10 +130,12 @@ fn a_session_that_a_stopping_gateway_cuts_has_its_end_in_the_log() {
 #[test]
 fn who_is_revoked_while_a_gateway_waits_for_sessions_is_cut_then() {
     let mut site = Site::new();
-    let (audit, list) = ("audit: audit.log\n", "revocations: revoked.yaml\n");
+    let more = "audit: audit.log\nrevocations: revoked.yaml\ndrain_s: 60\n";
     site.write_secret("revoked.yaml", "[]\n");
-    site.write_secret("gateway.yaml", &(site.gateway_config() + audit + list + "drain_s: 60\n"));
+    site.write_secret("gateway.yaml", &(site.gateway_config() + more));
     let mut gateway = site.start_gateway();
+    // With the addresses that it has, which were written without the rest.
+    site.write_secret("gateway.yaml", &(site.gateway_config() + more));
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
     let mut stream = net::try_echo(forward.local).expect("the tunnel stands");
