@@ -6,10 +6,11 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, Subcommand};
 use narrowlink_agent::{
     StartError,
     check::check,
@@ -17,8 +18,15 @@ use narrowlink_agent::{
     expiry::seconds_since_1970,
     start_with,
 };
-use narrowlink_dataplane::run::{log, process::find_config};
-use narrowlink_proto::answer::{self, UNWRITTEN, Unwritten};
+use narrowlink_dataplane::run::{
+    install::{InstallError, Installed, install},
+    log,
+    process::{argument_or_input, find_config, own_config_dir},
+};
+use narrowlink_proto::{
+    answer::{self, UNWRITTEN, Unwritten},
+    ticket::{Program, ProgramError, Ticket, TicketError},
+};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -27,10 +35,20 @@ use signal_hook::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What makes no sense on a command line; clap's code.
+const EXIT_USAGE: u8 = 2;
+/// sysexits.h: the gateway can't be reached, or takes no agent of this token.
+const EXIT_UNAVAILABLE: u8 = 69;
+/// sysexits.h: what was to be written can't be.
+const EXIT_CANT_CREATE: u8 = 73;
 /// sysexits.h: something is wrong with the configuration.
 const EXIT_CONFIG: u8 = 78;
 /// sysexits.h: our own fault, or the system's.
 const EXIT_SOFTWARE: u8 = 70;
+/// How long a gateway may take to welcome an agent that joins.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// More than any ticket has.
+const TICKET_BYTES_MAX: u64 = 64 * 1024;
 /// A second signal: 128 + SIGTERM, as shells have it.
 const EXIT_SIGNALLED: u8 = 143;
 
@@ -41,6 +59,7 @@ const EXIT_SIGNALLED: u8 = 143;
     version,
     after_help = "\
 Examples:
+  narrowlink-agent join -                  take the ticket that stands on standard input
   narrowlink-agent -c agent.yaml           run with this configuration
   narrowlink-agent --check                 say whether agent.yaml in a usual place can be used
   narrowlink-agent -v                      say more: each session, each lane
@@ -66,10 +85,38 @@ struct Args {
     /// Log warnings and errors only
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
+    /// What to do instead of being an agent.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of being an agent.
+#[derive(Subcommand)]
+enum Command {
+    /// Take a ticket: write agent.yaml and its token, and ask the gateway
+    #[command(after_help = "\
+Examples:
+  narrowlink-agent join nl1AbC..
+  narrowlink-agent join -                  and paste it, then Ctrl-D: so it stands in no history
+  narrowlink-agent join - < home.ticket
+
+A newer ticket of the same gateway replaces the token; an agent that runs goes on with it.
+Another configuration is never overwritten.
+
+Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can't be reached,
+73 what can't be written, 78 configuration.")]
+    Join {
+        /// The ticket, as `narrowlink-gateway ticket agent` makes it; - reads it from standard input
+        #[arg(value_name = "TICKET")]
+        ticket: String,
+        /// Where agent.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 fn main() {
-    narrowlink_dataplane::run::process::refuse_secrets("narrowlink-agent", &[]);
+    narrowlink_dataplane::run::process::refuse_secrets("narrowlink-agent", &["join"]);
     let args = Args::try_parse().unwrap_or_else(|e| {
         if e.use_stderr() {
             narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code());
@@ -99,8 +146,12 @@ fn end(done: anyhow::Result<()>) -> ! {
 fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
+    let by_ticket = error.is::<TicketError>() || error.is::<ProgramError>();
     match by_config {
         true => EXIT_CONFIG,
+        false if by_ticket => EXIT_USAGE,
+        false if error.is::<InstallError>() => EXIT_CANT_CREATE,
+        false if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
         false if error.is::<Unwritten>() => UNWRITTEN,
         false => EXIT_SOFTWARE,
     }
@@ -117,6 +168,9 @@ fn start_log(args: &Args) {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(Command::Join { ticket, dir }) = &args.command {
+        return join(ticket, dir.as_deref(), args.require_io_uring);
+    }
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
@@ -149,6 +203,40 @@ fn run(args: &Args) -> anyhow::Result<()> {
     });
     anyhow::ensure!(agent.join(), "the agent's thread failed");
     Ok(())
+}
+
+/// Writes what a ticket says, and asks the gateway whether it takes it.
+fn join(ticket: &str, dir: Option<&Path>, require_io_uring: bool) -> anyhow::Result<()> {
+    let text = argument_or_input(ticket, TICKET_BYTES_MAX).context("standard input")?;
+    let ticket = Ticket::parse(text.expose())?;
+    let (name, config) = Program::AGENT.configure(&ticket)?;
+    let usual = own_config_dir(|name| std::env::var_os(name));
+    let dir = dir.map(Path::to_owned).or_else(|| usual.clone());
+    let dir = dir.context("there is no home directory: say --dir DIR")?;
+    let token = ticket.token.expose();
+    let Installed { config: path, secret, renewed } =
+        install(&dir, (Program::AGENT.config, &config), (Program::AGENT.token, token))?;
+    let what = if renewed { "the token is replaced in" } else { "written:" };
+    say(&format!("{what} {}", if renewed { &secret } else { &path }.display()));
+    let mut config = Config::load(&path)?;
+    config.require_io_uring = require_io_uring;
+    let agent = start_with(config, None)?;
+    let welcomed = agent.wait_ready(WELCOME_TIMEOUT);
+    agent.stop();
+    let gateway = welcomed.ok_or(NotWelcomed)?;
+    let with = if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
+    let told = format!("{gateway} takes this machine for the agent {name}\nnext: narrowlink-agent{with}\n");
+    Ok(answer::write(io::stdout(), &told)?)
+}
+
+/// What a ticket said is written, and the gateway has not welcomed its bearer.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway has not welcomed this agent: why is said above. What the ticket said is written all the same; \
+         narrowlink-agent tries again")]
+struct NotWelcomed;
+
+fn say(message: &str) {
+    log::say(&format!("narrowlink-agent: {message}"));
 }
 
 fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {

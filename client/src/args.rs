@@ -19,6 +19,7 @@ use narrowlink_proto::{
     version,
     after_help = "\
 Examples:
+  narrowlink login -
   narrowlink list
   narrowlink whoami
   narrowlink forward -n home -l 127.0.0.1:2222 127.0.0.1:22
@@ -54,6 +55,25 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
+    /// Take a ticket: write client.yaml and its token, and ask the gateway
+    #[command(after_help = "\
+Examples:
+  narrowlink login nl1AbC..
+  narrowlink login -                       and paste it, then Ctrl-D: so it stands in no history
+  narrowlink login - < phone.ticket
+
+A newer ticket of the same gateway replaces the token; forwards that run go on with it.
+Another configuration is never overwritten.
+
+Exit codes: as whoami, and 2 what is no ticket, 73 what can't be written.")]
+    Login {
+        /// The ticket, as `narrowlink-gateway ticket client` makes it; - reads it from standard input
+        #[arg(value_name = "TICKET")]
+        ticket: String,
+        /// Where client.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// Show the agents that are connected
     #[command(after_help = "\
 Examples:

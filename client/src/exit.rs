@@ -31,6 +31,8 @@ pub enum Exit {
     Unreachable = 69,
     /// Our own fault, or the system's.
     Internal = 70,
+    /// What was to be written can't be.
+    CantCreate = 73,
     /// The session was reset after it had opened, or standard input or output broke.
     Reset = 74,
     /// The token does not hold.

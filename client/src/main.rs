@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,8 +19,16 @@ use narrowlink_client::{
     exit::{Exit, Failure},
     identities, list, start_forward, whoami,
 };
-use narrowlink_dataplane::run::{log, process::find_config};
-use narrowlink_proto::{answer, target::Target};
+use narrowlink_dataplane::run::{
+    install::{Installed, install},
+    log,
+    process::{argument_or_input, find_config, own_config_dir},
+};
+use narrowlink_proto::{
+    answer,
+    target::Target,
+    ticket::{Program, Ticket},
+};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -28,8 +37,11 @@ use signal_hook::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// More than any ticket has.
+const TICKET_BYTES_MAX: u64 = 64 * 1024;
+
 fn main() {
-    narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &[]);
+    narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &["login"]);
     let args = Args::try_parse().unwrap_or_else(|e| usage(e));
     if std::process::id() == 1 {
         obey_signals();
@@ -91,6 +103,9 @@ fn start_log(args: &Args) {
 }
 
 fn run(args: Args) -> Result<Exit, Failure> {
+    if let Command::Login { ticket, dir } = &args.command {
+        return login(ticket, dir.as_deref());
+    }
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
@@ -111,6 +126,7 @@ fn run(args: Args) -> Result<Exit, Failure> {
         }
     }
     match args.command {
+        Command::Login { .. } => unreachable!("it needs no configuration"),
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
@@ -126,6 +142,36 @@ fn run(args: Args) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Writes what a ticket says, and asks the gateway whether it takes it.
+fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
+    let text = argument_or_input(ticket, TICKET_BYTES_MAX)
+        .map_err(|e| Failure::new(Exit::Reset, format!("standard input: {e}")))?;
+    let ticket = Ticket::parse(text.expose()).map_err(|e| Failure::new(Exit::Usage, e))?;
+    let (_, config) = Program::CLIENT.configure(&ticket).map_err(|e| Failure::new(Exit::Usage, e))?;
+    let usual = own_config_dir(|name| std::env::var_os(name));
+    let nowhere = || Failure::new(Exit::Usage, "there is no home directory: say --dir DIR");
+    let dir = dir.map(Path::to_owned).or_else(|| usual.clone()).ok_or_else(nowhere)?;
+    let token = (Program::CLIENT.token, ticket.token.expose());
+    let installed = install(&dir, (Program::CLIENT.config, &config), token);
+    let Installed { config: path, secret, renewed } =
+        installed.map_err(|e| Failure::new(Exit::CantCreate, e))?;
+    let what = if renewed { "the token is replaced in" } else { "written:" };
+    say(&format!("{what} {}", if renewed { &secret } else { &path }.display()));
+    let config = Config::load(&path)?;
+    let identities = identities(&config, false)?;
+    let exit = whoami::exit(&identities, seconds_since_1970());
+    print(&whoami::text(&identities, seconds_since_1970()))?;
+    if exit == Exit::Done {
+        let with = if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
+        say(&format!(
+            "next: narrowlink{with} list, then narrowlink{with} forward -n AGENT -l 2222 127.0.0.1:22"
+        ));
+    } else {
+        say("what the ticket said is written all the same; narrowlink whoami asks again");
+    }
+    Ok(exit)
 }
 
 /// What is wrong stands among what is printed: only the exit code says it once more.

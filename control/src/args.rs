@@ -1,11 +1,14 @@
 //! Role: the command line of `narrowlink-gateway`.
 //! Invariants: whatever clap refuses exits with 2 and says how to write it; without a command it is a gateway.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
 use narrowlink_dataplane::{run::process, tls::Ktls};
-use narrowlink_proto::{id::Uid, target::Target};
+use narrowlink_proto::{id::Uid, target::Target, when::When};
 
 use crate::moment::Moment;
 
@@ -29,7 +32,7 @@ pub struct Args {
     /// Whether the kernel may encrypt raw wss sessions: auto where it can change keys, too (Linux
     /// 6.14; else TLS 1.2 only), always where it has TLS at all, never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = true)]
-    pub ktls: When,
+    pub ktls: KtlsWhen,
     /// Log more (twice: everything)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
@@ -50,9 +53,150 @@ pub enum Command {
     /// Test policies
     #[command(subcommand)]
     Policy(Policy),
+    /// Make a gateway, its first agent and its first client from nothing
+    #[command(after_help = INIT_HELP)]
+    Init(Init),
+    /// Let an agent or a client in, and take that back
+    #[command(subcommand)]
+    Ticket(Ticket),
+    /// Give somebody a space of their own: no agent and no client of one reaches another's
+    #[command(subcommand)]
+    User(User),
     /// Have tokens taken no more, and end what they began
     #[command(after_help = REVOKE_HELP)]
     Revoke(Revoke),
+}
+
+/// What a gateway is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Arguments)]
+pub struct Init {
+    /// The name or address under which agents and clients reach this machine, and the port if it is not 443;
+    /// without it, the address by which it speaks to others
+    #[arg(value_name = "HOST[:PORT]")]
+    pub host: Option<String>,
+    /// The chain of a certificate that there is (PEM); without it the gateway gets an authority of its own
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// Where it listens, if that is not each address of this machine at that port
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where its files go: /etc/narrowlink for root, ~/.config/narrowlink for others
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The first agent's name
+    #[arg(long, value_name = "NAME", default_value = "home")]
+    pub agent: String,
+    /// The first client's name
+    #[arg(long, value_name = "NAME", default_value = "laptop")]
+    pub client: String,
+    /// Ask nothing
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// What to do with tickets.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Ticket {
+    /// A ticket for an agent
+    #[command(after_help = TICKET_HELP)]
+    Agent(NewTicket),
+    /// A ticket for a client
+    #[command(after_help = TICKET_HELP)]
+    Client {
+        /// What every ticket has.
+        #[command(flatten)]
+        new: NewTicket,
+        /// What it may reach and nothing else: AGENT:HOST:PORTS, such as home:127.0.0.1:22 or
+        /// '*:10.0.0.0/8:80,443/tcp', AGENT alone for all of it, or a rule of tokens.yaml; may be repeated
+        #[arg(long, value_name = "RULE")]
+        allow: Vec<String>,
+    },
+    /// The tickets that were made
+    #[command(after_help = TICKET_HELP)]
+    List {
+        /// As one JSON array
+        #[arg(long)]
+        json: bool,
+        /// The gateway's config
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Take back what an agent or a client was given: its links and sessions end within 2 s
+    #[command(after_help = TICKET_HELP)]
+    Revoke {
+        /// An agent's or a client's
+        #[arg(value_enum)]
+        kind: Bearer,
+        /// Its name
+        name: String,
+        /// Whose it is, by name or uid; the first user's without it
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+        /// The gateway's config
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Who gets a ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Bearer {
+    /// An agent.
+    Agent,
+    /// A client.
+    Client,
+}
+
+/// A ticket to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Arguments)]
+pub struct NewTicket {
+    /// Its bearer's name
+    pub name: String,
+    /// Whose it is, by name or uid; the first user's without it
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// When it ends: 30d from now (s, m, h, d, w), a date (2027-01-31, 0:00 UTC), or seconds since 1970
+    #[arg(long, value_name = "WHEN", default_value = "365d")]
+    pub expires: When,
+    /// Another one beside one that holds
+    #[arg(long)]
+    pub renew: bool,
+    /// The gateway's config; without it, gateway.yaml is looked for where the gateway looks for it
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What to do with users.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum User {
+    /// A new one
+    #[command(after_help = TICKET_HELP)]
+    Add {
+        /// As you call them
+        name: String,
+        /// Their uid, if they have tokens already; drawn at random without it
+        #[arg(long, value_name = "UID")]
+        uid: Option<Uid>,
+        /// Where the gateway is reached, for one that was not made by init
+        #[arg(long, value_name = "HOST:PORT")]
+        gateway: Option<String>,
+        /// The gateway's config
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Those that there are
+    #[command(after_help = TICKET_HELP)]
+    List {
+        /// As one JSON array
+        #[arg(long)]
+        json: bool,
+        /// The gateway's config
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 /// A question about one token.
@@ -125,7 +269,7 @@ pub enum Policy {
 
 /// The words of `--ktls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum When {
+pub enum KtlsWhen {
     /// Where the kernel can change keys.
     Auto,
     /// Where it has TLS at all.
@@ -134,12 +278,12 @@ pub enum When {
     Never,
 }
 
-impl From<When> for Ktls {
-    fn from(when: When) -> Self {
+impl From<KtlsWhen> for Ktls {
+    fn from(when: KtlsWhen) -> Self {
         match when {
-            When::Auto => Self::Auto,
-            When::Always => Self::Always,
-            When::Never => Self::Never,
+            KtlsWhen::Auto => Self::Auto,
+            KtlsWhen::Always => Self::Always,
+            KtlsWhen::Never => Self::Never,
         }
     }
 }
@@ -168,6 +312,7 @@ pub fn parse() -> Result<Args, String> {
 
 const AFTER_HELP: &str = "\
 Examples:
+  narrowlink-gateway init gw.example
   narrowlink-gateway -c gateway.yaml --check
   narrowlink-gateway -c /etc/narrowlink/gateway.yaml
   narrowlink-gateway -c gateway.yaml --ready-file /run/narrowlink/ready.json
@@ -182,6 +327,32 @@ SIGTERM and SIGINT stop it: links are told to come back later, sessions have
 
 Exit codes: 0 stopped, 2 usage, 69 an address can't be listened on,
 70 internal error, 74 an answer can't be written, 78 configuration.";
+
+const INIT_HELP: &str = "\
+Examples:
+  narrowlink-gateway init gw.example
+  narrowlink-gateway init gw.example --cert fullchain.pem --key privkey.pem
+  narrowlink-gateway init 192.0.2.1:8443 --dir ./gw --yes
+
+It makes a secret, a certificate (unless there is one), gateway.yaml and two tickets,
+overwrites nothing, and prints what to type next on the other machines.
+
+Exit codes: 0 made, 2 usage, 73 it is there already or can't be written,
+78 the certificate can't be used.";
+
+const TICKET_HELP: &str = "\
+Examples:
+  narrowlink-gateway ticket agent office
+  narrowlink-gateway ticket client phone --allow home:127.0.0.1:22 --expires 30d
+  narrowlink-gateway ticket list
+  narrowlink-gateway ticket revoke client phone
+  narrowlink-gateway user add lab && narrowlink-gateway ticket agent rack --user lab
+
+A ticket is all that `narrowlink-agent join` and `narrowlink login` need. Whoever has it is
+that agent or client: it goes to standard output alone, and is kept nowhere.
+
+Exit codes: 0 done, 2 usage, 74 the book of tickets, the list of revocations or the
+answer can't be written, 78 configuration.";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
@@ -252,7 +423,19 @@ mod tests {
             }
             at.render_help().to_string()
         };
-        for path in [&[][..], &["explain"], &["policy", "test"], &["revoke"]] {
+        for path in [
+            &[][..],
+            &["init"],
+            &["ticket", "agent"],
+            &["ticket", "client"],
+            &["ticket", "list"],
+            &["ticket", "revoke"],
+            &["user", "add"],
+            &["user", "list"],
+            &["explain"],
+            &["policy", "test"],
+            &["revoke"],
+        ] {
             let help = named(path);
             assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{path:?}: {help}");
         }

@@ -4,7 +4,7 @@
 //! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
 //! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway;
-//! [`revoke`] adds to the list of [`revocations`] that a running one follows.
+//! [`init`] makes a gateway from nothing, [`tickets`] lets agents and clients in; [`revoke`] adds to the list of [`revocations`] that a running one follows.
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ pub mod accounts;
 pub mod args;
 pub mod audit;
 pub mod auth;
+pub mod authority;
 pub mod certificate;
 pub mod clerk;
 pub mod clock;
@@ -20,9 +21,11 @@ mod credentials;
 pub mod expectations;
 pub mod explain;
 pub mod gateway;
+pub mod init;
 pub mod moment;
 pub mod registry;
 pub mod reload;
 pub mod revocations;
 pub mod revoke;
 pub mod supervise;
+pub mod tickets;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroize;
 
 use crate::{
+    pin::Pin,
     target::{Destination, Target, TargetError},
     yaml::{self, Document, Fault, Outline, Spot, Step},
 };
@@ -23,7 +24,7 @@ pub enum Endpoint {
 }
 
 /// How to reach a gateway of one's own.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "SelfHostedInput")]
 pub struct SelfHosted {
     /// Where it listens: `HOST:PORT`, with or without a scheme such as `wss://` in front.
@@ -36,6 +37,8 @@ pub struct SelfHosted {
     pub protocol: Protocol,
     /// An own certification authority (PEM) instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The key of an own certification authority, which the gateway shows; or else `ca_file`.
+    pub ca_pin: Option<Pin>,
     /// The name for SNI, Host and certificate, if it is not that of `gateway`.
     pub domain: Option<String>,
     /// How streams and lanes carry data.
@@ -58,6 +61,8 @@ struct SelfHostedInput {
     #[serde(default)]
     ca_file: Option<PathBuf>,
     #[serde(default)]
+    ca_pin: Option<Pin>,
+    #[serde(default)]
     domain: Option<String>,
     #[serde(default)]
     framing: FramingChoice,
@@ -66,11 +71,10 @@ struct SelfHostedInput {
 impl From<SelfHostedInput> for SelfHosted {
     /// Without `protocol`, a scheme in front of the gateway says it.
     fn from(input: SelfHostedInput) -> Self {
-        let SelfHostedInput { gateway, token, token_file, protocol, ca_file, domain, framing } = input;
-        let by_scheme = || Scheme::of(&gateway).map(|(scheme, _)| scheme.protocol);
-        let protocol = protocol.or_else(by_scheme).unwrap_or_default();
+        let SelfHostedInput { gateway, token, token_file, protocol, ca_file, ca_pin, domain, framing } = input;
+        let protocol = protocol.or_else(|| Self::protocol_by_scheme(&gateway)).unwrap_or_default();
         let outline = Outline::default();
-        Self { gateway, token, token_file, protocol, ca_file, domain, framing, outline }
+        Self { gateway, token, token_file, protocol, ca_file, ca_pin, domain, framing, outline }
     }
 }
 
@@ -157,6 +161,9 @@ pub enum EndpointError {
     /// Both.
     #[error("`token` and `token_file` exclude each other: keep one of them")]
     TwoTokens,
+    /// Both.
+    #[error("`ca_file` and `ca_pin` exclude each other: keep one of them")]
+    TwoAuthorities,
     /// An empty text, or one that no header can carry.
     #[error("the token must be one line of printable ASCII")]
     BadToken,
@@ -169,7 +176,7 @@ impl EndpointError {
             Self::Gateway(_) | Self::Scheme | Self::Path | Self::Contradiction { .. } => Some("gateway"),
             Self::Domain(_) => Some("domain"),
             Self::BadToken => Some("token"),
-            Self::NoToken | Self::TwoTokens => None,
+            Self::NoToken | Self::TwoTokens | Self::TwoAuthorities => None,
         }
     }
 }
@@ -204,6 +211,11 @@ pub fn settle(document: &Document, file: &Path, endpoints: Vec<Endpoint>) -> Res
 }
 
 impl SelfHosted {
+    /// What a scheme in front of a gateway says that it speaks.
+    pub fn protocol_by_scheme(gateway: &str) -> Option<Protocol> {
+        Scheme::of(gateway).map(|(scheme, _)| scheme.protocol)
+    }
+
     /// Checks what the types alone can't say.
     ///
     /// # Errors
@@ -215,6 +227,9 @@ impl SelfHosted {
             && scheme.protocol != self.protocol
         {
             return Err(EndpointError::Contradiction { scheme: scheme.name, protocol: self.protocol });
+        }
+        if self.ca_file.is_some() && self.ca_pin.is_some() {
+            return Err(EndpointError::TwoAuthorities);
         }
         match (&self.token, &self.token_file) {
             (None, None) => Err(EndpointError::NoToken),

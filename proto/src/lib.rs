@@ -22,6 +22,7 @@
 //! | *door* | what the data plane asks of those who decide; the *warden* answers |
 //! | *turn* | as much work as a connection may cause before others have theirs |
 //! | *share* | those who wait for turns as one: a user, or all strangers |
+//! | *ticket* | all that an agent or a client needs to reach its gateway, in one line |
 //! | *snapshot* | an immutable view that workers decide from |
 //! | *verdict* | the answer to "may it?" |
 //! | *early* | bytes read before anyone knew whose they are |
@@ -35,11 +36,13 @@ pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod message;
+pub mod pin;
 pub mod policy;
 pub mod printable;
 pub mod secrecy;
 pub mod sniff;
 pub mod target;
+pub mod ticket;
 pub mod token;
 pub mod upgrade;
 pub mod when;

@@ -10,6 +10,7 @@ mod item;
 mod model;
 mod ports;
 mod rule;
+mod short;
 #[cfg(test)]
 mod table;
 mod written;
@@ -23,6 +24,7 @@ pub use self::{
     item::{Item, Protocol, looks_like_pattern},
     ports::Ports,
     rule::{Cidr, NamePattern, RuleError},
+    short::ShortError,
 };
 use crate::target::{Target, TargetError, Transport, behind_nat64};
 

@@ -11,6 +11,8 @@ const SHOWN_BYTES_MAX: usize = 7;
 const SECRET_DIGITS_MIN: usize = 8;
 /// Three parts of a token at the least: its header alone has more.
 const TOKEN_BYTES_MIN: usize = 16;
+/// No name of anything else is as long.
+const TICKET_BYTES_MIN: usize = 64;
 /// The longest port.
 const PORT_DIGITS_MAX: usize = 5;
 /// What may stand in front of an address.
@@ -25,6 +27,8 @@ const MASK: &str = "…";
 pub enum Form {
     /// A signed token.
     Token,
+    /// A ticket, which holds a token.
+    Ticket,
     /// A secret as configuration files write it: `hex:..` or `base64:..`.
     Secret,
 }
@@ -33,6 +37,7 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Token => "a token",
+            Self::Ticket => "a ticket",
             Self::Secret => "a secret",
         })
     }
@@ -43,6 +48,9 @@ pub(crate) fn recognise(text: &str) -> Option<Form> {
     let text = text.trim();
     if is_token(text) {
         return Some(Form::Token);
+    }
+    if is_ticket(text) {
+        return Some(Form::Ticket);
     }
     let digits = text.strip_prefix("hex:").or_else(|| text.strip_prefix("base64:"))?;
     let is_digit = |b: u8| b.is_ascii_alphanumeric() || b"+/-_=".contains(&b);
@@ -56,6 +64,11 @@ fn is_token(text: &str) -> bool {
         && text.len() >= TOKEN_BYTES_MIN
         && text.bytes().filter(|b| *b == b'.').count() == 2
         && text.split('.').all(is_base64)
+}
+
+fn is_ticket(text: &str) -> bool {
+    let is_base64 = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+    text.starts_with("nl1") && text.len() >= TICKET_BYTES_MIN && text.bytes().all(is_base64)
 }
 
 /// Whether a text that should be a token or a secret looks like the path of a file that holds one.
@@ -160,7 +173,10 @@ pub fn misplaced_argument(arguments: &[String], takers: &[&str]) -> Option<(usiz
             Some((key, value)) => (Some(key), value),
             None => (arguments.get(at - 1).map(String::as_str), argument.as_str()),
         };
-        recognise(value).filter(|_| !takes(before)).map(|form| (at, form))
+        // A ticket may stand anywhere behind the command that takes it.
+        let taken = arguments.iter().take(at).skip(1).any(|word| takers.contains(&word.as_str()));
+        let may = |form: &Form| takes(before) || (*form == Form::Ticket && taken);
+        recognise(value).filter(|form| !may(form)).map(|form| (at, form))
     })
 }
 

@@ -1,7 +1,11 @@
 //! Role: times as people read them, and days as they write them.
 //! Invariants: no clock here: what time it is now is a parameter. UTC alone.
 
+mod point;
+
 use std::fmt::Write as _;
+
+pub use point::{When, WhenError};
 
 const MINUTE_S: u64 = 60;
 const HOUR_S: u64 = 60 * MINUTE_S;

@@ -8,6 +8,7 @@ use std::fmt;
 use narrowlink_proto::{
     id::Uid,
     token::{Allowance, SecretSource, Services},
+    when::When,
     yaml::{Document, Fault},
 };
 use serde::{Deserialize, Deserializer};
@@ -17,7 +18,6 @@ use crate::{
     name::Name,
     policies::{List, Pid, Restriction},
     tagged::{Expected, Mapping, Tagged},
-    when::When,
 };
 
 /// A whole file.

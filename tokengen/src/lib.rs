@@ -18,7 +18,6 @@ pub mod resolve;
 pub mod secrets;
 pub mod show;
 mod tagged;
-pub mod when;
 
 use std::{
     fs, io,

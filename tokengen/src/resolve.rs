@@ -8,7 +8,7 @@ use narrowlink_proto::{
     id::Uid,
     policy::Grant,
     token::{Claims, Kind},
-    when::show,
+    when::{When, show},
 };
 
 use crate::{
@@ -17,7 +17,6 @@ use crate::{
     oddities,
     policies::{List, Pid, Restriction},
     tagged::Mapping,
-    when::When,
 };
 
 /// A token, not signed yet.

@@ -2,14 +2,12 @@
 //! Invariants: whoever reads it sees the old list or the new one · of programs that add at once each finds the
 //! others' entries · what the new file says is what the old one said, and the entry.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
-use narrowlink_dataplane::run::file::{self, Reading};
+use narrowlink_dataplane::run::{
+    file::{self, Reading},
+    replace::Held,
+};
 use narrowlink_proto::yaml::{self, Document};
 
 use super::{Entry, RevocationError, Revocations};
@@ -59,13 +57,8 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Entry>, RevocationError> {
 pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
     entry.check().map_err(|why| RevocationError::Entry { path: path.to_owned(), index: 0, why })?;
     let failed = |source| RevocationError::File { path: path.to_owned(), source };
-    // A link stays one: what it leads to is replaced.
-    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The directory is locked, not the file: that is another one after each addition.
-    let dir = File::open(dir).map_err(failed)?;
-    dir.lock().map_err(failed)?;
-    let text = read_text(&real).map_err(failed)?.unwrap_or_default();
+    let held = Held::wait_for(path).map_err(failed)?;
+    let text = read_text(held.path()).map_err(failed)?.unwrap_or_default();
     let mut entries = parse(&text, path)?;
     // As it is read is as it must stay: an error here is one before anything was changed.
     Revocations::new(entries.clone(), path)?;
@@ -74,10 +67,7 @@ pub fn add(path: &Path, entry: &Entry) -> Result<bool, RevocationError> {
     }
     entries.push(entry.clone());
     let text = extend(text, entry, &entries).map_err(|e| failed(io::Error::other(e)))?;
-    fits(text.len() as u64)
-        .and_then(|()| replace(&real, &text))
-        .and_then(|()| dir.sync_all())
-        .map_err(failed)?;
+    fits(text.len() as u64).and_then(|()| held.replace(&text, MODE)).map_err(failed)?;
     Ok(true)
 }
 
@@ -96,41 +86,10 @@ fn extend(mut text: String, entry: &Entry, all: &[Entry]) -> Result<String, serd
     }
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut tmp = path.as_os_str().to_owned();
-    tmp.push(format!(".{}", std::process::id()));
-    let tmp = PathBuf::from(tmp);
-    // One of a process of this number that was killed.
-    let _ = fs::remove_file(&tmp);
-    let written = write_like(path, &tmp, text).and_then(|()| fs::rename(&tmp, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    written
-}
-
-/// Writes a new file that whoever can read `path` can read, too.
-fn write_like(path: &Path, tmp: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(tmp)?;
-    file.write_all(text.as_bytes())?;
-    let mode = match fs::metadata(path) {
-        Ok(old) => {
-            let new = file.metadata()?;
-            let same_owner = (old.uid(), old.gid()) == (new.uid(), new.gid());
-            // A list that the gateway can't read revokes nothing.
-            if !same_owner && old.mode() & 0o004 == 0 {
-                fchown(&file, Some(old.uid()), Some(old.gid()))?;
-            }
-            old.mode() & 0o777
-        }
-        Err(_) => MODE,
-    };
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     fn entry(jti: &str) -> Entry {

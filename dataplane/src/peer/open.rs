@@ -14,6 +14,7 @@ use narrowlink_proto::{
     endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
     id::ChannelBinding,
     message::Open,
+    pin::Pin,
     target::Destination,
     upgrade::{self, Answer, Framing, LaneProof, Opened, Request, Sight, Way},
     yaml::Located,
@@ -34,11 +35,11 @@ use crate::{
         file::{self, Reading},
         timer::timeout,
     },
-    tls::TlsStream,
+    tls::{TlsStream, pinned::Pinned},
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, Role},
-        error::{self, TunnelError},
+        error::{self, Authority, TunnelError},
     },
 };
 
@@ -65,8 +66,7 @@ pub struct Gateway {
 struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-    /// By an authority that the configuration names.
-    own_ca: bool,
+    authority: Authority,
 }
 
 /// Why an endpoint of the configuration can't be used.
@@ -163,9 +163,9 @@ impl Gateway {
             endpoint::Protocol::Ws => None,
             endpoint::Protocol::Wss => {
                 let ca_file = endpoint.ca_file.as_ref().map(|file| base.join(file));
-                let config = tls_config(ca_file.as_deref(), reading)?;
+                let (config, authority) = tls_config(ca_file.as_deref(), endpoint.ca_pin, reading)?;
                 let (config, name) = (Arc::new(config), tls_name(&server)?);
-                Some(Tls { config, name, own_ca: endpoint.ca_file.is_some() })
+                Some(Tls { config, name, authority })
             }
         };
         let bare = match &server {
@@ -212,14 +212,14 @@ impl Gateway {
                 .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })
         };
         let socket = connect().await?;
-        let Some(Tls { config, name, own_ca }) = &self.tls else { return Ok((socket.into(), None)) };
+        let Some(Tls { config, name, authority }) = &self.tls else { return Ok((socket.into(), None)) };
         let mut shaken = TlsStream::connect_bound(socket, config.clone(), name.clone()).await;
         if shaken.as_ref().is_err_and(was_cut) {
             // A gateway that is flooded makes room among those that have said nothing yet: once more.
             shaken = TlsStream::connect_bound(connect().await?, config.clone(), name.clone()).await;
         }
         let (socket, binding) = shaken.map_err(|e| {
-            let why = error::tls_words(&e, &error::Expected { name, own_ca: *own_ca });
+            let why = error::tls_words(&e, &error::Expected { name, authority: *authority });
             TunnelError::Tls { gateway: self.described.clone(), why }
         })?;
         Ok((socket.into(), Some(binding)))
@@ -290,22 +290,33 @@ fn tls_name(server: &Destination) -> Result<ServerName<'static>, LoadError> {
     }
 }
 
-fn tls_config(ca_file: Option<&Path>, reading: Reading) -> Result<ClientConfig, LoadError> {
-    let mut config = match ca_file {
-        Some(path) => {
+fn tls_config(
+    ca_file: Option<&Path>,
+    ca_pin: Option<Pin>,
+    reading: Reading,
+) -> Result<(ClientConfig, Authority), LoadError> {
+    let builder = ClientConfig::builder();
+    let (mut config, authority) = match (ca_file, ca_pin) {
+        (Some(path), _) => {
             let roots = read_roots(path, reading)?;
-            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
+            (builder.with_root_certificates(roots).with_no_client_auth(), Authority::File)
         }
-        None => {
+        (None, Some(pin)) => {
+            let verifier = Pinned::new(pin, builder.crypto_provider().clone());
+            let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+            (builder.with_no_client_auth(), Authority::Pin)
+        }
+        (None, None) => {
             // The system's authorities are read once a process.
             static SYSTEM: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
-            SYSTEM.get_or_init(ClientConfig::with_platform_verifier).clone().map_err(LoadError::Tls)?
+            let config = SYSTEM.get_or_init(ClientConfig::with_platform_verifier).clone();
+            (config.map_err(LoadError::Tls)?, Authority::System)
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // The library makes the handshake, the records are ours.
     config.enable_secret_extraction = true;
-    Ok(config)
+    Ok((config, authority))
 }
 
 fn read_roots(path: &Path, reading: Reading) -> Result<RootCertStore, LoadError> {

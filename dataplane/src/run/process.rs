@@ -5,11 +5,11 @@ use std::{
     error::Error,
     ffi::OsString,
     fmt,
-    io::Write as _,
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::secrecy;
+use narrowlink_proto::{endpoint::SecretText, secrecy};
 use rustix::{
     process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit},
     thread::disable_transparent_huge_pages,
@@ -17,6 +17,8 @@ use rustix::{
 
 /// What makes no sense on a command line; clap's code.
 const USAGE: i32 = 2;
+/// Where the configurations of a machine are.
+const SYSTEM_DIR: &str = "/etc/narrowlink";
 
 /// As many descriptors as the system allows (a session takes two, and the usual limit of 1,024 is
 /// for programs that use select), no core dumps: they would hold tokens and keys; and no huge pages, which
@@ -92,6 +94,19 @@ fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
+/// What an argument says, or standard input where it is `-`, of which no more than `bytes_max` are read.
+///
+/// # Errors
+/// Standard input can't be read.
+pub fn argument_or_input(argument: &str, bytes_max: u64) -> io::Result<SecretText> {
+    if argument != "-" {
+        return Ok(SecretText::new(argument.to_owned()));
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(bytes_max).read_to_string(&mut text)?;
+    Ok(SecretText::new(text))
+}
+
 /// No configuration in any of the usual places. The user's to mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoConfig {
@@ -119,15 +134,27 @@ pub fn find_config(file_name: &str, env: impl Fn(&str) -> Option<OsString>) -> R
     found.ok_or_else(|| NoConfig { file_name: file_name.to_owned(), dirs })
 }
 
+/// Where configurations of this user's own go: root's are the machine's. `None` without a home.
+pub fn own_config_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(Path::new(SYSTEM_DIR).to_owned());
+    }
+    config_home(&env).map(|dir| dir.join("narrowlink"))
+}
+
+fn config_home(env: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))
+}
+
 fn config_dirs(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = set("HOME");
-    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
     let dirs = [
         Some(PathBuf::from(".")),
-        config_home.map(|dir| dir.join("narrowlink")),
+        config_home(&env).map(|dir| dir.join("narrowlink")),
         home.map(|dir| dir.join(".narrowlink")),
-        Some(Path::new("/etc/narrowlink").to_owned()),
+        Some(Path::new(SYSTEM_DIR).to_owned()),
     ];
     dirs.into_iter().flatten().collect()
 }

@@ -10,6 +10,7 @@ mod handshake;
 mod held;
 mod info;
 mod kernel;
+pub(crate) mod pinned;
 mod post;
 mod receive;
 pub mod record;

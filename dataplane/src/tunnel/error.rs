@@ -113,8 +113,18 @@ fn unreached(error: &Unconnected) -> &'static str {
 /// Whom TLS was to reach.
 pub(crate) struct Expected<'a> {
     pub(crate) name: &'a ServerName<'static>,
-    /// Verified by an authority that the configuration names, not by the system's.
-    pub(crate) own_ca: bool,
+    pub(crate) authority: Authority,
+}
+
+/// Whose word about a gateway counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// That of the system's authorities.
+    System,
+    /// That of those in `ca_file`.
+    File,
+    /// That of the one with the key of `ca_pin`.
+    Pin,
 }
 
 /// Why a handshake failed.
@@ -165,16 +175,21 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
     use CertificateError as Fault;
     let clock = |now: u64| format!("this machine's clock says {}", show(now));
     match fault {
-        Fault::UnknownIssuer if expected.own_ca => {
-            "its certificate is not from the authority in ca_file; if it is \
-             from another one, or a public one, mend or remove ca_file"
-                .to_owned()
+        Fault::UnknownIssuer => match expected.authority {
+            Authority::File => {
+                "its certificate is not from the authority in ca_file; if it is \
+                 from another one, or a public one, mend or remove ca_file"
+            }
+            Authority::Pin => {
+                "its certificate is not from the authority that ca_pin names, or it does not show that one's beside \
+                 its own; if the gateway has a new authority, ask for a new ticket, and if a public one, remove ca_pin"
+            }
+            Authority::System => {
+                "its certificate is from an authority that this machine does not know; if this \
+                 gateway has a CA of its own, name its file with ca_file"
+            }
         }
-        Fault::UnknownIssuer => {
-            "its certificate is from an authority that this machine does not know; if this \
-             gateway has a CA of its own, name its file with ca_file"
-                .to_owned()
-        }
+        .to_owned(),
         // Two authorities of one name may have keys of two kinds. A weak key is found as late as its signature.
         Fault::BadSignature | Fault::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
             "its certificate names an authority that is known here but was not signed by it: that was made anew, or another \
@@ -339,9 +354,9 @@ mod tests {
         ServerName::try_from(text.to_owned()).unwrap()
     }
 
-    fn say(error: rustls::Error, asked: &str, own_ca: bool) -> String {
+    fn say(error: rustls::Error, asked: &str, authority: Authority) -> String {
         let error = io::Error::new(io::ErrorKind::InvalidData, error);
-        tls_words(&error, &Expected { name: &name(asked), own_ca })
+        tls_words(&error, &Expected { name: &name(asked), authority })
     }
 
     fn at(seconds: u64) -> UnixTime {
@@ -360,29 +375,30 @@ mod tests {
         };
         let nameless = Fault::NotValidForNameContext { expected: name("gw.test"), presented: vec![] };
         let odd = Fault::Other(rustls::OtherError(Arc::new(io::Error::other("odd"))));
-        for (fault, asked, own_ca, words) in [
-            (Fault::BadSignature, "gw.test", true, &["bring ca_file up to date"][..]),
-            (Fault::UnknownIssuer, "gw.test", false, &["a CA of its own, name its file with ca_file"][..]),
-            (Fault::UnknownIssuer, "gw.test", true, &["not from the authority in ca_file"]),
+        for (fault, asked, authority, words) in [
+            (Fault::BadSignature, "gw.test", Authority::File, &["bring ca_file up to date"][..]),
+            (Fault::UnknownIssuer, "gw.test", Authority::System, &["a CA of its own, name its file with ca_file"][..]),
+            (Fault::UnknownIssuer, "gw.test", Authority::File, &["not from the authority in ca_file"]),
+            (Fault::UnknownIssuer, "gw.test", Authority::Pin, &["the authority that ca_pin names"]),
             (
                 expired,
                 "gw.test",
-                false,
+                Authority::System,
                 &["expired on 2026-11-20 00:00:00 UTC", "clock says 2026-11-20 18:40:00"],
             ),
-            (early, "gw.test", false, &["only from 2026-11-20", "clock says 1970-01-01", "set the clock"]),
+            (early, "gw.test", Authority::System, &["only from 2026-11-20", "clock says 1970-01-01", "set the clock"]),
             (
                 other("gw.test"),
                 "gw.test",
-                false,
+                Authority::System,
                 &["is for gw.example, 192.0.2.1, not for gw.test;", "domain"],
             ),
-            (other("10.0.0.1"), "10.0.0.1", false, &["not for the address 10.0.0.1;"]),
-            (nameless, "gw.test", true, &["subjectAltName is missing", "with gw.test as subjectAltName"]),
-            (odd, "gw.test", false, &["does not hold: "]),
-            (Fault::InvalidPurpose, "gw.test", true, &["lacks serverAuth"]),
+            (other("10.0.0.1"), "10.0.0.1", Authority::System, &["not for the address 10.0.0.1;"]),
+            (nameless, "gw.test", Authority::File, &["subjectAltName is missing", "with gw.test as subjectAltName"]),
+            (odd, "gw.test", Authority::System, &["does not hold: "]),
+            (Fault::InvalidPurpose, "gw.test", Authority::File, &["lacks serverAuth"]),
         ] {
-            let said = say(rustls::Error::InvalidCertificate(fault), asked, own_ca);
+            let said = say(rustls::Error::InvalidCertificate(fault), asked, authority);
             words.iter().for_each(|words| assert!(said.contains(words), "{words:?} is not in {said:?}"));
         }
     }
@@ -397,7 +413,7 @@ mod tests {
         let now = at(1_795_200_000);
         let fault =
             verifier.build().unwrap().verify_server_cert(shown.der(), &[], &asked, &[], now).unwrap_err();
-        let said = say(fault, "gw.test", true);
+        let said = say(fault, "gw.test", Authority::File);
         assert!(!said.contains("does not hold"), "{said}");
         said
     }
@@ -462,10 +478,10 @@ mod tests {
     fn an_end_in_the_handshake_depends_on_what_was_asked_for() {
         for (asked, words) in [("gw.test", "none for gw.test"), ("192.0.2.1", "none for a bare address")] {
             let end = io::Error::from(io::ErrorKind::UnexpectedEof);
-            let said = tls_words(&end, &Expected { name: &name(asked), own_ca: false });
+            let said = tls_words(&end, &Expected { name: &name(asked), authority: Authority::System });
             assert!(said.contains(words) && said.contains("domain"), "{said}");
         }
-        let plain = say(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), "gw.test", false);
+        let plain = say(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), "gw.test", Authority::System);
         assert!(plain.contains("protocol: Ws (or http://"), "{plain}");
     }
 

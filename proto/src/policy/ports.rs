@@ -34,6 +34,14 @@ impl Ports {
 }
 
 impl Ports {
+    /// As people write it on a command line: `*`, `22`, `22,8000-8100`.
+    pub(super) fn parse_short(text: &str) -> Option<Self> {
+        if text == "*" {
+            return Some(Self::any());
+        }
+        text.split(',').map(Range::parse).collect::<Option<_>>().map(Self)
+    }
+
     /// As people write it in YAML: `0`, `22`, `8000-8100`, `[22, 80]`.
     pub(super) fn written(&self) -> String {
         match &*self.0 {

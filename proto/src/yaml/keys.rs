@@ -56,7 +56,7 @@ const PLACES: &[(&str, &[&str])] = &[
         ],
     ),
     (ALLOWANCE, &["sessions", "streams", "dials_per_s", "bytes_per_s", "bytes_per_month"]),
-    (ENDPOINT, &["gateway", "token_file", "ca_file", "domain", "framing"]),
+    (ENDPOINT, &["gateway", "token_file", "ca_file", "ca_pin", "domain", "framing"]),
     (ENDPOINTS, &["endpoints"]),
     (AGENT, &["lanes", "allow", "deny"]),
     (LANES, &["min", "max"]),

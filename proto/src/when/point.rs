@@ -1,15 +1,12 @@
 //! Role: a point in time as people write it: seconds since 1970, `30d`, or `2027-01-31`.
 //! Invariants: no clock here; what is relative stays so until somebody says what time it is.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
-use narrowlink_proto::{
-    token::EXP_MAX,
-    when::{DateError, parse_date},
-};
 use serde::{Deserialize, Deserializer, de};
 
-const DAY_S: u64 = 24 * 60 * 60;
+use super::{DAY_S, DateError, parse_date};
+use crate::token::EXP_MAX;
 
 /// A point in time, absolute or from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +82,14 @@ impl From<DateError> for WhenError {
             DateError::Form => Self::Form,
             DateError::NoSuchDay => Self::NoSuchDay,
         }
+    }
+}
+
+impl FromStr for When {
+    type Err = WhenError;
+
+    fn from_str(text: &str) -> Result<Self, WhenError> {
+        Self::parse(text)
     }
 }
 

@@ -1,0 +1,477 @@
+//! Role: `narrowlink-gateway init`: a gateway, its first agent and its first client, from nothing.
+//! Invariants: nothing that is there is overwritten, and what could not be finished is taken away again · secrets and keys are
+//! readable for their owner alone from their first byte on · what was made is read back as a start reads it, before
+//! anybody is told that it is there.
+//! See: `authority`, `tickets`; docs/tickets.md.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use narrowlink_dataplane::run::replace::create;
+use narrowlink_proto::{
+    pin::Pin,
+    target::{Destination, Target, TargetError},
+    ticket::{Program, Ticket},
+    token::{Keys, Kind},
+    when::date,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    args::Init,
+    authority::{Authority, AuthorityError},
+    config::{Config, ConfigError},
+    tickets::{
+        LASTS, TicketError, Wanted,
+        book::{self, Book, User, draw_uid},
+    },
+};
+
+/// The gateway's file within its directory.
+pub const CONFIG: &str = "gateway.yaml";
+const SECRET: &str = "gateway.secret";
+const CHAIN: &str = "gateway.pem";
+const KEY: &str = "gateway.key";
+const CA: &str = "authority.pem";
+const CA_KEY: &str = "authority.key";
+const LIST: &str = "revoked.yaml";
+const STATE: &str = "state";
+/// For what is nobody else's business.
+const PRIVATE: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+const PRIVATE_DIR: u32 = 0o700;
+/// The port of HTTPS, which no firewall of an office refuses.
+const PORT: u16 = 443;
+/// The first user of a gateway.
+const USER: &str = "main";
+
+/// Where the gateway's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certificate {
+    /// From an authority of its own, which is made.
+    Own,
+    /// From a public one: the chain's file, and the key's.
+    Files(PathBuf, PathBuf),
+}
+
+/// What a gateway is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Where its files go.
+    pub dir: PathBuf,
+    /// As agents and clients call it.
+    pub host: Destination,
+    /// The port that they come to.
+    pub port: u16,
+    /// Where it listens.
+    pub listen_addr: SocketAddr,
+    /// Whose word they take.
+    pub certificate: Certificate,
+    /// The first agent's name.
+    pub agent: String,
+    /// The first client's name.
+    pub client: String,
+}
+
+/// What was made.
+pub struct Made {
+    /// The gateway's configuration.
+    pub config: PathBuf,
+    /// The first agent's ticket.
+    pub agent: Ticket,
+    /// The first client's ticket.
+    pub client: Ticket,
+}
+
+/// Why nothing was made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Not a host.
+    #[error("HOST: {0}")]
+    Host(TargetError),
+    /// No host was said, and none can be guessed.
+    #[error("say under which name or address this machine is reached: narrowlink-gateway init HOST")]
+    NoHost,
+    /// There is one.
+    #[error(
+        "{} is there already, and nothing was changed; `narrowlink-gateway ticket` makes more tickets for that gateway, and --dir \
+         another gateway", .0.display()
+    )]
+    Exists(PathBuf),
+    /// A file can't be made.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No certificate.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// No ticket.
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    /// What was made can't be read: our own fault, or that of --cert and --key.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No randomness.
+    #[error("the system's random source does not answer: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A host, and the port behind it if there is one.
+///
+/// # Errors
+/// The operator's: not a host.
+pub fn parse_host(text: &str) -> Result<(Destination, u16), InitError> {
+    match Target::parse_host_port(text) {
+        Ok((host, port)) => Ok((Destination::parse(&host).map_err(InitError::Host)?, port)),
+        Err(TargetError::NoPort) => {
+            let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+            Ok((Destination::parse(bare).map_err(InitError::Host)?, PORT))
+        }
+        Err(why) => Err(InitError::Host(why)),
+    }
+}
+
+/// The address by which this machine speaks to others; nothing is sent for it.
+pub fn guess_host() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // Reserved for documentation: a route to it is one to anywhere.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
+}
+
+/// Whether only a network of one's own leads there.
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+/// Every address of this machine, of both families where it has both.
+pub fn everywhere(port: u16) -> SocketAddr {
+    let has_v6 = Path::new("/proc/net/if_inet6").exists();
+    let ip = if has_v6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+    SocketAddr::new(ip, port)
+}
+
+impl Plan {
+    /// What `args` mean, in `dir`.
+    ///
+    /// # Errors
+    /// No host that can be used.
+    pub fn new(args: &Init, dir: PathBuf) -> Result<Self, InitError> {
+        let (host, port) = match &args.host {
+            Some(text) => parse_host(text)?,
+            None => (Destination::Ip(guess_host().ok_or(InitError::NoHost)?), PORT),
+        };
+        let certificate = match (&args.cert, &args.key) {
+            (Some(cert), Some(key)) => Certificate::Files(cert.clone(), key.clone()),
+            _ => Certificate::Own,
+        };
+        Ok(Self {
+            dir,
+            host,
+            port,
+            listen_addr: args.listen.unwrap_or_else(|| everywhere(port)),
+            certificate,
+            agent: args.agent.clone(),
+            client: args.client.clone(),
+        })
+    }
+
+    /// What would be made, for who is asked.
+    pub fn describe(&self) -> String {
+        let certificate = match &self.certificate {
+            Certificate::Own => "with an authority of its own, whose pin is in the tickets".to_owned(),
+            Certificate::Files(cert, _) => format!("with the certificate {}", cert.display()),
+        };
+        let note = match &self.host {
+            Destination::Ip(ip) if is_private(*ip) => {
+                "\nThat address is private: others reach it from the same network alone; else say a public name or address"
+            }
+            _ => "",
+        };
+        format!("A gateway in {}, reached at {}, {certificate}.{note}", self.dir.display(), self.address())
+    }
+
+    /// What was made, and what to type next.
+    pub fn next(&self, made: &Made) -> String {
+        let Made { config, agent, client } = made;
+        let (agent_ticket, client_ticket) = (agent.encode(), client.encode());
+        format!(
+            "\
+{}
+
+1. Here:
+   narrowlink-gateway -c {}
+
+2. On the machine that is to be reached (the agent {}):
+   {} {}
+
+3. On yours (the client {}):
+   {} {}
+
+Whoever has a ticket is that agent or client. More of them: narrowlink-gateway ticket --help
+",
+            self.describe(),
+            config.display(),
+            self.agent,
+            Program::AGENT.command,
+            agent_ticket.expose(),
+            self.client,
+            Program::CLIENT.command,
+            client_ticket.expose(),
+        )
+    }
+
+    /// Makes it, at `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// See [`InitError`]; nothing is left behind then.
+    pub fn make(&self, now: u64) -> Result<Made, InitError> {
+        let mut files = Files { dir: &self.dir, made: Vec::new() };
+        for name in [CONFIG, SECRET, LIST, book::FILE] {
+            let path = self.dir.join(name);
+            if path.exists() {
+                return Err(InitError::Exists(path));
+            }
+        }
+        files.dir(&self.dir)?;
+        let mut secret = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *secret)?;
+        let spelled = Zeroizing::new(secret.iter().fold("hex:".to_owned(), |text, byte| text + &format!("{byte:02x}")));
+        files.file(SECRET, &format!("{}\n", *spelled), PRIVATE)?;
+        let ca_pin = self.certify(&mut files, now)?;
+        let mut book = Book {
+            gateways: vec![self.address()],
+            domain: None,
+            ca_pin,
+            users: vec![User { name: USER.to_owned(), uid: draw_uid()? }],
+            tickets: Vec::new(),
+        };
+        let keys = Keys::new(&*secret);
+        let mut ticket = |kind, name: &str| {
+            let wanted =
+                Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: LASTS, renew: false };
+            wanted.make(&mut book, &keys, now)
+        };
+        let (agent, client) = (ticket(Kind::Agent, &self.agent)?, ticket(Kind::Client, &self.client)?);
+        files.file(LIST, "# Tokens that are taken no more; written by narrowlink-gateway revoke.\n[]\n", PUBLIC)?;
+        files.file(book::FILE, &book.text(), PRIVATE)?;
+        files.dir(&self.dir.join(STATE))?;
+        // Last: a gateway that finds it finds the rest.
+        files.file(CONFIG, &self.config(now), PUBLIC)?;
+        let config = self.dir.join(CONFIG);
+        Config::load(&config)?;
+        files.made.clear();
+        Ok(Made { config, agent, client })
+    }
+
+    /// Makes a certificate, if none is there; its authority's pin then.
+    fn certify(&self, files: &mut Files<'_>, now: u64) -> Result<Option<Pin>, InitError> {
+        if self.certificate != Certificate::Own {
+            return Ok(None);
+        }
+        let Authority { certificate, key, pin, chain, chain_key } =
+            Authority::new(std::slice::from_ref(&self.host), now)?;
+        files.file(CA, &certificate, PUBLIC)?;
+        files.file(CA_KEY, &key, PRIVATE)?;
+        files.file(CHAIN, &chain, PUBLIC)?;
+        files.file(KEY, &chain_key, PRIVATE)?;
+        Ok(Some(pin))
+    }
+
+    /// Where agents and clients reach it.
+    pub fn address(&self) -> String {
+        match &self.host {
+            Destination::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
+            host => format!("{host}:{}", self.port),
+        }
+    }
+
+    fn config(&self, now: u64) -> String {
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let absolute = |path: &Path| {
+            let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            quoted(&path.display().to_string())
+        };
+        let (cert, key) = match &self.certificate {
+            Certificate::Own => (CHAIN.to_owned(), KEY.to_owned()),
+            Certificate::Files(cert, key) => (absolute(cert), absolute(key)),
+        };
+        let host = quoted(&self.host.to_string());
+        format!(
+            "\
+# Made by narrowlink-gateway init on {date}. A running gateway follows changes of it; what is wrong in it changes nothing.
+# Paths are relative to this file.
+name: {host}
+secret: !File {SECRET}
+services:
+  - !Wss
+    domains: [{host}]
+    listen_addr: {listen:?}
+    tls_config: !File {{ cert_path: {cert}, key_path: {key} }}
+revocations: {LIST}
+state_dir: {STATE}
+",
+            date = date(now),
+            listen = self.listen_addr.to_string(),
+        )
+    }
+}
+
+/// Files that are made together.
+struct Files<'a> {
+    dir: &'a Path,
+    /// What goes again if the rest fails.
+    made: Vec<PathBuf>,
+}
+
+impl Files<'_> {
+    /// A directory, unless it is there.
+    fn dir(&mut self, path: &Path) -> Result<(), InitError> {
+        let failed = |source| InitError::File { path: path.to_owned(), source };
+        if path.is_dir() {
+            return Ok(());
+        }
+        let missing: Vec<_> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+        for dir in missing.into_iter().rev() {
+            DirBuilder::new().mode(PRIVATE_DIR).create(dir).map_err(failed)?;
+            self.made.push(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, name: &str, text: &str, mode: u32) -> Result<(), InitError> {
+        let path = self.dir.join(name);
+        let made = create(&path, text, mode);
+        let is_theirs = made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists);
+        if !is_theirs && path.exists() {
+            self.made.push(path.clone());
+        }
+        made.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => InitError::Exists(path),
+            _ => InitError::File { path, source },
+        })
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            // A directory only if nothing else came into it.
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const NOW: u64 = 1_795_219_200;
+
+    fn plan(dir: &Path) -> Plan {
+        Plan {
+            dir: dir.join("etc/narrowlink"),
+            host: Destination::parse("gw.example").unwrap(),
+            port: 443,
+            listen_addr: everywhere(443),
+            certificate: Certificate::Own,
+            agent: "home".to_owned(),
+            client: "laptop".to_owned(),
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_gateway_from_nothing_has_what_it_needs_and_its_tickets_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path());
+        let made = plan.make(NOW).unwrap();
+        let config = Config::load(&made.config).unwrap();
+        assert_eq!((config.name.as_str(), config.services.len()), ("gw.example", 1));
+        assert!(config.services[0].tls.is_some());
+        let keys = Keys::new(config.secrets[0].as_bytes());
+        for (ticket, kind, name) in
+            [(&made.agent, Kind::Agent, "home"), (&made.client, Kind::Client, "laptop")]
+        {
+            let claims = keys.verify(ticket.token.expose(), kind, NOW).unwrap();
+            assert_eq!(claims.name, name);
+            assert_eq!(ticket.gateways, ["gw.example:443"]);
+            assert!(ticket.pin.is_some());
+        }
+        for (name, wanted) in [
+            (SECRET, PRIVATE), (KEY, PRIVATE), (CA_KEY, PRIVATE), (book::FILE, PRIVATE), (CHAIN, PUBLIC),
+            (CONFIG, PUBLIC), (STATE, PRIVATE_DIR), ("", PRIVATE_DIR),
+        ] {
+            assert_eq!(mode(&plan.dir.join(name)), wanted, "{name}");
+        }
+        let token = made.agent.token.expose();
+        for file in fs::read_dir(&plan.dir).unwrap().flatten().filter(|file| file.path().is_file()) {
+            assert!(!fs::read_to_string(file.path()).unwrap().contains(token), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path());
+        plan.make(NOW).unwrap();
+        let secret = fs::read(plan.dir.join(SECRET)).unwrap();
+        let said = plan.make(NOW).err().unwrap().to_string();
+        assert!(said.contains("gateway.yaml is there already"), "{said}");
+        assert_eq!(fs::read(plan.dir.join(SECRET)).unwrap(), secret);
+        // One alone is enough: a key is never lost.
+        fs::remove_file(plan.dir.join(CONFIG)).unwrap();
+        assert!(matches!(plan.make(NOW), Err(InitError::Exists(_))));
+    }
+
+    #[test]
+    fn what_can_t_be_finished_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path());
+        let nowhere = Certificate::Files(dir.path().join("no.pem"), dir.path().join("no.key"));
+        let said = Plan { certificate: nowhere, ..plan.clone() }.make(NOW).err().unwrap().to_string();
+        assert!(said.contains("no.pem"), "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // A key of an authority of somebody else's.
+        fs::create_dir_all(&plan.dir).unwrap();
+        fs::write(plan.dir.join(CA_KEY), "mine").unwrap();
+        assert!(matches!(plan.make(NOW), Err(InitError::Exists(_))));
+        let left: Vec<_> = fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
+        assert_eq!(left, [CA_KEY]);
+        assert_eq!(fs::read_to_string(plan.dir.join(CA_KEY)).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_a_port_or_without() {
+        for (text, host, port) in [
+            ("gw.example", "gw.example", 443),
+            ("GW.example:8443", "gw.example", 8443),
+            ("192.0.2.1", "192.0.2.1", 443),
+            ("[2001:db8::1]:8443", "2001:db8::1", 8443),
+            ("[2001:db8::1]", "2001:db8::1", 443),
+        ] {
+            assert_eq!(parse_host(text).unwrap(), (Destination::parse(host).unwrap(), port), "{text}");
+        }
+        for text in ["", "a b", "gw.example:", "gw.example:99999", "https://gw.example"] {
+            assert!(parse_host(text).is_err(), "{text}");
+        }
+    }
+}
