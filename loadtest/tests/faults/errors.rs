@@ -35,6 +35,7 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 2 | the command line is wrong |
 | 65 | refused by policy |
 | 69 | unreachable, or the agent was not found |
+| 70 | internal: the system failed us, or a fault of ours |
 | 74 | the session was reset after it had opened, or standard input or output broke |
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |

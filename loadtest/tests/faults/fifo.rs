@@ -66,12 +66,10 @@ fn an_agent_whose_token_file_becomes_a_pipe_or_is_gone_serves_on_says_so_once_an
 fn a_gateway_whose_files_become_pipes_refuses_them_serves_on_and_ends() {
     let mut site = Site::new();
     let list = site.write_secret("revoked.yaml", "- jti: stolen\n");
-    let config = format!("{}revocations: revoked.yaml\n", site.gateway_config());
-    site.write_secret("gateway.yaml", &config);
+    site.configure_gateway("revocations: revoked.yaml\n");
     let mut gateway = site.start_gateway();
     // Written again by the start, with the ports it got.
-    let config = format!("{}revocations: revoked.yaml\n", site.gateway_config());
-    let yaml = site.write_secret("gateway.yaml", &config);
+    let yaml = site.path("gateway.yaml");
     wait_for("the ports", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > 0).then_some(()));
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
@@ -101,8 +99,7 @@ fn a_gateway_whose_audit_log_is_a_pipe_that_nobody_reads_serves_and_counts_what_
     let mut site = Site::new();
     let pipe = site.path("audit.pipe");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe can be made");
-    let text = format!("{}audit: {}\n", site.gateway_config(), pipe.display());
-    site.write_secret("gateway.yaml", &text);
+    site.configure_gateway(&format!("audit: {}\n", pipe.display()));
     let mut check = site.command("narrowlink-gateway");
     check.arg("--check").arg("-c").arg(site.path("gateway.yaml"));
     run(check, b"", PATIENCE).succeeded();

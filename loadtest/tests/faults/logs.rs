@@ -158,8 +158,8 @@ fn lost(lines: &[serde_json::Value]) -> u64 {
 
 /// A site whose gateway keeps an audit log there.
 fn site_with_audit(path: &Path) -> Site {
-    let site = Site::new();
-    site.write_secret("gateway.yaml", &format!("{}audit: {}\n", site.gateway_config(), path.display()));
+    let mut site = Site::new();
+    site.configure_gateway(&format!("audit: {}\n", path.display()));
     site
 }
 

@@ -68,10 +68,9 @@ fn write_list(site: &Site, jtis: &[&str]) {
 /// Starts a gateway that takes no tokens with these ids.
 fn start_revoking_gateway(site: &mut Site, jtis: &[&str]) -> Running {
     write_list(site, jtis);
+    site.configure_gateway("revocations: revoked.yaml\n");
     let gateway = site.start_gateway();
-    // Written by the start, with the ports it got.
-    let config = format!("{}revocations: revoked.yaml\n", site.gateway_config());
-    site.write_secret("gateway.yaml", &config);
+    // Written again by the start, with the ports it got.
     wait_until_said(&gateway, "gateway.yaml: taken", 1);
     gateway
 }

@@ -67,6 +67,8 @@ pub(crate) struct Site {
     /// Hears what its programs say.
     pub(crate) ear: Ear,
     raw: bool,
+    /// What its gateway.yaml says besides.
+    more: String,
     /// Of each forward.
     pub(crate) workers: usize,
 }
@@ -86,7 +88,7 @@ impl Site {
     fn with_addrs(ws_addr: SocketAddr, wss_addr: SocketAddr) -> Self {
         let dir = TempDir::with_prefix("narrowlink-test-").expect("a temporary directory can be made");
         let (secret, ear) = (random_secret(), Ear::Log);
-        let site = Self { secret, dir, ws_addr, wss_addr, ear, raw: false, workers: 1 };
+        let site = Self { secret, dir, ws_addr, wss_addr, ear, raw: false, more: String::new(), workers: 1 };
         site.write_certificates();
         site.write_gateway_config();
         let [agent, free, barred, expired] = site.generate_tokens(&site.secret);
@@ -271,7 +273,7 @@ impl Site {
 
     /// The text of the gateway's configuration.
     pub(crate) fn gateway_config(&self) -> String {
-        let Self { secret, ws_addr, wss_addr, .. } = self;
+        let Self { secret, ws_addr, wss_addr, more, .. } = self;
         format!(
             "name: test-gateway
 secret: \"hex:{secret}\"
@@ -280,8 +282,14 @@ services:
   - !Ws {{ domains: [{DOMAIN}], listen_addr: \"{ws_addr}\" }}
 workers: 2
 limits: {{ token: {{ sessions: 10000, streams: 10000, dials_per_s: 100000 }} }}
-"
+{more}"
         )
+    }
+
+    /// Has its gateway.yaml say these lines as well, from now on.
+    pub(crate) fn configure_gateway(&mut self, more: &str) {
+        more.clone_into(&mut self.more);
+        self.write_gateway_config();
     }
 
     fn write_gateway_config(&self) {

@@ -27,7 +27,7 @@ fn inspect(mut tokengen: Command, site: &Site) -> String {
 #[test]
 fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
     let mut site = Site::new();
-    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\n"));
+    site.configure_gateway("audit: audit.log\n");
     let mut gateway = site.start_gateway();
     let _agent = site.start_agent(Transport::Wss);
     let (listener, target) = net::listen();
@@ -89,7 +89,7 @@ fn the_audit_log_has_a_line_for_each_that_came_and_no_secret() {
 #[test]
 fn the_end_of_an_agents_process_is_not_said_to_be_its_targets_reset() {
     let mut site = Site::new();
-    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\n"));
+    site.configure_gateway("audit: audit.log\n");
     let mut gateway = site.start_gateway();
     for transport in [Transport::Ws, Transport::Wss] {
         let mut agent = site.start_agent(transport);
@@ -112,7 +112,7 @@ fn the_end_of_an_agents_process_is_not_said_to_be_its_targets_reset() {
 #[test]
 fn a_session_that_a_stopping_gateway_cuts_has_its_end_in_the_log() {
     let mut site = Site::new();
-    site.write_secret("gateway.yaml", &(site.gateway_config() + "audit: audit.log\ndrain_s: 1\n"));
+    site.configure_gateway("audit: audit.log\ndrain_s: 1\n");
     let mut gateway = site.start_gateway();
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
@@ -130,12 +130,9 @@ fn a_session_that_a_stopping_gateway_cuts_has_its_end_in_the_log() {
 #[test]
 fn who_is_revoked_while_a_gateway_waits_for_sessions_is_cut_then() {
     let mut site = Site::new();
-    let more = "audit: audit.log\nrevocations: revoked.yaml\ndrain_s: 60\n";
     site.write_secret("revoked.yaml", "[]\n");
-    site.write_secret("gateway.yaml", &(site.gateway_config() + more));
+    site.configure_gateway("audit: audit.log\nrevocations: revoked.yaml\ndrain_s: 60\n");
     let mut gateway = site.start_gateway();
-    // With the addresses that it has, which were written without the rest.
-    site.write_secret("gateway.yaml", &(site.gateway_config() + more));
     let _agent = site.start_agent(Transport::Wss);
     let forward = site.start_forward(Transport::Wss, net::start_echo());
     let mut stream = net::try_echo(forward.local).expect("the tunnel stands");

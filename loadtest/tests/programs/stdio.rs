@@ -124,8 +124,7 @@ fn last_words(transport: Transport, end: impl FnOnce(&mut Tunnel)) -> String {
 fn revoke(tunnel: &mut Tunnel) {
     let Tunnel { site, gateway, .. } = tunnel;
     let list = site.write_secret("revoked.yaml", "[]\n");
-    let config = format!("{}revocations: {}\n", site.gateway_config(), list.display());
-    site.write_secret("gateway.yaml", &config);
+    site.configure_gateway(&format!("revocations: {}\n", list.display()));
     wait_for("the list", PATIENCE, || (gateway.said_times("gateway.yaml: taken") > 0).then_some(()));
     site.write_secret("revoked.yaml", &format!("- {{ uid: {UID}, name: free }}\n"));
 }
