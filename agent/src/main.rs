@@ -231,8 +231,10 @@ fn join(ticket: &str, dir: Option<&Path>, require_io_uring: bool) -> anyhow::Res
 
 /// What a ticket said is written, and the gateway has not welcomed its bearer.
 #[derive(Debug, thiserror::Error)]
-#[error("the gateway has not welcomed this agent: why is said above. What the ticket said is written all the same; \
-         narrowlink-agent tries again")]
+#[error(
+    "the gateway has not welcomed this agent: why is said above. What the ticket said is written all the same; \
+         narrowlink-agent tries again"
+)]
 struct NotWelcomed;
 
 fn say(message: &str) {

@@ -164,7 +164,8 @@ fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
     let exit = whoami::exit(&identities, seconds_since_1970());
     print(&whoami::text(&identities, seconds_since_1970()))?;
     if exit == Exit::Done {
-        let with = if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
+        let with =
+            if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
         say(&format!(
             "next: narrowlink{with} list, then narrowlink{with} forward -n AGENT -l 2222 127.0.0.1:22"
         ));

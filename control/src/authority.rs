@@ -6,8 +6,8 @@
 
 use narrowlink_proto::{pin::Pin, target::Destination, when::date};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, date_time_ymd,
 };
 use zeroize::Zeroizing;
 
@@ -67,7 +67,9 @@ impl Authority {
             .iter()
             .map(|name| match name {
                 Destination::Ip(ip) => Ok(SanType::IpAddress(*ip)),
-                Destination::Name(name) | Destination::Unix(name) => Ok(SanType::DnsName(name.as_str().try_into()?)),
+                Destination::Name(name) | Destination::Unix(name) => {
+                    Ok(SanType::DnsName(name.as_str().try_into()?))
+                }
             })
             .collect::<Result<_, rcgen::Error>>()?;
         let own_key = KeyPair::generate()?;
@@ -106,7 +108,8 @@ mod tests {
     fn a_chain_has_the_gateway_s_certificate_and_the_authority_s_whose_key_is_pinned() {
         let names = ["gw.example", "192.0.2.1"].map(|name| Destination::parse(name).unwrap());
         let made = Authority::new(&names, NOW).unwrap();
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(made.chain.as_bytes()).map(Result::unwrap).collect();
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(made.chain.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(chain.len(), 2);
         let (_, own) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
         let (_, authority) = x509_parser::parse_x509_certificate(&chain[1]).unwrap();
@@ -117,7 +120,10 @@ mod tests {
         assert_eq!(names.len(), 2);
         let from = u64::try_from(own.validity().not_before.timestamp()).unwrap();
         assert!((NOW - 2 * DAY_S..NOW).contains(&from));
-        assert!(made.key.starts_with("-----BEGIN PRIVATE KEY") && made.chain_key.starts_with("-----BEGIN PRIVATE KEY"));
+        assert!(
+            made.key.starts_with("-----BEGIN PRIVATE KEY")
+                && made.chain_key.starts_with("-----BEGIN PRIVATE KEY")
+        );
         assert_ne!(*made.key, *made.chain_key);
     }
 }

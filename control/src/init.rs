@@ -122,7 +122,7 @@ pub enum InitError {
     Config(#[from] ConfigError),
     /// No randomness.
     #[error("the system's random source does not answer: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(getrandom::Error),
 }
 
 /// A host, and the port behind it if there is one.
@@ -152,7 +152,9 @@ pub fn guess_host() -> Option<IpAddr> {
 /// Whether only a network of one's own leads there.
 fn is_private(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+        IpAddr::V4(ip) => {
+            ip.is_private() || ip.is_link_local() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64
+        }
         IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
@@ -248,25 +250,36 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         }
         files.dir(&self.dir)?;
         let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret)?;
-        let spelled = Zeroizing::new(secret.iter().fold("hex:".to_owned(), |text, byte| text + &format!("{byte:02x}")));
+        getrandom::fill(&mut *secret).map_err(InitError::Random)?;
+        let spelled =
+            Zeroizing::new(secret.iter().fold("hex:".to_owned(), |text, byte| text + &format!("{byte:02x}")));
         files.file(SECRET, &format!("{}\n", *spelled), PRIVATE)?;
         let ca_pin = self.certify(&mut files, now)?;
         let mut book = Book {
             gateways: vec![self.address()],
             domain: None,
             ca_pin,
-            users: vec![User { name: USER.to_owned(), uid: draw_uid()? }],
+            users: vec![User { name: USER.to_owned(), uid: draw_uid().map_err(InitError::Random)? }],
             tickets: Vec::new(),
         };
         let keys = Keys::new(&*secret);
         let mut ticket = |kind, name: &str| {
-            let wanted =
-                Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: LASTS, renew: false };
+            let wanted = Wanted {
+                user: None,
+                kind,
+                name: name.to_owned(),
+                allow: vec![],
+                expires: LASTS,
+                renew: false,
+            };
             wanted.make(&mut book, &keys, now)
         };
         let (agent, client) = (ticket(Kind::Agent, &self.agent)?, ticket(Kind::Client, &self.client)?);
-        files.file(LIST, "# Tokens that are taken no more; written by narrowlink-gateway revoke.\n[]\n", PUBLIC)?;
+        files.file(
+            LIST,
+            "# Tokens that are taken no more; written by narrowlink-gateway revoke.\n[]\n",
+            PUBLIC,
+        )?;
         files.file(book::FILE, &book.text(), PRIVATE)?;
         files.dir(&self.dir.join(STATE))?;
         // Last: a gateway that finds it finds the rest.
@@ -344,7 +357,8 @@ impl Files<'_> {
         if path.is_dir() {
             return Ok(());
         }
-        let missing: Vec<_> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+        let missing: Vec<_> =
+            path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
             DirBuilder::new().mode(PRIVATE_DIR).create(dir).map_err(failed)?;
             self.made.push(dir.to_owned());
@@ -417,8 +431,14 @@ mod tests {
             assert!(ticket.pin.is_some());
         }
         for (name, wanted) in [
-            (SECRET, PRIVATE), (KEY, PRIVATE), (CA_KEY, PRIVATE), (book::FILE, PRIVATE), (CHAIN, PUBLIC),
-            (CONFIG, PUBLIC), (STATE, PRIVATE_DIR), ("", PRIVATE_DIR),
+            (SECRET, PRIVATE),
+            (KEY, PRIVATE),
+            (CA_KEY, PRIVATE),
+            (book::FILE, PRIVATE),
+            (CHAIN, PUBLIC),
+            (CONFIG, PUBLIC),
+            (STATE, PRIVATE_DIR),
+            ("", PRIVATE_DIR),
         ] {
             assert_eq!(mode(&plan.dir.join(name)), wanted, "{name}");
         }

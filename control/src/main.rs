@@ -211,7 +211,8 @@ fn init(args: &Init) -> Result<u8, Failure> {
 /// Asks whether what was said before is meant.
 fn confirm(what: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        return Err(anyhow!("standard input is no terminal, so nobody can be asked: add --yes")).or_exit(USAGE);
+        return Err(anyhow!("standard input is no terminal, so nobody can be asked: add --yes"))
+            .or_exit(USAGE);
     }
     log::say(&format!("{what}\nMake it? [Y/n] "));
     let mut line = String::new();
@@ -236,19 +237,23 @@ fn ticket(command: &TicketCommand) -> Result<u8, Failure> {
         }
         TicketCommand::Revoke { kind, name, user, config } => {
             let place = Place::find(config.as_deref())?;
-            let List::OfConfig { list, .. } = List::of(place.path.clone(), place.config).or_exit(CONFIGURATION)? else {
+            let List::OfConfig { list, .. } =
+                List::of(place.path.clone(), place.config).or_exit(CONFIGURATION)?
+            else {
                 unreachable!("a config's list is one of a config")
             };
             let kind = match kind {
                 Bearer::Agent => Kind::Agent,
                 Bearer::Client => Kind::Client,
             };
-            let count = tickets::revoke(&place.book, &list, (user.as_deref(), kind, name), now).map_err(no_ticket)?;
+            let count =
+                tickets::revoke(&place.book, &list, (user.as_deref(), kind, name), now).map_err(no_ticket)?;
             let said = match count {
                 0 => format!("nothing was left to take back of the {} {name}\n", kind.name()),
                 _ => format!(
                     "taken back: {count} of the {} {name}, in {}; a running gateway ends its links and sessions within 2 s\n",
-                    kind.name(), list.display()
+                    kind.name(),
+                    list.display()
                 ),
             };
             print(&said)?;
@@ -276,14 +281,19 @@ fn make_ticket(kind: Kind, new: &NewTicket, allow: &[String]) -> Result<u8, Fail
     let text = ticket.encode();
     print(&format!("{}\n", text.expose()))?;
     let command = Program::of(kind).command;
-    say(&format!("whoever has this ticket is the {} {name}; there: {command} TICKET, or {command} - and paste it", kind.name()));
+    say(&format!(
+        "whoever has this ticket is the {} {name}; there: {command} TICKET, or {command} - and paste it",
+        kind.name()
+    ));
     Ok(0)
 }
 
 fn no_ticket(e: TicketError) -> Failure {
     let code = match &e {
         TicketError::Usage(_) | TicketError::Token(_) => USAGE,
-        TicketError::Book(BookError::File { .. }) | TicketError::Revocation(RevocationError::File { .. }) => IO,
+        TicketError::Book(BookError::File { .. }) | TicketError::Revocation(RevocationError::File { .. }) => {
+            IO
+        }
         TicketError::Book(_) | TicketError::Revocation(_) => CONFIGURATION,
         TicketError::Random(_) => INTERNAL,
     };
@@ -315,8 +325,12 @@ struct Place {
 
 impl Place {
     fn find(config: Option<&Path>) -> Result<Self, Failure> {
-        let found = config.map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), |path| Ok(path.to_owned()));
-        let path = found.context("which gateway? `narrowlink-gateway init` makes one").or_exit(CONFIGURATION)?;
+        let found = config.map_or_else(
+            || find_config("gateway.yaml", |name| env::var_os(name)),
+            |path| Ok(path.to_owned()),
+        );
+        let path =
+            found.context("which gateway? `narrowlink-gateway init` makes one").or_exit(CONFIGURATION)?;
         let config = Config::load(&path).or_exit(CONFIGURATION)?;
         let book = path.with_file_name(book::FILE);
         Ok(Self { path, config, book })

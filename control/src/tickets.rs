@@ -75,7 +75,9 @@ impl Wanted {
             return Err(usage(format!("--expires: {} is {}", show(exp), distance(exp, now))));
         }
         if self.kind != Kind::Client && !self.allow.is_empty() {
-            return Err(usage("--allow is for clients: what an agent dials is said in its agent.yaml".to_owned()));
+            return Err(usage(
+                "--allow is for clients: what an agent dials is said in its agent.yaml".to_owned(),
+            ));
         }
         let holds = |entry: &&Entry| {
             entry.user == user && entry.kind == self.kind && entry.name == self.name && entry.exp > now
@@ -89,18 +91,8 @@ impl Wanted {
                  revoke {kind} {name}), or say --renew for another one beside it"
             )));
         }
-        let claims = Claims {
-            kind: self.kind,
-            uid,
-            name: self.name.clone(),
-            exp,
-            nbf: None,
-            iat: Some(now),
-            jti: draw_id()?,
-            policies: self.grant()?,
-            limits: Default::default(),
-            connect: None,
-        };
+        let mut claims = Claims::new(self.kind, uid, &self.name, exp, &draw_id()?);
+        (claims.iat, claims.policies) = (Some(now), self.grant()?);
         let token = SecretText::new(keys.sign(&claims)?);
         let Claims { kind, name, jti, .. } = claims;
         book.tickets.push(Entry { user, kind, name, jti, iat: now, exp, allow: self.allow.clone() });
@@ -146,12 +138,14 @@ pub fn revoke(
     let mut entries = book.tickets.iter().filter(own).peekable();
     if entries.peek().is_none() {
         return Err(TicketError::Usage(format!(
-            "the {} {name} of {user} was given no ticket; `narrowlink-gateway ticket list` shows who was", kind.name()
+            "the {} {name} of {user} was given no ticket; `narrowlink-gateway ticket list` shows who was",
+            kind.name()
         )));
     }
     let mut count = 0;
     for entry in entries.filter(|entry| entry.exp > now) {
-        let entry = revocations::Entry { jti: Some(entry.jti.clone()), uid: None, name: None, issued_before: None };
+        let entry =
+            revocations::Entry { jti: Some(entry.jti.clone()), uid: None, name: None, issued_before: None };
         count += usize::from(revocations::add(list, &entry)?);
     }
     Ok(count)
@@ -177,7 +171,7 @@ pub fn text(book: &Book, revocations: &Revocations, now: u64) -> String {
     let widest = |of: fn(&Entry) -> &str, head: &str| {
         book.tickets.iter().map(|entry| of(entry).chars().count()).chain([head.len()]).max().unwrap_or(0)
     };
-    let (name, user) = (widest(|entry| &entry.name, "NAME"), widest(|entry| &entry.user, "USER"));
+    let (name, user) = (widest(|entry| entry.name.as_str(), "NAME"), widest(|entry| entry.user.as_str(), "USER"));
     let mut text = format!("{:<7} {:<name$} {:<user$} {:<8} UNTIL\n", "KIND", "NAME", "USER", "STATE");
     for entry in &book.tickets {
         let state = state(book, entry, revocations, now);
@@ -260,8 +254,14 @@ mod tests {
             (Wanted { user: Some("x".to_owned()), ..wanted(Kind::Agent, "home") }, "--user"),
             (wanted(Kind::Agent, ""), "a name has"),
             (Wanted { expires: When::At(NOW), ..wanted(Kind::Agent, "home") }, "--expires"),
-            (Wanted { allow: vec!["home".to_owned()], ..wanted(Kind::Agent, "home") }, "--allow is for clients"),
-            (Wanted { allow: vec!["home:22".to_owned()], ..wanted(Kind::Client, "a") }, "--allow \"home:22\": "),
+            (
+                Wanted { allow: vec!["home".to_owned()], ..wanted(Kind::Agent, "home") },
+                "--allow is for clients",
+            ),
+            (
+                Wanted { allow: vec!["home:22".to_owned()], ..wanted(Kind::Client, "a") },
+                "--allow \"home:22\": ",
+            ),
         ] {
             let said = wanted.make(&mut book, &keys, NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
@@ -284,7 +284,10 @@ mod tests {
         assert!(revoke(&path, &list, (None, Kind::Agent, "x"), NOW).is_err());
         let revoked = Revocations::load(&list).unwrap().unwrap();
         let table = text(&book, &revoked, NOW);
-        assert!(table.contains("agent   home main revoked") && table.contains("client  home main holds"), "{table}");
+        assert!(
+            table.contains("agent   home main revoked") && table.contains("client  home main holds"),
+            "{table}"
+        );
         let list: serde_json::Value = serde_json::from_str(&json(&book, &revoked, NOW)).unwrap();
         assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("revoked"), &json!("holds")));
     }

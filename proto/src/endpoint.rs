@@ -71,7 +71,8 @@ struct SelfHostedInput {
 impl From<SelfHostedInput> for SelfHosted {
     /// Without `protocol`, a scheme in front of the gateway says it.
     fn from(input: SelfHostedInput) -> Self {
-        let SelfHostedInput { gateway, token, token_file, protocol, ca_file, ca_pin, domain, framing } = input;
+        let SelfHostedInput { gateway, token, token_file, protocol, ca_file, ca_pin, domain, framing } =
+            input;
         let protocol = protocol.or_else(|| Self::protocol_by_scheme(&gateway)).unwrap_or_default();
         let outline = Outline::default();
         Self { gateway, token, token_file, protocol, ca_file, ca_pin, domain, framing, outline }

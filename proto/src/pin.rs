@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn what_is_no_pin_is_refused() {
         let pin = Pin::of(b"a key").to_string();
-        for text in ["", "sha256:", &pin[..pin.len() - 1], &pin.replace("sha256", "sha512"), &format!("{pin}A")] {
+        for text in
+            ["", "sha256:", &pin[..pin.len() - 1], &pin.replace("sha256", "sha512"), &format!("{pin}A")]
+        {
             assert_eq!(text.parse::<Pin>(), Err(PinError), "{text}");
         }
     }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::when::show;
+use crate::when::{LAST_S, show};
 
 pub use allowance::Allowance;
 pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
@@ -34,7 +34,7 @@ const HEADER_BYTES_MAX: usize = 128;
 pub const LEEWAY_S: u64 = 2;
 
 /// The last second of the year 9999: a later `exp` is a mistake (milliseconds, say), not a date.
-pub const EXP_MAX: u64 = 253_402_300_799;
+pub const EXP_MAX: u64 = LAST_S;
 
 /// Why a token does not hold; for the log only, the peer learns nothing of it.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,9 @@ use std::fmt::Write as _;
 
 pub use point::{When, WhenError};
 
+/// The last second of the year 9999: a later time is a mistake (milliseconds, say), not a date.
+pub const LAST_S: u64 = 253_402_300_799;
+
 const MINUTE_S: u64 = 60;
 const HOUR_S: u64 = 60 * MINUTE_S;
 const DAY_S: u64 = 24 * HOUR_S;

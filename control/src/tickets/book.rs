@@ -119,10 +119,11 @@ impl Book {
     /// # Errors
     /// See [`BookError`].
     pub fn read(path: &Path) -> Result<Self, BookError> {
-        let text = file::read_text(path, Reading::Again, BYTES_MAX).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => BookError::None(path.to_owned()),
-            _ => BookError::File { path: path.to_owned(), source },
-        })?;
+        let text =
+            file::read_text(path, Reading::Again, BYTES_MAX).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => BookError::None(path.to_owned()),
+                _ => BookError::File { path: path.to_owned(), source },
+            })?;
         let wrong = |source| BookError::Yaml { path: path.to_owned(), source };
         let document = Document::parse(&text).map_err(wrong)?;
         let book: Self = document.read().map_err(wrong)?;
@@ -164,10 +165,10 @@ impl Book {
         HEADER.to_owned() + &yaml
     }
 
-    /// The user that is called so, by name or uid; the only one where nobody is named.
+    /// The user that is called so, by name or uid; the first where nobody is named.
     ///
     /// # Errors
-    /// There is none, or several are there to choose from; in words.
+    /// There is none; in words.
     pub fn user(&self, called: Option<&str>) -> Result<&User, String> {
         let names = || self.users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>().join(", ");
         match (called, &self.users[..]) {
@@ -177,7 +178,6 @@ impl Book {
                 .ok_or_else(|| {
                     format!("--user: there is no user of this name; there are: {}; `narrowlink-gateway user add` makes one", names())
                 }),
-            (None, [only]) => Ok(only),
             (None, []) => Err("there is no user yet: `narrowlink-gateway user add NAME` makes one".to_owned()),
             (None, [first, ..]) => Ok(first),
         }
@@ -202,9 +202,16 @@ impl Book {
 ///
 /// # Errors
 /// See [`TicketError`]: the name is taken, or none.
-pub fn add_user(path: &Path, name: &str, uid: Option<Uid>, gateway: Option<&str>) -> Result<User, TicketError> {
+pub fn add_user(
+    path: &Path,
+    name: &str,
+    uid: Option<Uid>,
+    gateway: Option<&str>,
+) -> Result<User, TicketError> {
     if !is_name(name) {
-        return Err(TicketError::Usage("a name has 1 to 128 printable bytes, and no space at its ends".to_owned()));
+        return Err(TicketError::Usage(
+            "a name has 1 to 128 printable bytes, and no space at its ends".to_owned(),
+        ));
     }
     let uid = uid.map_or_else(draw_uid, Ok).map_err(TicketError::Random)?;
     if let Some(gateway) = gateway
@@ -212,13 +219,20 @@ pub fn add_user(path: &Path, name: &str, uid: Option<Uid>, gateway: Option<&str>
     {
         let endpoint = SelfHosted { gateway: gateway.to_owned(), ..SelfHosted::default() };
         endpoint.host_port().map_err(|e| TicketError::Usage(format!("--gateway: {e}")))?;
-        let book =
-            Book { gateways: vec![gateway.to_owned()], domain: None, ca_pin: None, users: vec![], tickets: vec![] };
-        create(path, &book.text(), MODE).map_err(|source| BookError::File { path: path.to_owned(), source })?;
+        let book = Book {
+            gateways: vec![gateway.to_owned()],
+            domain: None,
+            ca_pin: None,
+            users: vec![],
+            tickets: vec![],
+        };
+        create(path, &book.text(), MODE)
+            .map_err(|source| BookError::File { path: path.to_owned(), source })?;
     }
     let user = User { name: name.to_owned(), uid };
     Book::change(path, |book| {
-        if let Some(other) = book.users.iter().find(|other| other.name == user.name || other.uid == user.uid) {
+        if let Some(other) = book.users.iter().find(|other| other.name == user.name || other.uid == user.uid)
+        {
             let User { name, uid } = other;
             return Err(TicketError::Usage(format!("there is a user {name} with the space {uid} already")));
         }
@@ -292,7 +306,10 @@ mod tests {
         let path = dir.path().join(FILE);
         for (text, says) in [
             ("gateways: []\nusers: []\n", "gateways: empty"),
-            ("gateways: [a:1]\nusers: [{name: \"\", uid: 00000000-0000-0000-0000-000000000001}]\n", "users[0].name"),
+            (
+                "gateways: [a:1]\nusers: [{name: \"\", uid: 00000000-0000-0000-0000-000000000001}]\n",
+                "users[0].name",
+            ),
             ("gateways: [a:1]\nuser: []\n", "users"),
         ] {
             std::fs::write(&path, text).unwrap();

@@ -47,8 +47,7 @@ impl Held {
         let tmp = PathBuf::from(tmp);
         // One of a process of this number that was killed.
         let _ = fs::remove_file(&tmp);
-        let written =
-            write_like(&self.path, &tmp, (text, mode)).and_then(|()| fs::rename(&tmp, &self.path));
+        let written = write_like(&self.path, &tmp, (text, mode)).and_then(|()| fs::rename(&tmp, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&tmp);
         }

@@ -84,7 +84,7 @@ impl ServerCertVerifier for Pinned {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, Certificate, CertificateParams, Issuer, IsCa, KeyPair};
+    use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 
     use super::*;
 
@@ -111,7 +111,12 @@ mod tests {
         }
     }
 
-    fn verify(pin: Pin, shown: &[CertificateDer<'static>], name: &'static str, now_s: u64) -> Result<(), Error> {
+    fn verify(
+        pin: Pin,
+        shown: &[CertificateDer<'static>],
+        name: &'static str,
+        now_s: u64,
+    ) -> Result<(), Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
         let name = ServerName::try_from(name).unwrap();

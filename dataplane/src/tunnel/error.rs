@@ -377,7 +377,12 @@ mod tests {
         let odd = Fault::Other(rustls::OtherError(Arc::new(io::Error::other("odd"))));
         for (fault, asked, authority, words) in [
             (Fault::BadSignature, "gw.test", Authority::File, &["bring ca_file up to date"][..]),
-            (Fault::UnknownIssuer, "gw.test", Authority::System, &["a CA of its own, name its file with ca_file"][..]),
+            (
+                Fault::UnknownIssuer,
+                "gw.test",
+                Authority::System,
+                &["a CA of its own, name its file with ca_file"][..],
+            ),
             (Fault::UnknownIssuer, "gw.test", Authority::File, &["not from the authority in ca_file"]),
             (Fault::UnknownIssuer, "gw.test", Authority::Pin, &["the authority that ca_pin names"]),
             (
@@ -386,7 +391,12 @@ mod tests {
                 Authority::System,
                 &["expired on 2026-11-20 00:00:00 UTC", "clock says 2026-11-20 18:40:00"],
             ),
-            (early, "gw.test", Authority::System, &["only from 2026-11-20", "clock says 1970-01-01", "set the clock"]),
+            (
+                early,
+                "gw.test",
+                Authority::System,
+                &["only from 2026-11-20", "clock says 1970-01-01", "set the clock"],
+            ),
             (
                 other("gw.test"),
                 "gw.test",
@@ -394,7 +404,12 @@ mod tests {
                 &["is for gw.example, 192.0.2.1, not for gw.test;", "domain"],
             ),
             (other("10.0.0.1"), "10.0.0.1", Authority::System, &["not for the address 10.0.0.1;"]),
-            (nameless, "gw.test", Authority::File, &["subjectAltName is missing", "with gw.test as subjectAltName"]),
+            (
+                nameless,
+                "gw.test",
+                Authority::File,
+                &["subjectAltName is missing", "with gw.test as subjectAltName"],
+            ),
             (odd, "gw.test", Authority::System, &["does not hold: "]),
             (Fault::InvalidPurpose, "gw.test", Authority::File, &["lacks serverAuth"]),
         ] {
@@ -481,7 +496,11 @@ mod tests {
             let said = tls_words(&end, &Expected { name: &name(asked), authority: Authority::System });
             assert!(said.contains(words) && said.contains("domain"), "{said}");
         }
-        let plain = say(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), "gw.test", Authority::System);
+        let plain = say(
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
+            "gw.test",
+            Authority::System,
+        );
         assert!(plain.contains("protocol: Ws (or http://"), "{plain}");
     }
 

@@ -20,4 +20,5 @@ mod rebinding;
 mod redis;
 mod seed;
 mod stdio;
+mod tickets;
 mod urgent;

@@ -23,7 +23,9 @@ pub enum ShortError {
     #[error("expected ports such as 22, 8000-8100, 22,80 or * behind the last colon")]
     Ports,
     /// Every host, but not every port.
-    #[error("no rule is about some ports of every host: write the hosts (0.0.0.0/0, ::/0, **.lan), or AGENT alone")]
+    #[error(
+        "no rule is about some ports of every host: write the hosts (0.0.0.0/0, ::/0, **.lan), or AGENT alone"
+    )]
     EveryHost,
     /// Not a host, net or name.
     #[error("{0}")]
@@ -48,10 +50,8 @@ impl FromStr for Item {
         };
         let Some((name, place)) = text.split_once(':') else { return Ok(Self::Any(agent(text)?, true)) };
         let agent = agent(name)?;
-        let (place, protocol) = match place.rsplit_once('/') {
-            Some((place, word)) if let Some(protocol) = protocol(word) => (place, protocol),
-            _ => (place, Protocol::Tcp),
-        };
+        let labelled = place.rsplit_once('/').and_then(|(place, word)| Some((place, protocol(word)?)));
+        let (place, protocol) = labelled.unwrap_or((place, Protocol::Tcp));
         let (host, ports) = split(place)?;
         let ports = Ports::parse_short(ports).ok_or(ShortError::Ports)?;
         match host {
@@ -81,7 +81,9 @@ fn split(place: &str) -> Result<(&str, &str), ShortError> {
 
 fn protocol(word: &str) -> Option<Protocol> {
     use Protocol::{Any, Http, Https, Tcp, Tls, Udp};
-    [Tcp, Udp, Any, Http, Https, Tls].into_iter().find(|protocol| protocol.to_string().eq_ignore_ascii_case(word))
+    [Tcp, Udp, Any, Http, Https, Tls]
+        .into_iter()
+        .find(|protocol| protocol.to_string().eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]

@@ -38,8 +38,12 @@ impl Program {
         token: "agent.token",
     };
     /// `narrowlink`.
-    pub const CLIENT: Self =
-        Self { kind: Kind::Client, command: "narrowlink login", config: "client.yaml", token: "client.token" };
+    pub const CLIENT: Self = Self {
+        kind: Kind::Client,
+        command: "narrowlink login",
+        config: "client.yaml",
+        token: "client.token",
+    };
 
     /// The one whose bearer has tokens of this kind.
     pub const fn of(kind: Kind) -> Self {

@@ -5,8 +5,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{DAY_S, DateError, parse_date};
-use crate::token::EXP_MAX;
+use super::{DAY_S, DateError, LAST_S, parse_date};
 
 /// A point in time, absolute or from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +59,7 @@ impl When {
             return Err(WhenError::Form);
         }
         let seconds = number.parse().ok().and_then(|n: u64| n.checked_mul(unit_s));
-        seconds.filter(|&s| s <= EXP_MAX).map(Self::In).ok_or(WhenError::TooLate)
+        seconds.filter(|&s| s <= LAST_S).map(Self::In).ok_or(WhenError::TooLate)
     }
 
     /// The same as seconds since 1970, if it is `now` now.
@@ -72,7 +71,7 @@ impl When {
     }
 
     fn at(seconds: u64) -> Result<Self, WhenError> {
-        if seconds <= EXP_MAX { Ok(Self::At(seconds)) } else { Err(WhenError::TooLate) }
+        if seconds <= LAST_S { Ok(Self::At(seconds)) } else { Err(WhenError::TooLate) }
     }
 }
 
@@ -126,14 +125,14 @@ mod tests {
         for (text, want) in [
             ("0", When::At(0)),
             ("1710227806", When::At(1_710_227_806)),
-            ("253402300799", When::At(EXP_MAX)),
+            ("253402300799", When::At(LAST_S)),
             ("90s", When::In(90)),
             ("15m", When::In(900)),
             ("12h", When::In(43_200)),
             ("30d", When::In(2_592_000)),
             ("2w", When::In(1_209_600)),
             ("2027-01-31", When::At(1_801_353_600)),
-            ("9999-12-31", When::At(EXP_MAX - DAY_S + 1)),
+            ("9999-12-31", When::At(LAST_S - DAY_S + 1)),
         ] {
             assert_eq!(When::parse(text), Ok(want), "{text}");
         }

@@ -239,6 +239,9 @@ impl What {
                 match (form, key) {
                     (Form::Token, Some("token_file")) => f.write_str("; did you mean `token:`?"),
                     (Form::Token, _) => f.write_str("; a token belongs to `token:` of an endpoint"),
+                    (Form::Ticket, _) => f.write_str(
+                        "; a ticket belongs into no file: `narrowlink-agent join` or `narrowlink login` takes it",
+                    ),
                     (Form::Secret, _) => {
                         f.write_str("; a secret belongs to `secret:` or `old_secrets:`, without a tag")
                     }
