@@ -84,7 +84,9 @@ impl ServerCertVerifier for Pinned {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData as _,
+    };
 
     use super::*;
 
@@ -94,8 +96,9 @@ mod tests {
         pin: Pin,
     }
 
-    fn authority() -> Authority {
+    fn authority(name: &str) -> Authority {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pin = Pin::of(&key.subject_public_key_info());
@@ -127,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_the_pinned_authority_has_signed_is_believed_and_its_name_counts() {
-        let ca = authority();
+        let ca = authority("a");
         let shown = [ca.sign("gw.test"), ca.certificate.der().clone()];
         assert_eq!(verify(ca.pin, &shown, "gw.test", NOW_S), Ok(()));
         let other = verify(ca.pin, &shown, "other.test", NOW_S).unwrap_err();
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn nobody_else_is_believed_whatever_is_shown_beside_it() {
-        let (ca, other) = (authority(), authority());
+        let (ca, other) = (authority("a"), authority("b"));
         let unknown = Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         let [own, theirs] = [&ca, &other].map(|authority| authority.certificate.der().clone());
         let bad = other.sign("gw.test");
