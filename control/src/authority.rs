@@ -86,13 +86,11 @@ fn params(name: &str, now: u64) -> CertificateParams {
     let year = i32::from(field(0));
     #[expect(clippy::cast_possible_truncation, reason = "a month and a day")]
     let (month, day) = (field(1) as u8, field(2) as u8);
-    let mut params = CertificateParams {
-        not_before: date_time_ymd(year, month, day),
-        // Every year has this day.
-        not_after: date_time_ymd(year + YEARS, month, day.min(28)),
-        distinguished_name: DistinguishedName::new(),
-        ..CertificateParams::default()
-    };
+    let mut params = CertificateParams::default();
+    params.not_before = date_time_ymd(year, month, day);
+    // Every year has this day.
+    params.not_after = date_time_ymd(year + YEARS, month, day.min(28));
+    params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params
 }

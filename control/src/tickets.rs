@@ -171,7 +171,8 @@ pub fn text(book: &Book, revocations: &Revocations, now: u64) -> String {
     let widest = |of: fn(&Entry) -> &str, head: &str| {
         book.tickets.iter().map(|entry| of(entry).chars().count()).chain([head.len()]).max().unwrap_or(0)
     };
-    let (name, user) = (widest(|entry| entry.name.as_str(), "NAME"), widest(|entry| entry.user.as_str(), "USER"));
+    let (name, user) =
+        (widest(|entry| entry.name.as_str(), "NAME"), widest(|entry| entry.user.as_str(), "USER"));
     let mut text = format!("{:<7} {:<name$} {:<user$} {:<8} UNTIL\n", "KIND", "NAME", "USER", "STATE");
     for entry in &book.tickets {
         let state = state(book, entry, revocations, now);

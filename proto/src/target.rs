@@ -104,7 +104,7 @@ impl Target {
     ///
     /// # Errors
     /// The user's, and the text says what is wrong.
-    pub(crate) fn parse_host_port(text: &str) -> Result<(String, u16), TargetError> {
+    pub fn parse_host_port(text: &str) -> Result<(String, u16), TargetError> {
         let is_port = || text.parse::<u16>().is_ok();
         let parts = text.rsplit_once(':');
         let (host, port) =

@@ -69,7 +69,7 @@ pub fn refuse_secrets(program: &str, takers: &[&str]) {
 pub fn refuse_arguments(message: &str, code: i32) -> ! {
     let message = secrecy::mask_arguments(&with_tip(message, arguments().skip(1)), arguments().skip(1));
     // Whether anybody reads it changes nothing.
-    let _ = std::io::stderr().write_all(message.as_bytes());
+    let _ = io::stderr().write_all(message.as_bytes());
     std::process::exit(code)
 }
 

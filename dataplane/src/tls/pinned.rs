@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(verify(ca.pin, &shown, "gw.test", NOW_S), unknown);
         }
         // The authority's own certificate proves nothing about who shows it.
-        assert!(verify(ca.pin, &[own.clone()], "gw.test", NOW_S).is_err());
+        assert!(verify(ca.pin, std::slice::from_ref(&own), "gw.test", NOW_S).is_err());
         assert!(verify(ca.pin, &[own.clone(), own], "gw.test", NOW_S).is_err());
     }
 }
