@@ -111,6 +111,16 @@ pub enum InitError {
         /// Why.
         source: io::Error,
     },
+    /// The certificate that there is can't be read.
+    #[error("{option} {}: {source}", path.display())]
+    Given {
+        /// Which option names it.
+        option: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// No certificate.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -246,6 +256,12 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             let path = self.dir.join(name);
             if path.exists() {
                 return Err(InitError::Exists(path));
+            }
+        }
+        if let Certificate::Files(cert, key) = &self.certificate {
+            for (option, path) in [("--cert", cert), ("--key", key)] {
+                let given = |source| InitError::Given { option, path: path.clone(), source };
+                fs::File::open(path).map_err(given)?;
             }
         }
         files.dir(&self.dir)?;

@@ -198,7 +198,7 @@ fn init(args: &Init) -> Result<u8, Failure> {
     let made = plan.make(seconds_since_1970()).map_err(|e| Failure {
         code: match e {
             InitError::Exists(_) | InitError::File { .. } => CANT_CREATE,
-            InitError::Config(_) => CONFIGURATION,
+            InitError::Config(_) | InitError::Given { .. } => CONFIGURATION,
             InitError::Host(_) | InitError::NoHost | InitError::Ticket(_) | InitError::Authority(_) => USAGE,
             InitError::Random(_) => INTERNAL,
         },
