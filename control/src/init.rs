@@ -465,6 +465,16 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_may_be_reached_by_its_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan { host: Destination::parse("192.0.2.7").unwrap(), ..plan(dir.path()) };
+        let made = plan.make(NOW).unwrap();
+        let config = Config::load(&made.config).unwrap();
+        assert!(config.services[0].domains.contains(&plan.host));
+        assert_eq!(made.agent.gateways, ["192.0.2.7:443"]);
+    }
+
+    #[test]
     fn what_is_there_is_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let plan = plan(dir.path());
