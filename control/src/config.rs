@@ -431,7 +431,6 @@ workers: 2
                 &["services[0] listens there already"],
             ),
             ("[gw.example]", "[]", 5, "services[0].domains", &["expected the names"]),
-            ("[gw.example]", "[gw.example, 1.2.3]", 5, "services[0].domains[1]", &["!Ws takes addresses"]),
             (
                 "[gw.example]",
                 "[\"gw .example\"]",
