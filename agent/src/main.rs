@@ -19,13 +19,13 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::run::{
-    install::{InstallError, Installed, install},
+    enroll::{EnrollError, Enrolled, enroll},
     log,
-    process::{argument_or_input, find_config, own_config_dir},
+    process::find_config,
 };
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
-    ticket::{Program, ProgramError, Ticket, TicketError},
+    ticket::Program,
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -47,8 +47,6 @@ const EXIT_CONFIG: u8 = 78;
 const EXIT_SOFTWARE: u8 = 70;
 /// How long a gateway may take to welcome an agent that joins.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-/// More than any ticket has.
-const TICKET_BYTES_MAX: u64 = 64 * 1024;
 /// A second signal: 128 + SIGTERM, as shells have it.
 const EXIT_SIGNALLED: u8 = 143;
 
@@ -146,14 +144,14 @@ fn end(done: anyhow::Result<()>) -> ! {
 fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
-    let by_ticket = error.is::<TicketError>() || error.is::<ProgramError>();
-    match by_config {
-        true => EXIT_CONFIG,
-        false if by_ticket => EXIT_USAGE,
-        false if error.is::<InstallError>() => EXIT_CANT_CREATE,
-        false if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
-        false if error.is::<Unwritten>() => UNWRITTEN,
-        false => EXIT_SOFTWARE,
+    match error.downcast_ref::<EnrollError>() {
+        _ if by_config => EXIT_CONFIG,
+        Some(EnrollError::Install(_)) => EXIT_CANT_CREATE,
+        Some(EnrollError::Input(_)) => UNWRITTEN,
+        Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
+        None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
+        None if error.is::<Unwritten>() => UNWRITTEN,
+        None => EXIT_SOFTWARE,
     }
 }
 
@@ -207,24 +205,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn join(ticket: &str, dir: Option<&Path>, require_io_uring: bool) -> anyhow::Result<()> {
-    let text = argument_or_input(ticket, TICKET_BYTES_MAX).context("standard input")?;
-    let ticket = Ticket::parse(text.expose())?;
-    let (name, config) = Program::AGENT.configure(&ticket)?;
-    let usual = own_config_dir(|name| std::env::var_os(name));
-    let dir = dir.map(Path::to_owned).or_else(|| usual.clone());
-    let dir = dir.context("there is no home directory: say --dir DIR")?;
-    let token = ticket.token.expose();
-    let Installed { config: path, secret, renewed } =
-        install(&dir, (Program::AGENT.config, &config), (Program::AGENT.token, token))?;
-    let what = if renewed { "the token is replaced in" } else { "written:" };
-    say(&format!("{what} {}", if renewed { &secret } else { &path }.display()));
+    let Enrolled { name, config: path, said, with } =
+        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name))?;
+    say(&said);
     let mut config = Config::load(&path)?;
     config.require_io_uring = require_io_uring;
     let agent = start_with(config, None)?;
     let welcomed = agent.wait_ready(WELCOME_TIMEOUT);
     agent.stop();
     let gateway = welcomed.ok_or(NotWelcomed)?;
-    let with = if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
     let told = format!("{gateway} takes this machine for the agent {name}\nnext: narrowlink-agent{with}\n");
     Ok(answer::write(io::stdout(), &told)?)
 }

@@ -5,7 +5,7 @@
 use std::{fmt, io};
 
 use narrowlink_dataplane::{
-    run::worker,
+    run::{enroll::EnrollError, worker},
     tunnel::{LinkError, TunnelError},
 };
 use narrowlink_proto::{
@@ -130,6 +130,17 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<EnrollError> for Failure {
+    fn from(e: EnrollError) -> Self {
+        let exit = match e {
+            EnrollError::Input(_) => Exit::Reset,
+            EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere => Exit::Usage,
+            EnrollError::Install(_) => Exit::CantCreate,
+        };
+        Self::new(exit, e)
+    }
+}
 
 impl From<ConfigError> for Failure {
     fn from(e: ConfigError) -> Self {

@@ -20,15 +20,11 @@ use narrowlink_client::{
     identities, list, start_forward, whoami,
 };
 use narrowlink_dataplane::run::{
-    install::{Installed, install},
+    enroll::{Enrolled, enroll},
     log,
-    process::{argument_or_input, find_config, own_config_dir},
+    process::find_config,
 };
-use narrowlink_proto::{
-    answer,
-    target::Target,
-    ticket::{Program, Ticket},
-};
+use narrowlink_proto::{answer, target::Target, ticket::Program};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -36,9 +32,6 @@ use signal_hook::{
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// More than any ticket has.
-const TICKET_BYTES_MAX: u64 = 64 * 1024;
 
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &["login"]);
@@ -146,32 +139,21 @@ fn run(args: Args) -> Result<Exit, Failure> {
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
-    let text = argument_or_input(ticket, TICKET_BYTES_MAX)
-        .map_err(|e| Failure::new(Exit::Reset, format!("standard input: {e}")))?;
-    let ticket = Ticket::parse(text.expose()).map_err(|e| Failure::new(Exit::Usage, e))?;
-    let (_, config) = Program::CLIENT.configure(&ticket).map_err(|e| Failure::new(Exit::Usage, e))?;
-    let usual = own_config_dir(|name| std::env::var_os(name));
-    let nowhere = || Failure::new(Exit::Usage, "there is no home directory: say --dir DIR");
-    let dir = dir.map(Path::to_owned).or_else(|| usual.clone()).ok_or_else(nowhere)?;
-    let token = (Program::CLIENT.token, ticket.token.expose());
-    let installed = install(&dir, (Program::CLIENT.config, &config), token);
-    let Installed { config: path, secret, renewed } =
-        installed.map_err(|e| Failure::new(Exit::CantCreate, e))?;
-    let what = if renewed { "the token is replaced in" } else { "written:" };
-    say(&format!("{what} {}", if renewed { &secret } else { &path }.display()));
-    let config = Config::load(&path)?;
+    let Enrolled { config, said, with, .. } =
+        enroll(&Program::CLIENT, ticket, dir, |name| std::env::var_os(name))?;
+    say(&said);
+    let config = Config::load(&config)?;
     let identities = identities(&config, false)?;
     let exit = whoami::exit(&identities, seconds_since_1970());
     print(&whoami::text(&identities, seconds_since_1970()))?;
-    if exit == Exit::Done {
-        let with =
-            if Some(&dir) == usual.as_ref() { String::new() } else { format!(" -c {}", path.display()) };
-        say(&format!(
-            "next: narrowlink{with} list, then narrowlink{with} forward -n AGENT -l 2222 127.0.0.1:22"
-        ));
-    } else {
-        say("what the ticket said is written all the same; narrowlink whoami asks again");
-    }
+    say(&match exit {
+        Exit::Done => {
+            format!(
+                "next: narrowlink{with} list, then narrowlink{with} forward -n AGENT -l 2222 127.0.0.1:22"
+            )
+        }
+        _ => "what the ticket said is written all the same; narrowlink whoami asks again".to_owned(),
+    });
     Ok(exit)
 }
 

@@ -15,7 +15,7 @@ use narrowlink_dataplane::{
         source::Source,
     },
 };
-use narrowlink_proto::{ended::RefusalCode, id::SessionId, message::Speaker, when};
+use narrowlink_proto::{ended::RefusalCode, hex, id::SessionId, message::Speaker, when};
 use serde::Serialize;
 
 use self::{file::AuditFile, gate::Gate};
@@ -231,7 +231,7 @@ impl Line {
 
 /// Enough of a session's id to find its other lines; all of it is between its two ends.
 fn short(session: SessionId) -> String {
-    session.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&session.as_bytes()[..8])
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use narrowlink_proto::{
     pin::Pin,
     target::{Destination, Target, TargetError},
     ticket::{Program, Ticket},
-    token::{Keys, Kind},
+    token::{Keys, Kind, Secret},
     when::date,
 };
 use zeroize::Zeroizing;
@@ -267,9 +267,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         files.dir(&self.dir)?;
         let mut secret = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *secret).map_err(InitError::Random)?;
-        let spelled =
-            Zeroizing::new(secret.iter().fold("hex:".to_owned(), |text, byte| text + &format!("{byte:02x}")));
-        files.file(SECRET, &format!("{}\n", *spelled), PRIVATE)?;
+        files.file(SECRET, &format!("{}\n", *Secret::spell(&*secret)), PRIVATE)?;
         let ca_pin = self.certify(&mut files, now)?;
         let mut book = Book {
             gateways: vec![self.address()],

@@ -9,6 +9,7 @@ use std::{fmt::Write as _, path::Path};
 
 use narrowlink_proto::{
     endpoint::SecretText,
+    hex,
     policy::{Grant, Item, Policies},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
@@ -115,11 +116,7 @@ impl Wanted {
 fn draw_id() -> Result<String, TicketError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(TicketError::Random)?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    Ok(hex::encode(&bytes))
 }
 
 /// Takes back every ticket that this agent or client has; how many held at `now`.

@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_control::{config, expectations::Expectations, gateway, revocations::Revocations};
+use narrowlink_control::{
+    config, expectations::Expectations, gateway, revocations::Revocations, tickets::book::Book,
+};
 use narrowlink_proto::secrecy::shares_a_part;
 use serde_yaml::{
     Mapping, Value,
@@ -37,10 +39,11 @@ struct Subject {
     read: fn(&Path) -> Result<(), String>,
 }
 
-const SUBJECTS: [Subject; 6] = [
+const SUBJECTS: [Subject; 7] = [
     Subject { file: "gateway.yaml", good: GATEWAY, read: read_gateway },
     Subject { file: "agent.yaml", good: AGENT, read: read_agent },
     Subject { file: "client.yaml", good: CLIENT, read: read_client },
+    Subject { file: "tickets.yaml", good: BOOK, read: read_book },
     Subject { file: "tokens.yaml", good: TOKENS, read: read_tokens },
     Subject { file: "expected.yaml", good: EXPECTED, read: read_expected },
     Subject { file: "revoked.yaml", good: REVOKED, read: read_revoked },
@@ -104,6 +107,15 @@ const CLIENT: &str = r#"
 endpoints:
   - !SelfHosted { gateway: "gw.example:443", token_file: t, protocol: Wss, ca_file: ca.pem, domain: gw.example, framing: auto }
   - !SelfHosted { gateway: "gw.example:80", token: abc, protocol: Ws }
+  - !SelfHosted { gateway: "gw.example:443", token_file: t, ca_pin: "sha256:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg" }
+"#;
+
+const BOOK: &str = r#"
+gateways: ["gw.example:443"]
+domain: gw.example
+ca_pin: "sha256:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg"
+users: [{ name: main, uid: 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 }]
+tickets: [{ user: main, kind: client, name: laptop, jti: a, iat: 1, exp: 2, allow: ["home:127.0.0.1:22"] }]
 "#;
 
 const TOKENS: &str = r#"
@@ -148,6 +160,10 @@ fn read_agent(path: &Path) -> Result<(), String> {
 fn read_client(path: &Path) -> Result<(), String> {
     let config = narrowlink_client::config::Config::load(path).map_err(|e| e.to_string())?;
     config.gateways().map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn read_book(path: &Path) -> Result<(), String> {
+    Book::read(path).map(drop).map_err(|e| e.to_string())
 }
 
 fn read_tokens(path: &Path) -> Result<(), String> {

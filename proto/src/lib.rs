@@ -33,6 +33,7 @@ pub mod ended;
 pub mod endpoint;
 pub mod feature;
 pub mod frame;
+pub mod hex;
 pub mod id;
 pub mod limits;
 pub mod message;

@@ -17,7 +17,10 @@ use serde::Deserialize;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::when::{LAST_S, show};
+use crate::{
+    hex,
+    when::{LAST_S, show},
+};
 
 pub use allowance::Allowance;
 pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
@@ -79,7 +82,7 @@ pub struct KeyId([u8; 8]);
 /// As 8 hexadecimal digits, its first half.
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(&self.0[..4]))
     }
 }
 

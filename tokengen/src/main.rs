@@ -18,13 +18,14 @@ use clap::Parser as _;
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
     secrecy::{mask_arguments, misplaced_argument},
+    token::Secret,
 };
 use narrowlink_tokengen::{
     TokengenError,
     files::{WriteError, write_secret, write_tokens},
     inspect::{InspectError, fetch, inspect},
     output, run,
-    secrets::{candidates, spell},
+    secrets::candidates,
     show,
 };
 
@@ -98,10 +99,10 @@ fn look_at(token: &str, secret: Option<&str>, json: bool) -> Result<ExitCode, Fa
 }
 
 fn make_secret(file: Option<PathBuf>) -> Result<ExitCode, Failure> {
-    let secret = spell(&draw::<32>());
+    let secret = Secret::spell(&draw::<32>());
     match file {
         Some(file) => write_secret(&file, &secret).map(|()| ExitCode::SUCCESS).map_err(Failure::from),
-        None => print(&(secret + "\n")),
+        None => print(&format!("{}\n", *secret)),
     }
 }
 

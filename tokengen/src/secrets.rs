@@ -2,7 +2,6 @@
 //! Invariants: paths in a file are relative to it; no error shows a secret.
 
 use std::{
-    fmt::Write as _,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -73,15 +72,6 @@ fn in_yaml(file: &Path, text: &str) -> Result<Vec<Candidate>, TokengenError> {
         Ok(Candidate { place: format!("{key} in {}", file.display()), secret })
     };
     std::iter::once(first).chain(old).map(candidate).collect()
-}
-
-/// A secret as config files write it.
-pub fn spell(secret: &[u8]) -> String {
-    secret.iter().fold("hex:".to_owned(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The secret that `config` names at `spot`.
@@ -164,13 +154,6 @@ mod tests {
             let want: Vec<_> = want.into_iter().map(|(place, s)| (place.to_owned(), s.to_vec())).collect();
             assert_eq!(found(dir.path(), spec), Ok(want), "{spec}");
         }
-    }
-
-    #[test]
-    fn a_secret_reads_back_as_it_was_spelt() {
-        let bytes = [0x00, 0x0f, 0xf0, 0xff];
-        assert_eq!(spell(&bytes), "hex:000ff0ff");
-        assert_eq!(Secret::parse(&spell(&bytes)).unwrap().as_bytes(), bytes);
     }
 
     #[test]

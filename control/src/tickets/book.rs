@@ -182,9 +182,7 @@ impl Book {
             (None, [first, ..]) => Ok(first),
         }
     }
-}
 
-impl Book {
     /// The users, for people.
     pub fn users_text(&self) -> String {
         let width = self.users.iter().map(|user| user.name.chars().count()).max().unwrap_or(0);

@@ -8,6 +8,7 @@ pub(crate) mod budget;
 pub(crate) mod caught;
 pub mod crew;
 pub mod descriptors;
+pub mod enroll;
 pub mod file;
 pub mod install;
 pub mod journal;

@@ -11,7 +11,10 @@ use base64::{
 use serde::{Deserialize, Deserializer, de};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::secrecy::{self, Form};
+use crate::{
+    hex,
+    secrecy::{self, Form},
+};
 
 /// A secret shorter than this is weak: whoever has one token can try guesses against it, offline.
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -87,13 +90,19 @@ impl Secret {
         }
     }
 
+    /// The secret of these bytes as config files write it, for [`parse`](Self::parse).
+    pub fn spell(bytes: &[u8]) -> Zeroizing<String> {
+        let digits = Zeroizing::new(hex::encode(bytes));
+        Zeroizing::new(format!("hex:{}", *digits))
+    }
+
     /// Reads `hex:..` or `base64:..` (either alphabet, padding or none).
     ///
     /// # Errors
     /// The operator's: any other text.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
-        if let Some(hex) = text.strip_prefix("hex:") {
-            return Self::from_bytes(unhex(hex).ok_or(SecretError::Hex)?);
+        if let Some(digits) = text.strip_prefix("hex:") {
+            return Self::from_bytes(hex::decode(digits).ok_or(SecretError::Hex)?);
         }
         let base64 = text.strip_prefix("base64:").ok_or_else(|| meant(text))?;
         Self::from_bytes(unbase64(base64).ok_or(SecretError::Base64)?)
@@ -155,13 +164,6 @@ fn meant(text: &str) -> SecretError {
 fn unbase64(text: &str) -> Option<Vec<u8>> {
     let engines = [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD];
     engines.iter().find_map(|engine| engine.decode(text).ok())
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let bytes = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
-    if rest.is_empty() { bytes.collect() } else { None }
 }
 
 impl<'de> Deserialize<'de> for SecretSource {
@@ -227,6 +229,13 @@ mod tests {
             assert_eq!(source(yaml), Ok(inline(&[1])), "{yaml}");
         }
         assert_eq!(source("!File keys/secret"), Ok(SecretSource::File("keys/secret".into())));
+    }
+
+    #[test]
+    fn a_secret_reads_back_as_it_was_spelt() {
+        let bytes = [0x00, 0x0f, 0xf0, 0xff];
+        assert_eq!(*Secret::spell(&bytes), "hex:000ff0ff");
+        assert_eq!(Secret::parse(&Secret::spell(&bytes)).unwrap().as_bytes(), bytes);
     }
 
     #[test]

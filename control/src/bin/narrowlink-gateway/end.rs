@@ -1,0 +1,49 @@
+//! Role: what a command of the gateway ends with: its answer on standard output, or why there is none, and an exit code.
+//! Invariants: a code never changes its meaning.
+
+use std::io;
+
+use narrowlink_dataplane::run::log;
+use narrowlink_proto::answer::{self, UNWRITTEN};
+
+/// What was asked has the answer no.
+pub(crate) const NO: u8 = 1;
+/// What was asked for makes no sense; clap's code.
+pub(crate) const USAGE: u8 = 2;
+/// What was asked depends on what nobody here knows.
+pub(crate) const DEPENDS: u8 = 3;
+/// An address can't be listened on.
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// Our own fault.
+pub(crate) const INTERNAL: u8 = 70;
+/// What was to be made is there already, or can't be written; sysexits.h has it so.
+pub(crate) const CANT_CREATE: u8 = 73;
+/// The list of revoked tokens can't be read or written; an answer that can't has the same.
+pub(crate) const IO: u8 = UNWRITTEN;
+/// The config, or a file it names.
+pub(crate) const CONFIGURATION: u8 = 78;
+
+/// What to say last, and the exit code.
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    pub(crate) error: anyhow::Error,
+}
+
+/// Says which exit code an error means.
+pub(crate) trait OrExit<T> {
+    fn or_exit(self, code: u8) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
+    fn or_exit(self, code: u8) -> Result<T, Failure> {
+        self.map_err(|error| Failure { code, error: error.into() })
+    }
+}
+
+pub(crate) fn say(message: &str) {
+    log::say(&format!("narrowlink-gateway: {message}"));
+}
+
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    answer::write(io::stdout(), text).or_exit(UNWRITTEN)
+}

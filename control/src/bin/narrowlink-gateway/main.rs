@@ -1,0 +1,89 @@
+//! Role: the program narrowlink-gateway: arguments, logging, signals, exit codes.
+//! Invariants: it ends by exiting, never by dropping a worker's runtime.
+//! See: README.md "Set it up".
+// They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod ask;
+mod credentials;
+mod end;
+mod serve;
+
+use std::{env, path::Path};
+
+use narrowlink_control::{
+    args::{Args, Command, Policy, parse},
+    config::Config,
+    reload::Reloader,
+};
+use narrowlink_dataplane::{
+    gateway::shares,
+    run::{log, process::find_config},
+};
+
+use self::end::{CONFIGURATION, Failure, OrExit as _, print, say};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    let code = match parse().map_or_else(|help| print(&help).map(|()| 0), |args| run(&args)) {
+        Ok(code) => code,
+        Err(Failure { code, error }) => {
+            say(&narrowlink_dataplane::run::process::explain(error.as_ref()));
+            code
+        }
+    };
+    // Workers may still be running: their runtimes are not to be dropped.
+    log::exit(code)
+}
+
+/// Does it; the exit code.
+fn run(args: &Args) -> Result<u8, Failure> {
+    start_log(args);
+    narrowlink_dataplane::run::process::prepare();
+    // Only one library takes part in this process; that it is installed twice can't happen.
+    narrowlink_dataplane::tls::install_crypto();
+    match &args.command {
+        Some(Command::Init(args)) => return credentials::init(args),
+        Some(Command::Ticket(command)) => return credentials::ticket(command),
+        Some(Command::User(command)) => return credentials::user(command),
+        Some(Command::Explain(explain)) => return ask::answer(explain),
+        Some(Command::Policy(Policy::Test { file, config })) => return ask::test(file, config.as_deref()),
+        Some(Command::Revoke(args)) => return credentials::revoke(args),
+        None => {}
+    }
+    let path = match &args.config {
+        Some(path) => path.clone(),
+        None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
+    };
+    let mut config = load(&path)?;
+    if let Some(words) = shares::scarcity() {
+        tracing::warn!("{words}");
+    }
+    if args.check {
+        return serve::check(&config, &path).map(|()| 0);
+    }
+    config.require_io_uring = args.require_io_uring;
+    let reloader = Reloader::new(&path, &config);
+    serve::serve(config, reloader, args.ktls.into(), args.ready_file.as_deref()).map(|()| 0)
+}
+
+fn load(config: &Path) -> Result<Config, Failure> {
+    let config = Config::load(config).or_exit(CONFIGURATION)?;
+    config.say_remarks();
+    Ok(config)
+}
+
+fn start_log(args: &Args) {
+    let level = match (args.verbose, args.quiet) {
+        // Who asks a question wants its answer.
+        (0, 0) if args.command.is_some() => "warn",
+        (0, 0) => "info",
+        (1, _) => "debug",
+        (2.., _) => "trace",
+        (0, 1) => "warn",
+        (0, 2..) => "error",
+    };
+    log::start(level);
+}
