@@ -156,6 +156,16 @@ impl Agent {
         self.workers.driver
     }
 
+    /// How long the slowest worker has not shown that it makes progress; each does once a second.
+    pub fn longest_silence(&self) -> Duration {
+        self.workers.longest_silence()
+    }
+
+    /// Whether it has come to its end.
+    pub fn is_finished(&self) -> bool {
+        self.workers.finished()
+    }
+
     /// How many workers it has.
     pub fn workers(&self) -> usize {
         self.workers.count()

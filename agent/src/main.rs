@@ -6,13 +6,13 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
 use narrowlink_agent::{
-    StartError,
+    Agent, StartError,
     check::check,
     config::{self, Config, ConfigError},
     expiry::seconds_since_1970,
@@ -21,7 +21,9 @@ use narrowlink_agent::{
 use narrowlink_dataplane::run::{
     enroll::{EnrollError, Enrolled, enroll},
     log,
+    notify::Notifier,
     process::find_config,
+    watch::{Fault, TICK, Watch},
 };
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
@@ -189,9 +191,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
     );
     let stopper = agent.stopper();
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals can't be heard")?;
+    let notifier = Notifier::new();
+    notifier.status(&format!("waits to be welcomed by {}", gateways.join(", ")));
+    let told = notifier.clone();
     std::thread::spawn(move || {
         let mut signals = signals.forever();
         if signals.next().is_some() {
+            told.stopping("sessions may finish");
             tracing::info!("stopping: sessions may finish; a second signal ends them");
             stopper.stop();
         }
@@ -199,7 +205,32 @@ fn run(args: &Args) -> anyhow::Result<()> {
             log::exit(EXIT_SIGNALLED);
         }
     });
+    watch(&agent, &notifier)?;
     anyhow::ensure!(agent.join(), "the agent's thread failed");
+    Ok(())
+}
+
+/// Returns when the agent has ended; until then the service manager hears how it is.
+fn watch(agent: &Agent, notifier: &Notifier) -> Result<(), Fault> {
+    let (mut watch, mut watchdog) = (Watch::new(Instant::now()), notifier.watchdog());
+    let mut is_ready = false;
+    while !agent.is_finished() {
+        // Waits that long for the first welcome; later on it returns at once.
+        match agent.wait_ready(TICK) {
+            Some(gateway) if !is_ready => {
+                is_ready = true;
+                notifier.ready(&format!("welcomed by {gateway}"));
+            }
+            Some(_) => std::thread::sleep(TICK),
+            None => {}
+        }
+        if let Some(fault) = watch.handle_tick(Instant::now(), agent.longest_silence(), false) {
+            return Err(fault);
+        }
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(Instant::now());
+        }
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum
 use narrowlink_dataplane::{run::process, tls::Ktls};
 use narrowlink_proto::{id::Uid, target::Target, when::When};
 
-use crate::moment::Moment;
+use crate::{moment::Moment, succession::Predecessor};
 
 /// The gateway of Narrowlink: agents and clients meet here.
 #[derive(Debug, Parser)]
@@ -33,6 +33,13 @@ pub struct Args {
     /// 6.14; else TLS 1.2 only), always where it has TLS at all, never
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", hide_possible_values = true)]
     pub ktls: KtlsWhen,
+    /// Stand in front of the gateway as a process of its own, which ends at once when it is told to: for the unit of
+    /// a service, so that a restart leaves no gap
+    #[arg(long)]
+    pub keeper: bool,
+    /// What stands on standard input: how gateways and keepers begin a gateway.
+    #[arg(long, hide = true, value_name = "WHAT")]
+    pub succeed: Option<Predecessor>,
     /// Log more (twice: everything)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

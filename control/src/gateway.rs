@@ -11,6 +11,7 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::BorrowedFd,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -26,12 +27,15 @@ use narrowlink_dataplane::{
     gateway::{
         attend::attend, directory::Directory, local::Local, mailbox::Note, service::Service, shared::Shared,
     },
+    net::inherited::Inherited,
     run::{
         lock::lock,
+        notify::Notifier,
         worker::{self, Driver, Options, Workers},
     },
 };
 
+pub(crate) use self::open::socket_name;
 use self::{
     open::{Open, Seated},
     prepare::Purpose,
@@ -138,7 +142,15 @@ type Seats = Vec<Mutex<Vec<(Service, TcpListener)>>>;
 /// # Errors
 /// See [`StartError`].
 pub fn start(config: Config) -> Result<Gateway, StartError> {
-    start_by(config, clock::since_1970)
+    start_with(config, &mut Inherited::default())
+}
+
+/// As [`start`], on sockets that others have opened, where there are such for its addresses. They are taken out.
+///
+/// # Errors
+/// As there.
+pub fn start_with(config: Config, inherited: &mut Inherited) -> Result<Gateway, StartError> {
+    start_all(config, clock::since_1970, inherited)
 }
 
 /// As [`start`], by another clock: tokens hold as long as it says.
@@ -146,16 +158,21 @@ pub fn start(config: Config) -> Result<Gateway, StartError> {
 /// # Errors
 /// As there.
 pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
+    start_all(config, clock, &mut Inherited::default())
+}
+
+fn start_all(config: Config, clock: Clock, inherited: &mut Inherited) -> Result<Gateway, StartError> {
     prepare::look(&config, Purpose::Start)?;
     let count = config.workers.unwrap_or_else(cores).max(1);
     let mut addresses = Vec::with_capacity(config.services.len());
     let mut open = Open::default();
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
     for index in 0..config.services.len() {
-        let (seated, sockets) = open.seat(index, &config, count, true)?;
+        let (seated, shares) = open.seat(index, &config, count, (inherited, true))?;
         addresses.push(seated.bound);
-        for (seat, socket) in seats.iter_mut().zip(sockets) {
-            seat.get_mut().unwrap_or_else(PoisonError::into_inner).push((seated.for_workers(), socket));
+        for (seat, share) in seats.iter_mut().zip(shares) {
+            let own = share.into_iter().map(|socket| (seated.for_workers(), socket));
+            seat.get_mut().unwrap_or_else(PoisonError::into_inner).extend(own);
         }
         open.services.push(seated);
     }
@@ -275,11 +292,35 @@ impl Gateway {
         self.ended.load(Ordering::Relaxed) > 0 || self.control.is_finished()
     }
 
+    /// Another process goes on with its sockets, now or soon: what waits in them is left to it.
+    pub fn set_succeeded(&self) {
+        self.shared.set_succeeded();
+    }
+
     /// Ends what is idle: links are told and end, nothing new is accepted. Sessions go on.
     pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.counter.drain(GOODBYE_PATIENCE);
         self.shared.mailboxes.tell_all(|| Note::Stop);
+        lock(&self.open).let_go();
+    }
+
+    /// Where it listens now, in words.
+    pub fn describe(&self) -> String {
+        let open = lock(&self.open);
+        let services =
+            open.services.iter().map(|seated| format!("{}://{}", seated.service.kind(), seated.bound));
+        format!("listening on {}", services.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Has the service manager keep its sockets for the gateway after it.
+    pub fn store_sockets(&self, notifier: &Notifier) {
+        self.with_sockets(|sockets| sockets.iter().for_each(|(name, fds)| notifier.store(name, fds)));
+    }
+
+    /// Does something with every socket that is listened on; each has the name under which a service manager keeps it.
+    pub fn with_sockets<T>(&self, each: impl FnOnce(Vec<(String, Vec<BorrowedFd<'_>>)>) -> T) -> T {
+        each(lock(&self.open).sockets())
     }
 
     /// Ends the sessions that are left: each side is told, and their ends are noted.

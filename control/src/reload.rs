@@ -42,8 +42,11 @@ impl Reloader {
         settled
     }
 
-    /// Reads the files and applies them; what can't be taken is said, and the old one stays.
-    pub fn reload(&mut self, gateway: &Gateway) {
+    /// Reads the files and applies them; what can't be taken is said, here and as an error, and the old one stays.
+    ///
+    /// # Errors
+    /// The operator's: what can't be taken, in words.
+    pub fn reload(&mut self, gateway: &Gateway) -> Result<Changes, String> {
         // Looked at before they are read: a later change is noticed then.
         let before = stamps(self.known.iter().map(|(path, _)| path.clone()));
         self.seen = None;
@@ -60,10 +63,13 @@ impl Reloader {
                 self.list = config.revocations_path.filter(|path| path.exists());
                 remarks.iter().for_each(Remark::say);
                 say(&self.path, &changed, &changes);
+                Ok(changes)
             }
             Err(why) => {
                 self.known = before;
-                tracing::error!("the configuration was not taken, the old one stays: {why}");
+                let why = format!("the configuration was not taken, the old one stays: {why}");
+                tracing::error!("{why}");
+                Err(why)
             }
         }
     }

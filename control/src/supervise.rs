@@ -5,23 +5,27 @@
 
 use std::{
     io,
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     time::{Duration, Instant},
 };
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2},
     iterator::Signals,
 };
 
-use crate::{clock, gateway::Gateway, reload::Reloader};
+use narrowlink_dataplane::run::{
+    notify::Notifier,
+    watch::{Fault, TICK, Watch},
+};
 
-/// A worker beats every second; this much silence is no delay.
-const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked at.
-const TICK: Duration = Duration::from_millis(250);
-/// A tick that comes this late shows that the whole process stood still.
-const LATE: Duration = Duration::from_secs(2);
+use crate::{
+    clock,
+    gateway::{Gateway, socket_name},
+    reload::Reloader,
+    succession::Succession,
+};
+
 /// How often a stopping gateway is looked at.
 const STOP_TICK: Duration = Duration::from_millis(10);
 
@@ -36,17 +40,6 @@ pub enum Outcome {
     Broken(Fault),
 }
 
-/// Our own fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// A worker hangs.
-    #[error("a worker has made no progress for {} s", .0.as_secs())]
-    Hangs(Duration),
-    /// A worker or the control thread has ended.
-    #[error("a thread has ended that never should")]
-    Ended,
-}
-
 /// What the gateway's process is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
@@ -54,34 +47,64 @@ pub enum Word {
     Stop,
     /// Read the configuration anew.
     Reload,
+    /// Another gateway is to go on in this one's place.
+    Succeed,
+    /// Another gateway goes on: end in good order, and leave it the sockets. However often.
+    Leave,
 }
 
-/// SIGTERM and SIGINT, one word to stop each; SIGHUP, a word to reload.
+/// SIGTERM and SIGINT, one word to stop each; SIGHUP, a word to reload; SIGUSR2, one to be succeeded. Others may have
+/// something to say as well.
 ///
 /// # Errors
 /// The system's: the handlers can't be set, or no thread started.
-pub fn signals() -> io::Result<Receiver<Word>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    let (say, heard) = mpsc::channel();
+pub fn signals() -> io::Result<(Sender<Word>, Receiver<Word>)> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
+    let (others, heard) = mpsc::channel();
+    let say = others.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if say.send(if signal == SIGHUP { Word::Reload } else { Word::Stop }).is_err() {
+            let word = match signal {
+                SIGHUP => Word::Reload,
+                SIGUSR2 => Word::Succeed,
+                _ => Word::Stop,
+            };
+            if say.send(word).is_err() {
                 return;
             }
         }
     })?;
-    Ok(heard)
+    Ok((others, heard))
+}
+
+/// What a gateway has around it.
+pub struct Surroundings {
+    /// Its files, if it follows any.
+    pub reloader: Option<Reloader>,
+    /// Its service manager, if it has one.
+    pub notifier: Notifier,
+    /// What begins the one after it, if it can.
+    pub succession: Option<Succession>,
 }
 
 /// Returns when the gateway has ended: each word to stop tells it to, and sessions have its drain timeout after
-/// the first. Until then it follows its files, if it has a `reloader`.
-pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, reloader: Option<Reloader>) -> Outcome {
+/// the first. Until then it follows its files.
+pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, around: Surroundings) -> Outcome {
+    let Surroundings { reloader, notifier, succession } = around;
     let mut watch = Watch::new(Instant::now());
-    let mut files = Files { reloader, looked_at: Instant::now() };
-    loop {
+    let mut watchdog = notifier.watchdog();
+    let mut files = Files { reloader, notifier: notifier.clone(), looked_at: Instant::now() };
+    let is_succeeded = loop {
         let heard = words.recv_timeout(TICK);
         match heard {
-            Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => break false,
+            Ok(Word::Leave) => break true,
+            Ok(Word::Succeed) => match &succession {
+                Some(succession) => succession.begin(gateway),
+                None => {
+                    tracing::warn!("this gateway is a service: `systemctl restart` replaces it without a gap")
+                }
+            },
             Ok(Word::Reload) | Err(RecvTimeoutError::Timeout) => files.follow(gateway, heard.is_ok()),
         }
         gateway.watch_certificates(clock::seconds_since_1970());
@@ -89,9 +112,20 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, reloader: Option<Rel
         if let Some(fault) = watch.handle_tick(Instant::now(), gateway.longest_silence(), lost) {
             return Outcome::Broken(fault);
         }
-    }
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(Instant::now());
+        }
+    };
     let drain_timeout = gateway.drain_timeout();
-    tracing::info!("stopping: nothing new is accepted; sessions have {} s to end", drain_timeout.as_secs());
+    let words_of_it = format!("sessions have {} s to end", drain_timeout.as_secs());
+    if is_succeeded {
+        notifier.hush();
+        gateway.set_succeeded();
+        tracing::info!("leaving: another gateway goes on; {words_of_it}");
+    } else {
+        notifier.stopping(&words_of_it);
+        tracing::info!("stopping: nothing new is accepted; {words_of_it}");
+    }
     let deadline = Instant::now() + drain_timeout;
     gateway.begin_stop();
     let outcome = drain(words, deadline, |asked| {
@@ -130,6 +164,7 @@ fn drain(
 /// The files that a gateway follows, if it follows any.
 struct Files {
     reloader: Option<Reloader>,
+    notifier: Notifier,
     looked_at: Instant,
 }
 
@@ -142,33 +177,17 @@ impl Files {
             self.looked_at = Instant::now();
         }
         if asked || (is_due && reloader.handle_tick()) {
-            reloader.reload(gateway);
+            self.notifier.reloading();
+            let status = match reloader.reload(gateway) {
+                Ok(changes) => {
+                    changes.closed.iter().for_each(|addr| self.notifier.unstore(&socket_name(*addr)));
+                    gateway.store_sockets(&self.notifier);
+                    gateway.describe()
+                }
+                Err(why) => why,
+            };
+            self.notifier.ready(&status);
         }
-    }
-}
-
-/// Tells a worker that hangs from a process that was not running.
-struct Watch {
-    ticked_at: Instant,
-    /// Silence from before this moment counts for nothing.
-    awake_since: Instant,
-}
-
-impl Watch {
-    const fn new(now: Instant) -> Self {
-        Self { ticked_at: now, awake_since: now }
-    }
-
-    fn handle_tick(&mut self, now: Instant, silence: Duration, lost_a_thread: bool) -> Option<Fault> {
-        if now.saturating_duration_since(self.ticked_at) > LATE {
-            self.awake_since = now;
-        }
-        self.ticked_at = now;
-        if lost_a_thread {
-            return Some(Fault::Ended);
-        }
-        let silence = silence.min(now.saturating_duration_since(self.awake_since));
-        (silence > SILENCE_MAX).then_some(Fault::Hangs(silence))
     }
 }
 
@@ -177,40 +196,6 @@ mod tests {
     use super::*;
     use crate::config::{Config, Service};
     use narrowlink_proto::{target::Destination, token::Secret};
-
-    #[test]
-    fn a_worker_that_hangs_is_noticed_within_six_seconds() {
-        let start = Instant::now();
-        let mut watch = Watch::new(start);
-        // The worker's last beat is at 1 s.
-        for tick in 1u32.. {
-            let now = start + TICK * tick;
-            let silence = now.saturating_duration_since(start + Duration::from_secs(1));
-            if let Some(fault) = watch.handle_tick(now, silence, false) {
-                assert_eq!(fault, Fault::Hangs(silence));
-                assert!(silence > SILENCE_MAX && silence <= Duration::from_secs(6), "{silence:?}");
-                return;
-            }
-        }
-    }
-
-    #[test]
-    fn a_process_that_stood_still_is_not_broken() {
-        let start = Instant::now();
-        let mut watch = Watch::new(start);
-        let paused = Duration::from_secs(60);
-        assert_eq!(watch.handle_tick(start + paused, paused, false), None);
-        // The workers beat again, each when its timer comes.
-        let soon = start + paused + TICK;
-        assert_eq!(watch.handle_tick(soon, paused + TICK, false), None);
-        assert_eq!(watch.handle_tick(soon + TICK, TICK, false), None);
-    }
-
-    #[test]
-    fn a_lost_thread_is_a_fault_at_once() {
-        let start = Instant::now();
-        assert_eq!(Watch::new(start).handle_tick(start, Duration::ZERO, true), Some(Fault::Ended));
-    }
 
     #[test]
     fn a_second_word_or_the_deadline_cuts_what_does_not_end() {
@@ -245,6 +230,7 @@ mod tests {
         let gateway = crate::gateway::start(config).unwrap();
         let (say, heard) = mpsc::channel();
         say.send(Word::Stop).unwrap();
-        assert_eq!(supervise(&gateway, &heard, None), Outcome::Drained);
+        let around = Surroundings { reloader: None, notifier: Notifier::new(), succession: None };
+        assert_eq!(supervise(&gateway, &heard, around), Outcome::Drained);
     }
 }

@@ -5,9 +5,14 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
 };
 
-use narrowlink_dataplane::{gateway::service::Service, net::listen};
+use narrowlink_dataplane::{
+    gateway::service::Service,
+    net::{inherited::Inherited, listen},
+};
 
 use super::StartError;
 use crate::{
@@ -29,25 +34,52 @@ pub(super) struct Seated {
     pub(super) bound: SocketAddr,
     /// How the certificate that it shows stands; its place is that in the config.
     pub(super) held: Option<Held>,
+    /// What it is listened on with, for who goes on in this process's place.
+    sockets: Arc<[TcpListener]>,
 }
 
 impl Open {
-    /// Binds a service's address, for every worker; `index` is its place in `config`. `alone`: nobody else
-    /// may listen there, be it this process.
+    /// Binds a service's address, for every worker; `index` is its place in `config`. What others have opened there
+    /// is taken as it is; else, with `alone`, nobody else may listen there, be it this process. What comes out are the
+    /// sockets of each worker.
     pub(super) fn seat(
         &mut self,
         index: usize,
         config: &Config,
         workers: usize,
-        alone: bool,
-    ) -> Result<(Seated, Vec<TcpListener>), StartError> {
+        (inherited, alone): (&mut Inherited, bool),
+    ) -> Result<(Seated, Vec<Vec<TcpListener>>), StartError> {
         let service = &config.services[index];
         let addr = service.listen_addr;
         let listen = |source| StartError::Listen { service: index, addr, source };
-        let (bound, sockets) = bind(addr, workers, alone).map_err(listen)?;
+        let given = inherited.take(addr);
+        let (bound, sockets) = match given.is_empty() {
+            true => bind(addr, workers, alone).map_err(listen)?,
+            false => (addr, given),
+        };
+        let shares = share_out(&sockets, workers).map_err(listen)?;
         let number = self.next_number;
         self.next_number += 1;
-        Ok((Seated { number, service: service.clone(), bound, held: held(config, index) }, sockets))
+        let seated = Seated {
+            number,
+            service: service.clone(),
+            bound,
+            held: held(config, index),
+            sockets: sockets.into(),
+        };
+        Ok((seated, shares))
+    }
+
+    /// Every socket that is listened on, with the name under which it is kept.
+    pub(super) fn sockets(&self) -> Vec<(String, Vec<BorrowedFd<'_>>)> {
+        self.services.iter().map(Seated::sockets).collect()
+    }
+
+    /// Keeps no socket any more: those of the workers alone are left.
+    pub(super) fn let_go(&mut self) {
+        for seated in &mut self.services {
+            seated.sockets = Arc::default();
+        }
     }
 }
 
@@ -74,7 +106,11 @@ impl Seated {
             service.tls.clone_from(&self.service.tls);
             held = self.held.clone().map(|held| Held { service: index, place, ..held });
         }
-        Self { number: self.number, service, bound: self.bound, held }
+        Self { number: self.number, service, bound: self.bound, held, sockets: self.sockets.clone() }
+    }
+
+    fn sockets(&self) -> (String, Vec<BorrowedFd<'_>>) {
+        (socket_name(self.bound), self.sockets.iter().map(|socket| socket.as_fd()).collect())
     }
 
     pub(super) fn for_workers(&self) -> Service {
@@ -87,6 +123,20 @@ impl Seated {
         let same = self.service.listen_addr == service.listen_addr || self.bound == service.listen_addr;
         same && self.service.kind() == service.kind()
     }
+}
+
+/// Each worker's share of these sockets: every socket is some worker's, and every worker has one.
+fn share_out(sockets: &[TcpListener], workers: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut shares: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
+    for index in 0..workers.max(sockets.len()) {
+        shares[index % workers].push(sockets[index % sockets.len()].try_clone()?);
+    }
+    Ok(shares)
+}
+
+/// What a service manager calls the sockets of an address: it takes no colons.
+pub(crate) fn socket_name(addr: SocketAddr) -> String {
+    addr.to_string().replace(':', "_")
 }
 
 /// Listening sockets, one per worker.

@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::atomic::Ordering};
 
-use narrowlink_dataplane::{gateway::mailbox::Note, run::lock::lock};
+use narrowlink_dataplane::{gateway::mailbox::Note, net::inherited::Inherited, run::lock::lock};
 
 use super::{Gateway, StartError, open::Seated, rules, served};
 use crate::{auth::Rules, clock, config::Config};
@@ -84,7 +84,8 @@ impl Gateway {
                 kept[at] = true;
             } else {
                 let ours = open.services.iter().any(|seated| seated.bound == service.listen_addr);
-                let (seated, sockets) = open.seat(index, config, self.workers(), !ours)?;
+                let (seated, sockets) =
+                    open.seat(index, config, self.workers(), (&mut Inherited::default(), !ours))?;
                 changes.opened.push(seated.bound);
                 new_sockets.push((seated.for_workers(), sockets));
                 services.push(seated);
@@ -94,10 +95,10 @@ impl Gateway {
         // From here on nothing fails.
         self.take_rules(rules, config);
         self.warden.show(served(&services));
-        for (service, sockets) in new_sockets {
-            self.shared
-                .mailboxes
-                .tell_each(sockets.into_iter().map(|socket| Note::Listen(service.clone(), socket)));
+        for (service, shares) in new_sockets {
+            // Its own sockets are one a worker.
+            let notes = shares.into_iter().flatten().map(|socket| Note::Listen(service.clone(), socket));
+            self.shared.mailboxes.tell_each(notes);
         }
         let closed = open.services.iter().zip(&kept).filter(|(_, kept)| !**kept);
         for (seated, _) in closed {

@@ -1,5 +1,6 @@
 //! Role: the services that a worker listens for.
-//! Invariants: a connection that the kernel has accepted is taken, whenever its listener ends.
+//! Invariants: a connection that the kernel has accepted is taken, whenever its listener ends: here, or by the process that goes
+//! on with the socket.
 
 use std::{collections::HashMap, net::TcpListener, rc::Rc};
 
@@ -15,8 +16,9 @@ use crate::{
 /// The services of one worker.
 #[derive(Default)]
 pub(crate) struct Services {
-    /// By the service's number; a listener ends when its channel does.
-    ends: HashMap<usize, Sender<()>>,
+    /// By the service's number; a listener ends when its channel does. It has more than one socket where others opened
+    /// them for more workers.
+    ends: HashMap<usize, Vec<Sender<()>>>,
 }
 
 impl Services {
@@ -31,7 +33,7 @@ impl Services {
             }
         };
         let (end, ended) = async_channel::bounded(1);
-        self.ends.insert(service.index, end);
+        self.ends.entry(service.index).or_default().push(end);
         let (local, service) = (local.clone(), Rc::new(service));
         spawn(async move {
             let accepting = accept_in_turns(
@@ -45,7 +47,9 @@ impl Services {
             };
             future::or(future::or(local.stopped(), ended), accepting).await;
             // What the kernel has accepted for us already would be reset.
-            while let Some(socket) = listener.accept_left() {
+            while !local.shared.is_succeeded()
+                && let Some(socket) = listener.accept_left()
+            {
                 serve::take(&local, &service, socket).await;
             }
         });

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -31,6 +31,7 @@ pub struct Shared {
     /// How heavy the heaviest strangers of each worker are.
     heaviest: Vec<AtomicUsize>,
     limits: ArcSwap<Limits>,
+    is_succeeded: AtomicBool,
 }
 
 impl Shared {
@@ -46,6 +47,7 @@ impl Shared {
             sources,
             heaviest: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             limits,
+            is_succeeded: AtomicBool::new(false),
             mailboxes: Mailboxes::new(workers),
         }
     }
@@ -58,6 +60,16 @@ impl Shared {
     /// From now on these hold, for what begins from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// Another process has the listening sockets as well: connections that wait in them are left to it.
+    pub fn set_succeeded(&self) {
+        self.is_succeeded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another process has the listening sockets as well.
+    pub(crate) fn is_succeeded(&self) -> bool {
+        self.is_succeeded.load(Ordering::Relaxed)
     }
 
     /// How many workers there are.

@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod dial;
+pub mod inherited;
 pub mod listen;
 pub mod memory;
 pub(crate) mod pages;

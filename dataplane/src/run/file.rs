@@ -9,10 +9,13 @@ use std::{
     fs::{self, File, FileType, OpenOptions},
     io::{self, Read as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{fs::OFlags, io::Errno};
+
+/// The directory of a service's credentials: what `LoadCredential=` in its unit names. See systemd.exec(5).
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// When a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,14 +62,18 @@ impl Stamp {
     }
 }
 
-/// Reads a file of no more than `bytes_max`.
+/// Reads a file of no more than `bytes_max`. What this process may not read is taken from its credentials, if its service
+/// manager gave it one of the file's name.
 ///
 /// # Errors
 /// The system's; the file is longer; or it is none that may be read now, and the words say what to do.
 pub fn read(path: &Path, reading: Reading, bytes_max: u64) -> io::Result<Contents> {
-    let file = match reading {
-        Reading::First => File::open(path)?,
-        Reading::Again => open_regular(path)?,
+    let file = match open(path, reading) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let dir = std::env::var_os(CREDENTIALS).map(PathBuf::from);
+            credential(dir.as_deref(), path).map_or(Err(e), |credential| open(&credential, reading))?
+        }
+        opened => opened?,
     };
     let mode = file.metadata()?.permissions().mode();
     let mut bytes = Vec::new();
@@ -75,6 +82,19 @@ pub fn read(path: &Path, reading: Reading, bytes_max: u64) -> io::Result<Content
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {bytes_max} bytes")));
     }
     Ok(Contents { bytes, mode })
+}
+
+fn open(path: &Path, reading: Reading) -> io::Result<File> {
+    match reading {
+        Reading::First => File::open(path),
+        Reading::Again => open_regular(path),
+    }
+}
+
+/// Where the service manager has put what this file says, if it has.
+fn credential(dir: Option<&Path>, path: &Path) -> Option<PathBuf> {
+    let credential = dir?.join(path.file_name()?);
+    credential.exists().then_some(credential)
 }
 
 /// As [`read`], of text.
@@ -176,6 +196,18 @@ mod tests {
         for (path, is) in cases {
             let error = read(path, Reading::Again, 9).unwrap_err().to_string();
             assert!(error.contains(is) && error.contains("regular files only: put one there"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_credential_has_the_name_of_the_file_that_it_stands_for() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("agent.token"), "words").unwrap();
+        let of = |dir, path: &str| credential(dir, Path::new(path));
+        let found = of(Some(dir.path()), "/etc/narrowlink/agent.token");
+        assert_eq!(found, Some(dir.path().join("agent.token")));
+        for (dir, path) in [(None, "agent.token"), (Some(dir.path()), "other"), (Some(dir.path()), "/")] {
+            assert_eq!(of(dir, path), None, "{path}");
         }
     }
 

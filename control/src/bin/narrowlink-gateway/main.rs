@@ -11,17 +11,18 @@ mod serve;
 
 use std::{env, path::Path};
 
+use anyhow::Context as _;
 use narrowlink_control::{
     args::{Args, Command, Policy, parse},
     config::Config,
-    reload::Reloader,
+    keeper,
 };
 use narrowlink_dataplane::{
     gateway::shares,
     run::{log, process::find_config},
 };
 
-use self::end::{CONFIGURATION, Failure, OrExit as _, print, say};
+use self::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, print, say};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,6 +54,10 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(Command::Revoke(args)) => return credentials::revoke(args),
         None => {}
     }
+    if args.keeper {
+        let arguments = env::args_os().skip(1).filter(|argument| argument != "--keeper");
+        return keeper::keep(arguments).context("the gateway can't be begun").or_exit(INTERNAL);
+    }
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
@@ -65,8 +70,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         return serve::check(&config, &path).map(|()| 0);
     }
     config.require_io_uring = args.require_io_uring;
-    let reloader = Reloader::new(&path, &config);
-    serve::serve(config, reloader, args.ktls.into(), args.ready_file.as_deref()).map(|()| 0)
+    serve::serve(config, &path, args).map(|()| 0)
 }
 
 fn load(config: &Path) -> Result<Config, Failure> {

@@ -1,24 +1,35 @@
 //! Role: the gateway itself, from its configuration to its end, or only a look whether it could start.
 
-use std::path::Path;
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, mpsc::Sender},
+    thread,
+};
 
 use anyhow::{Context as _, anyhow};
 use narrowlink_control::{
+    args::Args,
     auth::say_secrets,
     certificate::Watch,
     clock::seconds_since_1970,
     config::{Config, Places, Service},
     gateway::{self, Gateway, StartError},
     reload::Reloader,
-    supervise::{self, Outcome},
+    succession::{Predecessor, Succession},
+    supervise::{self, Outcome, Surroundings, Word},
 };
 use narrowlink_dataplane::{
-    run::ready_file::ReadyFile,
-    tls::{Ktls, choose_ktls},
+    net::inherited::{Inherited, Taker},
+    run::{
+        notify::{Notifier, Speaker as _},
+        ready_file::ReadyFile,
+    },
+    tls::choose_ktls,
 };
 use serde::Serialize;
 
-use crate::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, UNAVAILABLE, print};
+use crate::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, UNAVAILABLE, USAGE, print};
 
 /// Says that a start of `config`, which was read from `path`, would succeed.
 pub(crate) fn check(config: &Config, path: &Path) -> Result<(), Failure> {
@@ -55,19 +66,17 @@ fn refused(e: StartError, places: &Places) -> Failure {
     Failure { code, error: anyhow!(e.located(places)) }
 }
 
-pub(crate) fn serve(
-    config: Config,
-    reloader: Reloader,
-    ktls: Ktls,
-    ready_file: Option<&Path>,
-) -> Result<(), Failure> {
-    let words = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
-    let ready_file = ready_file.map(claim).transpose()?;
+/// Is the gateway of `config`, which was read from `path`, until it is told to stop.
+pub(crate) fn serve(config: Config, path: &Path, args: &Args) -> Result<(), Failure> {
+    let reloader = Some(Reloader::new(path, &config));
+    let (word, words) = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
+    let mut begun = Begun::by(args.succeed, &word).context("no socket can be taken over").or_exit(USAGE)?;
+    let ready_file = args.ready_file.as_deref().map(claim).transpose()?;
     let (name, services) = (config.name.clone(), config.services.clone());
-    let ktls = choose_ktls(ktls);
+    let ktls = choose_ktls(args.ktls.into());
     tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
     let places = config.places.clone();
-    let gateway = gateway::start(config).map_err(|e| refused(e, &places))?;
+    let gateway = gateway::start_with(config, &mut begun.inherited).map_err(|e| refused(e, &places))?;
     let ready = Ready::of(&services, &gateway);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -81,7 +90,8 @@ pub(crate) fn serve(
     if let Some(file) = ready_file {
         file.announce(serde_json::to_vec(&ready).or_exit(INTERNAL)?);
     }
-    let outcome = supervise::supervise(&gateway, &words, Some(reloader));
+    let (notifier, succession) = begun.settle(&gateway, word).or_exit(INTERNAL)?;
+    let outcome = supervise::supervise(&gateway, &words, Surroundings { reloader, notifier, succession });
     gateway.save();
     match outcome {
         Outcome::Drained => tracing::info!("stopped; every session had ended"),
@@ -91,6 +101,60 @@ pub(crate) fn serve(
         }
     }
     Ok(())
+}
+
+/// What a gateway has of whoever began it.
+struct Begun {
+    inherited: Inherited,
+    notifier: Notifier,
+    by: Option<Predecessor>,
+    /// Who waits to hear that it serves.
+    predecessor: Option<Arc<Taker>>,
+}
+
+impl Begun {
+    /// Takes what it is given; `word` tells this gateway when its keeper is gone.
+    fn by(by: Option<Predecessor>, word: &Sender<Word>) -> io::Result<Self> {
+        let Some(who) = by else {
+            let (inherited, notifier) = (Inherited::of_service_manager()?, Notifier::new());
+            return Ok(Self { inherited, notifier, by, predecessor: None });
+        };
+        let taker = Arc::new(Taker::of_stdin()?);
+        let inherited = taker.take()?;
+        let notifier = match who {
+            Predecessor::Gateway => {
+                return Ok(Self { inherited, notifier: Notifier::new(), by, predecessor: Some(taker) });
+            }
+            Predecessor::Keeper => Notifier::through(taker.clone()),
+        };
+        let word = word.clone();
+        thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+            taker.wait_alone();
+            let _ = word.send(Word::Leave);
+        })?;
+        Ok(Self { inherited, notifier, by, predecessor: None })
+    }
+
+    /// Tells everybody that `gateway` serves.
+    fn settle(self, gateway: &Gateway, word: Sender<Word>) -> io::Result<(Notifier, Option<Succession>)> {
+        let Self { inherited, notifier, by, predecessor } = self;
+        for addr in inherited.left() {
+            tracing::warn!(
+                "a socket that listens at {addr} was handed over, and no service has that address: it is closed"
+            );
+        }
+        if let Some(predecessor) = predecessor {
+            // One that has ended meanwhile has left already.
+            let _ = predecessor.say("READY=1", &[]);
+        }
+        gateway.store_sockets(&notifier);
+        notifier.ready(&gateway.describe());
+        let succession = match by {
+            Some(Predecessor::Keeper) => None,
+            None | Some(Predecessor::Gateway) => Some(Succession::new(word, notifier.clone())?),
+        };
+        Ok((notifier, succession))
+    }
 }
 
 /// What the ready file says.
