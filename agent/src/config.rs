@@ -236,6 +236,15 @@ impl Config {
         endpoint.token_file.as_ref().map(|file| self.base.join(file))
     }
 
+    /// Every file that it names.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let of = |endpoint: &SelfHosted| {
+            let ca = endpoint.ca_file.as_ref().map(|file| self.base.join(file));
+            [self.token_place(endpoint), ca].into_iter().flatten().collect::<Vec<_>>()
+        };
+        self.endpoints.iter().flat_map(of).collect()
+    }
+
     /// How an endpoint gets another token, for whoever has to see to it: its file is read again at each try, and looked at
     /// while a link stands; this configuration is not.
     pub(crate) fn next_token(&self, endpoint: &SelfHosted) -> String {

@@ -3,12 +3,15 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod service;
+
 use std::{
     io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use self::service::Service;
 use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
 use narrowlink_agent::{
@@ -23,6 +26,7 @@ use narrowlink_dataplane::run::{
     log,
     notify::Notifier,
     process::find_config,
+    service::{ServiceError, Unit},
     watch::{Fault, TICK, Watch},
 };
 use narrowlink_proto::{
@@ -85,6 +89,9 @@ struct Args {
     /// Log warnings and errors only
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
+    /// The form of the log's lines: text, or json, one object each
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: log::Format,
     /// What to do instead of being an agent.
     #[command(subcommand)]
     command: Option<Command>,
@@ -112,7 +119,13 @@ Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can'
         /// Where agent.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// Leave it to you to run it: for root, where systemd runs the machine, it is made a service else
+        #[arg(long)]
+        no_service: bool,
     },
+    /// Have systemd run this agent, now and after each boot
+    #[command(subcommand)]
+    Service(Service),
 }
 
 fn main() {
@@ -122,7 +135,7 @@ fn main() {
             narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code());
         }
         // Help and version, which must get there.
-        end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into))
+        end(answer::write(io::stdout(), &e.render().to_string()).map(|()| 0).map_err(Into::into))
     });
     start_log(&args);
     narrowlink_dataplane::run::process::prepare();
@@ -130,9 +143,9 @@ fn main() {
     end(run(&args))
 }
 
-fn end(done: anyhow::Result<()>) -> ! {
+fn end(done: anyhow::Result<u8>) -> ! {
     let code = match done {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             let why = narrowlink_dataplane::run::process::explain(error.as_ref());
             log::say(&format!("narrowlink-agent: {why}"));
@@ -146,6 +159,9 @@ fn end(done: anyhow::Result<()>) -> ! {
 fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
+    if let Some(e) = error.downcast_ref::<ServiceError>() {
+        return service::code_of(e);
+    }
     match error.downcast_ref::<EnrollError>() {
         _ if by_config => EXIT_CONFIG,
         Some(EnrollError::Install(_)) => EXIT_CANT_CREATE,
@@ -164,13 +180,22 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    log::start(&format!("warn,narrowlink={level}"));
+    log::start(&format!("warn,narrowlink={level}"), args.log_format);
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
-    if let Some(Command::Join { ticket, dir }) = &args.command {
-        return join(ticket, dir.as_deref(), args.require_io_uring);
+/// Does it; the exit code.
+fn run(args: &Args) -> anyhow::Result<u8> {
+    match &args.command {
+        Some(Command::Join { ticket, dir, no_service }) => {
+            join(ticket, dir.as_deref(), !no_service, args.require_io_uring).map(|()| 0)
+        }
+        Some(Command::Service(command)) => service::run(command),
+        None => serve(args).map(|()| 0),
     }
+}
+
+/// Is the agent of a configuration until it is told to stop, or only looks whether it could be.
+fn serve(args: &Args) -> anyhow::Result<()> {
     let path = match &args.config {
         Some(path) => path.clone(),
         None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
@@ -235,7 +260,7 @@ fn watch(agent: &Agent, notifier: &Notifier) -> Result<(), Fault> {
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
-fn join(ticket: &str, dir: Option<&Path>, require_io_uring: bool) -> anyhow::Result<()> {
+fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
     let Enrolled { name, config: path, said, with } =
         enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name))?;
     say(&said);
@@ -245,7 +270,11 @@ fn join(ticket: &str, dir: Option<&Path>, require_io_uring: bool) -> anyhow::Res
     let welcomed = agent.wait_ready(WELCOME_TIMEOUT);
     agent.stop();
     let gateway = welcomed.ok_or(NotWelcomed)?;
-    let told = format!("{gateway} takes this machine for the agent {name}\nnext: narrowlink-agent{with}\n");
+    let next = match may_serve && with.is_empty() && Unit::can_be_installed() {
+        true => service::install(&path)?,
+        false => format!("next: narrowlink-agent{with}\n"),
+    };
+    let told = format!("{gateway} takes this machine for the agent {name}\n{next}");
     Ok(answer::write(io::stdout(), &told)?)
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use narrowlink_dataplane::run::log;
 use narrowlink_proto::{
     endpoint::FramingChoice,
     target::{Target, TargetError},
@@ -41,6 +42,9 @@ pub struct Args {
     /// Say errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// The form of the log's lines: text, or json, one object each
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub log_format: log::Format,
     /// How payload travels, whatever the configuration says
     #[arg(long, value_name = "HOW", global = true)]
     pub framing: Option<Framing>,

@@ -24,7 +24,7 @@ use narrowlink_dataplane::run::{
     log,
     process::find_config,
 };
-use narrowlink_proto::{answer, target::Target, ticket::Program};
+use narrowlink_proto::{answer, printable::printable, target::Target, ticket::Program};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -32,6 +32,9 @@ use signal_hook::{
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// As much of an agent's name as any has.
+const AGENT_CHARS_MAX: usize = 128;
 
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &["login"]);
@@ -92,7 +95,7 @@ fn start_log(args: &Args) {
         (false, 1) => "debug",
         (false, _) => "trace",
     };
-    log::start(&format!("error,narrowlink={level}"));
+    log::start(&format!("error,narrowlink={level}"), args.log_format);
 }
 
 fn run(args: Args) -> Result<Exit, Failure> {
@@ -148,13 +151,22 @@ fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
     print(&whoami::text(&identities, seconds_since_1970()))?;
     say(&match exit {
         Exit::Done => {
-            format!(
-                "next: narrowlink{with} list, then narrowlink{with} forward -n AGENT -l 2222 127.0.0.1:22"
-            )
+            let agent = identities.iter().find_map(|identity| identity.an_agent()).unwrap_or("AGENT");
+            let agent = quoted(&printable(agent, AGENT_CHARS_MAX));
+            format!("next: narrowlink{with} forward -n {agent} -l 2222 127.0.0.1:22")
         }
         _ => "what the ticket said is written all the same; narrowlink whoami asks again".to_owned(),
     });
     Ok(exit)
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    match word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 /// What is wrong stands among what is printed: only the exit code says it once more.

@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
-use narrowlink_dataplane::{run::process, tls::Ktls};
+use narrowlink_dataplane::{
+    run::{log, process},
+    tls::Ktls,
+};
 use narrowlink_proto::{id::Uid, target::Target, when::When};
 
 use crate::{moment::Moment, succession::Predecessor};
@@ -46,6 +49,9 @@ pub struct Args {
     /// Log warnings and errors only (twice: errors only)
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
     pub quiet: u8,
+    /// The form of the log's lines: text, or json, one object each
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: log::Format,
     /// What to do instead of being a gateway.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -69,6 +75,9 @@ pub enum Command {
     /// Give somebody a space of their own: no agent and no client of one reaches another's
     #[command(subcommand)]
     User(User),
+    /// Have systemd run this gateway, now and after each boot
+    #[command(subcommand)]
+    Service(Service),
     /// Have tokens taken no more, and end what they began
     #[command(after_help = REVOKE_HELP)]
     Revoke(Revoke),
@@ -99,6 +108,9 @@ pub struct Init {
     /// The first client's name
     #[arg(long, value_name = "NAME", default_value = "laptop")]
     pub client: String,
+    /// Leave it to you to run it: for root, where systemd runs the machine, it is made a service else
+    #[arg(long)]
+    pub no_service: bool,
     /// Ask nothing
     #[arg(short, long)]
     pub yes: bool,
@@ -203,6 +215,28 @@ pub enum User {
         /// The gateway's config
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+}
+
+/// What to do with the service.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Service {
+    /// Install it and begin it; one that runs is begun anew, without a gap
+    #[command(after_help = SERVICE_HELP)]
+    Install {
+        /// The config; without it, gateway.yaml is looked for where the gateway looks for it
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// End it and take its unit away; config and state stay
+    #[command(after_help = SERVICE_HELP)]
+    Uninstall,
+    /// How it stands
+    #[command(after_help = SERVICE_HELP)]
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -394,6 +428,20 @@ Examples:
 
 Exit codes: 0 all as expected, 1 not, 2 usage, 74 the answer can't be written,
 78 the table or the configuration can't be used.";
+
+const SERVICE_HELP: &str = "\
+Examples:
+  sudo narrowlink-gateway service install
+  narrowlink-gateway service status
+  systemctl reload narrowlink-gateway      read the files anew
+  systemctl restart narrowlink-gateway     another one goes on at once, sessions end when they do
+  journalctl -u narrowlink-gateway -f
+
+The service runs as a user of its own. Files that not everybody can read (secret, keys) reach it as
+credentials: after a change of one, restart it.
+
+Exit codes: 0 done or it runs, 3 it does not run, 4 not installed, 2 usage, 73 what can't be written,
+78 configuration.";
 
 const REVOKE_HELP: &str = "\
 Examples:

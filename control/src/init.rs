@@ -12,7 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::run::replace::create;
+use narrowlink_dataplane::run::{
+    process::{SYSTEM_DIR, dir_mode},
+    replace::create,
+    service::Unit,
+};
 use narrowlink_proto::{
     pin::Pin,
     target::{Destination, Target, TargetError},
@@ -41,6 +45,8 @@ const CA: &str = "authority.pem";
 const CA_KEY: &str = "authority.key";
 const LIST: &str = "revoked.yaml";
 const STATE: &str = "state";
+/// Where a service keeps its own.
+const SYSTEM_STATE: &str = "/var/lib/narrowlink";
 /// For what is nobody else's business.
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
@@ -76,6 +82,8 @@ pub struct Plan {
     pub agent: String,
     /// The first client's name.
     pub client: String,
+    /// Whether systemd is to run it.
+    pub is_service: bool,
 }
 
 /// What was made.
@@ -191,13 +199,14 @@ impl Plan {
             _ => Certificate::Own,
         };
         Ok(Self {
-            dir,
             host,
             port,
             listen_addr: args.listen.unwrap_or_else(|| everywhere(port)),
             certificate,
             agent: args.agent.clone(),
             client: args.client.clone(),
+            is_service: !args.no_service && dir == Path::new(SYSTEM_DIR) && Unit::can_be_installed(),
+            dir,
         })
     }
 
@@ -213,7 +222,12 @@ impl Plan {
             }
             _ => "",
         };
-        format!("A gateway in {}, reached at {}, {certificate}.{note}", self.dir.display(), self.address())
+        let run = if self.is_service { ", run by systemd" } else { "" };
+        format!(
+            "A gateway in {}, reached at {}, {certificate}{run}.{note}",
+            self.dir.display(),
+            self.address()
+        )
     }
 
     /// What was made, and what to type next.
@@ -225,7 +239,7 @@ impl Plan {
 {}
 
 1. Here:
-   narrowlink-gateway -c {}
+   {}
 
 2. On the machine that is to be reached (the agent {}):
    {} {}
@@ -236,7 +250,11 @@ impl Plan {
 Whoever has a ticket is that agent or client. More of them: narrowlink-gateway ticket --help
 ",
             self.describe(),
-            config.display(),
+            match self.is_service {
+                true =>
+                    "nothing is left to do: it is a service (narrowlink-gateway service status)".to_owned(),
+                false => format!("narrowlink-gateway -c {}", config.display()),
+            },
             self.agent,
             Program::AGENT.command,
             agent_ticket.expose(),
@@ -264,7 +282,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 fs::File::open(path).map_err(given)?;
             }
         }
-        files.dir(&self.dir)?;
+        files.dir(&self.dir, dir_mode())?;
         let mut secret = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *secret).map_err(InitError::Random)?;
         files.file(SECRET, &format!("{}\n", *Secret::spell(&*secret)), PRIVATE)?;
@@ -295,7 +313,10 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             PUBLIC,
         )?;
         files.file(book::FILE, &book.text(), PRIVATE)?;
-        files.dir(&self.dir.join(STATE))?;
+        // The system's is made by who first needs it, who may be another user.
+        if self.state() == Path::new(STATE) {
+            files.dir(&self.dir.join(STATE), PRIVATE_DIR)?;
+        }
         // Last: a gateway that finds it finds the rest.
         files.file(CONFIG, &self.config(now), PUBLIC)?;
         let config = self.dir.join(CONFIG);
@@ -326,6 +347,11 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         }
     }
 
+    /// Where the gateway keeps what it counts: beside its configuration, but a service writes nothing in /etc.
+    fn state(&self) -> &Path {
+        if self.dir == Path::new(SYSTEM_DIR) { Path::new(SYSTEM_STATE) } else { Path::new(STATE) }
+    }
+
     fn config(&self, now: u64) -> String {
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let absolute = |path: &Path| {
@@ -349,9 +375,10 @@ services:
     listen_addr: {listen:?}
     tls_config: !File {{ cert_path: {cert}, key_path: {key} }}
 revocations: {LIST}
-state_dir: {STATE}
+state_dir: {state}
 ",
             date = date(now),
+            state = quoted(&self.state().display().to_string()),
             listen = self.listen_addr.to_string(),
         )
     }
@@ -366,7 +393,7 @@ struct Files<'a> {
 
 impl Files<'_> {
     /// A directory, unless it is there.
-    fn dir(&mut self, path: &Path) -> Result<(), InitError> {
+    fn dir(&mut self, path: &Path, mode: u32) -> Result<(), InitError> {
         let failed = |source| InitError::File { path: path.to_owned(), source };
         if path.is_dir() {
             return Ok(());
@@ -374,7 +401,7 @@ impl Files<'_> {
         let missing: Vec<_> =
             path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
-            DirBuilder::new().mode(PRIVATE_DIR).create(dir).map_err(failed)?;
+            DirBuilder::new().mode(mode).create(dir).map_err(failed)?;
             self.made.push(dir.to_owned());
         }
         Ok(())
@@ -420,6 +447,7 @@ mod tests {
             certificate: Certificate::Own,
             agent: "home".to_owned(),
             client: "laptop".to_owned(),
+            is_service: false,
         }
     }
 
@@ -452,7 +480,7 @@ mod tests {
             (CHAIN, PUBLIC),
             (CONFIG, PUBLIC),
             (STATE, PRIVATE_DIR),
-            ("", PRIVATE_DIR),
+            ("", dir_mode()),
         ] {
             assert_eq!(mode(&plan.dir.join(name)), wanted, "{name}");
         }

@@ -42,6 +42,14 @@ impl Identity {
         Self { routes, token_place, claims, answer: Answer::NotAsked }
     }
 
+    /// An agent that its bearer may use, as far as the gateway was asked and one is there.
+    pub fn an_agent(&self) -> Option<&str> {
+        match &self.answer {
+            Answer::Accepted(agents) => agents.first().map(|agent| agent.name.as_str()),
+            Answer::NotAsked | Answer::Failed(_) => None,
+        }
+    }
+
     /// Asks the gateway, too.
     pub(crate) async fn ask(&mut self) {
         self.answer = match list::ask(&self.routes).await {

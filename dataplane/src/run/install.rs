@@ -10,11 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::replace::{Held, create};
+use super::{
+    process::dir_mode,
+    replace::{Held, create},
+};
 
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
-const PRIVATE_DIR: u32 = 0o700;
 
 /// A file to be written: its name and its text.
 pub type Named<'a> = (&'a str, &'a str);
@@ -59,7 +61,7 @@ pub fn install(dir: &Path, config: Named<'_>, secret: Named<'_>) -> Result<Insta
         |source| InstallError::File { path, source }
     };
     if !dir.is_dir() {
-        DirBuilder::new().recursive(true).mode(PRIVATE_DIR).create(dir).map_err(failed(dir))?;
+        DirBuilder::new().recursive(true).mode(dir_mode()).create(dir).map_err(failed(dir))?;
     }
     let ((config, text), (secret, value)) = (config, secret);
     let (config, secret) = (dir.join(config), dir.join(secret));
@@ -102,7 +104,7 @@ mod tests {
         assert!(!renewed);
         assert_eq!(fs::read_to_string(&config).unwrap(), CONFIG.1);
         assert_eq!(fs::read_to_string(&secret).unwrap(), "one\n");
-        assert_eq!((mode(&secret), mode(&own)), (PRIVATE, PRIVATE_DIR));
+        assert_eq!((mode(&secret), mode(&own)), (PRIVATE, dir_mode()));
     }
 
     #[test]

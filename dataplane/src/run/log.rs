@@ -13,14 +13,16 @@ use std::{
     cell::RefCell,
     io::{self, IsTerminal as _},
     panic::{self, PanicHookInfo},
+    str::FromStr,
     sync::{Arc, OnceLock, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
 
 use signal_hook::consts::SIGXFSZ;
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, fmt::MakeWriter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 use self::gate::{Gate, TARGET};
@@ -40,10 +42,33 @@ thread_local! {
     static CAPTURED: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
+/// The form of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json"),
+        }
+    }
+}
+
 /// Starts the log of this process: events, panics and [`say`] go there. Without a thread to write it there is no log,
 /// and the process ends: it could not start its workers either. `usual` is the filter where `RUST_LOG` sets none. Lines
 /// have one form in all programs: they don't name the module that they come from, which is nobody's business but ours.
-pub fn start(usual: &str) {
+/// The journal has a time of each line, and how bad it is, beside what it says: there they have none of their own.
+pub fn start(usual: &str, format: Format) {
     let gate = Gate::default();
     let sink = Stderr { out: Appender::shared(io::stderr()), gate: gate.clone() };
     let journal = Journal::start("log", BOUNDS, sink).unwrap_or_else(|e| {
@@ -57,12 +82,20 @@ pub fn start(usual: &str) {
     // can't be had, everything else still holds.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     panic::set_hook(Box::new(log_panic));
+    let is_journal = is_journal();
     let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
         // Else a line that can't be formatted would be said with `eprintln`, which panics.
         .log_internal_errors(false)
-        .with_writer(Lines);
+        .with_writer(Lines { is_journal });
+    let lines = match (format, is_journal) {
+        (Format::Json, _) => lines.json().flatten_event(true).boxed(),
+        (Format::Text, true) => lines.without_time().boxed(),
+        (Format::Text, false) => lines.boxed(),
+    };
     tracing_subscriber::registry().with(filter(usual)).with(gate).with(lines).init();
 }
 
@@ -121,31 +154,57 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
+/// Whether standard error is the journal, as systemd.exec(5) says it: `JOURNAL_STREAM` names its device and inode.
+fn is_journal() -> bool {
+    let Ok(stderr) = rustix::fs::fstat(rustix::stdio::stderr()) else { return false };
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
+}
+
 /// Makes writers of lines that wait for nothing.
-struct Lines;
+struct Lines {
+    is_journal: bool,
+}
 
 impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line
+        Line { priority: "" }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Line {
+        Line { priority: if self.is_journal { priority(*about.level()) } else { "" } }
+    }
+}
+
+/// As sd-daemon(3) has it in front of a line.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
     }
 }
 
 /// Takes one line, in one call, as tracing-subscriber writes them.
-struct Line;
+struct Line {
+    priority: &'static str,
+}
 
 impl io::Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let whole = [self.priority.as_bytes(), line].concat();
         let captured = CAPTURED.with_borrow_mut(|captured| match captured {
             Some(captured) => {
-                captured.extend_from_slice(line);
+                captured.extend_from_slice(&whole);
                 true
             }
             None => false,
         });
         if !captured {
-            leave(line.into());
+            leave(whole.into());
         }
         Ok(line.len())
     }

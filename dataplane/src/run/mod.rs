@@ -19,6 +19,7 @@ pub(crate) mod pollable;
 pub mod process;
 pub mod ready_file;
 pub mod replace;
+pub mod service;
 pub mod source;
 pub mod timer;
 pub mod watch;

@@ -18,7 +18,7 @@ use rustix::{
 /// What makes no sense on a command line; clap's code.
 const USAGE: i32 = 2;
 /// Where the configurations of a machine are.
-const SYSTEM_DIR: &str = "/etc/narrowlink";
+pub const SYSTEM_DIR: &str = "/etc/narrowlink";
 
 /// As many descriptors as the system allows (a session takes two, and the usual limit of 1,024 is
 /// for programs that use select), no core dumps: they would hold tokens and keys; and no huge pages, which
@@ -140,6 +140,12 @@ pub fn own_config_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf>
         return Some(Path::new(SYSTEM_DIR).to_owned());
     }
     config_home(&env).map(|dir| dir.join("narrowlink"))
+}
+
+/// The mode of a directory of configurations that is made: root's is for its services, which are other users, to look into.
+/// Secrets are files of a mode of their own.
+pub fn dir_mode() -> u32 {
+    if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 }
 }
 
 fn config_home(env: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {

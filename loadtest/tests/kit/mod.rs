@@ -31,6 +31,7 @@ pub(crate) mod echo;
 pub(crate) mod foe;
 pub(crate) mod forged;
 pub(crate) mod inside;
+pub(crate) mod machine;
 pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod site;

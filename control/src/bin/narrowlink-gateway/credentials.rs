@@ -30,7 +30,7 @@ use narrowlink_proto::{
 
 use crate::{
     end::{CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, USAGE, print, say},
-    load,
+    load, service,
 };
 
 pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
@@ -50,8 +50,13 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
         },
         error: e.into(),
     })?;
+    // The tickets are there, whatever becomes of the service.
+    let begun = plan.is_service.then(|| service::install(&made.config));
+    if let Some(Ok(said)) = &begun {
+        say(said.trim_end());
+    }
     print(&plan.next(&made))?;
-    Ok(0)
+    begun.transpose().map(|_| 0)
 }
 
 /// Asks whether what was said before is meant.

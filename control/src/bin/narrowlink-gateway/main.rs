@@ -8,6 +8,7 @@ mod ask;
 mod credentials;
 mod end;
 mod serve;
+mod service;
 
 use std::{env, path::Path};
 
@@ -51,6 +52,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(Command::User(command)) => return credentials::user(command),
         Some(Command::Explain(explain)) => return ask::answer(explain),
         Some(Command::Policy(Policy::Test { file, config })) => return ask::test(file, config.as_deref()),
+        Some(Command::Service(command)) => return service::run(command),
         Some(Command::Revoke(args)) => return credentials::revoke(args),
         None => {}
     }
@@ -89,5 +91,5 @@ fn start_log(args: &Args) {
         (0, 1) => "warn",
         (0, 2..) => "error",
     };
-    log::start(level);
+    log::start(level, args.log_format);
 }

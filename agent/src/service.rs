@@ -1,0 +1,101 @@
+//! Role: the commands that have systemd run the agent: `service`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::Subcommand;
+use narrowlink_agent::config::{self, Config, ConfigError};
+use narrowlink_dataplane::run::{
+    process::find_config,
+    service::{Files, ServiceError, Unit},
+};
+use narrowlink_proto::answer;
+
+use crate::{EXIT_CANT_CREATE, EXIT_CONFIG, EXIT_USAGE};
+
+const UNIT: Unit = Unit {
+    name: "narrowlink-agent",
+    text: include_str!("../systemd/narrowlink-agent.service"),
+    arguments: "",
+    writable: &["/var/lib/narrowlink-agent"],
+};
+
+const HELP: &str = "\
+Examples:
+  sudo narrowlink-agent service install
+  narrowlink-agent service status
+  journalctl -u narrowlink-agent -f
+
+The service runs as a user of its own. Files that not everybody can read (the token) reach it as
+credentials: after a change of one, `systemctl restart narrowlink-agent`.
+
+Exit codes: 0 done or it runs, 3 it does not run, 4 not installed, 2 usage, 73 what can't be written,
+78 configuration.";
+
+/// What to do with the service.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// Install it and begin it; one that runs is begun anew
+    #[command(after_help = HELP)]
+    Install {
+        /// The configuration; without it, agent.yaml is looked for where the agent looks for it
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// End it and take its unit away; configuration and state stay
+    #[command(after_help = HELP)]
+    Uninstall,
+    /// How it stands
+    #[command(after_help = HELP)]
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Does it; the exit code.
+pub(crate) fn run(command: &Service) -> anyhow::Result<u8> {
+    let (said, code) = match command {
+        Service::Install { config } => {
+            let find = || find_config(config::FILE_NAME, |name| std::env::var_os(name));
+            let path = config.clone().map_or_else(find, Ok).map_err(ConfigError::from)?;
+            (install(&path)?, 0)
+        }
+        Service::Uninstall => (UNIT.uninstall()?, 0),
+        Service::Status { json } => {
+            let status = UNIT.status()?;
+            let said = if *json { Unit::json(status.as_ref()) } else { UNIT.words(status.as_ref()) };
+            (said, Unit::code(status.as_ref()))
+        }
+    };
+    answer::write(io::stdout(), &said)?;
+    Ok(code)
+}
+
+/// Makes the agent of this configuration a service; what was done, in words.
+pub(crate) fn install(config: &Path) -> anyhow::Result<String> {
+    let files = files(&Config::load(config)?);
+    Ok(UNIT.install(config, &files)?)
+}
+
+/// What a refusal ends with.
+pub(crate) const fn code_of(e: &ServiceError) -> u8 {
+    match e {
+        ServiceError::File { .. } => EXIT_CANT_CREATE,
+        ServiceError::Hidden { .. }
+        | ServiceError::Unwritable { .. }
+        | ServiceError::SameName(..)
+        | ServiceError::Path(_) => EXIT_CONFIG,
+        ServiceError::NotInstalled(_) => Unit::NOT_INSTALLED,
+        ServiceError::Down { .. } => Unit::DOWN,
+        ServiceError::NoSystemd(_) | ServiceError::NotRoot(_) | ServiceError::Systemctl { .. } => EXIT_USAGE,
+    }
+}
+
+fn files(config: &Config) -> Files {
+    let state = config.state_dir.iter().map(|dir| ("state_dir", dir.clone()));
+    Files { read: config.files(), written: state.collect() }
+}
