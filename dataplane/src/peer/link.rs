@@ -51,8 +51,25 @@ pub async fn join(
     introduce(wire, own, sign, patience).await
 }
 
+/// Hears the gateway's Hello and leaves: the link is never one, so that it takes nobody's place.
+///
+/// # Errors
+/// See [`LinkError`].
+pub(super) async fn greet(wire: Wire, patience: Duration) -> Result<(), LinkError> {
+    let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
+    let heard = timeout(patience, expect(&mut socket)).await.unwrap_or(Err(LinkError::Silent(patience)));
+    match heard? {
+        Message::Hello { version: VERSION, .. } => {
+            socket.close(None, CloseCode::Normal);
+            Ok(())
+        }
+        Message::Hello { version, .. } => Err(LinkError::Version { theirs: version }),
+        _ => Err(LinkError::Unexpected("something else where Hello was due")),
+    }
+}
+
 /// Hello, Present, Welcome.
-async fn introduce(
+pub(super) async fn introduce(
     wire: Wire,
     own: Features,
     sign: Option<&dyn Fn(&Nonce) -> Instance>,

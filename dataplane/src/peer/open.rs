@@ -28,6 +28,7 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 use crate::{
     net::{
         dial::{connect_first, patience_for},
+        plain::Plain,
         resolve::{Asker, resolve},
     },
     run::{
@@ -107,7 +108,7 @@ pub enum LoadError {
 
 impl LoadError {
     /// The key that it is about; `None` for the endpoint as a whole.
-    const fn key(&self) -> Option<&'static str> {
+    pub(super) const fn key(&self) -> Option<&'static str> {
         match self {
             Self::Endpoint(e) => e.key(),
             Self::File { key, .. } | Self::Content { key, .. } => Some(key),
@@ -223,6 +224,45 @@ impl Gateway {
             TunnelError::Tls { gateway: self.described.clone(), why }
         })?;
         Ok((socket.into(), Some(binding)))
+    }
+
+    /// Makes the handshake that its protocol asks for, if any, and says what the gateway has shown.
+    ///
+    /// # Errors
+    /// In words: what is the matter, and what to do about it.
+    pub(super) async fn shake(
+        &self,
+        socket: Plain,
+    ) -> Result<(Wire, Option<CertificateDer<'static>>), String> {
+        let Some(Tls { config, name, authority }) = &self.tls else { return Ok((socket.into(), None)) };
+        let shaken = TlsStream::connect_shown(socket, config.clone(), name.clone()).await;
+        let (socket, shown) =
+            shaken.map_err(|e| error::tls_words(&e, &error::Expected { name, authority: *authority }))?;
+        Ok((socket.into(), shown))
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub(super) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The request that `key` belongs to; `way` is for gateways that are to compare it.
+    pub(super) fn request(&self, protocol: upgrade::Protocol, key: [u8; 16], ask: Ask, way: Way) -> Vec<u8> {
+        let (open, lane) = match ask {
+            Ask::Nothing => (None, None),
+            Ask::Open(open) => (Some(open), None),
+            Ask::Lane(proof) => (None, Some(proof)),
+        };
+        upgrade::encode_request(&Request {
+            protocol,
+            token: self.token.expose().to_owned(),
+            key,
+            open,
+            lane,
+            host: self.host_header.clone(),
+            origin: None,
+            way,
+        })
     }
 
     fn broke(&self, source: io::Error) -> TunnelError {
@@ -364,24 +404,10 @@ async fn attempt(
     let seed = getrandom::u64().map_err(|e| broke(io::Error::other(e)))?;
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|e| broke(io::Error::other(e)))?;
-    let (open, lane) = match ask {
-        Ask::Nothing => (None, None),
-        Ask::Open(open) => (Some(open), None),
-        Ask::Lane(proof) => (None, Some(proof)),
-    };
     let here = Sight { tls, peer_addr: None };
     let raw = protocol.framing == Framing::Raw;
-    let request = Request {
-        protocol,
-        token: gateway.token.expose().to_owned(),
-        key,
-        open,
-        lane,
-        host: gateway.host_header.clone(),
-        origin: None,
-        way: if raw { Way::seen(here.clone()) } else { Way::default() },
-    };
-    wire.write_all(&upgrade::encode_request(&request)).await.map_err(broke)?;
+    let way = if raw { Way::seen(here.clone()) } else { Way::default() };
+    wire.write_all(&gateway.request(protocol, key, ask, way)).await.map_err(broke)?;
     let (opened, way) = read_answer(gateway, &wire, &key, protocol).await?;
     if raw {
         say_the_address(&wire, &way);
