@@ -133,8 +133,8 @@ pub(crate) fn tls_words(error: &io::Error, expected: &Expected<'_>) -> String {
     match theirs {
         Some(rustls::Error::InvalidCertificate(fault)) => certificate_words(fault, expected),
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            "what answered does not speak TLS: for a port of plain WebSocket write protocol: Ws (or http:// in place of \
-             https://), else mend the port"
+            "what answered does not speak TLS; write protocol: Ws (or http:// in place of https://) for a port of plain \
+             WebSocket, else mend the port"
                 .to_owned()
         }
         Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => no_certificate(expected.name),
@@ -241,8 +241,8 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
 fn odd_certificate(name: &str) -> String {
     let why = match name.split(['(', ' ']).next().unwrap_or_default() {
         "CaUsedAsEndEntity" => {
-            "its certificate is that of an authority (CA:TRUE): the gateway has to show one that was made by it, with \
-             basicConstraints CA:FALSE and the gateway's name as subjectAltName; ca_file names the authority's"
+            "its certificate is that of an authority (CA:TRUE); let the gateway show one that was made by it, with \
+             basicConstraints CA:FALSE and the gateway's name as subjectAltName, and name the authority's with ca_file"
         }
         "EndEntityUsedAsCa" => {
             "its certificate was signed by one that is no authority's (CA:FALSE); sign it with the authority's key, whose \
@@ -495,6 +495,27 @@ mod tests {
         for status in [200, 302, 400, 403, 404, 407, 418, 429, 502] {
             let said = status_words(status, &from, status == 400);
             assert!(said.chars().count() < 500 && !said.contains(['\u{202e}', '\u{9b}']), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_stands_behind_the_last_semicolon_and_is_never_a_stranger_s_word() {
+        assert_eq!(cause_and_step("no answer"), ("no answer", None));
+        let presented = ["DnsName(\"x; run this\")".to_owned()];
+        let said = wrong_name(&name("gw.test"), &presented);
+        assert!(cause_and_step(&said).1.is_some_and(|step| step.starts_with("write a name that it has")));
+        let from =
+            Stranger { server: Some("x; run this".to_owned()), location: Some("y; run this".to_owned()) };
+        for status in [200, 302, 400, 403, 404, 407, 418, 429, 502] {
+            for tls in [true, false] {
+                let said = status_words(status, &from, tls);
+                let step = cause_and_step(&said).1.unwrap_or_default();
+                assert!(!step.is_empty() && !step.contains("run this"), "{said}");
+            }
+        }
+        for tls in [true, false] {
+            let said = garbage_words(b"x; run this\r\n", HeadError::Malformed("no answer"), tls);
+            assert_eq!(cause_and_step(&said).1, Some("is this the gateway's port?"));
         }
     }
 

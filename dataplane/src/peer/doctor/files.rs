@@ -1,7 +1,7 @@
 //! Role: what stands in files: the configuration, an endpoint's token, its authority.
 //! Invariants: nothing is waited for: where a file is expected a pipe is refused · a token of another kind is sent to nobody,
 //! and no token is shown.
-//! See: docs/tokens.md; `net` comes later.
+//! See: docs/tokens.md.
 
 use std::{
     fs,
