@@ -198,6 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn who_only_greets_leaves_without_a_word_of_its_own() {
+        run(async {
+            let (wire, far) = connected(in_calls_of(usize::MAX));
+            far.say(&far.message(&hello(VERSION)));
+            greet(wire, Duration::MAX).await.expect("it says hello");
+            let frames = far.hear_frames(1).await;
+            assert_eq!(frames.iter().map(|(opcode, _)| *opcode).collect::<Vec<_>>(), [Opcode::Close]);
+            for (said, due) in
+                [(hello(VERSION + 1), "version"), (goodbye(), "another holds"), (welcome(), "due")]
+            {
+                let (wire, far) = connected(in_calls_of(usize::MAX));
+                far.say(&far.message(&said));
+                let why = greet(wire, Duration::MAX).await.expect_err("no hello of ours").to_string();
+                assert!(why.contains(due), "{why}");
+            }
+        });
+    }
+
+    #[test]
     fn a_link_stands_after_hello_present_and_welcome() {
         run(async {
             for call_bytes in CALLS {

@@ -213,32 +213,35 @@ impl Gateway {
                 .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })
         };
         let socket = connect().await?;
-        let Some(Tls { config, name, authority }) = &self.tls else { return Ok((socket.into(), None)) };
+        let Some(Tls { config, name, .. }) = &self.tls else { return Ok((socket.into(), None)) };
         let mut shaken = TlsStream::connect_bound(socket, config.clone(), name.clone()).await;
         if shaken.as_ref().is_err_and(was_cut) {
             // A gateway that is flooded makes room among those that have said nothing yet: once more.
             shaken = TlsStream::connect_bound(connect().await?, config.clone(), name.clone()).await;
         }
-        let (socket, binding) = shaken.map_err(|e| {
-            let why = error::tls_words(&e, &error::Expected { name, authority: *authority });
-            TunnelError::Tls { gateway: self.described.clone(), why }
-        })?;
+        let (socket, binding) = shaken
+            .map_err(|e| TunnelError::Tls { gateway: self.described.clone(), why: self.tls_words(&e) })?;
         Ok((socket.into(), Some(binding)))
     }
 
-    /// Makes the handshake that its protocol asks for, if any, and says what the gateway has shown.
+    /// Makes the handshake that its protocol asks for, if any; and the certificate that the gateway has shown.
     ///
     /// # Errors
-    /// In words: what is the matter, and what to do about it.
-    pub(super) async fn shake(
-        &self,
-        socket: Plain,
-    ) -> Result<(Wire, Option<CertificateDer<'static>>), String> {
-        let Some(Tls { config, name, authority }) = &self.tls else { return Ok((socket.into(), None)) };
-        let shaken = TlsStream::connect_shown(socket, config.clone(), name.clone()).await;
-        let (socket, shown) =
-            shaken.map_err(|e| error::tls_words(&e, &error::Expected { name, authority: *authority }))?;
+    /// As [`TlsStream::connect`]; [`tls_words`](Self::tls_words) says what to do about it.
+    pub(super) async fn shake(&self, socket: Plain) -> io::Result<(Wire, Option<CertificateDer<'static>>)> {
+        let Some(Tls { config, name, .. }) = &self.tls else { return Ok((socket.into(), None)) };
+        let (socket, shown) = TlsStream::connect_shown(socket, config.clone(), name.clone()).await?;
         Ok((socket.into(), shown))
+    }
+
+    /// Why a handshake failed, and what to do about it.
+    pub(super) fn tls_words(&self, error: &io::Error) -> String {
+        match &self.tls {
+            Some(Tls { name, authority, .. }) => {
+                error::tls_words(error, &error::Expected { name, authority: *authority })
+            }
+            None => error.to_string(),
+        }
     }
 
     /// Whether it is spoken to over TLS.
@@ -272,7 +275,7 @@ impl Gateway {
 }
 
 /// Whether a handshake ended without a word.
-fn was_cut(error: &io::Error) -> bool {
+pub(super) fn was_cut(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }

@@ -16,7 +16,7 @@ use narrowlink_proto::{
     when::{distance, show},
 };
 
-use super::{STEP_TIMEOUT, files::Held};
+use super::{PENALTY, STEP_TIMEOUT, files::Held};
 use crate::{
     peer::open::{Ask, Gateway},
     run::timer::timeout,
@@ -67,8 +67,7 @@ impl Request<'_> {
             let hint = end_hint(gateway.is_tls()).trim_start_matches("; ");
             let next = if hint.is_empty() { "is this the gateway's port?" } else { hint };
             let found = format!("it ended the connection before it answered: {e}");
-            let wait = "after many failed logins a gateway makes an address wait for up to 10 min";
-            not_a_gateway(&found, &format!("{next}; {wait}"))
+            not_a_gateway(&found, &format!("{next}; {PENALTY}"))
         };
         let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
         let mut key = [0; 16];

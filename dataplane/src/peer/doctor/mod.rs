@@ -14,7 +14,8 @@ mod way;
 use std::{path::Path, time::Duration};
 
 use narrowlink_proto::{
-    endpoint::SelfHosted,
+    endpoint::{FramingChoice, SelfHosted},
+    feature::Features,
     finding::{Finding, Trouble},
     message::Message,
     token::Kind,
@@ -25,11 +26,11 @@ use self::{
     answer::{Heard, Request},
     clock::{Clock, Span},
     files::Held,
-    way::{Certificate, Reached},
+    way::{Certificate, Reached, Shaken},
 };
 use crate::{
     peer::{
-        link::{greet, introduce},
+        link::{PeerLink, greet, introduce},
         open::Gateway,
     },
     run::{timer::timeout, worker::run_alone},
@@ -39,6 +40,9 @@ use crate::{
 
 /// For each step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who is cut off without a word may have brought that upon itself.
+const PENALTY: &str =
+    "after many failed logins a gateway cuts off most connections of an address, for up to 10 min";
 
 /// Whose way it is.
 pub struct Subject<'a> {
@@ -167,7 +171,7 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
         let shaken = self.shake(reached.as_ref()).await;
         let token = files::hold(self.subject, self.endpoint);
         let (answer, certificate) = match shaken {
-            Some((gateway, wire, certificate)) => {
+            Some((gateway, Shaken { wire, certificate })) => {
                 (self.ask(gateway, wire, token.as_ref().ok()).await, certificate)
             }
             None => {
@@ -191,7 +195,7 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
     }
 
     /// TLS, or what its configuration lacks for it.
-    async fn shake(&mut self, reached: Option<&Reached>) -> Option<(Gateway, Wire, Option<Certificate>)> {
+    async fn shake(&mut self, reached: Option<&Reached>) -> Option<(Gateway, Shaken)> {
         let gateway = match files::way(self.subject, self.endpoint) {
             Ok(gateway) => gateway,
             Err(failed) => {
@@ -204,9 +208,9 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
             return None;
         };
         match way::shake(&gateway, reached, (self.subject.now)()).await {
-            Ok((said, wire, certificate)) => {
+            Ok((said, shaken)) => {
                 self.say(said);
-                Some((gateway, wire, certificate))
+                Some((gateway, shaken))
             }
             Err(failed) => {
                 self.say(failed);
@@ -224,8 +228,7 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
         let request = Request { gateway: &gateway.with_token(token.text.clone()), wire };
         match request.send().await {
             Ok(heard) => {
-                let is_raw = self.endpoint.framing == narrowlink_proto::endpoint::FramingChoice::Raw;
-                self.say(answer::proxies(&heard, is_raw));
+                self.say(answer::proxies(&heard, self.endpoint.framing == FramingChoice::Raw));
                 Some(heard)
             }
             Err(failed) => {
@@ -284,8 +287,7 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
             };
             return self.say(said);
         }
-        let none = narrowlink_proto::feature::Features::NONE;
-        let mut link = match introduce(wire, none, None, STEP_TIMEOUT).await {
+        let mut link = match introduce(wire, Features::NONE, None, STEP_TIMEOUT).await {
             Ok(link) => link,
             Err(e) => {
                 self.say(no_link(&e));
@@ -293,19 +295,8 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
             }
         };
         self.say(Finding::ok("link", format!("the gateway welcomes this client; its answer took {took}")));
-        let counting = async {
-            link.send(&Message::List)?;
-            let mut count = 0;
-            loop {
-                if let Message::Agents { agents, more } = link.next().await? {
-                    count += agents.len();
-                    if !more {
-                        return Ok::<_, LinkError>(count);
-                    }
-                }
-            }
-        };
-        let counted = timeout(STEP_TIMEOUT, counting).await.unwrap_or(Err(LinkError::Silent(STEP_TIMEOUT)));
+        let counted = timeout(STEP_TIMEOUT, count(&mut link)).await;
+        let counted = counted.unwrap_or(Err(LinkError::Silent(STEP_TIMEOUT)));
         link.close();
         self.say(match counted {
             Ok(0) => {
@@ -318,11 +309,104 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
     }
 }
 
+/// How many agents this client may see.
+async fn count(link: &mut PeerLink) -> Result<usize, LinkError> {
+    link.send(&Message::List)?;
+    let mut count = 0;
+    loop {
+        if let Message::Agents { agents, more } = link.next().await? {
+            count += agents.len();
+            if !more {
+                return Ok(count);
+            }
+        }
+    }
+}
+
 fn no_link(error: &LinkError) -> Finding {
-    let words = error.to_string();
-    let (found, next) = match cause_and_step(&words) {
-        (found, Some(next)) => (found, next),
-        (found, None) => (found, "ask who runs the gateway what its log says"),
+    let next = match error {
+        LinkError::Version { .. } => "update the older one of gateway and this program",
+        _ => "ask who runs the gateway what its log says",
     };
-    Finding::fail("link", Trouble::Unreachable, found, next)
+    Finding::fail("link", Trouble::Unreachable, error.to_string(), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use narrowlink_proto::{
+        endpoint::{Protocol, SecretText},
+        finding::State,
+        id::Uid,
+        message::{Goodbye, GoodbyeCode},
+        token::{Claims, Keys},
+    };
+
+    use super::*;
+
+    #[test]
+    fn without_a_configuration_the_machine_is_looked_at_all_the_same() {
+        let mut told = 0;
+        let why = "no client.yaml in .; write one there, or name it with -c";
+        let findings = examine_without(why, Kind::Client, false, |_| told += 1);
+        let states: Vec<_> = findings.iter().map(|finding| finding.check).collect();
+        assert_eq!(states, ["config", "left out", "descriptors", "io_uring"]);
+        assert_eq!(findings[0].next.as_deref(), Some("write one there, or name it with -c"));
+        assert_eq!(told, findings.len());
+    }
+
+    /// What is found on the way to a gateway whose side `serve` plays, without what is about this machine.
+    fn on_the_way(serve: fn(TcpStream)) -> Vec<Finding> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gateway = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
+        let claims = Claims::new(Kind::Client, Uid::nil(), "laptop", 2_000_000_000, "1");
+        let token = Some(SecretText::new(Keys::new(&[7; 32]).sign(&claims).unwrap()));
+        let endpoints = [SelfHosted { gateway, protocol: Protocol::Ws, token, ..SelfHosted::default() }];
+        let subject = Subject {
+            kind: Kind::Client,
+            config: Path::new("client.yaml"),
+            named: false,
+            endpoints: &endpoints,
+            require_io_uring: false,
+            now: || 1_800_000_000,
+        };
+        let findings = examine(&subject, |_| {});
+        findings.into_iter().filter(|finding| finding.endpoint.is_some()).collect()
+    }
+
+    #[test]
+    fn what_has_failed_is_said_once_and_what_needs_it_is_left_out() {
+        let findings = on_the_way(drop);
+        let seen: Vec<_> = findings.iter().map(|finding| (finding.check, finding.state)).collect();
+        let due = [
+            ("dns", State::Ok),
+            ("tcp", State::Ok),
+            ("tls", State::Ok),
+            ("http", State::Fail),
+            ("token", State::Ok),
+            ("mtu", State::Ok),
+            ("ipv6", State::Ok),
+            ("left out", State::Skip),
+        ];
+        assert_eq!(seen, due);
+        assert!(findings[3].next.as_ref().is_some_and(|next| next.contains("failed logins")));
+        assert_eq!(findings[7].found, "clock, link, agents: what failed above comes first");
+    }
+
+    #[test]
+    fn why_there_is_no_link_is_said_and_no_word_of_the_gateway_s_is_a_step_to_take() {
+        let reason = "it stops; run this".to_owned();
+        for (error, next) in [
+            (LinkError::Version { theirs: 9 }, "update the older one of gateway and this program"),
+            (LinkError::Closed, "ask who runs the gateway what its log says"),
+            (
+                LinkError::Goodbye(Goodbye { code: GoodbyeCode::Draining, reason }),
+                "ask who runs the gateway what its log says",
+            ),
+        ] {
+            assert_eq!(no_link(&error).next.as_deref(), Some(next));
+        }
+    }
 }

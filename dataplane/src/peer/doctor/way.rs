@@ -21,14 +21,14 @@ use x509_parser::{
     prelude::{FromDer as _, X509Certificate},
 };
 
-use super::{STEP_TIMEOUT, clock::Span};
+use super::{PENALTY, STEP_TIMEOUT, clock::Span};
 use crate::{
     net::{
         dial::{ADDRESS_TIMEOUT, connect, in_words},
         plain::Plain,
         resolve::{Asker, resolve},
     },
-    peer::open::Gateway,
+    peer::open::{Gateway, was_cut},
     run::timer::timeout,
     transport::wire::Wire,
     tunnel::error::cause_and_step,
@@ -173,34 +173,59 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
+/// A connection on which the gateway can be asked.
+pub(super) struct Shaken {
+    pub(super) wire: Wire,
+    /// `None` without TLS.
+    pub(super) certificate: Option<Certificate>,
+}
+
 /// Connects anew and makes the handshake.
 pub(super) async fn shake(
     gateway: &Gateway,
     reached: &Reached,
     now: u64,
-) -> Result<(Finding, Wire, Option<Certificate>), Finding> {
-    let fail = |found: &str, next: &str| Finding::fail("tls", Trouble::Unreachable, found, next);
-    let socket = connect(reached.addr, ADDRESS_TIMEOUT).await;
-    let socket = socket.map_err(|e| fail(&in_words(&e), unreached(Some(&e))))?;
-    let shaken = timeout(STEP_TIMEOUT, gateway.shake(socket)).await;
-    let shaken = shaken.unwrap_or_else(|_| {
-        let wait = STEP_TIMEOUT.as_secs();
-        Err(format!("it accepts connections and says nothing for {wait} s; is this the gateway's port, and is it well?"))
+) -> Result<(Finding, Shaken), Finding> {
+    let shaken = timeout(STEP_TIMEOUT, try_to_shake(gateway, reached.addr)).await.unwrap_or_else(|_| {
+        let found = format!("it accepts connections and says nothing for {} s", STEP_TIMEOUT.as_secs());
+        Err(failed(&found, "is this the gateway's port, and is it well?"))
     });
-    let (wire, shown) = shaken.map_err(|why| {
-        let (found, next) = cause_and_step(&why);
-        fail(found, next.unwrap_or("is this the gateway's port?"))
-    })?;
+    let (wire, shown) = shaken?;
     if !gateway.is_tls() {
         let found = "none, as the configuration says (protocol: Ws): who is between can read all of it";
-        return Ok((Finding::ok("tls", found), wire, None));
+        return Ok((Finding::ok("tls", found), Shaken { wire, certificate: None }));
     }
     let certificate = shown.as_ref().and_then(Certificate::parse);
     let said = match &certificate {
         Some(certificate) => certificate.judge(now),
         None => Finding::ok("tls", "a certificate that holds"),
     };
-    Ok((said, wire, certificate))
+    Ok((said, Shaken { wire, certificate }))
+}
+
+/// As the programs do it: whoever was cut off without a word comes once more.
+async fn try_to_shake(
+    gateway: &Gateway,
+    addr: SocketAddr,
+) -> Result<(Wire, Option<CertificateDer<'static>>), Finding> {
+    let connect = async || {
+        let socket = connect(addr, ADDRESS_TIMEOUT).await;
+        socket.map_err(|e| failed(&in_words(&e), unreached(Some(&e))))
+    };
+    let mut shaken = gateway.shake(connect().await?).await;
+    if shaken.as_ref().is_err_and(was_cut) {
+        shaken = gateway.shake(connect().await?).await;
+    }
+    shaken.map_err(|e| {
+        let why = gateway.tls_words(&e);
+        let (found, next) = cause_and_step(&why);
+        let next = next.unwrap_or("is this the gateway's port?");
+        if was_cut(&e) { failed(found, &format!("{next}; {PENALTY}")) } else { failed(found, next) }
+    })
+}
+
+fn failed(found: &str, next: &str) -> Finding {
+    Finding::fail("tls", Trouble::Unreachable, found, next)
 }
 
 fn mtu_of(socket: &Plain) -> Option<u32> {
