@@ -21,17 +21,22 @@ use narrowlink_agent::{
     expiry::seconds_since_1970,
     start_with,
 };
-use narrowlink_dataplane::run::{
-    enroll::{EnrollError, Enrolled, enroll},
-    log,
-    notify::Notifier,
-    process::find_config,
-    service::{ServiceError, Unit},
-    watch::{Fault, TICK, Watch},
+use narrowlink_dataplane::{
+    peer::doctor::{Subject, examine, examine_without},
+    run::{
+        enroll::{EnrollError, Enrolled, enroll},
+        log,
+        notify::Notifier,
+        process::find_config,
+        service::{ServiceError, Unit},
+        watch::{Fault, TICK, Watch},
+    },
 };
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
+    finding::{self, Finding, Trouble},
     ticket::Program,
+    token::Kind,
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -66,13 +71,14 @@ Examples:
   narrowlink-agent join -                  take the ticket that stands on standard input
   narrowlink-agent -c agent.yaml           run with this configuration
   narrowlink-agent --check                 say whether agent.yaml in a usual place can be used
+  narrowlink-agent doctor                  say what is wrong on the way to its gateways
   narrowlink-agent -v                      say more: each session, each lane
 
 Without -c, agent.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/."
 )]
 struct Args {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Say whether an agent of this configuration could start here, and exit; no gateway is asked
     #[arg(long)]
@@ -81,7 +87,7 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
     /// Refuse to run without io_uring
-    #[arg(long)]
+    #[arg(long, global = true)]
     require_io_uring: bool,
     /// Log more; twice for everything
     #[arg(short, long, action = ArgAction::Count)]
@@ -126,6 +132,22 @@ Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can'
     /// Have systemd run this agent, now and after each boot
     #[command(subcommand)]
     Service(Service),
+    /// Go the way to each gateway step by step, and say what is wrong with it and what to do next
+    #[command(after_help = "\
+Examples:
+  narrowlink-agent doctor
+  narrowlink-agent doctor --json | jq -r '.[] | select(.state == \"FAIL\") | .next'
+
+Each line is OK, WARN, FAIL or SKIP, what was looked at, and what was found. An agent that runs goes on.
+
+Exit codes: 0 nothing is FAIL, else that of the trouble: 69 a gateway can't be reached, or does not
+accept the token, 70 the system lacks what is required, 78 the configuration or its token; of several
+the highest.")]
+    Doctor {
+        /// As a JSON array, one object for each line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() {
@@ -147,8 +169,11 @@ fn end(done: anyhow::Result<u8>) -> ! {
     let code = match done {
         Ok(code) => code,
         Err(error) => {
-            let why = narrowlink_dataplane::run::process::explain(error.as_ref());
-            log::say(&format!("narrowlink-agent: {why}"));
+            // What is wrong stands among what was printed.
+            if !error.is::<Unwell>() {
+                let why = narrowlink_dataplane::run::process::explain(error.as_ref());
+                log::say(&format!("narrowlink-agent: {why}"));
+            }
             code_of(&error)
         }
     };
@@ -168,6 +193,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(EnrollError::Input(_)) => UNWRITTEN,
         Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
         None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
+        None if error.is::<Unwell>() => error.downcast_ref().map_or(EXIT_SOFTWARE, |Unwell(code)| *code),
         None if error.is::<Unwritten>() => UNWRITTEN,
         None => EXIT_SOFTWARE,
     }
@@ -189,18 +215,15 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Some(Command::Join { ticket, dir, no_service }) => {
             join(ticket, dir.as_deref(), !no_service, args.require_io_uring).map(|()| 0)
         }
-        Some(Command::Service(command)) => service::run(command),
+        Some(Command::Service(command)) => service::run(command, args.config.as_deref()),
+        Some(Command::Doctor { json }) => doctor(load(args), args, *json).map(|()| 0),
         None => serve(args).map(|()| 0),
     }
 }
 
 /// Is the agent of a configuration until it is told to stop, or only looks whether it could be.
 fn serve(args: &Args) -> anyhow::Result<()> {
-    let path = match &args.config {
-        Some(path) => path.clone(),
-        None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
-    };
-    let mut config = Config::load(&path)?;
+    let (mut config, path) = load(args)?;
     config.require_io_uring = args.require_io_uring;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -259,6 +282,54 @@ fn watch(agent: &Agent, notifier: &Notifier) -> Result<(), Fault> {
     Ok(())
 }
 
+fn load(args: &Args) -> Result<(Config, PathBuf), ConfigError> {
+    let path = match &args.config {
+        Some(path) => path.clone(),
+        None => find_config(config::FILE_NAME, |name| std::env::var_os(name))?,
+    };
+    Ok((Config::load(&path)?, path))
+}
+
+/// Looks for what is wrong, and prints what it finds.
+fn doctor(loaded: Result<(Config, PathBuf), ConfigError>, args: &Args, as_json: bool) -> anyhow::Result<()> {
+    let mut printed = Ok(());
+    let tell = |finding: &Finding| {
+        if !as_json && printed.is_ok() {
+            printed = answer::write(io::stdout(), &finding.line());
+        }
+    };
+    let require_io_uring = args.require_io_uring;
+    let findings = match &loaded {
+        Ok((Config { endpoints, .. }, config)) => {
+            let (named, now) = (args.config.is_some(), seconds_since_1970);
+            examine(&Subject { kind: Kind::Agent, config, named, endpoints, require_io_uring, now }, tell)
+        }
+        Err(e) => examine_without(&e.to_string(), Kind::Agent, require_io_uring, tell),
+    };
+    if as_json {
+        printed = answer::write(io::stdout(), &finding::json(&findings));
+    }
+    printed?;
+    match finding::troubles(&findings).map(code_of_trouble).max() {
+        None => Ok(()),
+        Some(code) => Err(Unwell(code).into()),
+    }
+}
+
+/// As the agent ends for it elsewhere.
+const fn code_of_trouble(trouble: Trouble) -> u8 {
+    match trouble {
+        Trouble::Configuration | Trouble::Token => EXIT_CONFIG,
+        Trouble::Refused | Trouble::Unreachable => EXIT_UNAVAILABLE,
+        Trouble::Internal => EXIT_SOFTWARE,
+    }
+}
+
+/// Something is wrong, which has been said; and the exit code for it.
+#[derive(Debug, thiserror::Error)]
+#[error("something is wrong: see above")]
+struct Unwell(u8);
+
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
     let Enrolled { name, config: path, said, with } =
@@ -316,5 +387,13 @@ mod tests {
         let missing = ConfigError::from(find_config("no-such.yaml", |_| None).unwrap_err());
         assert_eq!(code_of(&missing.into()), EXIT_CONFIG);
         assert_eq!(code_of(&anyhow::anyhow!("else")), EXIT_SOFTWARE);
+        let codes = [
+            (Trouble::Token, EXIT_CONFIG),
+            (Trouble::Refused, EXIT_UNAVAILABLE),
+            (Trouble::Internal, EXIT_SOFTWARE),
+        ];
+        for (trouble, code) in codes {
+            assert_eq!(code_of(&Unwell(code_of_trouble(trouble)).into()), code);
+        }
     }
 }

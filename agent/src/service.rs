@@ -1,9 +1,6 @@
 //! Role: the commands that have systemd run the agent: `service`.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use clap::Subcommand;
 use narrowlink_agent::config::{self, Config, ConfigError};
@@ -39,11 +36,7 @@ Exit codes: 0 done or it runs, 3 it does not run, 4 not installed, 2 usage, 73 w
 pub(crate) enum Service {
     /// Install it and begin it; one that runs is begun anew
     #[command(after_help = HELP)]
-    Install {
-        /// The configuration; without it, agent.yaml is looked for where the agent looks for it
-        #[arg(short, long, value_name = "FILE")]
-        config: Option<PathBuf>,
-    },
+    Install,
     /// End it and take its unit away; configuration and state stay
     #[command(after_help = HELP)]
     Uninstall,
@@ -57,11 +50,11 @@ pub(crate) enum Service {
 }
 
 /// Does it; the exit code.
-pub(crate) fn run(command: &Service) -> anyhow::Result<u8> {
+pub(crate) fn run(command: &Service, config: Option<&Path>) -> anyhow::Result<u8> {
     let (said, code) = match command {
-        Service::Install { config } => {
+        Service::Install => {
             let find = || find_config(config::FILE_NAME, |name| std::env::var_os(name));
-            let path = config.clone().map_or_else(find, Ok).map_err(ConfigError::from)?;
+            let path = config.map(Path::to_owned).map_or_else(find, Ok).map_err(ConfigError::from)?;
             (install(&path)?, 0)
         }
         Service::Uninstall => (UNIT.uninstall()?, 0),

@@ -23,6 +23,7 @@ Examples:
   narrowlink login -
   narrowlink list
   narrowlink whoami
+  narrowlink doctor
   narrowlink forward -n home -l 127.0.0.1:2222 127.0.0.1:22
   ssh -o ProxyCommand='narrowlink connect -n home %h:%p' user@192.168.1.5
 
@@ -104,6 +105,21 @@ Exit codes: 0 each of their gateways accepts its token, 77 one does not,
         #[arg(long)]
         offline: bool,
         /// As a JSON array, one object for each endpoint
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go the way to each gateway step by step, and say what is wrong with it and what to do next
+    #[command(after_help = "\
+Examples:
+  narrowlink doctor
+  narrowlink doctor --json | jq -r '.[] | select(.state == \"FAIL\") | .next'
+
+Each line is OK, WARN, FAIL or SKIP, what was looked at, and what was found.
+
+Exit codes: 0 nothing is FAIL, else that of the trouble: 69 a gateway can't be reached, 70 the system
+lacks what is required, 77 the token, 78 the configuration; of several the highest.")]
+    Doctor {
+        /// As a JSON array, one object for each line
         #[arg(long)]
         json: bool,
     },

@@ -10,6 +10,7 @@ use narrowlink_dataplane::{
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
+    finding::Trouble,
     message::GoodbyeCode,
     printable::printable,
     yaml::Located,
@@ -45,6 +46,16 @@ impl Exit {
     /// The number.
     pub const fn code(self) -> u8 {
         self as u8
+    }
+
+    /// For what `doctor` has found.
+    pub const fn of_trouble(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Configuration => Self::Configuration,
+            Trouble::Token | Trouble::Refused => Self::Authentication,
+            Trouble::Unreachable => Self::Unreachable,
+            Trouble::Internal => Self::Internal,
+        }
     }
 
     /// For a refusal.

@@ -10,6 +10,7 @@
 pub mod args;
 mod carry;
 pub mod config;
+pub mod doctor;
 mod early;
 pub mod exit;
 #[cfg(test)]

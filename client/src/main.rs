@@ -15,7 +15,7 @@ use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
     config::{self, Config, ConfigError},
-    connect,
+    connect, doctor,
     exit::{Exit, Failure},
     identities, list, start_forward, whoami,
 };
@@ -102,15 +102,11 @@ fn run(args: Args) -> Result<Exit, Failure> {
     if let Command::Login { ticket, dir } = &args.command {
         return login(ticket, dir.as_deref());
     }
-    let path = match &args.config {
-        Some(path) => path.clone(),
-        None => find_config(config::FILE_NAME, |name| std::env::var_os(name)).map_err(ConfigError::from)?,
-    };
-    let mut config = Config::load(&path)?;
-    config.require_io_uring = args.require_io_uring;
-    if let Some(framing) = args.framing {
-        config = config.with_framing(framing.into());
+    let loaded = load(&args);
+    if let Command::Doctor { json } = args.command {
+        return doctor::run(loaded, args.config.is_some(), args.require_io_uring, json);
     }
+    let config = loaded?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -123,6 +119,7 @@ fn run(args: Args) -> Result<Exit, Failure> {
     }
     match args.command {
         Command::Login { .. } => unreachable!("it needs no configuration"),
+        Command::Doctor { .. } => unreachable!("it needs none either"),
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
@@ -138,6 +135,19 @@ fn run(args: Args) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+fn load(args: &Args) -> Result<Config, ConfigError> {
+    let path = match &args.config {
+        Some(path) => path.clone(),
+        None => find_config(config::FILE_NAME, |name| std::env::var_os(name))?,
+    };
+    let mut config = Config::load(&path)?;
+    config.require_io_uring = args.require_io_uring;
+    Ok(match args.framing {
+        Some(framing) => config.with_framing(framing.into()),
+        None => config,
+    })
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.

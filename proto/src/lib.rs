@@ -32,6 +32,7 @@ pub mod answer;
 pub mod ended;
 pub mod endpoint;
 pub mod feature;
+pub mod finding;
 pub mod frame;
 pub mod hex;
 pub mod id;

@@ -9,6 +9,7 @@ mod head;
 mod oracle;
 mod ordinary;
 mod request;
+mod trace;
 mod way;
 
 use std::fmt;
@@ -24,6 +25,7 @@ pub use self::{
     answer::{Answer, Stranger, encode_accept, encode_page, encode_refusal, parse_response},
     ordinary::Ordinary,
     request::{Head, Request, encode_request, parse_request},
+    trace::Trace,
     way::{Between, Sight, Way},
 };
 use crate::{

@@ -150,7 +150,8 @@ impl fmt::Display for Unconnected {
 
 impl std::error::Error for Unconnected {}
 
-fn in_words(error: &io::Error) -> String {
+/// Why an address was not reached.
+pub(crate) fn in_words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::TimedOut => "no answer".to_owned(),

@@ -51,8 +51,25 @@ pub async fn join(
     introduce(wire, own, sign, patience).await
 }
 
+/// Hears the gateway's Hello and leaves: the link is never one, so that it takes nobody's place.
+///
+/// # Errors
+/// See [`LinkError`].
+pub(super) async fn greet(wire: Wire, patience: Duration) -> Result<(), LinkError> {
+    let mut socket = LinkSocket::new(wire, Role::Client, Speaker::Gateway, &Limits::default());
+    let heard = timeout(patience, expect(&mut socket)).await.unwrap_or(Err(LinkError::Silent(patience)));
+    match heard? {
+        Message::Hello { version: VERSION, .. } => {
+            socket.close(None, CloseCode::Normal);
+            Ok(())
+        }
+        Message::Hello { version, .. } => Err(LinkError::Version { theirs: version }),
+        _ => Err(LinkError::Unexpected("something else where Hello was due")),
+    }
+}
+
 /// Hello, Present, Welcome.
-async fn introduce(
+pub(super) async fn introduce(
     wire: Wire,
     own: Features,
     sign: Option<&dyn Fn(&Nonce) -> Instance>,
@@ -178,6 +195,25 @@ mod tests {
         let joining = introduce(wire, Features::NONE, None, Duration::MAX);
         let (link, _) = zip(joining, hear_present(&far)).await;
         (link.expect("it stands"), far)
+    }
+
+    #[test]
+    fn who_only_greets_leaves_without_a_word_of_its_own() {
+        run(async {
+            let (wire, far) = connected(in_calls_of(usize::MAX));
+            far.say(&far.message(&hello(VERSION)));
+            greet(wire, Duration::MAX).await.expect("it says hello");
+            let frames = far.hear_frames(1).await;
+            assert_eq!(frames.iter().map(|(opcode, _)| *opcode).collect::<Vec<_>>(), [Opcode::Close]);
+            for (said, due) in
+                [(hello(VERSION + 1), "version"), (goodbye(), "another holds"), (welcome(), "due")]
+            {
+                let (wire, far) = connected(in_calls_of(usize::MAX));
+                far.say(&far.message(&said));
+                let why = greet(wire, Duration::MAX).await.expect_err("no hello of ours").to_string();
+                assert!(why.contains(due), "{why}");
+            }
+        });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What an agent and a client have of their gateway: the way to it, a link, and connections that are kept ready.
 
 pub mod demand;
+pub mod doctor;
 mod link;
 mod open;
 pub mod pool;

@@ -28,6 +28,7 @@ use rustls_platform_verifier::ConfigVerifierExt as _;
 use crate::{
     net::{
         dial::{connect_first, patience_for},
+        plain::Plain,
         resolve::{Asker, resolve},
     },
     run::{
@@ -107,7 +108,7 @@ pub enum LoadError {
 
 impl LoadError {
     /// The key that it is about; `None` for the endpoint as a whole.
-    const fn key(&self) -> Option<&'static str> {
+    pub(super) const fn key(&self) -> Option<&'static str> {
         match self {
             Self::Endpoint(e) => e.key(),
             Self::File { key, .. } | Self::Content { key, .. } => Some(key),
@@ -212,17 +213,59 @@ impl Gateway {
                 .map_err(|source| TunnelError::Connect { gateway: self.described.clone(), source })
         };
         let socket = connect().await?;
-        let Some(Tls { config, name, authority }) = &self.tls else { return Ok((socket.into(), None)) };
+        let Some(Tls { config, name, .. }) = &self.tls else { return Ok((socket.into(), None)) };
         let mut shaken = TlsStream::connect_bound(socket, config.clone(), name.clone()).await;
         if shaken.as_ref().is_err_and(was_cut) {
             // A gateway that is flooded makes room among those that have said nothing yet: once more.
             shaken = TlsStream::connect_bound(connect().await?, config.clone(), name.clone()).await;
         }
-        let (socket, binding) = shaken.map_err(|e| {
-            let why = error::tls_words(&e, &error::Expected { name, authority: *authority });
-            TunnelError::Tls { gateway: self.described.clone(), why }
-        })?;
+        let (socket, binding) = shaken
+            .map_err(|e| TunnelError::Tls { gateway: self.described.clone(), why: self.tls_words(&e) })?;
         Ok((socket.into(), Some(binding)))
+    }
+
+    /// Makes the handshake that its protocol asks for, if any; and the certificate that the gateway has shown.
+    ///
+    /// # Errors
+    /// As [`TlsStream::connect`]; [`tls_words`](Self::tls_words) says what to do about it.
+    pub(super) async fn shake(&self, socket: Plain) -> io::Result<(Wire, Option<CertificateDer<'static>>)> {
+        let Some(Tls { config, name, .. }) = &self.tls else { return Ok((socket.into(), None)) };
+        let (socket, shown) = TlsStream::connect_shown(socket, config.clone(), name.clone()).await?;
+        Ok((socket.into(), shown))
+    }
+
+    /// Why a handshake failed, and what to do about it.
+    pub(super) fn tls_words(&self, error: &io::Error) -> String {
+        match &self.tls {
+            Some(Tls { name, authority, .. }) => {
+                error::tls_words(error, &error::Expected { name, authority: *authority })
+            }
+            None => error.to_string(),
+        }
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub(super) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The request that `key` belongs to; `way` is for gateways that are to compare it.
+    pub(super) fn request(&self, protocol: upgrade::Protocol, key: [u8; 16], ask: Ask, way: Way) -> Vec<u8> {
+        let (open, lane) = match ask {
+            Ask::Nothing => (None, None),
+            Ask::Open(open) => (Some(open), None),
+            Ask::Lane(proof) => (None, Some(proof)),
+        };
+        upgrade::encode_request(&Request {
+            protocol,
+            token: self.token.expose().to_owned(),
+            key,
+            open,
+            lane,
+            host: self.host_header.clone(),
+            origin: None,
+            way,
+        })
     }
 
     fn broke(&self, source: io::Error) -> TunnelError {
@@ -232,7 +275,7 @@ impl Gateway {
 }
 
 /// Whether a handshake ended without a word.
-fn was_cut(error: &io::Error) -> bool {
+pub(super) fn was_cut(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(error.kind(), Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe)
 }
@@ -364,24 +407,10 @@ async fn attempt(
     let seed = getrandom::u64().map_err(|e| broke(io::Error::other(e)))?;
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|e| broke(io::Error::other(e)))?;
-    let (open, lane) = match ask {
-        Ask::Nothing => (None, None),
-        Ask::Open(open) => (Some(open), None),
-        Ask::Lane(proof) => (None, Some(proof)),
-    };
     let here = Sight { tls, peer_addr: None };
     let raw = protocol.framing == Framing::Raw;
-    let request = Request {
-        protocol,
-        token: gateway.token.expose().to_owned(),
-        key,
-        open,
-        lane,
-        host: gateway.host_header.clone(),
-        origin: None,
-        way: if raw { Way::seen(here.clone()) } else { Way::default() },
-    };
-    wire.write_all(&upgrade::encode_request(&request)).await.map_err(broke)?;
+    let way = if raw { Way::seen(here.clone()) } else { Way::default() };
+    wire.write_all(&gateway.request(protocol, key, ask, way)).await.map_err(broke)?;
     let (opened, way) = read_answer(gateway, &wire, &key, protocol).await?;
     if raw {
         say_the_address(&wire, &way);

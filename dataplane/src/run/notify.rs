@@ -207,6 +207,6 @@ mod tests {
             watchdog.feed(start + Duration::from_millis(250) * tick);
         }
         assert_eq!(lock(&heard.0).len(), 3);
-        assert!(super::Notifier { watchdog: None, ..notifier }.watchdog().is_none());
+        assert!(Notifier { watchdog: None, ..notifier }.watchdog().is_none());
     }
 }

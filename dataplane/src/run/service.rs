@@ -143,16 +143,16 @@ impl Unit {
         let config = fs::canonicalize(config).map_err(failed(config))?;
         self.require_systemd(&format!("{} -c {}", self.name, config.display()))?;
         self.require_root("install")?;
-        let files: Vec<_> =
+        let read: Vec<_> =
             files.read.iter().map(|file| fs::canonicalize(file).unwrap_or_else(|_| file.clone())).collect();
-        for path in files.iter().chain([&config]).filter(|path| path.exists()) {
+        for path in read.iter().chain([&config]).filter(|path| path.exists()) {
             visible(path)?;
         }
         for (key, path) in &files.written {
             self.require_writable(key, path)?;
         }
         let (program, copied) = self.settle_program()?;
-        let drop_in = self.drop_in(&program, &config, &files)?;
+        let drop_in = self.drop_in(&program, &config, &read)?;
         let mut said = copied.map(|words| format!("{words}\n")).unwrap_or_default();
         let own = Path::new(UNITS).join(self.file());
         if !PACKAGED.iter().any(|dir| Path::new(dir).join(self.file()).exists()) {

@@ -260,6 +260,14 @@ async fn beat(beats: Arc<[AtomicU64]>, index: usize, started: Instant) {
     }
 }
 
+/// Whether the kernel grants a ring as workers have it.
+///
+/// # Errors
+/// Why it does not.
+pub fn try_io_uring() -> io::Result<()> {
+    AnyRuntime::io_uring().map(drop)
+}
+
 /// Runs `make`'s future on this thread, for programs with one worker; the second value says what
 /// the thread waits with.
 ///

@@ -9,7 +9,7 @@ use std::{io, sync::Arc};
 use rustls::{
     ClientConfig, Error, ExtractedSecrets, ServerConfig,
     client::UnbufferedClientConnection,
-    pki_types::ServerName,
+    pki_types::{CertificateDer, ServerName},
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus},
 };
@@ -133,6 +133,20 @@ impl ClientShake {
     pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
         Ok(Self::new(UnbufferedClientConnection::new(config, name)?, &[]))
     }
+
+    /// As [`Shake::over`]; also the server's own certificate.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn over_shown(
+        mut self,
+        plain: &Plain,
+    ) -> io::Result<(Established, Option<CertificateDer<'static>>)> {
+        self.run(plain).await?;
+        let shown = self.machine.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.map(|certificate| certificate.clone().into_owned());
+        Ok((self.finish().map_err(invalid)?, shown))
+    }
 }
 
 impl<M: Machine> Shake<M> {
@@ -198,6 +212,11 @@ impl<M: Machine> Shake<M> {
     /// The peer's (bad records, no common version, a certificate that does not hold) or the
     /// connection's end.
     pub(super) async fn over(mut self, plain: &Plain) -> io::Result<Established> {
+        self.run(plain).await?;
+        self.finish().map_err(invalid)
+    }
+
+    async fn run(&mut self, plain: &Plain) -> io::Result<()> {
         loop {
             let advanced = self.advance();
             if advanced.is_err() {
@@ -206,7 +225,7 @@ impl<M: Machine> Shake<M> {
             let done = advanced.map_err(invalid)?;
             send_all(plain, &mut self.outgoing).await?;
             if done {
-                return self.finish().map_err(invalid);
+                return Ok(());
             }
             self.receive(plain).await?;
         }

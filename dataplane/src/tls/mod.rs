@@ -27,7 +27,10 @@ use std::{
 };
 
 use narrowlink_proto::id::ChannelBinding;
-use rustls::{AlertDescription, ClientConfig, ServerConfig, pki_types::ServerName};
+use rustls::{
+    AlertDescription, ClientConfig, ServerConfig,
+    pki_types::{CertificateDer, ServerName},
+};
 
 pub use fault::TlsError;
 use handshake::{ClientShake, Established, ServerShake};
@@ -251,6 +254,21 @@ impl TlsStream {
         let established = shake.over(&plain).await?;
         let binding = Secret::try_from(&established.secrets.tx.1)?.binding();
         Ok((Self::establish(plain, established)?, binding))
+    }
+
+    /// As [`TlsStream::connect`]; also the certificate that the server has shown for itself.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn connect_shown(
+        plain: Plain,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<(Self, Option<CertificateDer<'static>>)> {
+        let shake =
+            ClientShake::client(config, name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        let (established, shown) = shake.over_shown(&plain).await?;
+        Ok((Self::establish(plain, established)?, shown))
     }
 
     /// From here on the library is asked for new keys and for tickets only.

@@ -1,6 +1,6 @@
 //! Role: why there is no tunnel connection, in words that say what to do about it.
-//! Invariants: each sentence names the gateway, the cause and the next step · a stranger's words (its headers, its
-//! certificate's names) are cut short and printable.
+//! Invariants: each sentence names the gateway, the cause and the next step, which stands behind the last semicolon · a
+//! stranger's words (its headers, its certificate's names) are cut short and printable, and never the next step.
 //! See: docs/errors.md, which a test writes from what the programs say.
 
 use std::{io, time::Duration};
@@ -133,8 +133,8 @@ pub(crate) fn tls_words(error: &io::Error, expected: &Expected<'_>) -> String {
     match theirs {
         Some(rustls::Error::InvalidCertificate(fault)) => certificate_words(fault, expected),
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            "what answered does not speak TLS: for a port of plain WebSocket write protocol: Ws (or http:// in place of \
-             https://), else mend the port"
+            "what answered does not speak TLS; write protocol: Ws (or http:// in place of https://) for a port of plain \
+             WebSocket, else mend the port"
                 .to_owned()
         }
         Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => no_certificate(expected.name),
@@ -161,8 +161,8 @@ fn is_end(error: &io::Error) -> bool {
 fn no_certificate(name: &ServerName<'static>) -> String {
     match name {
         ServerName::DnsName(name) => format!(
-            "it ended the connection without showing a certificate: it has none for {} (write the right name in \
-             gateway, or as domain), or this port does not speak TLS (then write protocol: Ws)",
+            "it ended the connection without showing a certificate: it has none for {}, or this port does not speak TLS; \
+             write the right name in gateway, or as domain, or for a plain port protocol: Ws",
             name.as_ref()
         ),
         _ => "it ended the connection without showing a certificate: it has none for a bare address; write the \
@@ -193,7 +193,7 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
         // Two authorities of one name may have keys of two kinds. A weak key is found as late as its signature.
         Fault::BadSignature | Fault::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
             "its certificate names an authority that is known here but was not signed by it: that was made anew, or another \
-             one has the same name (bring ca_file up to date); or a key is too weak (RSA below 2048 bits: make a new one)"
+             one has the same name, or a key is too weak (RSA below 2048 bits); bring ca_file up to date, or make a new key"
                 .to_owned()
         }
         Fault::UnsupportedSignatureAlgorithmContext { .. } => {
@@ -241,8 +241,8 @@ fn certificate_words(fault: &CertificateError, expected: &Expected<'_>) -> Strin
 fn odd_certificate(name: &str) -> String {
     let why = match name.split(['(', ' ']).next().unwrap_or_default() {
         "CaUsedAsEndEntity" => {
-            "its certificate is that of an authority (CA:TRUE): the gateway has to show one that was made by it, with \
-             basicConstraints CA:FALSE and the gateway's name as subjectAltName; ca_file names the authority's"
+            "its certificate is that of an authority (CA:TRUE); let the gateway show one that was made by it, with \
+             basicConstraints CA:FALSE and the gateway's name as subjectAltName, and name the authority's with ca_file"
         }
         "EndEntityUsedAsCa" => {
             "its certificate was signed by one that is no authority's (CA:FALSE); sign it with the authority's key, whose \
@@ -299,13 +299,14 @@ pub(crate) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
         300..400 => {
             let place = from.location.as_deref().unwrap_or("another place");
             format!(
-                "it sends us on to {}{server}: is there a captive portal to sign in to, or is the gateway behind \
+                "it sends us on to {}{server}; is there a captive portal to sign in to, or is the gateway behind \
                  another name or port?",
                 printable(place, WORDS_CHARS_MAX)
             )
         }
         400 if !tls => format!(
-            "this port may speak TLS{server}: {WRITE_WSS}; or a proxy between drops the Upgrade header"
+            "this port may speak TLS{server}, or a proxy between drops the Upgrade header; {WRITE_WSS}, or have the \
+             proxy pass WebSocket on"
         ),
         401 | 403 | 407 => format!("a proxy or firewall between forbids the way{server}; ask who runs it"),
         200 | 400 | 404 | 405 | 426 => format!(
@@ -318,7 +319,7 @@ pub(crate) fn status_words(status: u16, from: &Stranger, tls: bool) -> String {
                 "a proxy answers in the gateway's place{server} and can't reach it; is the gateway running?"
             )
         }
-        _ => format!("check host, port and protocol{server}"),
+        _ => format!("another kind of server answers there{server}; check host, port and protocol"),
     }
 }
 
@@ -334,6 +335,14 @@ pub(crate) fn garbage_words(got: &[u8], error: HeadError, tls: bool) -> String {
             format!("it says {first:?}, which is not HTTP; is this the gateway's port?")
         }
         other => other.to_string(),
+    }
+}
+
+/// A sentence taken apart: what is the matter, and what to do about it, where it says so.
+pub(crate) fn cause_and_step(sentence: &str) -> (&str, Option<&str>) {
+    match sentence.rsplit_once("; ") {
+        Some((cause, step)) => (cause, Some(step)),
+        None => (sentence, None),
     }
 }
 
@@ -486,6 +495,27 @@ mod tests {
         for status in [200, 302, 400, 403, 404, 407, 418, 429, 502] {
             let said = status_words(status, &from, status == 400);
             assert!(said.chars().count() < 500 && !said.contains(['\u{202e}', '\u{9b}']), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_stands_behind_the_last_semicolon_and_is_never_a_stranger_s_word() {
+        assert_eq!(cause_and_step("no answer"), ("no answer", None));
+        let presented = ["DnsName(\"x; run this\")".to_owned()];
+        let said = wrong_name(&name("gw.test"), &presented);
+        assert!(cause_and_step(&said).1.is_some_and(|step| step.starts_with("write a name that it has")));
+        let from =
+            Stranger { server: Some("x; run this".to_owned()), location: Some("y; run this".to_owned()) };
+        for status in [200, 302, 400, 403, 404, 407, 418, 429, 502] {
+            for tls in [true, false] {
+                let said = status_words(status, &from, tls);
+                let step = cause_and_step(&said).1.unwrap_or_default();
+                assert!(!step.is_empty() && !step.contains("run this"), "{said}");
+            }
+        }
+        for tls in [true, false] {
+            let said = garbage_words(b"x; run this\r\n", HeadError::Malformed("no answer"), tls);
+            assert_eq!(cause_and_step(&said).1, Some("is this the gateway's port?"));
         }
     }
 

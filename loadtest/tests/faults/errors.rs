@@ -48,6 +48,9 @@ A program whose answer can't be written to standard output (a full disk) ends wi
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
 written) or 78. An agent and a forward that were started well never end by themselves: they try again.
 
+`narrowlink doctor` and `narrowlink-agent doctor` end with the code that the trouble they find has elsewhere, of several with the highest, and
+with 0 where they find none; a WARN is none.
+
 `narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends), `revoke` with 74 (the list can't be read or
 written): [policies](policy.md).
 

@@ -11,6 +11,7 @@ mod audit;
 mod authority;
 mod between;
 mod curl;
+mod doctor;
 mod hostile;
 mod iperf;
 mod names;

@@ -126,7 +126,7 @@ const INSIDE: &str = "NARROWLINK_TEST_LOG";
 
 /// A program with a log: a thread of it panics, it says a last word, and it ends with 7.
 fn be_a_program() -> ! {
-    start("info");
+    start("info", Format::Text);
     let panicked = thread::Builder::new().name("worker-0".to_owned()).spawn(|| panic!("a bug in the test"));
     assert!(panicked.unwrap().join().is_err());
     say("last words");
