@@ -59,6 +59,9 @@ const GOODBYE_PATIENCE: Duration = Duration::from_millis(30);
 const DISK_PATIENCE: Duration = Duration::from_secs(2);
 /// Sessions that were cut are given so long to tell both sides.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long agents may take to come over from the gateway in whose place this one goes on. An agent that hears of its end
+/// comes at once; one whose link broke, when it has noticed.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a stop looks whether the workers have ended.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -164,6 +167,7 @@ pub fn start_by(config: Config, clock: Clock) -> Result<Gateway, StartError> {
 fn start_all(config: Config, clock: Clock, inherited: &mut Inherited) -> Result<Gateway, StartError> {
     prepare::look(&config, Purpose::Start)?;
     let count = config.workers.unwrap_or_else(cores).max(1);
+    let goes_on = !inherited.left().is_empty();
     let mut addresses = Vec::with_capacity(config.services.len());
     let mut open = Open::default();
     let mut seats: Seats = (0..count).map(|_| Mutex::default()).collect();
@@ -191,6 +195,9 @@ fn start_all(config: Config, clock: Clock, inherited: &mut Inherited) -> Result<
             .by(clock),
     );
     let shared = Arc::new(Shared::new(warden.clone(), directory, limits.clone(), count));
+    if goes_on {
+        shared.await_agents(ARRIVAL_TIMEOUT);
+    }
     let ended = Arc::new(AtomicUsize::new(0));
     let options = Options { count, pin: config.pin, require_io_uring: config.require_io_uring };
     let workers = Workers::start("worker", &options, &worker_main(seats, shared.clone(), ended.clone()))?;

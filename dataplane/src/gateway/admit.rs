@@ -3,7 +3,12 @@
 //! it while it waited · an id is used once.
 //! See: ARCHITECTURE.md "Open".
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
@@ -24,9 +29,11 @@ use crate::{
         principal::Principal,
         usage::Slot,
     },
-    run::timer::timeout_at,
+    run::timer::{sleep, timeout_at},
 };
 
+/// How often an agent that is to come is looked for.
+const ARRIVAL_TICK: Duration = Duration::from_millis(5);
 /// What is repeated of a name that nobody has.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -116,7 +123,7 @@ async fn find_and_dial(
     deadline: Instant,
 ) -> Result<Lane, Refused> {
     let key = AgentKey { uid: who.uid, name: open.agent.clone() };
-    let Some(entry) = local.shared.directory.find(&key) else {
+    let Some(entry) = find(local, &key).await else {
         let name = open.agent.chars().take(NAME_CHARS_MAX).collect::<String>();
         let reason = format!("no agent named {} is connected", name.escape_debug());
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
@@ -149,6 +156,18 @@ async fn find_and_dial(
     }
 }
 
+/// The agent of this name. Where this gateway goes on in another one's place, agents come over from there, and who asks for
+/// one is given the time for it.
+async fn find(local: &Local, key: &AgentKey) -> Option<Arc<AgentEntry>> {
+    loop {
+        let found = local.shared.directory.find(key);
+        if found.is_some() || Instant::now() >= local.shared.agents_come_until() {
+            return found;
+        }
+        sleep(ARRIVAL_TICK).await;
+    }
+}
+
 /// Whether an agent can do what is asked of it.
 fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
     if open.e2ee.is_some() && !agent.features.has(Feature::EndToEnd) {
@@ -173,9 +192,8 @@ pub(crate) fn silent(agent: &str) -> Refused {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_lite::future::{poll_once, zip};
+    use imbl::OrdMap;
     use narrowlink_proto::{
         ended::Why,
         feature::Features,
@@ -213,6 +231,24 @@ mod tests {
             let other = Arc::new(other);
             let not_mine = worker.ask(&other, kit::open(1)).await.err().unwrap();
             assert_eq!(not_mine.code, RefusalCode::AgentNotFound, "nobody finds out about another's");
+        });
+    }
+
+    #[test]
+    fn an_agent_that_comes_over_from_another_gateway_is_waited_for_but_not_long() {
+        kit::run(async {
+            let (worker, agent) = kit::setting(Limits::default());
+            worker.shared.directory.publish(OrdMap::new());
+            worker.shared.await_agents(Duration::from_secs(60));
+            let mut asked = Box::pin(worker.asked(1));
+            assert!(poll_once(&mut asked).await.is_none(), "it is not here yet");
+            worker.shared.directory.publish(OrdMap::unit(agent.entry.key.clone(), agent.entry.clone()));
+            let lane = worker.park(&agent, Framing::Framed);
+            let (got, _) = zip(asked, lane.accept()).await;
+            assert!(got.is_ok());
+            worker.shared.directory.publish(OrdMap::new());
+            worker.shared.await_agents(SOON);
+            assert_eq!(worker.refused(2, async {}).await.code, RefusalCode::AgentNotFound);
         });
     }
 

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -32,6 +32,8 @@ pub struct Shared {
     heaviest: Vec<AtomicUsize>,
     limits: ArcSwap<Limits>,
     is_succeeded: AtomicBool,
+    /// Agents of the gateway before this one come over until then.
+    agents_come_until: ArcSwap<Instant>,
 }
 
 impl Shared {
@@ -48,6 +50,7 @@ impl Shared {
             heaviest: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             limits,
             is_succeeded: AtomicBool::new(false),
+            agents_come_until: ArcSwap::from_pointee(Instant::now()),
             mailboxes: Mailboxes::new(workers),
         }
     }
@@ -70,6 +73,16 @@ impl Shared {
     /// Whether another process has the listening sockets as well.
     pub(crate) fn is_succeeded(&self) -> bool {
         self.is_succeeded.load(Ordering::Relaxed)
+    }
+
+    /// Agents of the gateway before this one come over within this time.
+    pub fn await_agents(&self, time: Duration) {
+        self.agents_come_until.store(Arc::new(Instant::now() + time));
+    }
+
+    /// When all of them have had their time.
+    pub(crate) fn agents_come_until(&self) -> Instant {
+        **self.agents_come_until.load()
     }
 
     /// How many workers there are.
