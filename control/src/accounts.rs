@@ -1,7 +1,8 @@
 //! Role: the accounts of tokens and users: made when somebody comes, kept over restarts where bytes of the month
 //! count, forgotten when nobody needs them.
 //! Invariants: one account for a token however often it logs in · what was counted is on disk within 10 s, and
-//! when the gateway stops · a file that can't be read is put aside, never written over.
+//! when the gateway stops · a file that can't be read is put aside, never written over · what two gateways count at a time, of
+//! which one goes on in the other's place, is added up.
 //! See: docs/configuration.md "Limits".
 
 use std::{
@@ -21,6 +22,7 @@ use narrowlink_dataplane::{
     run::{
         file::{self, Reading},
         lock::lock,
+        replace::Held,
     },
 };
 use narrowlink_proto::{id::Uid, token::Allowance, when};
@@ -58,7 +60,7 @@ struct State {
     users: HashMap<Uid, Arc<Account>>,
     /// What the file says of those who haven't come yet.
     counted: Counted,
-    /// As it was last written.
+    /// As it was when the file was last written, or read: what came since is to be added there.
     written: Counted,
     sweeps: u32,
 }
@@ -84,23 +86,16 @@ impl Accounts {
     /// directory, if there is one.
     pub fn open(allowances: Allowances, dir: Option<PathBuf>, now_s: u64) -> Self {
         let mut counted = Counted { month: month(now_s), ..Counted::default() };
-        let mut written = counted.clone();
         if let Some(dir) = &dir {
             match load(&dir.join(FILE)) {
-                Ok(Some(there)) => {
-                    if there.month == counted.month {
-                        counted = there.clone();
-                    }
-                    written = there;
-                }
-                Ok(None) => {}
+                Ok(there) => counted = there.filter(|there| there.month == counted.month).unwrap_or(counted),
                 Err(e) => tracing::error!(
                     "{}: {e}; it was put aside as {FILE}.bad, and this month's bytes are counted from 0",
                     dir.join(FILE).display()
                 ),
             }
         }
-        let state = State { allowances, counted, written, ..State::default() };
+        let state = State { allowances, written: counted.clone(), counted, ..State::default() };
         Self { state: Mutex::new(state), dir, descriptors: Arc::new(Descriptors::of_this_process()) }
     }
 
@@ -143,24 +138,61 @@ impl Accounts {
         }
     }
 
-    /// Writes what was counted, if that has changed and there is a place for it.
+    /// Adds what was counted since to what the file says, if there is a place for it.
     pub fn save(&self) {
         let Some(dir) = &self.dir else { return };
-        let counted = {
+        let (counted, new) = {
             let state = self.state();
             let counted = state.count();
             if counted == state.written {
                 return;
             }
-            counted
+            let new = counted.since(&state.written);
+            (counted, new)
         };
-        match store(&dir.join(FILE), &counted) {
+        match add(&dir.join(FILE), &new, &counted) {
             Ok(()) => self.state().written = counted,
             Err(e) => tracing::error!(
                 "{}: {e}; bytes of this month may be forgotten at a restart",
                 dir.join(FILE).display()
             ),
         }
+    }
+}
+
+impl Counted {
+    /// What has come since it was `before`.
+    fn since(&self, before: &Self) -> Self {
+        let mut new = self.clone();
+        if before.month == self.month {
+            for (uid, bytes) in &mut new.users {
+                *bytes = bytes.saturating_sub(before.users.get(uid).copied().unwrap_or(0));
+            }
+            for (uid, tokens) in &mut new.tokens {
+                for (token, bytes) in tokens {
+                    let before = before.tokens.get(uid).and_then(|tokens| tokens.get(token));
+                    *bytes = bytes.saturating_sub(before.copied().unwrap_or(0));
+                }
+            }
+        }
+        new
+    }
+
+    /// Both together. Of two months the later one counts.
+    fn plus(mut self, new: &Self) -> Self {
+        if self.month != new.month {
+            return if self.month > new.month { self } else { new.clone() };
+        }
+        let add = |sum: &mut u64, bytes: u64| *sum = sum.saturating_add(bytes);
+        for (uid, bytes) in &new.users {
+            add(self.users.entry(*uid).or_default(), *bytes);
+        }
+        for (uid, tokens) in &new.tokens {
+            for (token, bytes) in tokens {
+                add(self.tokens.entry(*uid).or_default().entry(token.clone()).or_default(), *bytes);
+            }
+        }
+        self
     }
 }
 
@@ -248,6 +280,13 @@ fn load(path: &Path) -> io::Result<Option<Counted>> {
     })
 }
 
+/// Adds what is `new` to what the file says, while no other gateway does; where it is gone, it gets all.
+fn add(path: &Path, new: &Counted, all: &Counted) -> io::Result<()> {
+    let _held = Held::wait_for(path)?;
+    let there = load(path).ok().flatten();
+    store(path, &there.map_or_else(|| all.clone(), |there| there.plus(new)))
+}
+
 /// Writes the file so that it is there as a whole, or as it was, whatever happens.
 fn store(path: &Path, counted: &Counted) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
@@ -315,6 +354,33 @@ mod tests {
         assert_eq!(bytes(&open(DECEMBER)), (0, 0));
         accounts.save();
         assert!(fs::read_to_string(&file).unwrap().contains("2026-12"));
+    }
+
+    #[test]
+    fn what_two_gateways_count_at_a_time_is_added_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |at| Accounts::open(Allowances::default(), Some(dir.path().to_owned()), at);
+        let leaves = open(NOVEMBER);
+        spend(&leaves, 30, 40);
+        leaves.save();
+        let goes_on = open(NOVEMBER);
+        assert_eq!(bytes(&goes_on), (30, 40));
+        spend(&leaves, 35, 47);
+        spend(&goes_on, 32, 42);
+        goes_on.save();
+        leaves.save();
+        leaves.save();
+        assert_eq!(bytes(&open(NOVEMBER)), (37, 49));
+        spend(&goes_on, 33, 43);
+        goes_on.save();
+        assert_eq!(bytes(&open(NOVEMBER)), (38, 50));
+        // One that hangs on to the month before says nothing about this one.
+        goes_on.sweep(DECEMBER);
+        spend(&goes_on, 5, 5);
+        goes_on.save();
+        spend(&leaves, 90, 90);
+        leaves.save();
+        assert_eq!(bytes(&open(DECEMBER)), (5, 5));
     }
 
     #[test]

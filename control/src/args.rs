@@ -78,6 +78,9 @@ pub enum Command {
     /// Have systemd run this gateway, now and after each boot
     #[command(subcommand)]
     Service(Service),
+    /// Replace a gateway that runs, without a gap
+    #[command(after_help = UPGRADE_HELP)]
+    Upgrade(Upgrade),
     /// Have tokens taken no more, and end what they began
     #[command(after_help = REVOKE_HELP)]
     Revoke(Revoke),
@@ -216,6 +219,20 @@ pub enum User {
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+}
+
+/// Which gateway to replace, and by what.
+#[derive(Debug, Clone, PartialEq, Eq, Arguments)]
+pub struct Upgrade {
+    /// The new program, which is put in the place of the old one; without it, what lies there already
+    #[arg(value_name = "PROGRAM")]
+    pub program: Option<PathBuf>,
+    /// The process of the gateway; without it, the one that its state_dir names
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// The gateway's config
+    #[arg(short, long, value_name = "FILE", conflicts_with = "pid")]
+    pub config: Option<PathBuf>,
 }
 
 /// What to do with the service.
@@ -442,6 +459,19 @@ credentials: after a change of one, restart it.
 
 Exit codes: 0 done or it runs, 3 it does not run, 4 not installed, 2 usage, 73 what can't be written,
 78 configuration.";
+
+const UPGRADE_HELP: &str = "\
+Examples:
+  narrowlink-gateway upgrade ./narrowlink-gateway
+  narrowlink-gateway upgrade -c /etc/narrowlink/gateway.yaml
+
+The new one takes the sockets over and serves; then the old one ends, when its sessions have (drain_s).
+If the new one does not come to serve, the old one goes on. SIGUSR2 does the same.
+
+A program that runs can't be written into (cp says \"Text file busy\"): PROGRAM is put into place as a
+whole, as mv does. A service is replaced by `systemctl restart`, without a gap too.
+
+Exit codes: 0 done, 2 usage, 69 the old one goes on, 73 what can't be written, 78 configuration.";
 
 const REVOKE_HELP: &str = "\
 Examples:

@@ -31,3 +31,4 @@ pub mod revoke;
 pub mod succession;
 pub mod supervise;
 pub mod tickets;
+pub mod upgrade;

@@ -26,12 +26,13 @@ use crate::{
     gateway::Gateway,
     keeper::{KEEPER, OPTION},
     supervise::Word,
+    upgrade::PidFile,
 };
 
 /// The value of [`OPTION`] for a gateway that goes on in another one's place.
 pub const GATEWAY: &str = "gateway";
 /// A new gateway that does not serve within this is ended.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Begins successors.
 pub struct Succession {
@@ -39,6 +40,7 @@ pub struct Succession {
     arguments: Vec<OsString>,
     word: Sender<Word>,
     notifier: Notifier,
+    pid_file: Arc<PidFile>,
     is_under_way: Arc<AtomicBool>,
 }
 
@@ -47,11 +49,11 @@ impl Succession {
     ///
     /// # Errors
     /// The system does not say what program this is.
-    pub fn new(word: Sender<Word>, notifier: Notifier) -> io::Result<Self> {
+    pub fn new(word: Sender<Word>, notifier: Notifier, pid_file: Arc<PidFile>) -> io::Result<Self> {
         // Asked now: a program that is replaced is said to be deleted.
         let program = std::env::current_exe()?;
         let arguments = without(OPTION, std::env::args_os().skip(1));
-        Ok(Self { program, arguments, word, notifier, is_under_way: Arc::default() })
+        Ok(Self { program, arguments, word, notifier, pid_file, is_under_way: Arc::default() })
     }
 
     /// Begins one in place of `gateway`; what becomes of it is said in the log.
@@ -63,6 +65,7 @@ impl Succession {
             Ok((giver, child)) => self.follow(giver, child),
             Err(e) => {
                 self.is_under_way.store(false, Ordering::Relaxed);
+                self.pid_file.renew();
                 tracing::error!("{}: no gateway can be begun, this one goes on: {e}", self.program.display());
             }
         }
@@ -87,8 +90,8 @@ impl Succession {
     }
 
     fn follow(&self, giver: Giver, mut child: Child) {
-        let (word, notifier, is_under_way) =
-            (self.word.clone(), self.notifier.clone(), self.is_under_way.clone());
+        let (word, notifier) = (self.word.clone(), self.notifier.clone());
+        let (pid_file, is_under_way) = (self.pid_file.clone(), self.is_under_way.clone());
         // Without a thread nobody would hear it; it serves all the same, beside this one.
         let _ = thread::Builder::new().name("succession".to_owned()).spawn(move || {
             match giver.hear() {
@@ -106,6 +109,7 @@ impl Succession {
             let how = child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
             tracing::error!("the new gateway has ended ({how}), and said above why: this one goes on");
             is_under_way.store(false, Ordering::Relaxed);
+            pid_file.renew();
         });
     }
 }

@@ -22,4 +22,5 @@ mod redis;
 mod seed;
 mod stdio;
 mod tickets;
+mod upgrade;
 mod urgent;

@@ -52,6 +52,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(Command::User(command)) => return credentials::user(command),
         Some(Command::Explain(explain)) => return ask::answer(explain),
         Some(Command::Policy(Policy::Test { file, config })) => return ask::test(file, config.as_deref()),
+        Some(Command::Upgrade(args)) => return service::upgrade(args),
         Some(Command::Service(command)) => return service::run(command),
         Some(Command::Revoke(args)) => return credentials::revoke(args),
         None => {}

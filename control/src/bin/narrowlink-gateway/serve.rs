@@ -18,6 +18,7 @@ use narrowlink_control::{
     reload::Reloader,
     succession::{Predecessor, Succession},
     supervise::{self, Outcome, Surroundings, Word},
+    upgrade::PidFile,
 };
 use narrowlink_dataplane::{
     net::inherited::{Inherited, Taker},
@@ -75,7 +76,7 @@ pub(crate) fn serve(config: Config, path: &Path, args: &Args) -> Result<(), Fail
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(args.ktls.into());
     tracing::info!("tokens are signed with {}", say_secrets(&config.secrets));
-    let places = config.places.clone();
+    let (places, state_dir) = (config.places.clone(), config.state_dir.clone());
     let gateway = gateway::start_with(config, &mut begun.inherited).map_err(|e| refused(e, &places))?;
     let ready = Ready::of(&services, &gateway);
     tracing::info!(
@@ -90,7 +91,8 @@ pub(crate) fn serve(config: Config, path: &Path, args: &Args) -> Result<(), Fail
     if let Some(file) = ready_file {
         file.announce(serde_json::to_vec(&ready).or_exit(INTERNAL)?);
     }
-    let (notifier, succession) = begun.settle(&gateway, word).or_exit(INTERNAL)?;
+    let pid_file = Arc::new(PidFile::claim(state_dir.as_deref()));
+    let (notifier, succession) = begun.settle(&gateway, word, pid_file.clone()).or_exit(INTERNAL)?;
     let outcome = supervise::supervise(&gateway, &words, Surroundings { reloader, notifier, succession });
     gateway.save();
     match outcome {
@@ -136,7 +138,12 @@ impl Begun {
     }
 
     /// Tells everybody that `gateway` serves.
-    fn settle(self, gateway: &Gateway, word: Sender<Word>) -> io::Result<(Notifier, Option<Succession>)> {
+    fn settle(
+        self,
+        gateway: &Gateway,
+        word: Sender<Word>,
+        pid_file: Arc<PidFile>,
+    ) -> io::Result<(Notifier, Option<Succession>)> {
         let Self { inherited, notifier, by, predecessor } = self;
         for addr in inherited.left() {
             tracing::warn!(
@@ -151,7 +158,7 @@ impl Begun {
         notifier.ready(&gateway.describe());
         let succession = match by {
             Some(Predecessor::Keeper) => None,
-            None | Some(Predecessor::Gateway) => Some(Succession::new(word, notifier.clone())?),
+            None | Some(Predecessor::Gateway) => Some(Succession::new(word, notifier.clone(), pid_file)?),
         };
         Ok((notifier, succession))
     }

@@ -1,15 +1,19 @@
-//! Role: the commands that have systemd run the gateway: `service`.
+//! Role: the commands about a gateway that runs: as a service of systemd, `service`; replaced, `upgrade`.
 
 use std::{env, path::Path};
 
-use narrowlink_control::{args::Service, config::Config};
+use narrowlink_control::{
+    args::{Service, Upgrade},
+    config::Config,
+    upgrade::{self, UpgradeError},
+};
 use narrowlink_dataplane::run::{
     process::find_config,
     service::{Files, ServiceError, Unit},
 };
 
 use crate::{
-    end::{CANT_CREATE, CONFIGURATION, Failure, OrExit as _, USAGE, print},
+    end::{CANT_CREATE, CONFIGURATION, Failure, OrExit as _, UNAVAILABLE, USAGE, print},
     load,
 };
 
@@ -47,6 +51,33 @@ pub(crate) fn run(command: &Service) -> Result<u8, Failure> {
 pub(crate) fn install(config: &Path) -> Result<String, Failure> {
     let files = files(&load(config)?);
     UNIT.install(config, &files).map_err(failed)
+}
+
+/// Has a gateway that runs be replaced.
+pub(crate) fn upgrade(args: &Upgrade) -> Result<u8, Failure> {
+    let Upgrade { program, pid, config } = args;
+    let state_dir = match pid {
+        Some(_) => None,
+        None => {
+            let found = config
+                .clone()
+                .map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), Ok)
+                .or_exit(CONFIGURATION)?;
+            load(&found)?.state_dir
+        }
+    };
+    let said = upgrade::upgrade(state_dir.as_deref(), *pid, program.as_deref()).map_err(|e| Failure {
+        code: match e {
+            UpgradeError::NoStateDir | UpgradeError::NoGateway(_) | UpgradeError::Service(_) => USAGE,
+            UpgradeError::Place { .. } => CANT_CREATE,
+            UpgradeError::NotRunning { .. } | UpgradeError::Signal { .. } | UpgradeError::Stays(_) => {
+                UNAVAILABLE
+            }
+        },
+        error: e.into(),
+    })?;
+    print(&said)?;
+    Ok(0)
 }
 
 fn files(config: &Config) -> Files {

@@ -1,0 +1,123 @@
+//! Role: a gateway that is replaced while it serves: nobody is refused, what stands goes on, and one that can't begin changes
+//! nothing.
+//! See: docs/service.md "Without systemd".
+
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::kit::{
+    PATIENCE,
+    deployment::{Machines, printed},
+    net,
+    process::{Finished, Running, ours, run},
+    wait_for,
+};
+
+/// `NARROWLINK_UPGRADES` says how often the gateway is replaced (3; in the long form 20, under 100,000 visits).
+fn upgrades() -> u32 {
+    std::env::var("NARROWLINK_UPGRADES").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+}
+
+/// A gateway of a program that is the test's own, an agent and a forward to an echo.
+struct Deployment {
+    machines: Machines,
+    gateway: Running,
+    _agent: Running,
+    _forward: Running,
+    local: std::net::SocketAddr,
+}
+
+impl Deployment {
+    fn start() -> Self {
+        let machines = Machines::new();
+        let said = machines.init();
+        let program = machines.path("bin/narrowlink-gateway");
+        fs::create_dir_all(machines.path("bin")).expect("it can be made");
+        fs::copy(ours("narrowlink-gateway"), &program).expect("a program can be copied");
+        let mut command = Command::new(&program);
+        command.current_dir(machines.path("public")).args(["-c", "gw/gateway.yaml"]);
+        let gateway = Running::start("gateway", &machines.path(""), command, None);
+        net::wait_for_server("the gateway", machines.addr, PATIENCE);
+        machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+        machines.login(printed(&said, "narrowlink login "), "nl").succeeded_with_text();
+        let agent = machines.start_agent("nl");
+        let (forward, local) = machines.start_forward("nl", net::start_echo());
+        wait_for("the agent", PATIENCE, || net::try_echo(local).ok());
+        Self { machines, gateway, _agent: agent, _forward: forward, local }
+    }
+
+    /// The process that serves, as its state directory says.
+    fn pid(&self) -> u32 {
+        let path = self.machines.path("public/gw/state/gateway.pid");
+        let text = fs::read_to_string(path).expect("it has noted its process");
+        text.trim().parse().expect("a number")
+    }
+
+    fn upgrade(&self, program: Option<&str>) -> Finished {
+        self.machines.operate(&[&["upgrade"], program.as_slice()].concat())
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        // The one that goes on was begun for this test, too.
+        if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[test]
+fn upgrades_under_load_refuse_nobody_and_break_nothing_that_stands() {
+    let mut deployment = Deployment::start();
+    let n = upgrades();
+    let (per_s, each) =
+        if n >= 20 { (1000, Duration::from_secs(5)) } else { (300, Duration::from_millis(2500)) };
+    let visits = u128::from(n) * per_s * each.as_millis() / 1000;
+    let mut command = Command::new(ours("narrowlink-visits"));
+    command.arg(deployment.local.to_string());
+    command.args(["--per-s", &per_s.to_string(), "--visits", &visits.to_string(), "--standing", "20"]);
+    let visiting = thread::spawn(move || run(command, b"", PATIENCE * 20));
+    let began = Instant::now();
+    for round in 0..n {
+        thread::sleep((each * round + each / 2).saturating_sub(began.elapsed()));
+        // By turns a new program, and what lies there.
+        let new = ours("narrowlink-gateway").display().to_string();
+        let before = deployment.pid();
+        let said = deployment.upgrade((round % 2 == 0).then_some(&new)).succeeded_with_text();
+        let now = deployment.pid();
+        assert!(said.contains(&format!("process {now} serves in place of {before}")), "{said}");
+    }
+    let said = visiting.join().expect("it ends").succeeded_with_text();
+    println!("{n} upgrades: {said}");
+    // What stood at the first one has ended.
+    deployment.gateway.wait_for_end(PATIENCE * 2);
+}
+
+#[test]
+fn a_gateway_that_can_not_begin_leaves_the_one_that_runs_alone() {
+    let mut deployment = Deployment::start();
+    let before = deployment.pid();
+    let broken = deployment.machines.path("broken");
+    let broken_path = broken.display().to_string();
+    for text in ["not a program", "#!/bin/sh\nexit 3\n"] {
+        fs::write(&broken, text).expect("it can be written");
+        let Finished { status, stderr, .. } = deployment.upgrade(Some(&broken_path));
+        assert_eq!(status.code(), Some(69), "{stderr}");
+        assert!(stderr.contains(&format!("process {before} goes on")), "{stderr}");
+        net::echo(deployment.local);
+        assert_eq!(deployment.pid(), before);
+    }
+    // And with the right one.
+    let good = ours("narrowlink-gateway").display().to_string();
+    deployment.upgrade(Some(&good)).succeeded_with_text();
+    assert_ne!(deployment.pid(), before);
+    deployment.gateway.wait_for_end(PATIENCE);
+    net::echo(deployment.local);
+}
