@@ -3,16 +3,12 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use anyhow::Context as _;
-use clap::{ArgAction, Parser, Subcommand};
 use narrowlink_agent::{
     StartError,
+    args::{Args, Command},
     check::check,
     config::{self, Config, ConfigError},
     expiry::seconds_since_1970,
@@ -23,6 +19,7 @@ use narrowlink_dataplane::run::{
     log,
     process::find_config,
 };
+use narrowlink_manual::{self as manual, Line, PageError, Question};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
     ticket::Program,
@@ -50,82 +47,26 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// A second signal: 128 + SIGTERM, as shells have it.
 const EXIT_SIGNALLED: u8 = 143;
 
-/// Gives clients of a Narrowlink gateway access to this machine and what it can reach.
-#[derive(Parser)]
-#[command(
-    name = "narrowlink-agent",
-    version,
-    after_help = "\
-Examples:
-  narrowlink-agent join -                  take the ticket that stands on standard input
-  narrowlink-agent -c agent.yaml           run with this configuration
-  narrowlink-agent --check                 say whether agent.yaml in a usual place can be used
-  narrowlink-agent -v                      say more: each session, each lane
-
-Without -c, agent.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/."
-)]
-struct Args {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Say whether an agent of this configuration could start here, and exit; no gateway is asked
-    #[arg(long)]
-    check: bool,
-    /// Write {"gateway":"HOST:PORT"} there when the first gateway has welcomed this agent
-    #[arg(long, value_name = "PATH")]
-    ready_file: Option<PathBuf>,
-    /// Refuse to run without io_uring
-    #[arg(long)]
-    require_io_uring: bool,
-    /// Log more; twice for everything
-    #[arg(short, long, action = ArgAction::Count)]
-    verbose: u8,
-    /// Log warnings and errors only
-    #[arg(short, long, conflicts_with = "verbose")]
-    quiet: bool,
-    /// What to do instead of being an agent.
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// What to do instead of being an agent.
-#[derive(Subcommand)]
-enum Command {
-    /// Take a ticket: write agent.yaml and its token, and ask the gateway
-    #[command(after_help = "\
-Examples:
-  narrowlink-agent join nl1AbC..
-  narrowlink-agent join -                  and paste it, then Ctrl-D: so it stands in no history
-  narrowlink-agent join - < home.ticket
-
-A newer ticket of the same gateway replaces the token; an agent that runs goes on with it.
-Another configuration is never overwritten.
-
-Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can't be reached,
-73 what can't be written, 78 configuration.")]
-    Join {
-        /// The ticket, as `narrowlink-gateway ticket agent` makes it; - reads it from standard input
-        #[arg(value_name = "TICKET")]
-        ticket: String,
-        /// Where agent.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
-        #[arg(long, value_name = "DIR")]
-        dir: Option<PathBuf>,
-    },
-}
-
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink-agent", &["join"]);
-    let args = Args::try_parse().unwrap_or_else(|e| {
-        if e.use_stderr() {
-            narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code());
+    let args = match manual::parse::<Args>(std::env::args_os()) {
+        Ok(Line::Run(args)) => args,
+        Ok(Line::Ask(question)) => end(answer_question(*question)),
+        Err(e) if e.use_stderr() => {
+            narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code())
         }
         // Help and version, which must get there.
-        end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into))
-    });
+        Err(e) => end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into)),
+    };
     start_log(&args);
     narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     end(run(&args))
+}
+
+/// About this program itself.
+fn answer_question(question: Question) -> anyhow::Result<()> {
+    Ok(answer::write(io::stdout(), &question.answer()?)?)
 }
 
 fn end(done: anyhow::Result<()>) -> ! {
@@ -151,6 +92,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
         None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
         None if error.is::<Unwritten>() => UNWRITTEN,
+        None if error.is::<PageError>() => PageError::EXIT,
         None => EXIT_SOFTWARE,
     }
 }
@@ -241,15 +183,7 @@ fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
-
-    #[test]
-    fn the_arguments_fit_together() {
-        Args::command().debug_assert();
-        assert!(Args::try_parse_from(["narrowlink-agent", "-q", "-v"]).is_err());
-    }
 
     #[test]
     fn what_the_user_can_mend_exits_with_78() {

@@ -8,6 +8,7 @@ use narrowlink_dataplane::{
     run::{enroll::EnrollError, worker},
     tunnel::{LinkError, TunnelError},
 };
+use narrowlink_manual::PageError;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
     message::GoodbyeCode,
@@ -139,6 +140,12 @@ impl From<EnrollError> for Failure {
             EnrollError::Install(_) => Exit::CantCreate,
         };
         Self::new(exit, e)
+    }
+}
+
+impl From<PageError> for Failure {
+    fn from(e: PageError) -> Self {
+        Self::new(Exit::CantCreate, e)
     }
 }
 

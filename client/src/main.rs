@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Parser as _, error::ContextKind};
+use clap::error::ContextKind;
 use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
@@ -24,6 +24,7 @@ use narrowlink_dataplane::run::{
     log,
     process::find_config,
 };
+use narrowlink_manual::{self as manual, Line, Question};
 use narrowlink_proto::{answer, target::Target, ticket::Program};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -35,14 +36,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &["login"]);
-    let args = Args::try_parse().unwrap_or_else(|e| usage(e));
+    let args = match manual::parse(std::env::args_os()) {
+        Ok(Line::Run(args)) => args,
+        Ok(Line::Ask(question)) => end(answer_question(*question)),
+        Err(e) => usage(e),
+    };
     if std::process::id() == 1 {
         obey_signals();
     }
     start_log(&args);
     narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
-    let code = match run(args) {
+    end(run(args))
+}
+
+fn end(done: Result<Exit, Failure>) -> ! {
+    let code = match done {
         Ok(exit) => exit,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -55,6 +64,12 @@ fn main() {
     log::exit(code.code())
 }
 
+/// About this program itself.
+fn answer_question(question: Question) -> Result<Exit, Failure> {
+    print(&question.answer()?)?;
+    Ok(Exit::Done)
+}
+
 /// What clap has to say: help and version on standard output, which must get there; else how to write it.
 fn usage(mut error: clap::Error) -> ! {
     // "to pass '-1' as a value, use '-- -1'": no value of ours begins so.
@@ -62,14 +77,7 @@ fn usage(mut error: clap::Error) -> ! {
     if error.use_stderr() {
         narrowlink_dataplane::run::process::refuse_arguments(&error.to_string(), error.exit_code());
     }
-    let code = match print(&error.render().to_string()) {
-        Ok(()) => Exit::Done,
-        Err(failure) => {
-            say(&failure.message);
-            failure.exit
-        }
-    };
-    log::exit(code.code())
+    end(print(&error.render().to_string()).map(|()| Exit::Done))
 }
 
 /// Process 1 of a container has none of the usual answers to signals: without this it could only be killed.

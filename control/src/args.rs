@@ -8,6 +8,7 @@ use std::{
 
 use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
 use narrowlink_dataplane::{run::process, tls::Ktls};
+use narrowlink_manual::{self as manual, Line};
 use narrowlink_proto::{id::Uid, target::Target, when::When};
 
 use crate::moment::Moment;
@@ -300,9 +301,9 @@ fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
 ///
 /// # Errors
 /// Help or version is asked for: what is to be answered.
-pub fn parse() -> Result<Args, String> {
+pub fn parse() -> Result<Line<Args>, String> {
     process::refuse_secrets("narrowlink-gateway", &["--token"]);
-    Args::try_parse().map_err(|e| {
+    manual::parse(std::env::args_os()).map_err(|e| {
         if e.use_stderr() {
             process::refuse_arguments(&e.to_string(), e.exit_code());
         }

@@ -4,8 +4,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
-mod args;
-
 use std::{
     fmt,
     io::{self, Write as _},
@@ -14,7 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::Parser as _;
+use narrowlink_manual::{self as manual, Line, PageError};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
     secrecy::{mask_arguments, misplaced_argument},
@@ -22,14 +20,13 @@ use narrowlink_proto::{
 };
 use narrowlink_tokengen::{
     TokengenError,
+    args::{Args, Command, Sign},
     files::{WriteError, write_secret, write_tokens},
     inspect::{InspectError, fetch, inspect},
     output, run,
     secrets::candidates,
     show,
 };
-
-use crate::args::{Args, Command, Sign};
 
 /// The token that was looked at is broken, or not by the secret it was held against.
 const BAD_TOKEN: u8 = 1;
@@ -47,12 +44,9 @@ fn main() -> ExitCode {
     if let Some((at, form)) = misplaced_argument(&arguments, &["--secret", "inspect", "--json"]) {
         return refuse(&format!("narrowlink-tokengen: argument {at} is {form}, which has no place there\n"));
     }
-    let done = match Args::try_parse() {
-        Ok(Args { command: None, sign }) => sign_file(&sign),
-        Ok(Args { command: Some(Command::Inspect { token, secret, json }), .. }) => {
-            look_at(&token, secret.as_deref(), json)
-        }
-        Ok(Args { command: Some(Command::Keygen { output }), .. }) => make_secret(output),
+    let done = match manual::parse(std::env::args_os()) {
+        Ok(Line::Run(args)) => run_command(args),
+        Ok(Line::Ask(question)) => question.answer().map_err(Failure::from).and_then(|text| print(&text)),
         Err(e) if e.use_stderr() => {
             return refuse(&mask_arguments(&e.to_string(), arguments.into_iter().skip(1)));
         }
@@ -63,6 +57,14 @@ fn main() -> ExitCode {
         say(&format!("narrowlink-tokengen: {what}"));
         ExitCode::from(code)
     })
+}
+
+fn run_command(args: Args) -> Result<ExitCode, Failure> {
+    match args.command {
+        None => sign_file(&args.sign),
+        Some(Command::Inspect { token, secret, json }) => look_at(&token, secret.as_deref(), json),
+        Some(Command::Keygen { output }) => make_secret(output),
+    }
 }
 
 /// What is wrong with the command line, without what was written there.
@@ -146,6 +148,12 @@ impl From<InspectError> for Failure {
             InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. }
         );
         Self::new(if broken { BAD_TOKEN } else { EX_CONFIG }, &why)
+    }
+}
+
+impl From<PageError> for Failure {
+    fn from(why: PageError) -> Self {
+        Self::new(PageError::EXIT, &why)
     }
 }
 

@@ -36,7 +36,7 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 65 | refused by policy |
 | 69 | unreachable, or the agent was not found |
 | 70 | internal: the system failed us, or a fault of ours |
-| 73 | what was to be written can't be (`login`) |
+| 73 | what was to be written can't be (`login`, `man`) |
 | 74 | the session was reset after it had opened, or standard input or output broke |
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |
@@ -46,7 +46,7 @@ A program whose answer can't be written to standard output (a full disk) ends wi
 `narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound; `join`: the gateway does not take it), 70 (internal), 73 (`init`,
 `join`: what was to be made is there, or can't be written) or 78,
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
-written) or 78. An agent and a forward that were started well never end by themselves: they try again.
+written) or 78. `man` ends all of them with 73 where a page can't be written. An agent and a forward that were started well never end by themselves: they try again.
 
 `narrowlink-gateway explain` and `policy test` also end with 1 (no) and 3 (it depends), `revoke` with 74 (the list can't be read or
 written): [policies](policy.md).

@@ -20,6 +20,7 @@ use narrowlink_dataplane::{
     gateway::shares,
     run::{log, process::find_config},
 };
+use narrowlink_manual::{Line, PageError, Question};
 
 use self::end::{CONFIGURATION, Failure, OrExit as _, print, say};
 
@@ -27,7 +28,12 @@ use self::end::{CONFIGURATION, Failure, OrExit as _, print, say};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let code = match parse().map_or_else(|help| print(&help).map(|()| 0), |args| run(&args)) {
+    let done = match parse() {
+        Ok(Line::Run(args)) => run(&args),
+        Ok(Line::Ask(question)) => answer(*question),
+        Err(help) => print(&help).map(|()| 0),
+    };
+    let code = match done {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             say(&narrowlink_dataplane::run::process::explain(error.as_ref()));
@@ -36,6 +42,12 @@ fn main() {
     };
     // Workers may still be running: their runtimes are not to be dropped.
     log::exit(code)
+}
+
+/// About this program itself.
+fn answer(question: Question) -> Result<u8, Failure> {
+    print(&question.answer().or_exit(PageError::EXIT)?)?;
+    Ok(0)
 }
 
 /// Does it; the exit code.
