@@ -131,18 +131,33 @@ fn run(args: Args) -> Result<Exit, Failure> {
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
-        Command::Forward { name, listen, target, ssh_form: None } => {
-            let way = format!("{name} → {}", place(&target));
-            let forward = start_forward(&config, Plan { agent: name, target, listen })?;
-            if !args.quiet {
-                log::say(&format!("{} → {way} · Ctrl-C ends", forward.local_addr));
-            }
-            print(&format!("{}\n", forward.local_addr))?;
-            forward.join();
-            return Err(Failure::new(Exit::Internal, "the forward's thread failed"));
+        Command::Forward { name, listen, json, target, ssh_form: None } => {
+            let plan = Plan { agent: name, target, listen };
+            return Err(forward(&config, plan, json, args.quiet));
         }
     }
     Ok(Exit::Done)
+}
+
+/// Forwards until it fails; why it did.
+fn forward(config: &Config, plan: Plan, as_json: bool, quiet: bool) -> Failure {
+    let forward = match start_forward(config, plan.clone()) {
+        Ok(forward) => forward,
+        Err(failure) => return failure,
+    };
+    let addr = forward.local_addr;
+    if !quiet {
+        if let Some(words) = plan.exposure() {
+            say(&format!("warning: {words}"));
+        }
+        log::say(&format!("{addr} → {} → {} · Ctrl-C ends", plan.agent, place(&plan.target)));
+    }
+    let told = if as_json { plan.json(addr) } else { Ok(format!("{addr}\n")) };
+    if let Err(failure) = told.map_err(|e| Failure::new(Exit::Internal, e)).and_then(|text| print(&text)) {
+        return failure;
+    }
+    forward.join();
+    Failure::new(Exit::Internal, "the forward's thread failed")
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
