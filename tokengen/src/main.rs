@@ -83,11 +83,11 @@ fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
     answer::wrote(match &sign.output {
         Some(dir) => {
             let files = write_tokens(dir, tokens, draw)?;
-            if sign.json { output::json(out, &files) } else { output::written(out, &files) }
+            if sign.json { output::json(out, &files) } else { output::written(out, &files, now()) }
         }
         None if sign.check => output::check(out, tokens, now()),
         None if sign.json => output::json(out, tokens),
-        None => output::plain(out, tokens),
+        None => output::plain(out, tokens, now()),
     })?;
     Ok(ExitCode::SUCCESS)
 }

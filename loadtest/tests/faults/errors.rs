@@ -123,6 +123,11 @@ impl Scene {
         for words in ["Name or service not known", "Temporary failure in name resolution"] {
             text = text.replace(words, "the resolver's words");
         }
+        // How long ago something was grows.
+        if let Some((before, rest)) = text.split_once(" years ago)") {
+            let kept = before.trim_end_matches(|c: char| c.is_ascii_digit());
+            text = format!("{kept}SO MANY years ago){rest}");
+        }
         const CLOCK: &str = "this machine's clock says ";
         if let Some(at) = text.find(CLOCK).map(|at| at + CLOCK.len()) {
             text.replace_range(at..at + "2027-01-31 10:00:00 UTC".len(), "NOW");

@@ -61,7 +61,9 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(Command::Ticket(command)) => return credentials::ticket(command),
         Some(Command::User(command)) => return credentials::user(command),
         Some(Command::Explain(explain)) => return ask::answer(explain),
-        Some(Command::Policy(Policy::Test { file, config })) => return ask::test(file, config.as_deref()),
+        Some(Command::Policy(Policy::Test { file, json, config })) => {
+            return ask::test(file, *json, config.as_deref());
+        }
         Some(Command::Revoke(args)) => return credentials::revoke(args),
         None => {}
     }
