@@ -22,6 +22,7 @@ use narrowlink_dataplane::run::{
 use narrowlink_manual::{self as manual, Line, PageError, Question};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
+    code::Code,
     ticket::Program,
 };
 use signal_hook::{
@@ -53,7 +54,7 @@ fn main() {
         Ok(Line::Run(args)) => args,
         Ok(Line::Ask(question)) => end(answer_question(*question)),
         Err(e) if e.use_stderr() => {
-            narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code())
+            narrowlink_dataplane::run::process::refuse_arguments(&manual::refusal(&e), e.exit_code())
         }
         // Help and version, which must get there.
         Err(e) => end(answer::write(io::stdout(), &e.render().to_string()).map_err(Into::into)),
@@ -74,7 +75,7 @@ fn end(done: anyhow::Result<()>) -> ! {
         Ok(()) => 0,
         Err(error) => {
             let why = narrowlink_dataplane::run::process::explain(error.as_ref());
-            log::say(&format!("narrowlink-agent: {why}"));
+            say(&kind_of(&error).mark(&why));
             code_of(&error)
         }
     };
@@ -94,6 +95,25 @@ fn code_of(error: &anyhow::Error) -> u8 {
         None if error.is::<Unwritten>() => UNWRITTEN,
         None if error.is::<PageError>() => PageError::EXIT,
         None => EXIT_SOFTWARE,
+    }
+}
+
+/// The kind of trouble.
+fn kind_of(error: &anyhow::Error) -> Code {
+    if let Some(e) = error.downcast_ref::<ConfigError>() {
+        return e.code();
+    }
+    match (error.downcast_ref::<StartError>(), error.downcast_ref::<EnrollError>()) {
+        (Some(StartError::Config(e)), _) => e.code(),
+        (Some(StartError::Runtime(_)), _) => Code::Internal,
+        (None, Some(EnrollError::Install(_))) => Code::Unmade,
+        (None, Some(EnrollError::Input(_))) => Code::Stdio,
+        (None, Some(EnrollError::Ticket(_) | EnrollError::Program(_))) => Code::Ticket,
+        (None, Some(EnrollError::Nowhere)) => Code::Usage,
+        (None, None) if error.is::<NotWelcomed>() => Code::NotWelcomed,
+        (None, None) if error.is::<Unwritten>() => Code::Unwritten,
+        (None, None) if error.is::<PageError>() => Code::Unmade,
+        (None, None) => Code::Internal,
     }
 }
 

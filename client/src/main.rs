@@ -25,7 +25,7 @@ use narrowlink_dataplane::run::{
     process::find_config,
 };
 use narrowlink_manual::{self as manual, Line, Question};
-use narrowlink_proto::{answer, target::Target, ticket::Program};
+use narrowlink_proto::{answer, code::Code, target::Target, ticket::Program};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -54,8 +54,8 @@ fn end(done: Result<Exit, Failure>) -> ! {
     let code = match done {
         Ok(exit) => exit,
         Err(failure) => {
-            if !failure.message.is_empty() {
-                say(&failure.message);
+            if let Some(words) = failure.said() {
+                say(&words);
             }
             failure.exit
         }
@@ -75,7 +75,7 @@ fn usage(mut error: clap::Error) -> ! {
     // "to pass '-1' as a value, use '-- -1'": no value of ours begins so.
     error.remove(ContextKind::Suggested);
     if error.use_stderr() {
-        narrowlink_dataplane::run::process::refuse_arguments(&error.to_string(), error.exit_code());
+        narrowlink_dataplane::run::process::refuse_arguments(&manual::refusal(&error), error.exit_code());
     }
     end(print(&error.render().to_string()).map(|()| Exit::Done))
 }
@@ -215,5 +215,5 @@ fn place(target: &Target) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    answer::write(io::stdout(), text).map_err(|e| Failure::new(Exit::Reset, e))
+    answer::write(io::stdout(), text).map_err(|e| Failure::new(Exit::Reset, e).of_kind(Code::Unwritten))
 }

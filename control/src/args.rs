@@ -320,7 +320,7 @@ pub fn parse() -> Result<Line<Args>, String> {
     process::refuse_secrets("narrowlink-gateway", &["--token"]);
     manual::parse(std::env::args_os()).map_err(|e| {
         if e.use_stderr() {
-            process::refuse_arguments(&e.to_string(), e.exit_code());
+            process::refuse_arguments(&manual::refusal(&e), e.exit_code());
         }
         e.render().to_string()
     })

@@ -5,11 +5,17 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use clap::Parser;
+use narrowlink_proto::{
+    code::Code,
+    id::Uid,
+    token::{Claims, Keys, Kind},
+};
 
 /// The four programs, and all that each takes.
 fn programs() -> [(&'static str, clap::Command); 4] {
@@ -50,7 +56,7 @@ fn walk<'a>(
     visit: &mut dyn FnMut(&[&str], &'a clap::Command),
 ) {
     visit(above, command);
-    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let path: Vec<_> = above.iter().copied().chain([sub.get_name()]).collect();
         walk(sub, &path, visit);
     }
@@ -120,7 +126,7 @@ fn every_command_has_a_page_with_all_its_options() {
             for option in options(at) {
                 assert!(text.contains(&option), "{} without {option}", page.display());
             }
-            for sub in at.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            for sub in at.get_subcommands().filter(|sub| !sub.is_hide_set()) {
                 let named = format!("{}-{}(1)", words.join("-"), sub.get_name());
                 assert!(text.contains(&named), "{} without {named}", page.display());
             }
@@ -151,5 +157,95 @@ fn pages_that_can_t_be_written_end_a_program_with_73() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(73), "{name}: {said}");
         assert!(said.starts_with(&format!("{name}: /dev/null/man1: ")), "{said}");
+    }
+}
+
+#[test]
+fn every_program_explains_every_code_and_its_own_commands() {
+    for (name, command) in programs() {
+        for code in Code::ALL {
+            assert_eq!(answer(name, &["help", &code.to_string()]), code.page(), "{name}");
+        }
+        walk(&command, &[], &mut |path, _| {
+            let words: Vec<_> = ["help"].iter().chain(path).copied().collect();
+            let usage = format!("Usage: {}", [&[name], path].concat().join(" "));
+            assert!(answer(name, &words).contains(&usage), "{words:?} without {usage}");
+        });
+        let refused = program(name).args(["help", "NL-E9999"]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{name}");
+    }
+}
+
+/// All that stands in front of the tests in the sources below a folder.
+fn sources(dir: &Path, found: &mut String) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push_str(text.split("#[cfg(test)]").next().unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn every_code_is_said_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut text = String::new();
+    for name in ["proto", "manual", "dataplane", "control", "agent", "client", "tokengen"] {
+        sources(&root.join(name).join("src"), &mut text);
+    }
+    // In the table's own file a code is `Self`; its table has no arrows to a code alone.
+    let said = |code: &&Code| {
+        let end = |c: char| !c.is_alphanumeric();
+        let ways = [format!("Code::{code:?}"), format!("=> Self::{code:?}")];
+        ways.iter().any(|way| text.match_indices(way).any(|(at, _)| text[at + way.len()..].starts_with(end)))
+    };
+    let unsaid: Vec<_> = Code::ALL.iter().filter(|code| !said(code)).collect();
+    assert!(unsaid.is_empty(), "no error has these: {unsaid:?}");
+}
+
+#[test]
+fn no_program_paints_where_nobody_wants_colours() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = "00".repeat(32);
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let endpoint = |kind| {
+        let claims = Claims::new(kind, Uid::nil(), "n", 1_000_000_000, "j");
+        let token = Keys::new(&[7; 32]).sign(&claims).unwrap();
+        format!("endpoints: [!SelfHosted {{ gateway: '127.0.0.1:1', protocol: Ws, token: {token} }}]\n")
+    };
+    let services = "services: [!Ws { domains: [a], listen_addr: \"127.0.0.1:0\" }]";
+    let gateway = write("gateway.yaml", &format!("name: g\nsecret: \"hex:{secret}\"\n{services}\n"));
+    let client = write("client.yaml", &endpoint(Kind::Client));
+    let agent = write("agent.yaml", &endpoint(Kind::Agent));
+    let tokens = write("tokens.yaml", &format!("secret: \"hex:{secret}\"\ntokens: []\n"));
+    let own = [
+        ("narrowlink-gateway", vec!["-c", &gateway, "--check"]),
+        ("narrowlink-agent", vec!["-c", &agent, "--check"]),
+        ("narrowlink", vec!["-c", &client, "list"]),
+        ("narrowlink-tokengen", vec!["-c", &tokens]),
+    ];
+    for (name, words) in own {
+        for words in
+            [vec!["--help"], vec!["help", "completions"], vec!["--bogus"], vec!["completions"], words]
+        {
+            for no_color in [None, Some("1")] {
+                let mut command = program(name);
+                command.args(&words).env("RUST_LOG", "trace").env("CLICOLOR_FORCE", "1").env("TERM", "xterm");
+                no_color.map(|value| command.env("NO_COLOR", value));
+                let Output { stdout, stderr, .. } = command.output().unwrap();
+                assert!(!stdout.is_empty() || !stderr.is_empty(), "{name} {words:?} says nothing");
+                for said in [stdout, stderr] {
+                    assert!(!said.contains(&0x1b), "{name} {words:?}: {}", String::from_utf8_lossy(&said));
+                }
+            }
+        }
     }
 }

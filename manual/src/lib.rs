@@ -1,5 +1,5 @@
-//! Role: the commands that all four programs have: `completions` and `man`.
-//! Invariants: both are made of clap's own description of the program, so they can't differ from what it takes · no
+//! Role: the commands that all four programs have: `help`, `completions` and `man`.
+//! Invariants: all are made of clap's own description of the program, so they can't differ from what it takes · no
 //! program lists these commands itself: [`parse`] adds them.
 //! See: ARCHITECTURE.md "Crates and arrows"; README.md "Completions and manual pages".
 
@@ -10,10 +10,14 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{
     Arg, ArgMatches, Command, Parser, ValueEnum,
     builder::{EnumValueParser, PathBufValueParser},
+    error::ErrorKind,
 };
+use narrowlink_proto::code::Code;
 
 pub use self::page::PageError;
 
+const HELP: &str = "help";
+const WORD: &str = "COMMAND|CODE";
 const COMPLETIONS: &str = "completions";
 const MAN: &str = "man";
 const SHELL: &str = "SHELL";
@@ -45,6 +49,8 @@ pub struct Question {
 
 #[derive(Debug)]
 enum What {
+    /// Found already.
+    Help(String),
     Completions(Shell),
     Man(PathBuf),
 }
@@ -56,6 +62,7 @@ impl Question {
     /// A manual page can't be written.
     pub fn answer(self) -> Result<String, PageError> {
         match self.what {
+            What::Help(text) => Ok(text),
             What::Completions(shell) => Ok(completions(self.command, shell)),
             What::Man(dir) => page::write_all(self.command, &dir),
         }
@@ -64,9 +71,19 @@ impl Question {
 
 /// The command line of a program, with the commands that all programs have.
 pub fn command<A: Parser>() -> Command {
-    let command = A::command();
+    let command = A::command().disable_help_subcommand(true);
     let name = command.get_name().to_owned();
+    let command = command.mut_subcommands(with_help).subcommand(help_command(&name));
     command.subcommand(completions_command(&name)).subcommand(man_command(&name))
+}
+
+/// Clap's `help` knows no codes; in its place commands of commands have one of ours, too.
+fn with_help(command: Command) -> Command {
+    if !command.has_subcommands() {
+        return command;
+    }
+    let help = help_command("").hide(true);
+    command.mut_subcommands(with_help).subcommand(help)
 }
 
 /// Understands the arguments of a program; the first one is its name.
@@ -76,18 +93,65 @@ pub fn command<A: Parser>() -> Command {
 pub fn parse<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line<A>, clap::Error> {
     let mut command = command::<A>();
     let mut matches = command.try_get_matches_from_mut(arguments)?;
-    match asked(&matches) {
+    let what = match (matches.subcommand(), help_asked(&matches)) {
+        (_, Some(words)) => Some(What::Help(help(&mut command, &words)?)),
+        (Some((COMPLETIONS, given)), _) => given.get_one(SHELL).copied().map(What::Completions),
+        (Some((MAN, given)), _) => given.get_one(DIR).cloned().map(What::Man),
+        _ => None,
+    };
+    match what {
         Some(what) => Ok(Line::Ask(Box::new(Question { command: self::command::<A>(), what }))),
         None => A::from_arg_matches_mut(&mut matches).map(Line::Run).map_err(|e| e.format(&mut command)),
     }
 }
 
-fn asked(matches: &ArgMatches) -> Option<What> {
-    match matches.subcommand()? {
-        (COMPLETIONS, given) => given.get_one(SHELL).copied().map(What::Completions),
-        (MAN, given) => given.get_one(DIR).cloned().map(What::Man),
-        _ => None,
+/// What clap says of a command line that it refuses, with its code.
+pub fn refusal(error: &clap::Error) -> String {
+    let text = error.to_string();
+    // Without a command some programs show their help, which is nothing that could have a code.
+    if !text.starts_with("error:") {
+        return text;
     }
+    match text.split_once("\n\n") {
+        Some((said, rest)) => format!("{}\n\n{rest}", Code::Usage.mark(said)),
+        None => Code::Usage.mark(text.trim_end()) + "\n",
+    }
+}
+
+/// What `help` is asked for: `ticket help agent` is `help ticket agent`.
+fn help_asked(mut matches: &ArgMatches) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    while let Some((name, given)) = matches.subcommand() {
+        if name == HELP {
+            words.extend(given.get_many::<String>(WORD).into_iter().flatten().cloned());
+            return Some(words);
+        }
+        words.push(name.to_owned());
+        matches = given;
+    }
+    None
+}
+
+/// The help of a command, or what there is to say of a code.
+fn help(command: &mut Command, words: &[String]) -> Result<String, clap::Error> {
+    if let [word] = words
+        && let Some(code) = Code::parse(word)
+    {
+        return Ok(code.page());
+    }
+    // Usage lines begin with the program's name from here on.
+    command.build();
+    let mut at = &mut *command;
+    for word in words {
+        if at.find_subcommand(word).is_none() {
+            let why = "there is no command and no code of this name; help alone shows the commands, and a code is \
+                       written as messages have it, such as NL-E0401";
+            return Err(at.error(ErrorKind::InvalidSubcommand, why));
+        }
+        let Some(sub) = at.find_subcommand_mut(word) else { unreachable!("it was found before") };
+        at = sub;
+    }
+    Ok(at.render_long_help().to_string())
 }
 
 fn completions(mut command: Command, shell: Shell) -> String {
@@ -100,6 +164,22 @@ fn completions(mut command: Command, shell: Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+fn help_command(program: &str) -> Command {
+    let examples = format!(
+        "\
+Examples:
+  {program} help
+  {program} help completions
+  {program} help NL-E0401                  what the code at the end of a message means, and what to do
+
+Codes are explained without a network. All of them: docs/errors.md.
+
+Exit codes: 0 done, 2 there is no such command or code, 74 the answer can't be written."
+    );
+    let words = Arg::new(WORD).help("A command, or the code of a message").num_args(0..);
+    Command::new(HELP).about("Explain a command, or the code of a message").after_help(examples).arg(words)
 }
 
 fn completions_command(program: &str) -> Command {
@@ -146,7 +226,7 @@ Exit codes: 0 done, 2 usage, 73 a page can't be written, 74 the answer can't."
 
 #[cfg(test)]
 mod tests {
-    use clap::{Subcommand, error::ErrorKind};
+    use clap::Subcommand;
 
     use super::*;
 
@@ -154,7 +234,7 @@ mod tests {
     #[command(name = "kettle", version, after_help = "Examples:\n  kettle boil '1 l'\n.dots stay")]
     struct Args {
         /// How hot
-        #[arg(long)]
+        #[arg(long, visible_alias = "celsius")]
         degrees: Option<u8>,
         #[command(subcommand)]
         command: Option<Own>,
@@ -164,6 +244,15 @@ mod tests {
     enum Own {
         /// Boil water
         Boil { amount: String },
+        /// What water is in
+        #[command(subcommand)]
+        Pots(Pots),
+    }
+
+    #[derive(Debug, Subcommand)]
+    enum Pots {
+        /// Clean one
+        Wash,
     }
 
     fn line(words: &str) -> Result<Line<Args>, clap::Error> {
@@ -193,6 +282,38 @@ mod tests {
     }
 
     #[test]
+    fn help_explains_the_program_its_commands_and_every_code() {
+        assert!(answer("kettle help").contains("Usage: kettle [OPTIONS] [COMMAND]"));
+        assert!(answer("kettle help boil").contains("Usage: kettle boil <AMOUNT>"));
+        assert!(answer("kettle help pots wash").contains("Usage: kettle pots wash"));
+        assert_eq!(answer("kettle pots help wash"), answer("kettle help pots wash"));
+        for code in Code::ALL {
+            let page = answer(&format!("kettle help {code}"));
+            assert!(page.starts_with(&format!("{code}: ")) && page.contains("What to do: "), "{page}");
+            assert_eq!(answer(&format!("kettle help {:04}", code.number())), page);
+        }
+        for words in
+            ["kettle help fry", "kettle help NL-E9999", "kettle help boil fry", "kettle help E0401 boil"]
+        {
+            let refused = line(words).unwrap_err();
+            assert!(
+                refused.exit_code() == 2 && refused.to_string().contains("NL-E0401"),
+                "{words}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_refused_has_its_code_behind_its_words() {
+        let said = |words| refusal(&line(words).unwrap_err());
+        assert!(
+            said("kettle --cold").starts_with("error: unexpected argument '--cold' found (NL-E0001)\n\n")
+        );
+        assert!(said("kettle boil").contains("<AMOUNT> (NL-E0001)\n\nUsage: "), "{}", said("kettle boil"));
+        assert!(said("kettle help fry").contains("NL-E0401 (NL-E0001)\n"), "{}", said("kettle help fry"));
+    }
+
+    #[test]
     fn completions_name_every_command_and_option() {
         for shell in ["bash", "zsh", "fish"] {
             let text = answer(&format!("kettle completions {shell}"));
@@ -207,10 +328,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let into = dir.path().join("share/man1");
         let written = answer(&format!("kettle man {}", into.display()));
-        let names = ["kettle.1", "kettle-boil.1", "kettle-completions.1"];
+        let names = [
+            "kettle.1",
+            "kettle-boil.1",
+            "kettle-pots.1",
+            "kettle-pots-wash.1",
+            "kettle-help.1",
+            "kettle-completions.1",
+        ];
         assert_eq!(written, names.map(|name| format!("{}\n", into.join(name).display())).concat());
         let page = std::fs::read_to_string(into.join("kettle.1")).unwrap();
         assert!(page.contains("degrees") && page.contains("kettle\\-boil(1)"), "{page}");
+        assert!(page.replace("\\-", "-").contains("How hot [also: --celsius]"), "{page}");
         assert!(page.contains(".nf\nExamples:\n  kettle boil"), "{page}");
         assert!(
             page.contains("\n\\&.dots stay\n"),

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Command, builder::Resettable};
+use clap::{Arg, Command, builder::Resettable};
 use clap_mangen::{
     Man,
     roff::{Roff, roman},
@@ -44,9 +44,7 @@ pub(crate) fn write_all(program: Command, dir: &Path) -> Result<String, PageErro
 }
 
 /// File names, and what stands there.
-fn pages(program: Command) -> Vec<(String, Vec<u8>)> {
-    // Clap's own `help` would get a page for each command once more.
-    let mut program = program.disable_help_subcommand(true);
+fn pages(mut program: Command) -> Vec<(String, Vec<u8>)> {
     program.build();
     let source = format!("{} {}", program.get_name(), program.get_version().unwrap_or_default());
     let mut pages = Vec::new();
@@ -54,11 +52,23 @@ fn pages(program: Command) -> Vec<(String, Vec<u8>)> {
     pages
 }
 
+/// An option with its other spellings, which clap's pages leave out.
+fn name_aliases(option: Arg) -> Arg {
+    let aliases = option.get_visible_aliases().unwrap_or_default();
+    let aliases: Vec<_> = aliases.iter().map(|name| format!("--{name}")).collect();
+    if aliases.is_empty() {
+        return option;
+    }
+    let help = option.get_long_help().or_else(|| option.get_help()).map(ToString::to_string);
+    let help = format!("{} [also: {}]", help.unwrap_or_default(), aliases.join(", "));
+    option.help(help.clone()).long_help(help)
+}
+
 fn add(command: &Command, source: &str, pages: &mut Vec<(String, Vec<u8>)>) {
     let notes = command.get_after_long_help().or_else(|| command.get_after_help()).map(ToString::to_string);
     // Clap's would fill the lines of the examples.
     let bare = command.clone().after_help(Resettable::Reset).after_long_help(Resettable::Reset);
-    let man = Man::new(bare).source(source).manual("Narrowlink");
+    let man = Man::new(bare.mut_args(name_aliases)).source(source).manual("Narrowlink");
     let mut page = Vec::new();
     // In memory nothing can fail.
     let _ = man.render(&mut page);

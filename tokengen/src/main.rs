@@ -15,6 +15,7 @@ use std::{
 use narrowlink_manual::{self as manual, Line, PageError};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
+    code::Code,
     secrecy::{mask_arguments, misplaced_argument},
     token::Secret,
 };
@@ -36,25 +37,27 @@ const EX_CONFIG: u8 = 78;
 
 struct Failure {
     code: u8,
+    kind: Code,
     what: String,
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     if let Some((at, form)) = misplaced_argument(&arguments, &["--secret", "inspect", "--json"]) {
-        return refuse(&format!("narrowlink-tokengen: argument {at} is {form}, which has no place there\n"));
+        let why = format!("narrowlink-tokengen: argument {at} is {form}, which has no place there");
+        return refuse(&(Code::Usage.mark(&why) + "\n"));
     }
     let done = match manual::parse(std::env::args_os()) {
         Ok(Line::Run(args)) => run_command(args),
         Ok(Line::Ask(question)) => question.answer().map_err(Failure::from).and_then(|text| print(&text)),
         Err(e) if e.use_stderr() => {
-            return refuse(&mask_arguments(&e.to_string(), arguments.into_iter().skip(1)));
+            return refuse(&mask_arguments(&manual::refusal(&e), arguments.into_iter().skip(1)));
         }
         // Help and version, which must get there.
         Err(e) => print(&e.render().to_string()),
     };
-    done.unwrap_or_else(|Failure { code, what }| {
-        say(&format!("narrowlink-tokengen: {what}"));
+    done.unwrap_or_else(|Failure { code, kind, what }| {
+        say(&format!("narrowlink-tokengen: {}", kind.mark(&what)));
         ExitCode::from(code)
     })
 }
@@ -130,47 +133,50 @@ fn draw<const N: usize>() -> [u8; N] {
 }
 
 impl Failure {
-    fn new(code: u8, what: &impl fmt::Display) -> Self {
-        Self { code, what: what.to_string() }
+    fn new(code: u8, kind: Code, what: &impl fmt::Display) -> Self {
+        Self { code, kind, what: what.to_string() }
     }
 }
 
 impl From<TokengenError> for Failure {
     fn from(why: TokengenError) -> Self {
-        Self::new(EX_CONFIG, &why)
+        Self::new(EX_CONFIG, why.code(), &why)
     }
 }
 
 impl From<InspectError> for Failure {
     fn from(why: InspectError) -> Self {
-        let broken = matches!(
-            why,
-            InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. }
-        );
-        Self::new(if broken { BAD_TOKEN } else { EX_CONFIG }, &why)
+        let (code, kind) = match &why {
+            InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. } => {
+                (BAD_TOKEN, Code::BadToken)
+            }
+            InspectError::Argument { .. } => (EX_CONFIG, Code::Usage),
+            InspectError::Stdin { .. } => (EX_CONFIG, Code::Stdio),
+        };
+        Self::new(code, kind, &why)
     }
 }
 
 impl From<PageError> for Failure {
     fn from(why: PageError) -> Self {
-        Self::new(PageError::EXIT, &why)
+        Self::new(PageError::EXIT, Code::Unmade, &why)
     }
 }
 
 impl From<WriteError> for Failure {
     fn from(why: WriteError) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unmade, &why)
     }
 }
 
 impl From<serde_json::Error> for Failure {
     fn from(why: serde_json::Error) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unwritten, &why)
     }
 }
 
 impl From<Unwritten> for Failure {
     fn from(why: Unwritten) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unwritten, &why)
     }
 }

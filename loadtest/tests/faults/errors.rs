@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use narrowlink_proto::code::Code;
 use socket2::SockRef;
 
 use crate::{
@@ -55,9 +56,20 @@ Of what was written on a command line a message repeats options, words of up to 
 port; in place of anything else it has '…', for that might be a secret. Of what stands in a file nothing is repeated but keys: the
 message says in which file, line and column it is.
 
+A message ends with its code in brackets; `help CODE` of any of the four programs explains it ([Codes](#codes)).
+
 What each says, on standard error. Words in capitals stand for addresses and directories.
 
-| situation | program | message | exit code |
+| situation | program | message | code | exit code |
+|---|---|---|---|---|
+";
+
+const CODES: &str = "
+## Codes
+
+A code never changes its meaning.
+
+| code | title | what it means | what to do |
 |---|---|---|---|
 ";
 
@@ -361,6 +373,16 @@ fn message(stderr: &str) -> String {
     lines.join("<br>").replace('|', "\\|")
 }
 
+/// A message without its code, and that.
+fn take_code(message: &str) -> (String, Option<Code>) {
+    let at = message.rfind(" (NL-E").map(|at| (at, at + " (NL-E0000)".len()));
+    let code = at.and_then(|(from, to)| Code::parse(message.get(from + 2..to - 1)?));
+    match (at, code) {
+        (Some((from, to)), Some(code)) => (format!("{}{}", &message[..from], &message[to..]), Some(code)),
+        _ => (message.to_owned(), None),
+    }
+}
+
 #[test]
 fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
     let scene = Scene::set();
@@ -372,11 +394,17 @@ fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
         let program = program(&command);
         let finished = run(command, b"hello", PATIENCE);
         let message = scene.mask(&message(&finished.stderr));
+        let (message, kind) = take_code(&message);
         let code = finished.status.code();
-        if code != Some(exit_code) || message.is_empty() || message.contains("panicked") {
+        if code != Some(exit_code) || kind.is_none() || message.is_empty() || message.contains("panicked") {
             let _ = writeln!(wrong, "{situation}, {program}: {code:?}, not {exit_code}: {}", finished.stderr);
         }
-        let _ = writeln!(seen, "| {situation} | `{program}` | {message} | {exit_code} |");
+        let kind = kind.map(|kind| kind.to_string()).unwrap_or_default();
+        let _ = writeln!(seen, "| {situation} | `{program}` | {message} | {kind} | {exit_code} |");
+    }
+    seen.push_str(CODES);
+    for code in Code::ALL {
+        let _ = writeln!(seen, "| `{code}` | {} | {} | {} |", code.title(), code.means(), code.next());
     }
     assert!(wrong.is_empty(), "{wrong}");
 

@@ -35,9 +35,9 @@ fn main() {
     };
     let code = match done {
         Ok(code) => code,
-        Err(Failure { code, error }) => {
-            say(&narrowlink_dataplane::run::process::explain(error.as_ref()));
-            code
+        Err(failure) => {
+            say(&failure.said());
+            failure.code
         }
     };
     // Workers may still be running: their runtimes are not to be dropped.
