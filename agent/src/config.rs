@@ -21,6 +21,7 @@ use narrowlink_dataplane::{
     },
 };
 use narrowlink_proto::{
+    code::Code,
     endpoint::{self, Endpoint, SelfHosted},
     limits::Limits,
     token::{Kind, peek_unverified},
@@ -151,6 +152,23 @@ pub enum Unfit {
     /// With a client's token this would be a client.
     #[error("this token is not an agent's; ask for a token of kind !Agent")]
     NotAnAgent,
+}
+
+impl ConfigError {
+    /// The kind of trouble.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) | Self::Read { .. } => Code::ConfigMissing,
+            Self::Yaml { .. } => Code::ConfigContent,
+            Self::Unfit(Located { what, .. }) => match what {
+                Unfit::Load(load) => load.code(),
+                Unfit::Ended(_) => Code::Token,
+                Unfit::StateDir(_) => Code::StateFile,
+                Unfit::NoToken => Code::NoToken,
+                Unfit::NotAnAgent => Code::WrongKind,
+            },
+        }
+    }
 }
 
 impl Config {

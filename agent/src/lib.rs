@@ -6,6 +6,7 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod args;
 pub mod check;
 pub mod config;
 pub mod expiry;

@@ -11,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::service::Service;
 use anyhow::Context as _;
-use clap::{ArgAction, Parser, Subcommand};
 use narrowlink_agent::{
     Agent, StartError,
+    args::{Args, Command},
     check::check,
     config::{self, Config, ConfigError},
     expiry::seconds_since_1970,
@@ -32,8 +31,10 @@ use narrowlink_dataplane::{
         watch::{Fault, TICK, Watch},
     },
 };
+use narrowlink_manual::{self as manual, Line, PageError, Question};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
+    code::Code,
     finding::{self, Finding, Trouble},
     ticket::Program,
     token::Kind,
@@ -61,108 +62,27 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// A second signal: 128 + SIGTERM, as shells have it.
 const EXIT_SIGNALLED: u8 = 143;
 
-/// Gives clients of a Narrowlink gateway access to this machine and what it can reach.
-#[derive(Parser)]
-#[command(
-    name = "narrowlink-agent",
-    version,
-    after_help = "\
-Examples:
-  narrowlink-agent join -                  take the ticket that stands on standard input
-  narrowlink-agent -c agent.yaml           run with this configuration
-  narrowlink-agent --check                 say whether agent.yaml in a usual place can be used
-  narrowlink-agent doctor                  say what is wrong on the way to its gateways
-  narrowlink-agent -v                      say more: each session, each lane
-
-Without -c, agent.yaml is looked for in ./, $XDG_CONFIG_HOME/narrowlink/, ~/.narrowlink/ and /etc/narrowlink/."
-)]
-struct Args {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Say whether an agent of this configuration could start here, and exit; no gateway is asked
-    #[arg(long)]
-    check: bool,
-    /// Write {"gateway":"HOST:PORT"} there when the first gateway has welcomed this agent
-    #[arg(long, value_name = "PATH")]
-    ready_file: Option<PathBuf>,
-    /// Refuse to run without io_uring
-    #[arg(long, global = true)]
-    require_io_uring: bool,
-    /// Log more; twice for everything
-    #[arg(short, long, action = ArgAction::Count)]
-    verbose: u8,
-    /// Log warnings and errors only
-    #[arg(short, long, conflicts_with = "verbose")]
-    quiet: bool,
-    /// The form of the log's lines: text, or json, one object each
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    log_format: log::Format,
-    /// What to do instead of being an agent.
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// What to do instead of being an agent.
-#[derive(Subcommand)]
-enum Command {
-    /// Take a ticket: write agent.yaml and its token, and ask the gateway
-    #[command(after_help = "\
-Examples:
-  narrowlink-agent join nl1AbC..
-  narrowlink-agent join -                  and paste it, then Ctrl-D: so it stands in no history
-  narrowlink-agent join - < home.ticket
-
-A newer ticket of the same gateway replaces the token; an agent that runs goes on with it.
-Another configuration is never overwritten.
-
-Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can't be reached,
-73 what can't be written, 78 configuration.")]
-    Join {
-        /// The ticket, as `narrowlink-gateway ticket agent` makes it; - reads it from standard input
-        #[arg(value_name = "TICKET")]
-        ticket: String,
-        /// Where agent.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
-        #[arg(long, value_name = "DIR")]
-        dir: Option<PathBuf>,
-        /// Leave it to you to run it: for root, where systemd runs the machine, it is made a service else
-        #[arg(long)]
-        no_service: bool,
-    },
-    /// Have systemd run this agent, now and after each boot
-    #[command(subcommand)]
-    Service(Service),
-    /// Go the way to each gateway step by step, and say what is wrong with it and what to do next
-    #[command(after_help = "\
-Examples:
-  narrowlink-agent doctor
-  narrowlink-agent doctor --json | jq -r '.[] | select(.state == \"FAIL\") | .next'
-
-Each line is OK, WARN, FAIL or SKIP, what was looked at, and what was found. An agent that runs goes on.
-
-Exit codes: 0 nothing is FAIL, else that of the trouble: 69 a gateway can't be reached, or does not
-accept the token, 70 the system lacks what is required, 78 the configuration or its token; of several
-the highest.")]
-    Doctor {
-        /// As a JSON array, one object for each line
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink-agent", &["join"]);
-    let args = Args::try_parse().unwrap_or_else(|e| {
-        if e.use_stderr() {
-            narrowlink_dataplane::run::process::refuse_arguments(&e.to_string(), e.exit_code());
+    let args = match manual::parse::<Args>(std::env::args_os()) {
+        Ok(Line::Run(args)) => args,
+        Ok(Line::Ask(question)) => end(answer_question(*question)),
+        Err(e) if e.use_stderr() => {
+            narrowlink_dataplane::run::process::refuse_arguments(&manual::refusal(&e), e.exit_code())
         }
         // Help and version, which must get there.
-        end(answer::write(io::stdout(), &e.render().to_string()).map(|()| 0).map_err(Into::into))
-    });
+        Err(e) => end(answer::write(io::stdout(), &e.render().to_string()).map(|()| 0).map_err(Into::into)),
+    };
     start_log(&args);
     narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
     end(run(&args))
+}
+
+/// About this program itself.
+fn answer_question(question: Question) -> anyhow::Result<u8> {
+    answer::write(io::stdout(), &question.answer()?)?;
+    Ok(0)
 }
 
 fn end(done: anyhow::Result<u8>) -> ! {
@@ -172,7 +92,7 @@ fn end(done: anyhow::Result<u8>) -> ! {
             // What is wrong stands among what was printed.
             if !error.is::<Unwell>() {
                 let why = narrowlink_dataplane::run::process::explain(error.as_ref());
-                log::say(&format!("narrowlink-agent: {why}"));
+                say(&kind_of(&error).mark(&why));
             }
             code_of(&error)
         }
@@ -195,7 +115,30 @@ fn code_of(error: &anyhow::Error) -> u8 {
         None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
         None if error.is::<Unwell>() => error.downcast_ref().map_or(EXIT_SOFTWARE, |Unwell(code)| *code),
         None if error.is::<Unwritten>() => UNWRITTEN,
+        None if error.is::<PageError>() => PageError::EXIT,
         None => EXIT_SOFTWARE,
+    }
+}
+
+/// The kind of trouble.
+fn kind_of(error: &anyhow::Error) -> Code {
+    if let Some(e) = error.downcast_ref::<ConfigError>() {
+        return e.code();
+    }
+    if let Some(e) = error.downcast_ref::<ServiceError>() {
+        return e.code();
+    }
+    match (error.downcast_ref::<StartError>(), error.downcast_ref::<EnrollError>()) {
+        (Some(StartError::Config(e)), _) => e.code(),
+        (Some(StartError::Runtime(_)), _) => Code::Internal,
+        (None, Some(EnrollError::Install(_))) => Code::Unmade,
+        (None, Some(EnrollError::Input(_))) => Code::Stdio,
+        (None, Some(EnrollError::Ticket(_) | EnrollError::Program(_))) => Code::Ticket,
+        (None, Some(EnrollError::Nowhere)) => Code::Usage,
+        (None, None) if error.is::<NotWelcomed>() => Code::NotWelcomed,
+        (None, None) if error.is::<Unwritten>() => Code::Unwritten,
+        (None, None) if error.is::<PageError>() => Code::Unmade,
+        (None, None) => Code::Internal,
     }
 }
 
@@ -372,15 +315,7 @@ fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
-
-    #[test]
-    fn the_arguments_fit_together() {
-        Args::command().debug_assert();
-        assert!(Args::try_parse_from(["narrowlink-agent", "-q", "-v"]).is_err());
-    }
 
     #[test]
     fn what_the_user_can_mend_exits_with_78() {

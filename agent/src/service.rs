@@ -2,8 +2,10 @@
 
 use std::{io, path::Path};
 
-use clap::Subcommand;
-use narrowlink_agent::config::{self, Config, ConfigError};
+use narrowlink_agent::{
+    args::Service,
+    config::{self, Config, ConfigError},
+};
 use narrowlink_dataplane::run::{
     process::find_config,
     service::{Files, ServiceError, Unit},
@@ -18,36 +20,6 @@ const UNIT: Unit = Unit {
     arguments: "",
     writable: &["/var/lib/narrowlink-agent"],
 };
-
-const HELP: &str = "\
-Examples:
-  sudo narrowlink-agent service install
-  narrowlink-agent service status
-  journalctl -u narrowlink-agent -f
-
-The service runs as a user of its own. Files that not everybody can read (the token) reach it as
-credentials: after a change of one, `systemctl restart narrowlink-agent`.
-
-Exit codes: 0 done or it runs, 3 it does not run, 4 not installed, 2 usage, 73 what can't be written,
-78 configuration.";
-
-/// What to do with the service.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Service {
-    /// Install it and begin it; one that runs is begun anew
-    #[command(after_help = HELP)]
-    Install,
-    /// End it and take its unit away; configuration and state stay
-    #[command(after_help = HELP)]
-    Uninstall,
-    /// How it stands
-    #[command(after_help = HELP)]
-    Status {
-        /// As one JSON object
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 /// Does it; the exit code.
 pub(crate) fn run(command: &Service, config: Option<&Path>) -> anyhow::Result<u8> {

@@ -127,10 +127,13 @@ lacks what is required, 77 the token, 78 the configuration; of several the highe
     #[command(after_help = "\
 Examples:
   narrowlink forward -n home -l 127.0.0.1:2222 127.0.0.1:22    then: ssh -p 2222 user@127.0.0.1
-  narrowlink forward -n home printer.lan:631                   takes a free port and prints it")]
+  narrowlink forward -n home printer.lan:631                   takes a free port and prints it
+  narrowlink forward -n home db.lan:5432 --json | jq -r --unbuffered .listening
+
+Whoever reaches the address of -l uses your token: one that other machines reach is warned of.")]
     Forward {
         /// The agent that dials
-        #[arg(short, long, value_name = "AGENT", value_parser = parse_agent)]
+        #[arg(short, long, visible_alias = "agent", value_name = "AGENT", value_parser = parse_agent)]
         name: String,
         /// Where it listens.
         #[arg(
@@ -143,6 +146,9 @@ Examples:
             value_parser = parse_listen
         )]
         listen: SocketAddr,
+        /// Say where it listens as one JSON object, in one line
+        #[arg(long)]
+        json: bool,
         /// What it dials, as the agent sees it: 127.0.0.1:22 is the agent's own machine
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
         target: Target,
@@ -157,7 +163,7 @@ Examples:
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | narrowlink connect -n home 127.0.0.1:80")]
     Connect {
         /// The agent that dials
-        #[arg(short, long, value_name = "AGENT", value_parser = parse_agent)]
+        #[arg(short, long, visible_alias = "agent", value_name = "AGENT", value_parser = parse_agent)]
         name: String,
         /// What it dials, as the agent sees it: 127.0.0.1:22 is the agent's own machine
         #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
@@ -296,10 +302,13 @@ mod tests {
             parse("narrowlink forward --name home --listen 127.0.0.1:80 [::1]:22 --config a.yaml").unwrap();
         assert_eq!(short.command, long.command);
         assert_eq!(short.config, long.config);
+        let alias =
+            parse("narrowlink -c a.yaml forward --agent home --listen 127.0.0.1:80 [::1]:22").unwrap();
+        assert_eq!(alias.command, long.command);
         let target = Target::Tcp { host: "::1".to_owned(), port: 22 };
         let listen = "127.0.0.1:80".parse().unwrap();
         let name = "home".to_owned();
-        assert_eq!(short.command, Command::Forward { name, listen, target, ssh_form: None });
+        assert_eq!(short.command, Command::Forward { name, listen, json: false, target, ssh_form: None });
     }
 
     #[test]

@@ -8,7 +8,9 @@ use narrowlink_dataplane::{
     run::{enroll::EnrollError, worker},
     tunnel::{LinkError, TunnelError},
 };
+use narrowlink_manual::PageError;
 use narrowlink_proto::{
+    code::Code,
     ended::{Ended, RefusalCode, Refused, Side, Why},
     finding::Trouble,
     message::GoodbyeCode,
@@ -58,6 +60,21 @@ impl Exit {
         }
     }
 
+    /// The kind of trouble, where no more is known of it.
+    const fn kind(self) -> Code {
+        match self {
+            Self::Usage => Code::Usage,
+            Self::Policy => Code::Policy,
+            Self::Unreachable => Code::Unreachable,
+            // Who is done has no trouble.
+            Self::Internal | Self::Done => Code::Internal,
+            Self::CantCreate => Code::Unmade,
+            Self::Reset => Code::Reset,
+            Self::Authentication => Code::Token,
+            Self::Configuration => Code::ConfigContent,
+        }
+    }
+
     /// For a refusal.
     pub const fn of(code: RefusalCode) -> Self {
         match code {
@@ -86,6 +103,8 @@ impl Exit {
 pub struct Failure {
     /// For programs.
     pub exit: Exit,
+    /// What `help` says more about.
+    pub code: Code,
     /// For people; empty where there is nothing to say.
     pub message: String,
 }
@@ -94,7 +113,19 @@ impl Failure {
     /// A failure; what can't be printed is left out of its sentence, which may hold a peer's words.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
         let message = printable(&message.to_string(), usize::MAX);
-        Self { exit, message }
+        Self { exit, code: exit.kind(), message }
+    }
+
+    /// The same, of this kind.
+    #[must_use]
+    pub fn of_kind(mut self, code: Code) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// The sentence with its code; nothing where there is nothing to say.
+    pub fn said(&self) -> Option<String> {
+        (!self.message.is_empty()).then(|| self.code.mark(&self.message))
     }
 
     /// A session that had opened and did not end well. `farewell` is what the gateway said of it.
@@ -116,7 +147,7 @@ impl Failure {
             io::ErrorKind::BrokenPipe => String::new(),
             _ => format!("{what}: {error}"),
         };
-        Self::new(Exit::Reset, message)
+        Self::new(Exit::Reset, message).of_kind(Code::Stdio)
     }
 
     /// A refusal, with what the user can do about it. `token` says why the token does not hold.
@@ -130,7 +161,7 @@ impl Failure {
             RefusalCode::LaneLost => format!("{reason}; try again"),
             _ => reason.clone(),
         };
-        Self::new(Exit::of(refused.code), message)
+        Self::new(Exit::of(refused.code), message).of_kind(refused.code.into())
     }
 }
 
@@ -144,22 +175,34 @@ impl std::error::Error for Failure {}
 
 impl From<EnrollError> for Failure {
     fn from(e: EnrollError) -> Self {
-        let exit = match e {
-            EnrollError::Input(_) => Exit::Reset,
-            EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere => Exit::Usage,
-            EnrollError::Install(_) => Exit::CantCreate,
+        let (exit, code) = match e {
+            EnrollError::Input(_) => (Exit::Reset, Code::Stdio),
+            EnrollError::Ticket(_) | EnrollError::Program(_) => (Exit::Usage, Code::Ticket),
+            EnrollError::Nowhere => (Exit::Usage, Code::Usage),
+            EnrollError::Install(_) => (Exit::CantCreate, Code::Unmade),
         };
-        Self::new(exit, e)
+        Self::new(exit, e).of_kind(code)
+    }
+}
+
+impl From<PageError> for Failure {
+    fn from(e: PageError) -> Self {
+        Self::new(Exit::CantCreate, e)
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(e: ConfigError) -> Self {
-        let exit = match e {
-            ConfigError::Unfit(Located { what: Unfit::NotAClient, .. }) => Exit::Authentication,
-            _ => Exit::Configuration,
+        let (exit, code) = match &e {
+            ConfigError::NotFound(_) | ConfigError::Read { .. } => (Exit::Configuration, Code::ConfigMissing),
+            ConfigError::Yaml { .. } => (Exit::Configuration, Code::ConfigContent),
+            ConfigError::Unfit(Located { what, .. }) => match what {
+                Unfit::NotAClient => (Exit::Authentication, Code::WrongKind),
+                Unfit::NoToken => (Exit::Configuration, Code::NoToken),
+                Unfit::Load(load) => (Exit::Configuration, load.code()),
+            },
         };
-        Self::new(exit, e)
+        Self::new(exit, e).of_kind(code)
     }
 }
 
@@ -173,7 +216,10 @@ impl From<TunnelError> for Failure {
     fn from(e: TunnelError) -> Self {
         match &e {
             TunnelError::Refused(refused) => Self::refused(refused, &refused.reason),
-            _ => Self::new(Exit::Unreachable, e),
+            _ => {
+                let code = e.code();
+                Self::new(Exit::Unreachable, e).of_kind(code)
+            }
         }
     }
 }
@@ -186,9 +232,12 @@ impl From<LinkError> for Failure {
                 GoodbyeCode::Unauthenticated => {
                     Self::new(Exit::Authentication, format!("{}; ask for a new token", goodbye.reason))
                 }
-                _ => Self::new(Exit::Unreachable, goodbye.reason),
+                code => Self::new(Exit::Unreachable, goodbye.reason).of_kind(code.into()),
             },
-            e => Self::new(Exit::Unreachable, e),
+            e => {
+                let code = e.code();
+                Self::new(Exit::Unreachable, e).of_kind(code)
+            }
         }
     }
 }

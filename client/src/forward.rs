@@ -26,6 +26,7 @@ use narrowlink_dataplane::{
         worker::spawn,
     },
 };
+use narrowlink_proto::code::Code;
 
 use crate::{
     carry::{Arrival, Carrier, Shared},
@@ -65,7 +66,7 @@ pub(crate) fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
             }
             _ => format!("{addr} can't be listened on: {e}; choose another with -l"),
         };
-        Failure::new(Exit::Unreachable, message)
+        Failure::new(Exit::Unreachable, message).of_kind(Code::Listen)
     })
 }
 

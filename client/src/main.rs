@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Parser as _, error::ContextKind};
+use clap::error::ContextKind;
 use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
@@ -24,7 +24,8 @@ use narrowlink_dataplane::run::{
     log,
     process::find_config,
 };
-use narrowlink_proto::{answer, printable::printable, target::Target, ticket::Program};
+use narrowlink_manual::{self as manual, Line, Question};
+use narrowlink_proto::{answer, code::Code, printable::printable, target::Target, ticket::Program};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag::register_conditional_shutdown,
@@ -38,18 +39,26 @@ const AGENT_CHARS_MAX: usize = 128;
 
 fn main() {
     narrowlink_dataplane::run::process::refuse_secrets("narrowlink", &["login"]);
-    let args = Args::try_parse().unwrap_or_else(|e| usage(e));
+    let args = match manual::parse(std::env::args_os()) {
+        Ok(Line::Run(args)) => args,
+        Ok(Line::Ask(question)) => end(answer_question(*question)),
+        Err(e) => usage(e),
+    };
     if std::process::id() == 1 {
         obey_signals();
     }
     start_log(&args);
     narrowlink_dataplane::run::process::prepare();
     narrowlink_dataplane::tls::install_crypto();
-    let code = match run(args) {
+    end(run(args))
+}
+
+fn end(done: Result<Exit, Failure>) -> ! {
+    let code = match done {
         Ok(exit) => exit,
         Err(failure) => {
-            if !failure.message.is_empty() {
-                say(&failure.message);
+            if let Some(words) = failure.said() {
+                say(&words);
             }
             failure.exit
         }
@@ -58,21 +67,20 @@ fn main() {
     log::exit(code.code())
 }
 
+/// About this program itself.
+fn answer_question(question: Question) -> Result<Exit, Failure> {
+    print(&question.answer()?)?;
+    Ok(Exit::Done)
+}
+
 /// What clap has to say: help and version on standard output, which must get there; else how to write it.
 fn usage(mut error: clap::Error) -> ! {
     // "to pass '-1' as a value, use '-- -1'": no value of ours begins so.
     error.remove(ContextKind::Suggested);
     if error.use_stderr() {
-        narrowlink_dataplane::run::process::refuse_arguments(&error.to_string(), error.exit_code());
+        narrowlink_dataplane::run::process::refuse_arguments(&manual::refusal(&error), error.exit_code());
     }
-    let code = match print(&error.render().to_string()) {
-        Ok(()) => Exit::Done,
-        Err(failure) => {
-            say(&failure.message);
-            failure.exit
-        }
-    };
-    log::exit(code.code())
+    end(print(&error.render().to_string()).map(|()| Exit::Done))
 }
 
 /// Process 1 of a container has none of the usual answers to signals: without this it could only be killed.
@@ -123,15 +131,9 @@ fn run(args: Args) -> Result<Exit, Failure> {
         Command::List { json } => print_agents(&config, json)?,
         Command::Whoami { offline, json } => return print_identities(&config, offline, json),
         Command::Connect { name, target } => connect(&config, &name, &target)?,
-        Command::Forward { name, listen, target, ssh_form: None } => {
-            let way = format!("{name} → {}", place(&target));
-            let forward = start_forward(&config, Plan { agent: name, target, listen })?;
-            if !args.quiet {
-                log::say(&format!("{} → {way} · Ctrl-C ends", forward.local_addr));
-            }
-            print(&format!("{}\n", forward.local_addr))?;
-            forward.join();
-            return Err(Failure::new(Exit::Internal, "the forward's thread failed"));
+        Command::Forward { name, listen, json, target, ssh_form: None } => {
+            let plan = Plan { agent: name, target, listen };
+            return Err(forward(&config, plan, json, args.quiet));
         }
     }
     Ok(Exit::Done)
@@ -148,6 +150,27 @@ fn load(args: &Args) -> Result<Config, ConfigError> {
         Some(framing) => config.with_framing(framing.into()),
         None => config,
     })
+}
+
+/// Forwards until it fails; why it did.
+fn forward(config: &Config, plan: Plan, as_json: bool, quiet: bool) -> Failure {
+    let forward = match start_forward(config, plan.clone()) {
+        Ok(forward) => forward,
+        Err(failure) => return failure,
+    };
+    let addr = forward.local_addr;
+    if !quiet {
+        if let Some(words) = plan.exposure() {
+            say(&format!("warning: {words}"));
+        }
+        log::say(&format!("{addr} → {} → {} · Ctrl-C ends", plan.agent, place(&plan.target)));
+    }
+    let told = if as_json { plan.json(addr) } else { Ok(format!("{addr}\n")) };
+    if let Err(failure) = told.map_err(|e| Failure::new(Exit::Internal, e)).and_then(|text| print(&text)) {
+        return failure;
+    }
+    forward.join();
+    Failure::new(Exit::Internal, "the forward's thread failed")
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
@@ -214,5 +237,5 @@ fn place(target: &Target) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    answer::write(io::stdout(), text).map_err(|e| Failure::new(Exit::Reset, e))
+    answer::write(io::stdout(), text).map_err(|e| Failure::new(Exit::Reset, e).of_kind(Code::Unwritten))
 }

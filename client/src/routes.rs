@@ -25,7 +25,7 @@ use narrowlink_proto::{
     message::GoodbyeCode,
     token::peek_unverified,
     upgrade::Framing,
-    when::date,
+    when::show_from,
 };
 
 use crate::{
@@ -271,10 +271,11 @@ fn token_trouble(token: &str, place: &Path, gateway: &str, now: u64) -> String {
              it cut off when it was copied?"
         ),
         Some(peek) if peek.exp <= now => {
-            format!("the token in {place} expired on {}; ask for a new one", date(peek.exp))
+            format!("the token in {place} expired on {}; ask for a new one", show_from(peek.exp, now))
         }
         Some(peek) if peek.nbf.is_some_and(|nbf| nbf > now) => {
-            format!("the token in {place} is valid only from {}", date(peek.nbf.unwrap_or_default()))
+            let from = show_from(peek.nbf.unwrap_or_default(), now);
+            format!("the token in {place} is valid only from {from}")
         }
         Some(_) => {
             format!(
@@ -373,7 +374,9 @@ mod tests {
         let say = |token: &str| token_trouble(token, Path::new("client.yaml"), "gw:443", 1_795_200_000);
         assert!(say("xyz").starts_with("client.yaml holds no token where one belongs: "), "{}", say("xyz"));
         let expired = token(r#""exp":1795132800"#);
-        assert_eq!(say(&expired), "the token in client.yaml expired on 2026-11-20; ask for a new one");
+        let said =
+            "the token in client.yaml expired on 2026-11-20 00:00:00 UTC (18 hours ago); ask for a new one";
+        assert_eq!(say(&expired), said);
         let early = token(r#""exp":1900000000,"nbf":1800000000"#);
         assert!(say(&early).contains("only from 2027-01-15"));
         let unknown = say(&token(r#""exp":1900000000"#));

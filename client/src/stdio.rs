@@ -15,7 +15,7 @@ use narrowlink_dataplane::{
         linger::{PATIENCE, reset_conn},
     },
 };
-use narrowlink_proto::target::Target;
+use narrowlink_proto::{code::Code, target::Target};
 
 use crate::{
     exit::{Exit, Failure},
@@ -49,6 +49,7 @@ pub(crate) async fn run(opener: Arc<Opener>, agent: &str, target: &Target) -> Re
 
 fn unusable(e: io::Error) -> Failure {
     Failure::new(Exit::Internal, format!("standard input and output can't be used: {e}; are both open?"))
+        .of_kind(Code::Stdio)
 }
 
 fn explain(broken: &Broken) -> Failure {

@@ -11,6 +11,7 @@ use narrowlink_dataplane::{
     run::{log, process},
     tls::Ktls,
 };
+use narrowlink_manual::{self as manual, Line};
 use narrowlink_proto::{id::Uid, target::Target, when::When};
 
 use crate::{moment::Moment, succession::Predecessor};
@@ -117,6 +118,9 @@ pub struct Init {
     /// Ask nothing
     #[arg(short, long)]
     pub yes: bool,
+    /// Print the tickets as one JSON object, and not what to type next
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do with tickets.
@@ -157,6 +161,9 @@ pub enum Ticket {
         /// Whose it is, by name or uid; the first user's without it
         #[arg(long, value_name = "USER")]
         user: Option<String>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
         /// The gateway's config
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -205,6 +212,9 @@ pub enum User {
         /// Where the gateway is reached, for one that was not made by init
         #[arg(long, value_name = "HOST:PORT")]
         gateway: Option<String>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
         /// The gateway's config
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -265,7 +275,7 @@ pub struct Explain {
     #[arg(long, value_name = "FILE")]
     pub token: String,
     /// The agent that would dial
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'n', long, visible_alias = "name", value_name = "NAME")]
     pub agent: String,
     /// What it would dial: tcp://HOST:PORT (or just HOST:PORT), udp://HOST:PORT, icmp://HOST, unix:///PATH
     #[arg(long, value_name = "TARGET")]
@@ -287,18 +297,18 @@ pub struct Explain {
 #[command(group = ArgGroup::new("what").args(["token", "jti", "name", "issued_before"]).required(true).multiple(true))]
 pub struct Revoke {
     /// This token, by its jti: a file that holds it, - for standard input, or the token itself
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["jti", "uid", "name", "issued_before"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["jti", "user", "name", "issued_before"])]
     pub token: Option<String>,
-    /// The token of this id
-    #[arg(long, value_name = "ID", conflicts_with_all = ["uid", "name", "issued_before"])]
+    /// The token of this id, which its claims call jti
+    #[arg(long, visible_alias = "id", value_name = "ID", conflicts_with_all = ["user", "name", "issued_before"])]
     pub jti: Option<String>,
-    /// Tokens of this user: those of --name, or those --issued-before
-    #[arg(long, value_name = "UID")]
-    pub uid: Option<Uid>,
+    /// Tokens of this user, by name or uid: those of --name, or those --issued-before
+    #[arg(long, visible_alias = "uid", value_name = "USER")]
+    pub user: Option<String>,
     /// Tokens of this name, and without --issued-before that is for ever: new ones, too
-    #[arg(long, value_name = "NAME", requires = "uid")]
+    #[arg(long, value_name = "NAME", requires = "user")]
     pub name: Option<String>,
-    /// Tokens issued before then: now, a date (2026-11-21, 0:00 UTC), or seconds since 1970. Without --uid those
+    /// Tokens issued before then: now, a date (2026-11-21, 0:00 UTC), or seconds since 1970. Without --user those
     /// of every user. A token that does not say when it was issued is older than any
     #[arg(long, value_name = "WHEN")]
     pub issued_before: Option<Moment>,
@@ -309,6 +319,9 @@ pub struct Revoke {
     /// The list itself; it is made if it is not there
     #[arg(long, value_name = "FILE")]
     pub list: Option<PathBuf>,
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do with policies.
@@ -319,6 +332,9 @@ pub enum Policy {
     Test {
         /// The table, see docs/policy.md
         file: PathBuf,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
         /// The config whose secrets the tokens are held against; without it nobody's signature is checked
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -358,11 +374,11 @@ fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
 ///
 /// # Errors
 /// Help or version is asked for: what is to be answered.
-pub fn parse() -> Result<Args, String> {
+pub fn parse() -> Result<Line<Args>, String> {
     process::refuse_secrets("narrowlink-gateway", &["--token"]);
-    Args::try_parse().map_err(|e| {
+    manual::parse(std::env::args_os()).map_err(|e| {
         if e.use_stderr() {
-            process::refuse_arguments(&e.to_string(), e.exit_code());
+            process::refuse_arguments(&manual::refusal(&e), e.exit_code());
         }
         e.render().to_string()
     })
@@ -477,8 +493,8 @@ const REVOKE_HELP: &str = "\
 Examples:
   narrowlink-gateway revoke --token laptop.token
   narrowlink-gateway revoke --jti 3f2a9c
-  narrowlink-gateway revoke --uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --name laptop --issued-before now
-  narrowlink-gateway revoke --uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --issued-before 2026-11-21
+  narrowlink-gateway revoke --user lab --name laptop --issued-before now
+  narrowlink-gateway revoke --user 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --issued-before 2026-11-21
   narrowlink-gateway revoke --list /etc/narrowlink/revoked.yaml --issued-before now
 
 The list is the file that the config names: revocations: revoked.yaml. A running gateway

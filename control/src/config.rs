@@ -18,6 +18,7 @@ use std::{
 
 use narrowlink_dataplane::run::file::{self, Contents, Reading};
 use narrowlink_proto::{
+    code::Code,
     id::Uid,
     limits::Limits,
     target::Destination,
@@ -169,6 +170,17 @@ pub enum ConfigError {
     /// What its list of revoked tokens says, and where.
     #[error(transparent)]
     Revocations(RevocationError),
+}
+
+impl ConfigError {
+    /// The kind of trouble.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Read { .. } => Code::ConfigMissing,
+            Self::Content { .. } => Code::ConfigContent,
+            Self::Revocations(_) => Code::Book,
+        }
+    }
 }
 
 impl Config {

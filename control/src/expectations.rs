@@ -17,6 +17,8 @@ use narrowlink_proto::{
     yaml::Fault,
 };
 
+use serde_json::json;
+
 use crate::{
     config::Config,
     explain::{Question, QuestionError, Rule, Trouble, verdict_name},
@@ -125,6 +127,12 @@ impl Outcome {
         };
         text
     }
+
+    /// For programs: one object, in one line.
+    pub fn json(&self) -> String {
+        let Self { failures, count } = self;
+        format!("{}\n", json!({ "count": count, "failures": failures }))
+    }
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -195,6 +203,7 @@ mod tests {
         let outcome = check(rows, None);
         assert_eq!(outcome, Outcome { failures: Vec::new(), count: 10 });
         assert_eq!(outcome.text(), "10 of 10 as expected\n");
+        assert_eq!(outcome.json(), "{\"count\":10,\"failures\":[]}\n");
     }
 
     #[test]

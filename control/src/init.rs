@@ -24,6 +24,7 @@ use narrowlink_proto::{
     token::{Keys, Kind, Secret},
     when::date,
 };
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -94,6 +95,16 @@ pub struct Made {
     pub agent: Ticket,
     /// The first client's ticket.
     pub client: Ticket,
+}
+
+impl Made {
+    /// For programs: one object, in one line.
+    pub fn json(&self) -> String {
+        let Self { config, agent, client } = self;
+        let (agent, client) = (agent.encode(), client.encode());
+        let config = config.display().to_string();
+        format!("{}\n", json!({ "config": config, "agent": agent.expose(), "client": client.expose() }))
+    }
 }
 
 /// Why nothing was made.

@@ -6,9 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use narrowlink_proto::{
+    id::Uid,
     token::read_unverified,
     when::{distance, show},
 };
+
+use serde_json::json;
 
 use crate::{
     args::Revoke,
@@ -16,6 +19,7 @@ use crate::{
     explain::{Bearer, Signature, find_token},
     moment::Moment,
     revocations::{Entry, RevocationError, add},
+    tickets::book::{self, Book},
 };
 
 /// Which list gets the entry.
@@ -77,6 +81,9 @@ pub enum SubjectError {
     /// No token where one was said to be.
     #[error("{0}")]
     Token(String),
+    /// No user of the book is called so.
+    #[error("{0}")]
+    User(String),
     /// What no entry may say.
     #[error("{0}")]
     Entry(&'static str),
@@ -96,7 +103,9 @@ impl Subject {
             Moment::Now => now,
             Moment::At(at) => at,
         });
-        let entry = Entry { jti: args.jti.clone(), uid: args.uid, name: args.name.clone(), issued_before };
+        let uid = args.user.as_deref().map(|called| find_user(called, list)).transpose();
+        let uid = uid.map_err(SubjectError::User)?;
+        let entry = Entry { jti: args.jti.clone(), uid, name: args.name.clone(), issued_before };
         entry.check().map_err(SubjectError::Entry)?;
         let warnings = issued_before.filter(|at| *at > now).map(|at| {
             let (at, distance) = (show(at), distance(at, now));
@@ -124,6 +133,21 @@ impl Subject {
     }
 }
 
+/// The uid of a user who is meant by name or by it. A name is looked up where the list's gateway has its users.
+fn find_user(called: &str, list: &List) -> Result<Uid, String> {
+    if let Ok(uid) = called.parse() {
+        return Ok(uid);
+    }
+    let List::OfConfig { path, .. } = list else {
+        return Err("--user: a name is looked up in the book of tickets beside a config: write the uid, or -c FILE in \
+                    place of --list"
+            .to_owned());
+    };
+    let book = Book::read(&path.with_file_name(book::FILE))
+        .map_err(|e| format!("--user: neither a uid nor a name of the book of tickets: {e}"))?;
+    book.user(Some(called)).map(|user| user.uid)
+}
+
 /// What has become of it.
 #[derive(Debug)]
 pub struct Revoked<'a> {
@@ -143,6 +167,12 @@ impl<'a> Revoked<'a> {
         let is_new = add(list.path(), &subject.entry)?;
         let has_config = matches!(list, List::OfConfig { .. });
         Ok(Self { subject, list: list.path(), has_config, is_new })
+    }
+
+    /// For programs: one object, in one line.
+    pub fn json(&self) -> String {
+        let object = json!({ "entry": self.subject.entry, "list": self.list.display().to_string(), "new": self.is_new });
+        format!("{object}\n")
     }
 
     /// For people, with what they may not expect.
@@ -217,14 +247,13 @@ mod tests {
         for (line, says) in [
             (String::new(), "required"),
             (format!("--uid {UID}"), "--issued-before"),
-            ("--name laptop".to_owned(), "--uid"),
-            ("--name laptop --issued-before now".to_owned(), "--uid"),
+            ("--name laptop".to_owned(), "--user"),
+            ("--name laptop --issued-before now".to_owned(), "--user"),
             (format!("--jti a --uid {UID} --name b"), "cannot be used with"),
             ("--jti a --issued-before now".to_owned(), "cannot be used with"),
             ("--token a --jti b".to_owned(), "cannot be used with"),
             (format!("--token a --uid {UID}"), "cannot be used with"),
             ("--jti a -c gateway.yaml --list revoked.yaml".to_owned(), "cannot be used with"),
-            ("--uid 7 --name a".to_owned(), "invalid value '7'"),
             ("--issued-before tomorrow".to_owned(), "expected now, a date"),
         ] {
             let refused = args(&line).unwrap_err();

@@ -13,7 +13,7 @@ use narrowlink_proto::{
     policy::{Grant, Item, Policies},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
-    when::{When, distance, show},
+    when::{When, distance, show, show_from},
 };
 use serde_json::json;
 
@@ -86,7 +86,7 @@ impl Wanted {
         if !self.renew
             && let Some(entry) = book.tickets.iter().find(holds)
         {
-            let (kind, name, until) = (self.kind.name(), &self.name, show(entry.exp));
+            let (kind, name, until) = (self.kind.name(), &self.name, show_from(entry.exp, now));
             return Err(usage(format!(
                 "the {kind} {name} of {user} has a ticket already, until {until}: take it back (narrowlink-gateway ticket \
                  revoke {kind} {name}), or say --renew for another one beside it"
@@ -148,6 +148,12 @@ pub fn revoke(
     Ok(count)
 }
 
+/// What was taken back, for programs: one object, in one line.
+pub fn revoked_json(kind: Kind, name: &str, count: usize, list: &Path) -> String {
+    let list = list.display().to_string();
+    format!("{}\n", json!({ "kind": kind, "name": name, "revoked": count, "list": list }))
+}
+
 /// Whether somebody's ticket holds.
 fn state(book: &Book, entry: &Entry, revocations: &Revocations, now: u64) -> &'static str {
     let is_revoked = book.user(Some(&entry.user)).is_ok_and(|User { uid, .. }| {
@@ -174,7 +180,7 @@ pub fn text(book: &Book, revocations: &Revocations, now: u64) -> String {
     for entry in &book.tickets {
         let state = state(book, entry, revocations, now);
         let kind = entry.kind.name();
-        let until = format!("{} ({})", show(entry.exp), distance(entry.exp, now));
+        let until = show_from(entry.exp, now);
         // Writing to a String does not fail.
         let _ = writeln!(text, "{kind:<7} {:<name$} {:<user$} {state:<8} {until}", entry.name, entry.user);
     }
@@ -186,7 +192,8 @@ pub fn json(book: &Book, revocations: &Revocations, now: u64) -> String {
     let tickets = book.tickets.iter().map(|entry| {
         let Entry { user, kind, name, jti, iat, exp, allow } = entry;
         json!({
-            "kind": kind, "name": name, "user": user, "jti": jti, "issued_at": iat, "expires_at": exp,
+            "kind": kind, "name": name, "user": user, "jti": jti, "iat": iat, "exp": exp,
+            "expires_at": show(*exp),
             "state": state(book, entry, revocations, now), "allow": allow,
         })
     });

@@ -159,7 +159,7 @@ fn each_error_has_its_words_and_its_exit_code() {
     for (args, code, says) in [
         ("", 2, "required"),
         ("--uid 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10", 2, "--issued-before <WHEN>"),
-        ("--name laptop", 2, "--uid <UID>"),
+        ("--name laptop", 2, "--user <USER>"),
         ("--jti a --issued-before now", 2, "cannot be used with"),
         ("--jti a --list b -c gw.yaml", 2, "cannot be used with"),
         ("--list l --issued-before 2026-02-30", 2, "there is no such day"),
@@ -183,6 +183,64 @@ fn each_error_has_its_words_and_its_exit_code() {
     }
     assert!(!dir.path().join("l").exists());
     assert_eq!(fs::read_to_string(dir.path().join("bad-list.yaml")).unwrap(), "- {jti: a, until: 9}\n");
+}
+
+#[test]
+fn what_a_script_reads_comes_as_one_object_in_one_line() {
+    let dir = site();
+    let answer = |line: &str, code| {
+        let out = check(dir.path(), line, code, &[]);
+        assert_eq!(text(&out.stdout).lines().count(), 1, "{line}");
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    let revoked = answer("revoke -c gw.yaml --jti 3f2a --json", 0);
+    assert_eq!((&revoked["entry"]["jti"], &revoked["new"]), (&"3f2a".into(), &true.into()));
+    assert_eq!(answer("revoke -c gw.yaml --jti 3f2a --json", 0)["new"], false);
+    let made = answer("init 127.0.0.1:8443 --dir made --yes --json", 0);
+    assert!(made["agent"].as_str().unwrap().starts_with("nl1"), "{made}");
+    assert!(made["client"].as_str().unwrap().starts_with("nl1") && made["agent"] != made["client"]);
+    let user = answer("user add lab -c made/gateway.yaml --json", 0);
+    let users = answer("user list -c made/gateway.yaml --json", 0);
+    assert_eq!((&user["name"], &users[1]), (&"lab".into(), &user));
+    let taken = answer("ticket revoke client laptop -c made/gateway.yaml --json", 0);
+    assert_eq!(
+        (&taken["kind"], &taken["name"], &taken["revoked"]),
+        (&"client".into(), &"laptop".into(), &1.into())
+    );
+    assert_eq!(answer("ticket revoke client laptop -c made/gateway.yaml --json", 0)["revoked"], 0);
+    let table = "tokens: { laptop: !File laptop.token }\nexpect: [[laptop, home, \"10.0.0.1:22\", deny]]\n";
+    write(&dir.path().join("expected.yaml"), table);
+    let outcome = answer("policy test expected.yaml --json", 1);
+    assert_eq!((&outcome["count"], outcome["failures"].as_array().map(Vec::len)), (&1.into(), Some(1)));
+    let tickets = answer("ticket list -c made/gateway.yaml --json", 0);
+    assert!(tickets[0]["exp"].is_u64() && tickets[0]["expires_at"].as_str().unwrap().ends_with(" UTC"));
+}
+
+#[test]
+fn a_user_is_meant_by_name_or_uid_and_older_spellings_hold() {
+    let dir = site();
+    check(dir.path(), "init 127.0.0.1:8443 --dir made --yes", 0, &[]);
+    check(dir.path(), &format!("user add lab --uid {UID} -c made/gateway.yaml"), 0, &[]);
+    let entry = format!("name \"laptop\" of {UID}");
+    let by_name = "revoke -c made/gateway.yaml --user lab --name laptop";
+    check(dir.path(), by_name, 0, &["revoked: ", &entry]);
+    for user in [format!("--user {UID}"), format!("--uid {UID}"), "--uid lab".to_owned()] {
+        let line = format!("revoke -c made/gateway.yaml {user} --name laptop");
+        check(dir.path(), &line, 0, &["revoked already: ", &entry]);
+    }
+    for (line, says) in [
+        ("-c made/gateway.yaml --user nobody", "--user: there is no user of this name; there are: main, lab"),
+        ("-c gw.yaml --user lab", "--user: neither a uid nor a name of the book of tickets: "),
+        ("--list l --user lab", "--user: a name is looked up in the book of tickets beside a config"),
+    ] {
+        check(dir.path(), &format!("revoke {line} --name laptop"), 2, &[says]);
+    }
+    check(dir.path(), "revoke --list l --id 3f2a", 0, &["revoked: jti 3f2a"]);
+    check(dir.path(), "revoke --list l --jti 3f2a", 0, &["revoked already: jti 3f2a"]);
+    let explain = "explain --token laptop.token --target 10.0.0.1:22";
+    for agent in ["--agent home", "--name home", "-n home"] {
+        check(dir.path(), &format!("{explain} {agent}"), 0, &["ALLOW "]);
+    }
 }
 
 #[test]

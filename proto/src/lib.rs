@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod code;
 pub mod ended;
 pub mod endpoint;
 pub mod feature;

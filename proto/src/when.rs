@@ -99,6 +99,11 @@ pub fn distance(then: u64, now: u64) -> String {
     }
 }
 
+/// A time as it is shown everywhere to somebody at `now`: `2027-01-31 10:00:00 UTC (in 29 days)`.
+pub fn show_from(then: u64, now: u64) -> String {
+    format!("{} ({})", show(then), distance(then, now))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +210,7 @@ mod tests {
             assert_eq!(distance(now - seconds, now), format!("{words} ago"));
         }
         assert_eq!(distance(now, now), "now");
+        assert_eq!(show_from(now + YEAR_S, now), "2034-05-18 03:33:20 UTC (in 365 days)");
         assert!(distance(u64::MAX, 0).starts_with("in 5849"));
     }
 }

@@ -47,32 +47,35 @@ Examples:
   narrowlink-tokengen keygen -o secret     secret: !File secret in both";
 
 /// Signs Narrowlink tokens, offline.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "narrowlink-tokengen", version, after_help = EXAMPLES)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(crate) struct Args {
+pub struct Args {
+    /// What to do instead of signing.
     #[command(subcommand)]
-    pub(crate) command: Option<Command>,
+    pub command: Option<Command>,
+    /// What to sign, and how it is shown.
     #[command(flatten)]
-    pub(crate) sign: Sign,
+    pub sign: Sign,
 }
 
-#[derive(clap::Args)]
-pub(crate) struct Sign {
+/// What to sign, and how it is shown.
+#[derive(Debug, clap::Args)]
+pub struct Sign {
     #[command(flatten)]
     file: File,
     /// Sign, but show no token: a line for each says what it would be.
     #[arg(long, conflicts_with_all = ["json", "output"])]
-    pub(crate) check: bool,
+    pub check: bool,
     /// Print a JSON array of { kind, uid, name, exp, jti, token }; with -o, file instead of token.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
     /// Write each token to DIR/<uid>/<kind>-<name>.token, which only its owner reads, and show none.
     #[arg(short, long, value_name = "DIR")]
-    pub(crate) output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct File {
     /// What to sign, as YAML.
@@ -83,8 +86,9 @@ struct File {
     config: Option<PathBuf>,
 }
 
-#[derive(Subcommand)]
-pub(crate) enum Command {
+/// What to do instead of signing.
+#[derive(Debug, Subcommand)]
+pub enum Command {
     /// Show what a token says, and whether a secret signed it.
     #[command(after_help = INSPECT)]
     Inspect {
@@ -108,7 +112,7 @@ pub(crate) enum Command {
 
 impl Sign {
     /// The file to sign.
-    pub(crate) fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.file.file.clone().or_else(|| self.file.config.clone()).unwrap_or_default()
     }
 }

@@ -5,6 +5,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
+pub mod args;
 pub mod files;
 mod hosts;
 pub mod input;
@@ -25,6 +26,7 @@ use std::{
 };
 
 use narrowlink_proto::{
+    code::Code,
     id::Uid,
     token::{Keys, Kind, SecretError, TokenError},
     yaml::{Document, Fault, Located},
@@ -123,6 +125,18 @@ pub enum TokengenError {
         /// What is wrong with it.
         why: TokenError,
     },
+}
+
+impl TokengenError {
+    /// The kind of trouble.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Read { .. } => Code::ConfigMissing,
+            Self::Yaml { .. } | Self::Misfit { .. } | Self::Token { .. } => Code::ConfigContent,
+            Self::Secret { .. } | Self::SecretFile(_) | Self::NoSecretFile { .. } => Code::ConfigFile,
+            Self::SecretArgument { .. } => Code::Usage,
+        }
+    }
 }
 
 /// Why a file that a secret names can't be used; where it is named is known of each.

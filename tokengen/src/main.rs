@@ -4,8 +4,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
-mod args;
-
 use std::{
     fmt,
     io::{self, Write as _},
@@ -14,22 +12,22 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::Parser as _;
+use narrowlink_manual::{self as manual, Line, PageError};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
+    code::Code,
     secrecy::{mask_arguments, misplaced_argument},
     token::Secret,
 };
 use narrowlink_tokengen::{
     TokengenError,
+    args::{Args, Command, Sign},
     files::{WriteError, write_secret, write_tokens},
     inspect::{InspectError, fetch, inspect},
     output, run,
     secrets::candidates,
     show,
 };
-
-use crate::args::{Args, Command, Sign};
 
 /// The token that was looked at is broken, or not by the secret it was held against.
 const BAD_TOKEN: u8 = 1;
@@ -39,30 +37,37 @@ const EX_CONFIG: u8 = 78;
 
 struct Failure {
     code: u8,
+    kind: Code,
     what: String,
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     if let Some((at, form)) = misplaced_argument(&arguments, &["--secret", "inspect", "--json"]) {
-        return refuse(&format!("narrowlink-tokengen: argument {at} is {form}, which has no place there\n"));
+        let why = format!("narrowlink-tokengen: argument {at} is {form}, which has no place there");
+        return refuse(&(Code::Usage.mark(&why) + "\n"));
     }
-    let done = match Args::try_parse() {
-        Ok(Args { command: None, sign }) => sign_file(&sign),
-        Ok(Args { command: Some(Command::Inspect { token, secret, json }), .. }) => {
-            look_at(&token, secret.as_deref(), json)
-        }
-        Ok(Args { command: Some(Command::Keygen { output }), .. }) => make_secret(output),
+    let done = match manual::parse(std::env::args_os()) {
+        Ok(Line::Run(args)) => run_command(args),
+        Ok(Line::Ask(question)) => question.answer().map_err(Failure::from).and_then(|text| print(&text)),
         Err(e) if e.use_stderr() => {
-            return refuse(&mask_arguments(&e.to_string(), arguments.into_iter().skip(1)));
+            return refuse(&mask_arguments(&manual::refusal(&e), arguments.into_iter().skip(1)));
         }
         // Help and version, which must get there.
         Err(e) => print(&e.render().to_string()),
     };
-    done.unwrap_or_else(|Failure { code, what }| {
-        say(&format!("narrowlink-tokengen: {what}"));
+    done.unwrap_or_else(|Failure { code, kind, what }| {
+        say(&format!("narrowlink-tokengen: {}", kind.mark(&what)));
         ExitCode::from(code)
     })
+}
+
+fn run_command(args: Args) -> Result<ExitCode, Failure> {
+    match args.command {
+        None => sign_file(&args.sign),
+        Some(Command::Inspect { token, secret, json }) => look_at(&token, secret.as_deref(), json),
+        Some(Command::Keygen { output }) => make_secret(output),
+    }
 }
 
 /// What is wrong with the command line, without what was written there.
@@ -81,11 +86,11 @@ fn sign_file(sign: &Sign) -> Result<ExitCode, Failure> {
     answer::wrote(match &sign.output {
         Some(dir) => {
             let files = write_tokens(dir, tokens, draw)?;
-            if sign.json { output::json(out, &files) } else { output::written(out, &files) }
+            if sign.json { output::json(out, &files) } else { output::written(out, &files, now()) }
         }
         None if sign.check => output::check(out, tokens, now()),
         None if sign.json => output::json(out, tokens),
-        None => output::plain(out, tokens),
+        None => output::plain(out, tokens, now()),
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -128,41 +133,50 @@ fn draw<const N: usize>() -> [u8; N] {
 }
 
 impl Failure {
-    fn new(code: u8, what: &impl fmt::Display) -> Self {
-        Self { code, what: what.to_string() }
+    fn new(code: u8, kind: Code, what: &impl fmt::Display) -> Self {
+        Self { code, kind, what: what.to_string() }
     }
 }
 
 impl From<TokengenError> for Failure {
     fn from(why: TokengenError) -> Self {
-        Self::new(EX_CONFIG, &why)
+        Self::new(EX_CONFIG, why.code(), &why)
     }
 }
 
 impl From<InspectError> for Failure {
     fn from(why: InspectError) -> Self {
-        let broken = matches!(
-            why,
-            InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. }
-        );
-        Self::new(if broken { BAD_TOKEN } else { EX_CONFIG }, &why)
+        let (code, kind) = match &why {
+            InspectError::Broken { .. } | InspectError::NoToken { .. } | InspectError::Count { .. } => {
+                (BAD_TOKEN, Code::BadToken)
+            }
+            InspectError::Argument { .. } => (EX_CONFIG, Code::Usage),
+            InspectError::Stdin { .. } => (EX_CONFIG, Code::Stdio),
+        };
+        Self::new(code, kind, &why)
+    }
+}
+
+impl From<PageError> for Failure {
+    fn from(why: PageError) -> Self {
+        Self::new(PageError::EXIT, Code::Unmade, &why)
     }
 }
 
 impl From<WriteError> for Failure {
     fn from(why: WriteError) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unmade, &why)
     }
 }
 
 impl From<serde_json::Error> for Failure {
     fn from(why: serde_json::Error) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unwritten, &why)
     }
 }
 
 impl From<Unwritten> for Failure {
     fn from(why: Unwritten) -> Self {
-        Self::new(UNWRITTEN, &why)
+        Self::new(UNWRITTEN, Code::Unwritten, &why)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use narrowlink_proto::when::{distance, show};
+use narrowlink_proto::when::show_from;
 use serde::Serialize;
 
 use crate::{Labelled, files::Written, tag};
@@ -12,9 +12,9 @@ use crate::{Labelled, files::Written, tag};
 ///
 /// # Errors
 /// The writer's.
-pub fn plain(mut out: impl Write, tokens: &[Labelled]) -> io::Result<()> {
+pub fn plain(mut out: impl Write, tokens: &[Labelled], now: u64) -> io::Result<()> {
     for Labelled { kind, uid, name, exp, token, .. } in tokens {
-        writeln!(out, "# {} {uid} {name} (until {})", tag(*kind), show(*exp))?;
+        writeln!(out, "# {} {uid} {name} until {}", tag(*kind), show_from(*exp, now))?;
         writeln!(out, "{token}")?;
     }
     out.flush()
@@ -26,7 +26,7 @@ pub fn plain(mut out: impl Write, tokens: &[Labelled]) -> io::Result<()> {
 /// The writer's.
 pub fn check(mut out: impl Write, tokens: &[Labelled], now: u64) -> io::Result<()> {
     for Labelled { kind, uid, name, exp, .. } in tokens {
-        writeln!(out, "{} {uid} {name} until {} ({})", tag(*kind), show(*exp), distance(*exp, now))?;
+        writeln!(out, "{} {uid} {name} until {}", tag(*kind), show_from(*exp, now))?;
     }
     out.flush()
 }
@@ -35,9 +35,9 @@ pub fn check(mut out: impl Write, tokens: &[Labelled], now: u64) -> io::Result<(
 ///
 /// # Errors
 /// The writer's.
-pub fn written(mut out: impl Write, files: &[Written]) -> io::Result<()> {
+pub fn written(mut out: impl Write, files: &[Written], now: u64) -> io::Result<()> {
     for Written { kind, name, exp, file, .. } in files {
-        writeln!(out, "{}: {} {name} until {}", file.display(), tag(*kind), show(*exp))?;
+        writeln!(out, "{}: {} {name} until {}", file.display(), tag(*kind), show_from(*exp, now))?;
     }
     out.flush()
 }

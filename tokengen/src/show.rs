@@ -7,7 +7,7 @@ use narrowlink_proto::{
     policy::{Grant, Policies},
     printable::escaped,
     token::{Allowance, Claims, Kind, PublishProtocol, Published},
-    when::{distance, show},
+    when::show_from,
 };
 
 use crate::{
@@ -24,7 +24,7 @@ pub fn inspection(inspection: &Inspection, now: u64) -> String {
     page.line("name", escaped(&claims.name));
     page.line("jti", escaped(&claims.jti));
     if let Some(iat) = claims.iat {
-        page.line("issued", format_args!("{} ({})", distance(iat, now), show(iat)));
+        page.line("issued", show_from(iat, now));
     }
     page.line("begins", begins(claims, now));
     page.line("expires", expires(claims.exp, now));
@@ -59,15 +59,15 @@ fn begins(claims: &Claims, now: u64) -> String {
     match claims.nbf {
         None => "at once".to_owned(),
         Some(nbf) if nbf > now => {
-            format!("{} ({}): no gateway takes it before", distance(nbf, now), show(nbf))
+            format!("{}: no gateway takes it before", show_from(nbf, now))
         }
-        Some(nbf) => format!("{} ({})", distance(nbf, now), show(nbf)),
+        Some(nbf) => show_from(nbf, now),
     }
 }
 
 fn expires(exp: u64, now: u64) -> String {
     let refused = if exp <= now { ": no gateway takes it" } else { "" };
-    format!("{} ({}){refused}", distance(exp, now), show(exp))
+    format!("{}{refused}", show_from(exp, now))
 }
 
 fn grant(grant: &Grant) -> Vec<String> {
@@ -167,9 +167,9 @@ kind       Client
 uid        00000000-0000-0000-0000-000000000001
 name       laptop
 jti        fresh
-issued     2 hours ago (2027-01-15 08:00:00 UTC)
-begins     in 14 hours (2027-01-16 00:00:00 UTC): no gateway takes it before
-expires    in 28 days (2027-02-13 08:00:00 UTC)
+issued     2027-01-15 08:00:00 UTC (2 hours ago)
+begins     2027-01-16 00:00:00 UTC (in 14 hours): no gateway takes it before
+expires    2027-02-13 08:00:00 UTC (in 28 days)
 reaches    what all 2 lists allow
            1. only these
                 !Ip [home, 192.168.0.0/24, [22, 8000-8100], TCP]
@@ -190,7 +190,7 @@ signature  NOT VERIFIED: anybody could have written all this; --secret tells
         let page = shown(client, NOW + 3 * 3600);
         for says in [
             "begins     at once\n",
-            "expires    2 hours ago (2027-01-15 09:00:00 UTC): no gateway takes it\n",
+            "expires    2027-01-15 09:00:00 UTC (2 hours ago): no gateway takes it\n",
             "reaches    everything on all agents of its uid\n",
             "limits     the gateway's\n",
         ] {

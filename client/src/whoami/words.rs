@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use narrowlink_proto::{
     policy::{Grant, Item, Ports, Protocol},
     token::{Allowance, Claims, TokenError},
-    when::{distance, show},
+    when::show_from,
 };
 
 use super::identity::{Answer, Identity};
@@ -30,10 +30,10 @@ fn paragraph(identity: &Identity, now: u64) -> String {
         Ok(claims) => {
             say("token", &format!("{place}, as it says itself; the gateway decides"));
             say("name", &claims.name);
-            say("space", &claims.uid.to_string());
+            say("user", &claims.uid.to_string());
             say("id", &claims.jti);
             if let Some(nbf) = claims.nbf.filter(|nbf| *nbf > now) {
-                say("from", &format!("{} ({}): no gateway takes it yet", show(nbf), distance(nbf, now)));
+                say("from", &format!("{}: no gateway takes it yet", show_from(nbf, now)));
             }
             say("until", &until(claims, now));
             for (index, line) in reach(&claims.policies).iter().enumerate() {
@@ -64,7 +64,7 @@ fn paragraph(identity: &Identity, now: u64) -> String {
 
 fn until(claims: &Claims, now: u64) -> String {
     let Claims { exp, .. } = claims;
-    let end = format!("{} ({})", show(*exp), distance(*exp, now));
+    let end = show_from(*exp, now);
     match claims.hold_at(now) {
         Err(TokenError::Expired { .. }) => format!("{end}: no gateway takes it any more"),
         _ if exp.saturating_sub(now) <= WARNING_S => format!("{end}: ask for a new one"),
@@ -196,7 +196,7 @@ mod tests {
         let expected = "\
 token   client.yaml, as it says itself; the gateway decides
 name    laptop
-space   00000000-0000-0000-0000-000000000000
+user    00000000-0000-0000-0000-000000000000
 id      t1
 until   2027-02-13 08:00:00 UTC (in 29 days)
 reach   what each of 2 lists allows

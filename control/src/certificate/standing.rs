@@ -4,7 +4,7 @@
 //! See: RFC 5280, 4.1.2.5 (validity), 4.2.2.1 (where issuers are found).
 
 use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
-use narrowlink_proto::when::{date, distance};
+use narrowlink_proto::when::show_from;
 use rustls::{
     CertificateError, Error, RootCertStore,
     client::verify_server_cert_signed_by_trust_anchor,
@@ -93,13 +93,13 @@ impl Standing {
         let Self { not_before, not_after, .. } = *self;
         let mut faults = Vec::new();
         if now > not_after {
-            let (at, ago) = (date(not_after), distance(not_after, now));
-            faults.push(format!("the certificate expired on {at} ({ago}): renew it; clients refuse it"));
+            let at = show_from(not_after, now);
+            faults.push(format!("the certificate expired on {at}: renew it; clients refuse it"));
         }
         if now < not_before {
-            let (at, ahead) = (date(not_before), distance(not_before, now));
+            let at = show_from(not_before, now);
             faults.push(format!(
-                "the certificate is valid only from {at} on ({ahead}): is this machine's clock right? Clients refuse it"
+                "the certificate is valid only from {at}: is this machine's clock right? Clients refuse it"
             ));
         }
         if self.is_authority {
@@ -132,8 +132,8 @@ impl Standing {
     pub fn warnings(&self, now: u64) -> Vec<String> {
         let mut warnings = Vec::new();
         if now <= self.not_after && self.not_after - now <= AHEAD_S {
-            let (at, ahead) = (date(self.not_after), distance(self.not_after, now));
-            warnings.push(format!("the certificate expires on {at} ({ahead}): renew it"));
+            let at = show_from(self.not_after, now);
+            warnings.push(format!("the certificate expires on {at}: renew it"));
         }
         if self.covered > 0 && self.uncovered > 0 {
             let (none, all) = (self.uncovered, self.covered + self.uncovered);
@@ -331,17 +331,9 @@ mod tests {
             Some("certificate 2 is not"),
         );
         let (old, key) = ours.sign(|params| params.not_after = date_time_ymd(2026, 11, 1));
-        check(
-            format!("{old}{}{key}", ours.pem()),
-            &["gw.example"],
-            Some("expired on 2026-11-01 (20 days ago)"),
-        );
+        check(format!("{old}{}{key}", ours.pem()), &["gw.example"], Some("expired on 2026-11-01 "));
         let (new, key) = ours.sign(|params| params.not_before = date_time_ymd(2026, 12, 1));
-        check(
-            format!("{new}{}{key}", ours.pem()),
-            &["gw.example"],
-            Some("only from 2026-12-01 on (in 10 days)"),
-        );
+        check(format!("{new}{}{key}", ours.pem()), &["gw.example"], Some("only from 2026-12-01 "));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use narrowlink_proto::{
     policy::Grant,
     token::{Claims, KeyId, Keys, Kind, Secret, TokenError, read_unverified},
-    when::{distance, show},
+    when::show_from,
 };
 
 use crate::{
@@ -62,7 +62,7 @@ pub enum Trouble {
     #[error("only a client's token opens sessions; this one is of kind {}", .0.name())]
     Kind(Kind),
     /// Too late.
-    #[error("the token expired on {} ({})", show(*.exp), distance(*.exp, *.now))]
+    #[error("the token expired on {}", show_from(*.exp, *.now))]
     Expired {
         /// When, in seconds since 1970.
         exp: u64,
@@ -70,7 +70,7 @@ pub enum Trouble {
         now: u64,
     },
     /// Too early.
-    #[error("the token is valid only from {} on ({})", show(*.nbf), distance(*.nbf, *.now))]
+    #[error("the token is valid only from {}", show_from(*.nbf, *.now))]
     NotYet {
         /// From when on, in seconds since 1970.
         nbf: u64,
@@ -237,7 +237,7 @@ mod tests {
         let expired = Claims { exp: NOW - 7200, ..client.clone() };
         check(&sign(8, &expired), by(1), "expired on 2027-01-15 06:00:00 UTC (2 hours ago)");
         let early = Claims { nbf: Some(NOW + 50), ..client.clone() };
-        check(&sign(7, &early), by(0), "only from 2027-01-15 08:00:50 UTC on (in 50 seconds)");
+        check(&sign(7, &early), by(0), "only from 2027-01-15 08:00:50 UTC (in 50 seconds)");
         check(&sign(7, &claims(Kind::Agent)), by(0), "of kind agent");
         check("eyJ.eyJ.x", Signature::Unknown, "no gateway takes this");
         // Of another gateway, and too late: its claims are only looked at once its signature holds.

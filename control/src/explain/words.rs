@@ -7,7 +7,7 @@ use narrowlink_proto::{
     policy::{Decision, Grant, Item, Reason, Verdict},
     target::{Destination, Target},
     token::Claims,
-    when::{distance, show},
+    when::{show, show_from},
 };
 use serde_json::{Value, json};
 
@@ -70,8 +70,8 @@ impl<'a> Report<'a> {
         let mut lines = Vec::new();
         if let Some(claims) = &self.bearer.claims {
             let Claims { kind, name, uid, exp, .. } = claims;
-            let (kind, until) = (kind.name(), show(*exp));
-            lines.push(format!("{kind} {name:?} of {uid}, until {until} ({})", distance(*exp, self.now)));
+            let (kind, until) = (kind.name(), show_from(*exp, self.now));
+            lines.push(format!("{kind} {name:?} of {uid}, until {until}"));
         }
         lines.push(self.signed());
         lines

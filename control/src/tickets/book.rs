@@ -65,6 +65,13 @@ pub struct User {
     pub uid: Uid,
 }
 
+impl User {
+    /// For programs: one object, in one line.
+    pub fn json(&self) -> String {
+        format!("{}\n", json!(self))
+    }
+}
+
 /// A ticket that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,7 +198,7 @@ impl Book {
 
     /// The same as one JSON array, in one line.
     pub fn users_json(&self) -> String {
-        let users = self.users.iter().map(|User { name, uid }| json!({ "name": name, "uid": uid }));
+        let users = self.users.iter().map(|user| json!(user));
         serde_json::Value::from(users.collect::<Vec<_>>()).to_string() + "\n"
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use narrowlink_proto::{
+    code::Code,
     endpoint::{self, EndpointError, FramingChoice, SecretText, SelfHosted},
     id::ChannelBinding,
     message::Open,
@@ -107,6 +108,14 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The kind of trouble.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Endpoint(_) | Self::ServerName => Code::ConfigContent,
+            Self::File { .. } | Self::Content { .. } | Self::Tls(_) => Code::ConfigFile,
+        }
+    }
+
     /// The key that it is about; `None` for the endpoint as a whole.
     pub(super) const fn key(&self) -> Option<&'static str> {
         match self {

@@ -11,6 +11,7 @@ mod source;
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     cell::RefCell,
+    ffi::OsStr,
     io::{self, IsTerminal as _},
     panic::{self, PanicHookInfo},
     str::FromStr,
@@ -85,9 +86,7 @@ pub fn start(usual: &str, format: Format) {
     let is_journal = is_journal();
     let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
-        .with_ansi(
-            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
-        )
+        .with_ansi(io::stderr().is_terminal() && may_paint(std::env::var_os("NO_COLOR").as_deref()))
         // Else a line that can't be formatted would be said with `eprintln`, which panics.
         .log_internal_errors(false)
         .with_writer(Lines { is_journal });
@@ -97,6 +96,11 @@ pub fn start(usual: &str, format: Format) {
         (Format::Text, false) => lines.boxed(),
     };
     tracing_subscriber::registry().with(filter(usual)).with(gate).with(lines).init();
+}
+
+/// Whether a terminal gets colours: not where NO_COLOR says anything (no-color.org).
+fn may_paint(no_color: Option<&OsStr>) -> bool {
+    no_color.is_none_or(OsStr::is_empty)
 }
 
 /// `RUST_LOG` is for those who look into other crates.

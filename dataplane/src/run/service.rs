@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use narrowlink_proto::code::Code;
+
 use super::replace::Held;
 
 /// Where a unit lies that a package has brought.
@@ -131,6 +133,23 @@ pub enum ServiceError {
         /// What it said last.
         words: String,
     },
+}
+
+impl ServiceError {
+    /// The kind of trouble.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::NoSystemd(_)
+            | Self::NotRoot(_)
+            | Self::Hidden { .. }
+            | Self::Unwritable { .. }
+            | Self::SameName(..)
+            | Self::Path(_)
+            | Self::Systemctl { .. } => Code::Service,
+            Self::File { .. } => Code::Unmade,
+            Self::NotInstalled(_) | Self::Down { .. } => Code::ServiceDown,
+        }
+    }
 }
 
 impl Unit {

@@ -6,6 +6,7 @@
 use std::{io, time::Duration};
 
 use narrowlink_proto::{
+    code::Code,
     ended::Refused,
     printable::printable,
     upgrade::{Between, HeadError, Stranger},
@@ -98,6 +99,22 @@ pub enum TunnelError {
     /// The connection broke later, in its first messages.
     #[error(transparent)]
     Conn(#[from] ConnError),
+}
+
+impl TunnelError {
+    /// The kind of trouble.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Resolve(_) => Code::Unresolved,
+            Self::Connect { .. } | Self::Broke { .. } | Self::TimedOut { .. } | Self::Conn(_) => {
+                Code::Unreachable
+            }
+            Self::Tls { .. } => Code::Tls,
+            Self::Refused(refused) => refused.code.into(),
+            Self::NotAGateway { .. } | Self::Protocol { .. } => Code::NotAGateway,
+            Self::NotDirect { .. } => Code::NotDirect,
+        }
+    }
 }
 
 fn unreached(error: &Unconnected) -> &'static str {

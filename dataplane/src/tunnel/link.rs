@@ -11,6 +11,7 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_proto::{
+    code::Code,
     frame::Expect,
     limits::Limits,
     message::{Channel, Goodbye, MESSAGE_BYTES_MAX, Message, MessageError, Speaker, VERSION},
@@ -76,6 +77,20 @@ pub enum LinkError {
     /// No random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
+}
+
+impl LinkError {
+    /// The kind of trouble.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Tunnel(e) => e.code(),
+            Self::Goodbye(goodbye) => goodbye.code.into(),
+            Self::Broke(_) | Self::Silent(_) | Self::Closed => Code::Unreachable,
+            Self::Conn(_) | Self::Message(_) | Self::Unexpected(_) => Code::Protocol,
+            Self::Version { .. } => Code::Version,
+            Self::Random(_) => Code::Internal,
+        }
+    }
 }
 
 impl From<tungstenite::Error> for LinkError {

@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use narrowlink_proto::code::Code;
 use socket2::SockRef;
 
 use crate::{
@@ -36,7 +37,7 @@ Exit codes of `narrowlink`, after sysexits.h:
 | 65 | refused by policy |
 | 69 | unreachable, or the agent was not found |
 | 70 | internal: the system failed us, or a fault of ours |
-| 73 | what was to be written can't be (`login`) |
+| 73 | what was to be written can't be (`login`, `man`) |
 | 74 | the session was reset after it had opened, or standard input or output broke |
 | 77 | the token was not accepted |
 | 78 | the configuration is wrong |
@@ -46,7 +47,7 @@ A program whose answer can't be written to standard output (a full disk) ends wi
 `narrowlink-gateway` and `narrowlink-agent` end with 2, 69 (an address can't be bound; `join`: the gateway does not take it), 70 (internal), 73 (`init`,
 `join`: what was to be made is there, or can't be written) or 78,
 `narrowlink-tokengen` with 1 (`inspect`: a broken token, or not by that secret), 2, 74 (what it made could not be
-written) or 78. An agent and a forward that were started well never end by themselves: they try again.
+written) or 78. `man` ends all of them with 73 where a page can't be written. An agent and a forward that were started well never end by themselves: they try again.
 
 `narrowlink doctor` and `narrowlink-agent doctor` end with the code that the trouble they find has elsewhere, of several with the highest, and
 with 0 where they find none; a WARN is none.
@@ -58,9 +59,20 @@ Of what was written on a command line a message repeats options, words of up to 
 port; in place of anything else it has '…', for that might be a secret. Of what stands in a file nothing is repeated but keys: the
 message says in which file, line and column it is.
 
+A message ends with its code in brackets; `help CODE` of any of the four programs explains it ([Codes](#codes)).
+
 What each says, on standard error. Words in capitals stand for addresses and directories.
 
-| situation | program | message | exit code |
+| situation | program | message | code | exit code |
+|---|---|---|---|---|
+";
+
+const CODES: &str = "
+## Codes
+
+A code never changes its meaning.
+
+| code | title | what it means | what to do |
 |---|---|---|---|
 ";
 
@@ -125,6 +137,11 @@ impl Scene {
         }
         for words in ["Name or service not known", "Temporary failure in name resolution"] {
             text = text.replace(words, "the resolver's words");
+        }
+        // How long ago something was grows.
+        if let Some((before, rest)) = text.split_once(" years ago)") {
+            let kept = before.trim_end_matches(|c: char| c.is_ascii_digit());
+            text = format!("{kept}SO MANY years ago){rest}");
         }
         const CLOCK: &str = "this machine's clock says ";
         if let Some(at) = text.find(CLOCK).map(|at| at + CLOCK.len()) {
@@ -359,6 +376,16 @@ fn message(stderr: &str) -> String {
     lines.join("<br>").replace('|', "\\|")
 }
 
+/// A message without its code, and that.
+fn take_code(message: &str) -> (String, Option<Code>) {
+    let at = message.rfind(" (NL-E").map(|at| (at, at + " (NL-E0000)".len()));
+    let code = at.and_then(|(from, to)| Code::parse(message.get(from + 2..to - 1)?));
+    match (at, code) {
+        (Some((from, to)), Some(code)) => (format!("{}{}", &message[..from], &message[to..]), Some(code)),
+        _ => (message.to_owned(), None),
+    }
+}
+
 #[test]
 fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
     let scene = Scene::set();
@@ -370,11 +397,17 @@ fn every_error_has_its_message_and_exit_code_and_stands_in_the_docs() {
         let program = program(&command);
         let finished = run(command, b"hello", PATIENCE);
         let message = scene.mask(&message(&finished.stderr));
+        let (message, kind) = take_code(&message);
         let code = finished.status.code();
-        if code != Some(exit_code) || message.is_empty() || message.contains("panicked") {
+        if code != Some(exit_code) || kind.is_none() || message.is_empty() || message.contains("panicked") {
             let _ = writeln!(wrong, "{situation}, {program}: {code:?}, not {exit_code}: {}", finished.stderr);
         }
-        let _ = writeln!(seen, "| {situation} | `{program}` | {message} | {exit_code} |");
+        let kind = kind.map(|kind| kind.to_string()).unwrap_or_default();
+        let _ = writeln!(seen, "| {situation} | `{program}` | {message} | {kind} | {exit_code} |");
+    }
+    seen.push_str(CODES);
+    for code in Code::ALL {
+        let _ = writeln!(seen, "| `{code}` | {} | {} | {} |", code.title(), code.means(), code.next());
     }
     assert!(wrong.is_empty(), "{wrong}");
 

@@ -341,5 +341,5 @@ fn a_taken_port_is_waited_for_with_a_word_about_it() {
     assert_eq!(status.code(), Some(69), "{stderr}");
     let said: Vec<_> = stderr.lines().filter(|line| line.contains(&addr.to_string())).collect();
     assert!(said.len() == 2 && said[0].contains("is in use: tried again for 1 s"), "{stderr}");
-    assert!(said[1].ends_with("is in use by another program; choose another with -l"), "{stderr}");
+    assert!(said[1].ends_with("is in use by another program; choose another with -l (NL-E0006)"), "{stderr}");
 }

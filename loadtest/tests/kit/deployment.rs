@@ -1,12 +1,7 @@
 //! Role: a deployment as its operator makes it, by the programs' own commands: three machines, each a directory.
 //! See: docs/tickets.md.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
 
@@ -17,7 +12,7 @@ use super::{
 
 /// Three machines, each a directory.
 pub(crate) struct Machines {
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) addr: SocketAddr,
 }
 

@@ -130,7 +130,7 @@ fn revoke(tunnel: &mut Tunnel) {
 }
 
 fn connect_says_what_has_ended_its_session(transport: Transport) {
-    let says = |words: &str| format!("narrowlink: the session was reset: {words}\n");
+    let says = |words: &str| format!("narrowlink: the session was reset: {words} (NL-E0701)\n");
     assert_eq!(last_words(transport, revoke), says("the token was revoked"));
     let killed = last_words(transport, |tunnel| tunnel.gateway.kill_9());
     assert_eq!(killed, says("the connection to the gateway broke"));

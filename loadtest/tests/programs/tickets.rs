@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use crate::kit::{
     PATIENCE,
     deployment::{Machines, printed},
     net,
+    process::run,
 };
 
 #[test]

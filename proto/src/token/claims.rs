@@ -9,7 +9,7 @@ use crate::{
     id::Uid,
     policy::{Grant, ITEMS_MAX},
     printable::is_printable,
-    when::{date, distance},
+    when::show_from,
 };
 
 /// A token's claims at the most, as JSON.
@@ -83,12 +83,12 @@ const AHEAD_S: u64 = 7 * 24 * 60 * 60;
 impl Peek {
     /// What its bearer should know at `now` (seconds since 1970) about its end, and whether that has come.
     pub fn ending(&self, now: u64) -> Option<(String, bool)> {
-        let (at, distance) = (date(self.exp), distance(self.exp, now));
+        let at = show_from(self.exp, now);
         if self.exp <= now {
-            return Some((format!("the token expired on {at} ({distance}): ask for a new one"), true));
+            return Some((format!("the token expired on {at}: ask for a new one"), true));
         }
         let is_soon = self.exp - now <= AHEAD_S;
-        is_soon.then(|| (format!("the token expires on {at} ({distance}): ask for a new one"), false))
+        is_soon.then(|| (format!("the token expires on {at}: ask for a new one"), false))
     }
 }
 

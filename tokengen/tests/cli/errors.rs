@@ -173,7 +173,7 @@ fn ids_that_lead_nowhere_are_named_with_their_token() {
         for arguments in [&[][..], &["--check"]] {
             let (stdout, stderr, code) = run(&file(&entries), arguments);
             assert_eq!((code, stdout.as_str()), (78, ""));
-            assert_eq!(stderr, format!("narrowlink-tokengen: tokens.yaml: {says}\n"));
+            assert_eq!(stderr, format!("narrowlink-tokengen: tokens.yaml: {says} (NL-E0102)\n"));
         }
     }
 }

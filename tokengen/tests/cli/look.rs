@@ -33,7 +33,7 @@ fn a_token_is_shown_in_words_and_called_unverified() {
         "kind       Client\n",
         &format!("uid        {UID}\n"),
         "name       laptop\n",
-        "expires    in 30 days (2",
+        " UTC (in 30 days)",
         "reaches    only these\n             !Ip [home, 192.168.0.0/24, [22, 8000-8100], TCP]\n             !Any [lab, false]\n",
         "limits     5 sessions at a time\n",
         "signature  NOT VERIFIED: anybody could have written all this; --secret tells\n",
@@ -92,7 +92,7 @@ fn a_token_that_ran_out_still_shows_who_signed_it() {
     site.write("t", &token(now() - 2 * 3600 - 5));
     let ended = site.run(&["inspect", "t", "--secret", "secret"]);
     assert_eq!(ended.code, 0);
-    assert!(ended.stdout.contains("expires    2 hours ago ("), "{}", ended.stdout);
+    assert!(ended.stdout.contains(" UTC (2 hours ago)"), "{}", ended.stdout);
     assert!(ended.stdout.contains("): no gateway takes it\n"), "{}", ended.stdout);
 }
 

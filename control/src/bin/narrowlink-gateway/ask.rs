@@ -32,11 +32,11 @@ pub(crate) fn answer(args: &Explain) -> Result<u8, Failure> {
     })
 }
 
-pub(crate) fn test(file: &Path, config: Option<&Path>) -> Result<u8, Failure> {
+pub(crate) fn test(file: &Path, json: bool, config: Option<&Path>) -> Result<u8, Failure> {
     let config = config.map(load).transpose()?;
     let expectations =
         Expectations::load(file, config.as_ref(), seconds_since_1970()).or_exit(CONFIGURATION)?;
     let outcome = expectations.check().or_exit(CONFIGURATION)?;
-    print(&outcome.text())?;
+    print(&if json { outcome.json() } else { outcome.text() })?;
     Ok(if outcome.failures.is_empty() { 0 } else { NO })
 }

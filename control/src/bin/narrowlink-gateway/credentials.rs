@@ -55,7 +55,7 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     if let Some(Ok(said)) = &begun {
         say(said.trim_end());
     }
-    print(&plan.next(&made))?;
+    print(&if args.json { made.json() } else { plan.next(&made) })?;
     begun.transpose().map(|_| 0)
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn ticket(command: &TicketCommand) -> Result<u8, Failure> {
             print(&if *json { tickets::json(&book, list, now) } else { tickets::text(&book, list, now) })?;
             Ok(0)
         }
-        TicketCommand::Revoke { kind, name, user, config } => {
+        TicketCommand::Revoke { kind, name, user, json, config } => {
             let place = Place::find(config.as_deref())?;
             let List::OfConfig { list, .. } =
                 List::of(place.path.clone(), place.config).or_exit(CONFIGURATION)?
@@ -100,6 +100,7 @@ pub(crate) fn ticket(command: &TicketCommand) -> Result<u8, Failure> {
             let count =
                 tickets::revoke(&place.book, &list, (user.as_deref(), kind, name), now).map_err(no_ticket)?;
             let said = match count {
+                _ if *json => tickets::revoked_json(kind, name, count, &list),
                 0 => format!("nothing was left to take back of the {} {name}\n", kind.name()),
                 _ => format!(
                     "taken back: {count} of the {} {name}, in {}; a running gateway ends its links and sessions within 2 s\n",
@@ -153,10 +154,10 @@ fn no_ticket(e: TicketError) -> Failure {
 
 pub(crate) fn user(command: &UserCommand) -> Result<u8, Failure> {
     match command {
-        UserCommand::Add { name, uid, gateway, config } => {
+        UserCommand::Add { name, uid, gateway, json, config } => {
             let place = Place::find(config.as_deref())?;
             let user = book::add_user(&place.book, name, *uid, gateway.as_deref()).map_err(no_ticket)?;
-            print(&format!("{} has the space {}\n", user.name, user.uid))?;
+            print(&if *json { user.json() } else { format!("{} has the space {}\n", user.name, user.uid) })?;
         }
         UserCommand::List { json, config } => {
             let place = Place::find(config.as_deref())?;
@@ -207,6 +208,6 @@ pub(crate) fn revoke(args: &Revoke) -> Result<u8, Failure> {
         code: if matches!(e, RevocationError::File { .. }) { IO } else { CONFIGURATION },
         error: e.into(),
     })?;
-    print(&revoked.text())?;
+    print(&if args.json { revoked.json() } else { revoked.text() })?;
     Ok(0)
 }

@@ -3,8 +3,16 @@
 
 use std::io;
 
-use narrowlink_dataplane::run::log;
-use narrowlink_proto::answer::{self, UNWRITTEN};
+use narrowlink_control::{config::ConfigError, upgrade::UpgradeError};
+use narrowlink_dataplane::run::{
+    log,
+    process::{NoConfig, explain},
+    service::ServiceError,
+};
+use narrowlink_proto::{
+    answer::{self, UNWRITTEN, Unwritten},
+    code::Code,
+};
 
 /// What was asked has the answer no.
 pub(crate) const NO: u8 = 1;
@@ -27,6 +35,49 @@ pub(crate) const CONFIGURATION: u8 = 78;
 pub(crate) struct Failure {
     pub(crate) code: u8,
     pub(crate) error: anyhow::Error,
+}
+
+impl Failure {
+    /// What is said: the error, its causes and its kind.
+    pub(crate) fn said(&self) -> String {
+        let why = explain(self.error.as_ref());
+        self.kind().map_or(why.clone(), |kind| kind.mark(&why))
+    }
+
+    /// The kind of trouble; a no is none.
+    fn kind(&self) -> Option<Code> {
+        if let Some(e) = self.error.downcast_ref::<ConfigError>() {
+            return Some(e.code());
+        }
+        if let Some(StartFault { kind, .. }) = self.error.downcast_ref() {
+            return Some(*kind);
+        }
+        if let Some(e) = self.error.downcast_ref::<ServiceError>() {
+            return Some(e.code());
+        }
+        if self.error.is::<UpgradeError>() {
+            return Some(Code::NotReplaced);
+        }
+        Some(match self.code {
+            NO | DEPENDS => return None,
+            USAGE => Code::Usage,
+            UNAVAILABLE => Code::Listen,
+            CANT_CREATE => Code::Unmade,
+            IO if self.error.is::<Unwritten>() => Code::Unwritten,
+            IO => Code::Book,
+            CONFIGURATION if self.error.chain().any(|e| e.is::<NoConfig>()) => Code::ConfigMissing,
+            CONFIGURATION => Code::ConfigContent,
+            _ => Code::Internal,
+        })
+    }
+}
+
+/// Why the gateway does not start, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub(crate) struct StartFault {
+    pub(crate) kind: Code,
+    pub(crate) words: String,
 }
 
 /// Says which exit code an error means.

@@ -22,6 +22,7 @@ use narrowlink_dataplane::{
     gateway::shares,
     run::{log, process::find_config},
 };
+use narrowlink_manual::{Line, PageError, Question};
 
 use self::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, print, say};
 
@@ -29,15 +30,26 @@ use self::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, print, say};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let code = match parse().map_or_else(|help| print(&help).map(|()| 0), |args| run(&args)) {
+    let done = match parse() {
+        Ok(Line::Run(args)) => run(&args),
+        Ok(Line::Ask(question)) => answer(*question),
+        Err(help) => print(&help).map(|()| 0),
+    };
+    let code = match done {
         Ok(code) => code,
-        Err(Failure { code, error }) => {
-            say(&narrowlink_dataplane::run::process::explain(error.as_ref()));
-            code
+        Err(failure) => {
+            say(&failure.said());
+            failure.code
         }
     };
     // Workers may still be running: their runtimes are not to be dropped.
     log::exit(code)
+}
+
+/// About this program itself.
+fn answer(question: Question) -> Result<u8, Failure> {
+    print(&question.answer().or_exit(PageError::EXIT)?)?;
+    Ok(0)
 }
 
 /// Does it; the exit code.
@@ -51,7 +63,9 @@ fn run(args: &Args) -> Result<u8, Failure> {
         Some(Command::Ticket(command)) => return credentials::ticket(command),
         Some(Command::User(command)) => return credentials::user(command),
         Some(Command::Explain(explain)) => return ask::answer(explain),
-        Some(Command::Policy(Policy::Test { file, config })) => return ask::test(file, config.as_deref()),
+        Some(Command::Policy(Policy::Test { file, json, config })) => {
+            return ask::test(file, *json, config.as_deref());
+        }
         Some(Command::Upgrade(args)) => return service::upgrade(args),
         Some(Command::Service(command)) => return service::run(command),
         Some(Command::Revoke(args)) => return credentials::revoke(args),

@@ -28,9 +28,10 @@ use narrowlink_dataplane::{
     },
     tls::choose_ktls,
 };
+use narrowlink_proto::code::Code;
 use serde::Serialize;
 
-use crate::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, UNAVAILABLE, USAGE, print};
+use crate::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, StartFault, UNAVAILABLE, USAGE, print};
 
 /// Says that a start of `config`, which was read from `path`, would succeed.
 pub(crate) fn check(config: &Config, path: &Path) -> Result<(), Failure> {
@@ -59,12 +60,14 @@ fn look(config: &Config) -> Result<(), Failure> {
 
 /// Why a gateway does not start, and its exit code.
 fn refused(e: StartError, places: &Places) -> Failure {
-    let code = match e {
-        StartError::Listen { .. } => UNAVAILABLE,
-        StartError::StateDir { .. } | StartError::Audit { .. } => CONFIGURATION,
-        _ => INTERNAL,
+    let (code, kind) = match e {
+        StartError::Listen { .. } => (UNAVAILABLE, Code::Listen),
+        StartError::StateDir { .. } | StartError::Audit { .. } => (CONFIGURATION, Code::StateFile),
+        StartError::Incomplete(_) | StartError::Control(_) | StartError::Workers(_) => {
+            (INTERNAL, Code::Internal)
+        }
     };
-    Failure { code, error: anyhow!(e.located(places)) }
+    Failure { code, error: StartFault { kind, words: e.located(places) }.into() }
 }
 
 /// Is the gateway of `config`, which was read from `path`, until it is told to stop.

@@ -121,6 +121,13 @@ fn what_the_log_says_about_itself_passes_each_filter_and_no_limit() {
     }
 }
 
+#[test]
+fn whoever_wants_no_colours_gets_none() {
+    for (no_color, painted) in [(None, true), (Some(""), true), (Some("1"), false), (Some("0"), false)] {
+        assert_eq!(may_paint(no_color.map(OsStr::new)), painted, "{no_color:?}");
+    }
+}
+
 /// Set in the process that is to be looked at.
 const INSIDE: &str = "NARROWLINK_TEST_LOG";
 
