@@ -260,6 +260,7 @@ mod tests {
             };
             let meanwhile = async {
                 assert_eq!(parked.close().await.0, 1001);
+                assert_eq!(idle.refused().await.code, RefusalCode::Draining);
                 assert_eq!(idle.close().await, (1001, "the gateway shuts down".to_owned()));
                 // It has looked more than once by then.
                 let begun = Instant::now();
@@ -268,6 +269,7 @@ mod tests {
             };
             future::or(meanwhile, stopping).await;
             attending.await;
+            assert_eq!(client.refused().await.code, RefusalCode::Draining);
             assert_eq!(client.close().await, (1001, "the gateway shuts down".to_owned()));
             assert_eq!(busy.close().await, (1001, "the gateway shuts down".to_owned()));
             assert_eq!(worker.door.events().last().unwrap(), "1 ended: 2 up, 4 down, Here finished");

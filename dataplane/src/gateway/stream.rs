@@ -13,7 +13,7 @@ use std::{
 
 use futures_lite::future;
 use narrowlink_proto::{
-    ended::{Ended, Refused, Side},
+    ended::{Ended, RefusalCode, Refused, Side},
     id::SessionId,
     message::{Channel, Message, Open, Speaker},
     upgrade::Framing,
@@ -65,7 +65,10 @@ pub(crate) fn serve(
                 None => {
                     let open = match Box::pin(visit.next_open(&conn, last)).await {
                         Ok(open) => open,
-                        Err((code, why)) => return conn.close(code, why),
+                        Err((code, why)) => {
+                            Box::pin(visit.refuse_unread(&conn)).await;
+                            return conn.close(code, why);
+                        }
                     };
                     last = Some(open.session);
                     match Box::pin(visit.dial(&conn, open)).await {
@@ -108,6 +111,16 @@ impl Visit {
         };
         let dialling = async { Ok(self.owner.ask(*open).await) };
         future::or(left, dialling).await
+    }
+
+    /// Where this worker stops: says no to whatever may be on its way. What a client has sent behind an Open that nobody read
+    /// went nowhere, and only a refusal tells it so: then it may ask another gateway, or this one's successor, with all of it.
+    async fn refuse_unread(&self, conn: &Conn) {
+        if self.owner.local.stopping.get() {
+            let no = Refused::new(RefusalCode::Draining, "this gateway shuts down; try again in a moment");
+            // Who takes nothing any more is not waited for.
+            let _ = timeout(ANSWER_TIMEOUT, conn.send(&Message::Refused(no))).await;
+        }
     }
 
     /// Says no; gives the stream back if it can serve on.

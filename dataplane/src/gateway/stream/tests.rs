@@ -370,6 +370,8 @@ fn a_stream_without_a_session_ends_when_its_client_must_go_and_says_why() {
         assert!(Instant::now() >= guest.expires_at);
         let client = worker.stream(&guest, Framing::Framed);
         worker.local.stop();
+        let unread = client.refused().await;
+        assert_eq!((unread.code, unread.session), (RefusalCode::Draining, None));
         assert_eq!(client.close().await, (1001, "the gateway shuts down".to_owned()));
         assert!(worker.door.events().is_empty());
     });
