@@ -33,6 +33,9 @@ fn valgrind() -> PathBuf {
         .unwrap_or_else(|| panic!("valgrind is missing: run `apt-get install -y valgrind`"))
 }
 
+/// A count above that is made again, so often at the most.
+const COUNTS_MAX: u32 = 3;
+
 /// Instructions per chunk.
 fn count(path: Path, shape: Shape) -> u64 {
     let mut command = Command::new(valgrind());
@@ -69,12 +72,19 @@ fn a_relayed_chunk_takes_no_more_instructions_than_the_record_says() {
     let (mut counted, mut above) = (HEAD.to_owned(), String::new());
     for path in Path::PLAIN {
         for shape in Shape::ALL {
-            let now = count(path, shape);
             let before = recorded(&record, path, shape);
+            let is_above = |now: u64| before.is_none_or(|before| now * 100 > before * PERCENT_MAX);
+            // How many reads a bulk chunk takes is the kernel's choice: the least of a few counts.
+            let mut now = count(path, shape);
+            for _ in 1..COUNTS_MAX {
+                if is_above(now) {
+                    now = now.min(count(path, shape));
+                }
+            }
             let line = format!("{:13}  {:9}  {now:>6}", path.name(), shape.name());
             println!("{line}  (recorded: {before:?})");
             writeln!(counted, "{line}").unwrap();
-            if before.is_none_or(|before| now * 100 > before * PERCENT_MAX) {
+            if is_above(now) {
                 writeln!(above, "{line}  recorded: {before:?}").unwrap();
             }
         }

@@ -25,8 +25,8 @@ use narrowlink_dataplane::{
 use crate::{
     gateway::Gateway,
     keeper::{KEEPER, OPTION},
-    supervise::Word,
-    upgrade::PidFile,
+    pid_file::PidFile,
+    word::Word,
 };
 
 /// The value of [`OPTION`] for a gateway that goes on in another one's place.

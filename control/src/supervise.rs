@@ -4,14 +4,8 @@
 //! See: signal-hook; `main`, which exits with what comes out here.
 
 use std::{
-    io,
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
-};
-
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2},
-    iterator::Signals,
 };
 
 use narrowlink_dataplane::run::{
@@ -24,6 +18,7 @@ use crate::{
     gateway::{Gateway, socket_name},
     reload::Reloader,
     succession::Succession,
+    word::Word,
 };
 
 /// How often a stopping gateway is looked at.
@@ -38,43 +33,6 @@ pub enum Outcome {
     Cut,
     /// It broke.
     Broken(Fault),
-}
-
-/// What the gateway's process is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Word {
-    /// End in good order; the second time, at once.
-    Stop,
-    /// Read the configuration anew.
-    Reload,
-    /// Another gateway is to go on in this one's place.
-    Succeed,
-    /// Another gateway goes on: end in good order, and leave it the sockets. However often.
-    Leave,
-}
-
-/// SIGTERM and SIGINT, one word to stop each; SIGHUP, a word to reload; SIGUSR2, one to be succeeded. Others may have
-/// something to say as well.
-///
-/// # Errors
-/// The system's: the handlers can't be set, or no thread started.
-pub fn signals() -> io::Result<(Sender<Word>, Receiver<Word>)> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
-    let (others, heard) = mpsc::channel();
-    let say = others.clone();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            let word = match signal {
-                SIGHUP => Word::Reload,
-                SIGUSR2 => Word::Succeed,
-                _ => Word::Stop,
-            };
-            if say.send(word).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok((others, heard))
 }
 
 /// What a gateway has around it.
@@ -102,7 +60,9 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, around: Surroundings
             Ok(Word::Succeed) => match &succession {
                 Some(succession) => succession.begin(gateway),
                 None => {
-                    tracing::warn!("this gateway is a service: `systemctl restart` replaces it without a gap")
+                    tracing::warn!(
+                        "this gateway is a service: `systemctl restart` replaces it without a gap"
+                    );
                 }
             },
             Ok(Word::Reload) | Err(RecvTimeoutError::Timeout) => files.follow(gateway, heard.is_ok()),
@@ -193,6 +153,8 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::config::{Config, Service};
     use narrowlink_proto::{target::Destination, token::Secret};

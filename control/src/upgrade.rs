@@ -11,51 +11,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::run::{file::Stamp, replace::Held};
+use narrowlink_dataplane::run::file::Stamp;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::succession::PATIENCE;
+use crate::{
+    pid_file::{FILE, read},
+    succession::PATIENCE,
+};
 
-/// The file's name in the state directory.
-const FILE: &str = "gateway.pid";
-const MODE: u32 = 0o644;
 const EXECUTABLE: u32 = 0o755;
 const PROGRAM: &str = "narrowlink-gateway";
 /// What Linux says behind the path of a program that was replaced.
 const DELETED: &str = " (deleted)";
 const TICK: Duration = Duration::from_millis(20);
-
-/// Says which process is the gateway of a state directory, until dropped.
-pub struct PidFile(Option<PathBuf>);
-
-impl PidFile {
-    /// This one is; a place that can't be written is said, and no reason not to serve.
-    pub fn claim(state_dir: Option<&Path>) -> Self {
-        let file = Self(state_dir.map(|dir| dir.join(FILE)));
-        file.renew();
-        file
-    }
-
-    /// This one still is: who waits for another hears so.
-    pub fn renew(&self) {
-        let Some(path) = &self.0 else { return };
-        let text = format!("{}\n", std::process::id());
-        if let Err(e) = Held::wait_for(path).and_then(|held| held.replace(&text, MODE)) {
-            tracing::warn!("{}: {e}; `{PROGRAM} upgrade` needs --pid", path.display());
-        }
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        // Unless another one goes on.
-        if let Some(path) = &self.0
-            && read(path).is_ok_and(|pid| pid == std::process::id())
-        {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
 
 /// Why nothing was replaced. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -149,11 +117,6 @@ pub fn upgrade(
     Err(UpgradeError::Stays(pid))
 }
 
-fn read(path: &Path) -> io::Result<u32> {
-    let text = fs::read_to_string(path)?;
-    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it names no process"))
-}
-
 /// Where the program of this process lies, if it is a gateway.
 fn program_of(pid: u32) -> Option<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
@@ -186,21 +149,6 @@ fn put(program: &Path, place: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_names_this_process_until_it_ends_or_another_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(FILE);
-        let file = PidFile::claim(Some(dir.path()));
-        assert_eq!(read(&path).unwrap(), std::process::id());
-        drop(file);
-        assert!(!path.exists());
-        let file = PidFile::claim(Some(dir.path()));
-        fs::write(&path, "1\n").unwrap();
-        drop(file);
-        assert_eq!(read(&path).unwrap(), 1);
-        drop(PidFile::claim(None));
-    }
 
     #[test]
     fn what_is_no_gateway_that_runs_is_told_nothing() {

@@ -23,6 +23,8 @@
 //! | *turn* | as much work as a connection may cause before others have theirs |
 //! | *share* | those who wait for turns as one: a user, or all strangers |
 //! | *ticket* | all that an agent or a client needs to reach its gateway, in one line |
+//! | *keeper* | the process of a service in front of its gateway, which ends at once when it is told to |
+//! | *successor* | the gateway that goes on in another one's place, with its listening sockets |
 //! | *snapshot* | an immutable view that workers decide from |
 //! | *verdict* | the answer to "may it?" |
 //! | *early* | bytes read before anyone knew whose they are |

@@ -25,6 +25,7 @@ pub(crate) struct Network {
 impl Network {
     /// With these programs in the shared directory.
     pub(crate) fn new(programs: &[PathBuf]) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "machines are booted by root: run the tests as root");
         let dir = TempDir::with_prefix("narrowlink-machine-").expect("a temporary directory can be made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
         for program in programs {

@@ -15,10 +15,11 @@ use narrowlink_control::{
     clock::seconds_since_1970,
     config::{Config, Places, Service},
     gateway::{self, Gateway, StartError},
+    pid_file::PidFile,
     reload::Reloader,
     succession::{Predecessor, Succession},
-    supervise::{self, Outcome, Surroundings, Word},
-    upgrade::PidFile,
+    supervise::{self, Outcome, Surroundings},
+    word::{self, Word},
 };
 use narrowlink_dataplane::{
     net::inherited::{Inherited, Taker},
@@ -73,7 +74,7 @@ fn refused(e: StartError, places: &Places) -> Failure {
 /// Is the gateway of `config`, which was read from `path`, until it is told to stop.
 pub(crate) fn serve(config: Config, path: &Path, args: &Args) -> Result<(), Failure> {
     let reloader = Some(Reloader::new(path, &config));
-    let (word, words) = supervise::signals().context("signals can't be handled").or_exit(INTERNAL)?;
+    let (word, words) = word::signals().context("signals can't be handled").or_exit(INTERNAL)?;
     let mut begun = Begun::by(args.succeed, &word).context("no socket can be taken over").or_exit(USAGE)?;
     let ready_file = args.ready_file.as_deref().map(claim).transpose()?;
     let (name, services) = (config.name.clone(), config.services.clone());
