@@ -123,7 +123,7 @@ fn what_keeps_a_service_from_running_is_said_where_it_was_begun() {
     let said = network.boot("public", &script).finish(PATIENCE);
     for part in [
         "narrowlink-gateway is not installed: narrowlink-gateway service install\ncode 4",
-        "/root/gw/gateway.yaml: a service can't see /root; move it to /etc/narrowlink",
+        ": a service can't see /root; move it to /etc/narrowlink",
         "hidden 78",
         "state_dir: /srv/gw/x/state: this service may write below /var/lib/narrowlink and /var/log/narrowlink alone",
         "unwritable 78",

@@ -8,4 +8,5 @@
 mod kit;
 
 mod deploy;
+mod life;
 mod restart;
