@@ -70,7 +70,7 @@ pub struct Sign {
     /// Print a JSON array of { kind, uid, name, exp, jti, token }; with -o, file instead of token.
     #[arg(long)]
     pub json: bool,
-    /// Write each token to DIR/<uid>/<kind>-<name>.token, which only its owner reads, and show none.
+    /// Write each token to DIR/UID/KIND-NAME.token, which only its owner reads, and show none.
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
