@@ -92,7 +92,7 @@ fn end(done: anyhow::Result<u8>) -> ! {
             // What is wrong stands among what was printed.
             if !error.is::<Unwell>() {
                 let why = narrowlink_dataplane::run::process::explain(error.as_ref());
-                say(&kind_of(&error).mark(&why));
+                log::say_last(&format!("narrowlink-agent: {}", kind_of(&error).mark(&why)));
             }
             code_of(&error)
         }
@@ -275,18 +275,36 @@ struct Unwell(u8);
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
-    let Enrolled { name, config: path, said, with } =
+    let Enrolled { name, config: path, said, renewed, with } =
         enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name))?;
     say(&said);
+    let is_service = may_serve && with.is_empty() && Unit::can_be_installed();
+    if renewed {
+        // An agent of this name may run: it would have to leave for one that only asks.
+        let next = match is_service {
+            true => service::install(&path)?,
+            false => format!(
+                "an agent that runs takes it within 2 s; else next: narrowlink-agent{with}\n\
+                 narrowlink-agent{with} doctor asks the gateway whether it takes it\n"
+            ),
+        };
+        return Ok(answer::write(io::stdout(), &next)?);
+    }
     let mut config = Config::load(&path)?;
     config.require_io_uring = require_io_uring;
     let agent = start_with(config, None)?;
     let welcomed = agent.wait_ready(WELCOME_TIMEOUT);
     agent.stop();
-    let gateway = welcomed.ok_or(NotWelcomed)?;
-    let next = match may_serve && with.is_empty() && Unit::can_be_installed() {
+    // A service waits for its gateway.
+    let next = match is_service {
         true => service::install(&path)?,
         false => format!("next: narrowlink-agent{with}\n"),
+    };
+    let Some(gateway) = welcomed else {
+        if is_service {
+            say(next.trim_end());
+        }
+        return Err(NotWelcomed.into());
     };
     let told = format!("{gateway} takes this machine for the agent {name}\n{next}");
     Ok(answer::write(io::stdout(), &told)?)

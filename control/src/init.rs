@@ -31,6 +31,7 @@ use crate::{
     args::Init,
     authority::{Authority, AuthorityError},
     config::{Config, ConfigError},
+    revocations::Revocations,
     tickets::{
         LASTS, TicketError, Wanted,
         book::{self, Book, User, draw_uid},
@@ -241,8 +242,8 @@ impl Plan {
         )
     }
 
-    /// What was made, and what to type next.
-    pub fn next(&self, made: &Made) -> String {
+    /// What was made, and what to type next; whether it runs as a service already.
+    pub fn next(&self, made: &Made, is_running: bool) -> String {
         let Made { config, agent, client } = made;
         let (agent_ticket, client_ticket) = (agent.encode(), client.encode());
         format!(
@@ -261,9 +262,12 @@ impl Plan {
 Whoever has a ticket is that agent or client. More of them: narrowlink-gateway ticket --help
 ",
             self.describe(),
-            match self.is_service {
+            match is_running {
                 true =>
                     "nothing is left to do: it is a service (narrowlink-gateway service status)".to_owned(),
+                false if self.is_service => {
+                    "narrowlink-gateway service install (what is in its way is said below)".to_owned()
+                }
                 false => format!("narrowlink-gateway -c {}", config.display()),
             },
             self.agent,
@@ -315,7 +319,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 expires: LASTS,
                 renew: false,
             };
-            wanted.make(&mut book, &keys, now)
+            wanted.make(&mut book, &keys, &Revocations::default(), now)
         };
         let (agent, client) = (ticket(Kind::Agent, &self.agent)?, ticket(Kind::Client, &self.client)?);
         files.file(

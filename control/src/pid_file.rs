@@ -4,29 +4,45 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use narrowlink_dataplane::run::replace::Held;
+use narrowlink_dataplane::run::{
+    file::{self, Reading},
+    replace::Held,
+};
 
 /// The file's name in the state directory.
 pub(crate) const FILE: &str = "gateway.pid";
 const MODE: u32 = 0o644;
+/// A number and a path.
+const BYTES_MAX: u64 = 8192;
 
 /// Says which process is the gateway of a state directory, until dropped.
-pub struct PidFile(Option<PathBuf>);
+pub struct PidFile {
+    path: Option<PathBuf>,
+    /// Another gateway goes on: the file is that one's, whatever it says.
+    is_anothers: AtomicBool,
+}
 
 impl PidFile {
     /// This one is; a place that can't be written is said, and no reason not to serve.
     pub fn claim(state_dir: Option<&Path>) -> Self {
-        let file = Self(state_dir.map(|dir| dir.join(FILE)));
+        let file = Self { path: state_dir.map(|dir| dir.join(FILE)), is_anothers: AtomicBool::new(false) };
         file.renew();
         file
     }
 
+    /// Another gateway goes on: the file is left to it.
+    pub fn disown(&self) {
+        self.is_anothers.store(true, Ordering::Relaxed);
+    }
+
     /// This one still is: who waits for another hears so.
     pub fn renew(&self) {
-        let Some(path) = &self.0 else { return };
-        let text = format!("{}\n", std::process::id());
+        let Some(path) = &self.path else { return };
+        let program = std::env::current_exe().unwrap_or_default();
+        let text = format!("{}\n{}\n", std::process::id(), program.display());
         if let Err(e) = Held::wait_for(path).and_then(|held| held.replace(&text, MODE)) {
             tracing::warn!("{}: {e}; `narrowlink-gateway upgrade` needs --pid", path.display());
         }
@@ -36,7 +52,8 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // Unless another one goes on.
-        if let Some(path) = &self.0
+        if let Some(path) = &self.path
+            && !self.is_anothers.load(Ordering::Relaxed)
             && read(path).is_ok_and(|pid| pid == std::process::id())
         {
             let _ = fs::remove_file(path);
@@ -49,8 +66,19 @@ impl Drop for PidFile {
 /// # Errors
 /// It is not there, or names none.
 pub(crate) fn read(path: &Path) -> io::Result<u32> {
-    let text = fs::read_to_string(path)?;
-    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it names no process"))
+    Ok(read_all(path)?.0)
+}
+
+/// The process that it names, and where that one's program lies.
+///
+/// # Errors
+/// As there.
+pub(crate) fn read_all(path: &Path) -> io::Result<(u32, PathBuf)> {
+    let text = file::read_text(path, Reading::Again, BYTES_MAX)?;
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok());
+    let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it names no process"))?;
+    Ok((pid, lines.next().unwrap_or_default().into()))
 }
 
 #[cfg(test)]

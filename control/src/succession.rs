@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::Sender,
     },
@@ -19,8 +19,9 @@ use std::{
 
 use narrowlink_dataplane::{
     net::inherited::{Giver, channel},
-    run::notify::Notifier,
+    run::{lock::lock, notify::Notifier},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     gateway::Gateway,
@@ -42,6 +43,8 @@ pub struct Succession {
     notifier: Notifier,
     pid_file: Arc<PidFile>,
     is_under_way: Arc<AtomicBool>,
+    /// The one that has begun and does not serve yet.
+    child: Arc<Mutex<Option<Pid>>>,
 }
 
 impl Succession {
@@ -53,7 +56,23 @@ impl Succession {
         // Asked now: a program that is replaced is said to be deleted.
         let program = std::env::current_exe()?;
         let arguments = without(OPTION, std::env::args_os().skip(1));
-        Ok(Self { program, arguments, word, notifier, pid_file, is_under_way: Arc::default() })
+        Ok(Self {
+            program,
+            arguments,
+            word,
+            notifier,
+            pid_file,
+            is_under_way: Arc::default(),
+            child: Arc::default(),
+        })
+    }
+
+    /// Nobody is to go on: one that does not serve yet is ended.
+    pub fn cancel(&self) {
+        if let Some(child) = lock(&self.child).take() {
+            tracing::info!("the gateway that was to go on is ended, too");
+            let _ = kill_process(child, Signal::KILL);
+        }
     }
 
     /// Begins one in place of `gateway`; what becomes of it is said in the log.
@@ -92,12 +111,18 @@ impl Succession {
     fn follow(&self, giver: Giver, mut child: Child) {
         let (word, notifier) = (self.word.clone(), self.notifier.clone());
         let (pid_file, is_under_way) = (self.pid_file.clone(), self.is_under_way.clone());
+        let begun = self.child.clone();
+        *lock(&begun) = Some(Pid::from_child(&child));
         // Without a thread nobody would hear it; it serves all the same, beside this one.
         let _ = thread::Builder::new().name("succession".to_owned()).spawn(move || {
             match giver.hear() {
                 Ok(Some(_)) => {
-                    notifier.succeeded_by(child.id());
-                    let _ = word.send(Word::Leave);
+                    // Else it was ended a moment ago.
+                    if lock(&begun).take().is_some() {
+                        notifier.succeeded_by(child.id());
+                        pid_file.disown();
+                        let _ = word.send(Word::Leave);
+                    }
                     return;
                 }
                 Ok(None) => {}
@@ -106,6 +131,7 @@ impl Succession {
                     let _ = child.kill();
                 }
             }
+            lock(&begun).take();
             let how = child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
             tracing::error!("the new gateway has ended ({how}), and said above why: this one goes on");
             is_under_way.store(false, Ordering::Relaxed);

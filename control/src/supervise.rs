@@ -76,6 +76,11 @@ pub fn supervise(gateway: &Gateway, words: &Receiver<Word>, around: Surroundings
             watchdog.feed(Instant::now());
         }
     };
+    if let Some(succession) = &succession
+        && !is_succeeded
+    {
+        succession.cancel();
+    }
     let drain_timeout = gateway.drain_timeout();
     let words_of_it = format!("sessions have {} s to end", drain_timeout.as_secs());
     if is_succeeded {

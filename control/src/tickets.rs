@@ -61,11 +61,18 @@ pub enum TicketError {
 }
 
 impl Wanted {
-    /// Makes the ticket at `now` (seconds since 1970), signed with `keys`, and enters it into the book.
+    /// Makes the ticket at `now` (seconds since 1970), signed with `keys`, and enters it into the book. One that
+    /// `revocations` names holds no more.
     ///
     /// # Errors
     /// See [`TicketError`]; the book is as it was then.
-    pub fn make(&self, book: &mut Book, keys: &Keys, now: u64) -> Result<Ticket, TicketError> {
+    pub fn make(
+        &self,
+        book: &mut Book,
+        keys: &Keys,
+        revocations: &Revocations,
+        now: u64,
+    ) -> Result<Ticket, TicketError> {
         let usage = TicketError::Usage;
         let User { name: user, uid } = book.user(self.user.as_deref()).map_err(usage)?.clone();
         if !is_name(&self.name) {
@@ -80,9 +87,11 @@ impl Wanted {
                 "--allow is for clients: what an agent dials is said in its agent.yaml".to_owned(),
             ));
         }
-        let holds = |entry: &&Entry| {
-            entry.user == user && entry.kind == self.kind && entry.name == self.name && entry.exp > now
-        };
+        let own = |entry: &&Entry| entry.user == user && entry.kind == self.kind && entry.name == self.name;
+        // What another one is to allow, if nothing is said of that, is what the last one did.
+        let last = book.tickets.iter().rfind(own).filter(|_| self.renew && self.allow.is_empty());
+        let allow = last.map_or(&self.allow, |last| &last.allow).clone();
+        let holds = |entry: &&Entry| own(entry) && state(book, entry, revocations, now) == HOLDS;
         if !self.renew
             && let Some(entry) = book.tickets.iter().find(holds)
         {
@@ -93,24 +102,25 @@ impl Wanted {
             )));
         }
         let mut claims = Claims::new(self.kind, uid, &self.name, exp, &draw_id()?);
-        (claims.iat, claims.policies) = (Some(now), self.grant()?);
+        (claims.iat, claims.policies) = (Some(now), grant(&allow)?);
         let token = SecretText::new(keys.sign(&claims)?);
         let Claims { kind, name, jti, .. } = claims;
-        book.tickets.push(Entry { user, kind, name, jti, iat: now, exp, allow: self.allow.clone() });
+        book.tickets.push(Entry { user, kind, name, jti, iat: now, exp, allow });
         let Book { gateways, domain, ca_pin, .. } = &*book;
         Ok(Ticket { gateways: gateways.clone(), domain: domain.clone(), pin: *ca_pin, token })
     }
+}
 
-    fn grant(&self) -> Result<Grant, TicketError> {
-        if self.allow.is_empty() {
-            return Ok(Grant::default());
-        }
-        let items = self.allow.iter().map(|text| {
-            text.parse::<Item>().map_err(|e| TicketError::Usage(format!("--allow {text:?}: {e}")))
-        });
-        let policies = items.collect::<Result<_, _>>()?;
-        Ok(Grant::new(vec![Policies { permit: true, policies }]))
+/// What a client with these `--allow` may reach.
+fn grant(allow: &[String]) -> Result<Grant, TicketError> {
+    if allow.is_empty() {
+        return Ok(Grant::default());
     }
+    let items = allow
+        .iter()
+        .map(|text| text.parse::<Item>().map_err(|e| TicketError::Usage(format!("--allow {text:?}: {e}"))));
+    let policies = items.collect::<Result<_, _>>()?;
+    Ok(Grant::new(vec![Policies { permit: true, policies }]))
 }
 
 fn draw_id() -> Result<String, TicketError> {
@@ -154,6 +164,9 @@ pub fn revoked_json(kind: Kind, name: &str, count: usize, list: &Path) -> String
     format!("{}\n", json!({ "kind": kind, "name": name, "revoked": count, "list": list }))
 }
 
+/// The state of a ticket that is taken.
+const HOLDS: &str = "holds";
+
 /// Whether somebody's ticket holds.
 fn state(book: &Book, entry: &Entry, revocations: &Revocations, now: u64) -> &'static str {
     let is_revoked = book.user(Some(&entry.user)).is_ok_and(|User { uid, .. }| {
@@ -161,7 +174,7 @@ fn state(book: &Book, entry: &Entry, revocations: &Revocations, now: u64) -> &'s
     });
     match (is_revoked, entry.exp > now) {
         (true, _) => "revoked",
-        (false, true) => "holds",
+        (false, true) => HOLDS,
         (false, false) => "expired",
     }
 }
@@ -221,6 +234,10 @@ mod tests {
         }
     }
 
+    fn none() -> Revocations {
+        Revocations::default()
+    }
+
     fn wanted(kind: Kind, name: &str) -> Wanted {
         Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: LASTS, renew: false }
     }
@@ -230,7 +247,7 @@ mod tests {
         let (mut book, keys) = (book(), Keys::new(&[7; 32]));
         let allow = vec!["home:127.0.0.1:22".to_owned(), "*:*.lan:*".to_owned()];
         let client = Wanted { user: Some("lab".to_owned()), allow, ..wanted(Kind::Client, "laptop") };
-        let ticket = client.make(&mut book, &keys, NOW).unwrap();
+        let ticket = client.make(&mut book, &keys, &none(), NOW).unwrap();
         let claims = keys.verify(ticket.token.expose(), Kind::Client, NOW).unwrap();
         assert_eq!((claims.name.as_str(), claims.uid, claims.iat), ("laptop", Uid::from_u128(2), Some(NOW)));
         assert!(!claims.policies.is_unrestricted());
@@ -243,13 +260,28 @@ mod tests {
     fn a_name_has_one_ticket_unless_it_is_renewed_or_over() {
         let (mut book, keys) = (book(), Keys::new(&[7; 32]));
         let home = wanted(Kind::Agent, "home");
-        home.make(&mut book, &keys, NOW).unwrap();
-        let said = home.make(&mut book, &keys, NOW).unwrap_err().to_string();
+        home.make(&mut book, &keys, &none(), NOW).unwrap();
+        let said = home.make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
         assert!(said.contains("ticket revoke agent home") && said.contains("--renew"), "{said}");
-        wanted(Kind::Client, "home").make(&mut book, &keys, NOW).unwrap();
-        Wanted { renew: true, ..home.clone() }.make(&mut book, &keys, NOW).unwrap();
-        home.make(&mut book, &keys, LASTS.seconds(NOW)).unwrap();
+        wanted(Kind::Client, "home").make(&mut book, &keys, &none(), NOW).unwrap();
+        Wanted { renew: true, ..home.clone() }.make(&mut book, &keys, &none(), NOW).unwrap();
+        home.make(&mut book, &keys, &none(), LASTS.seconds(NOW)).unwrap();
         assert_eq!(book.tickets.len(), 4);
+    }
+
+    #[test]
+    fn a_ticket_that_is_renewed_allows_what_the_last_one_did_unless_it_says_so() {
+        let (mut book, keys) = (book(), Keys::new(&[7; 32]));
+        let allow = |rules: &[&str]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let friend = Wanted { allow: allow(&["home:127.0.0.1:22"]), ..wanted(Kind::Client, "friend") };
+        friend.make(&mut book, &keys, &none(), NOW).unwrap();
+        let again = Wanted { renew: true, ..wanted(Kind::Client, "friend") };
+        let ticket = again.make(&mut book, &keys, &none(), NOW).unwrap();
+        assert!(!keys.verify(ticket.token.expose(), Kind::Client, NOW).unwrap().policies.is_unrestricted());
+        assert_eq!(book.tickets[1].allow, friend.allow);
+        let more = Wanted { allow: allow(&["home"]), ..again };
+        more.make(&mut book, &keys, &none(), NOW).unwrap();
+        assert_eq!(book.tickets[2].allow, allow(&["home"]));
     }
 
     #[test]
@@ -268,7 +300,7 @@ mod tests {
                 "--allow \"home:22\": ",
             ),
         ] {
-            let said = wanted.make(&mut book, &keys, NOW).unwrap_err().to_string();
+            let said = wanted.make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
         }
         assert!(book.tickets.is_empty());
@@ -280,7 +312,7 @@ mod tests {
         let (path, list) = (dir.path().join(book::FILE), dir.path().join("revoked.yaml"));
         let (mut book, keys) = (book(), Keys::new(&[7; 32]));
         for kind in [Kind::Agent, Kind::Client] {
-            wanted(kind, "home").make(&mut book, &keys, NOW).unwrap();
+            wanted(kind, "home").make(&mut book, &keys, &none(), NOW).unwrap();
         }
         std::fs::write(&path, book.text()).unwrap();
         let home = (None, Kind::Agent, "home");
@@ -288,6 +320,9 @@ mod tests {
         assert_eq!(revoke(&path, &list, home, NOW).unwrap(), 0, "it is there already");
         assert!(revoke(&path, &list, (None, Kind::Agent, "x"), NOW).is_err());
         let revoked = Revocations::load(&list).unwrap().unwrap();
+        // Whose ticket was taken back may be given another one.
+        assert!(wanted(Kind::Agent, "home").make(&mut book.clone(), &keys, &revoked, NOW).is_ok());
+        assert!(wanted(Kind::Client, "home").make(&mut book.clone(), &keys, &revoked, NOW).is_err());
         let table = text(&book, &revoked, NOW);
         assert!(
             table.contains("agent   home main revoked") && table.contains("client  home main holds"),

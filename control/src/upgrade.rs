@@ -4,9 +4,11 @@
 //! See: `succession`, which does it in the running gateway; docs/service.md.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File},
+    io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +17,7 @@ use narrowlink_dataplane::run::file::Stamp;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    pid_file::{FILE, read},
+    pid_file::{FILE, read, read_all},
     succession::PATIENCE,
 };
 
@@ -24,6 +26,8 @@ const PROGRAM: &str = "narrowlink-gateway";
 /// What Linux says behind the path of a program that was replaced.
 const DELETED: &str = " (deleted)";
 const TICK: Duration = Duration::from_millis(20);
+/// How long a program may take to say its version.
+const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why nothing was replaced. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -79,50 +83,74 @@ pub fn upgrade(
     program: Option<&Path>,
 ) -> Result<String, UpgradeError> {
     let noted = state_dir.map(|dir| dir.join(FILE));
-    let pid = match (pid, &noted) {
-        (Some(pid), _) => pid,
+    let (pid, place) = match (pid, &noted) {
+        (Some(pid), _) => (pid, program_of(pid).unwrap_or_default()),
         (None, Some(path)) => {
-            read(path).map_err(|source| UpgradeError::NotRunning { path: path.clone(), source })?
+            read_all(path).map_err(|source| UpgradeError::NotRunning { path: path.clone(), source })?
         }
         (None, None) => return Err(UpgradeError::NoStateDir),
     };
-    let place = program_of(pid).ok_or(UpgradeError::NoGateway(pid))?;
+    // A number that was written before this machine, or container, was begun anew may be anybody's.
+    if pid == std::process::id() || !is_gateway(pid) {
+        return Err(UpgradeError::NoGateway(pid));
+    }
     if has_keeper(pid) {
         return Err(UpgradeError::Service(pid));
     }
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(UpgradeError::NoGateway(pid))?;
-    if let Some(program) = program {
-        put(program, &place).map_err(|source| UpgradeError::Place { path: place.clone(), source })?;
-    }
+    let old = program.map(|program| put(program, &place)).transpose()?;
     let before = noted.as_deref().and_then(Stamp::of);
-    kill_process(process, Signal::USR2).map_err(|e| UpgradeError::Signal { pid, source: e.into() })?;
-    let Some(noted) = noted else {
-        return Ok(format!(
+    let told =
+        kill_process(process, Signal::USR2).map_err(|e| UpgradeError::Signal { pid, source: e.into() });
+    let done = told.and_then(|()| match &noted {
+        Some(noted) => follow(noted, pid, before),
+        None => Ok(format!(
             "process {pid} was told to have {} go on; its log says how that goes\n",
             place.display()
-        ));
-    };
+        )),
+    });
+    if let Some(old) = old {
+        // What did not come to serve is not to be begun after the next boot.
+        let _ = if done.is_err() { fs::rename(&old, &place) } else { fs::remove_file(&old) };
+    }
+    done
+}
+
+/// Waits until another process than `pid` is noted, or that one says that it stays.
+fn follow(noted: &Path, pid: u32, before: Option<Stamp>) -> Result<String, UpgradeError> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        match read(&noted) {
-            Ok(new) if new != pid && program_of(new).is_some() => {
+        match read(noted) {
+            Ok(new) if new != pid && is_gateway(new) => {
                 return Ok(format!(
                     "process {new} serves in place of {pid}, which ends when its sessions have\n"
                 ));
             }
-            Ok(same) if same == pid && Stamp::of(&noted) != before => break,
+            Ok(same) if same == pid && Stamp::of(noted) != before => break,
+            // It left, and the other one could not write its number.
+            _ if !is_gateway(pid) => {
+                return Ok(format!(
+                    "process {pid} has left; which one serves could not be noted in {}\n",
+                    noted.display()
+                ));
+            }
             _ => thread::sleep(TICK),
         }
     }
     Err(UpgradeError::Stays(pid))
 }
 
-/// Where the program of this process lies, if it is a gateway.
+/// Where the program of this process lies, if this user may look.
 fn program_of(pid: u32) -> Option<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let path = path.to_string_lossy();
-    let path = PathBuf::from(path.strip_suffix(DELETED).unwrap_or(&path));
-    path.file_name().is_some_and(|name| name == PROGRAM).then_some(path)
+    Some(PathBuf::from(path.strip_suffix(DELETED).unwrap_or(&path)))
+}
+
+/// Whether this process is a gateway, by the name that everybody may see: of that, Linux has the beginning.
+fn is_gateway(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    !name.trim().is_empty() && PROGRAM.starts_with(name.trim())
 }
 
 /// Whether a keeper stands in front of this process.
@@ -133,17 +161,55 @@ fn has_keeper(pid: u32) -> bool {
         || words.contains(&b"--keeper".as_slice())
 }
 
-fn put(program: &Path, place: &Path) -> io::Result<()> {
-    let mut new = place.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    let done = fs::copy(program, &new)
-        .and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(EXECUTABLE)))
-        .and_then(|()| fs::rename(&new, place));
+/// Puts a program into its place, if it is one; where the one before lies now.
+fn put(program: &Path, place: &Path) -> Result<PathBuf, UpgradeError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        |source| UpgradeError::Place { path, source }
+    };
+    let beside = |end: &str| {
+        let mut path = place.as_os_str().to_owned();
+        path.push(end);
+        PathBuf::from(path)
+    };
+    let (new, old) = (beside(".new"), beside(".old"));
+    let mut from = File::open(program).map_err(at(program))?;
+    // What lies there may be a link of somebody else's.
+    let _ = fs::remove_file(&new);
+    let done = (|| {
+        let mut into = File::options().write(true).create_new(true).mode(EXECUTABLE).open(&new)?;
+        io::copy(&mut from, &mut into)?;
+        into.set_permissions(fs::Permissions::from_mode(EXECUTABLE))?;
+        into.sync_all()?;
+        drop(into);
+        prove(&new)?;
+        let _ = fs::remove_file(&old);
+        fs::hard_link(place, &old)?;
+        fs::rename(&new, place)
+    })();
     if done.is_err() {
         let _ = fs::remove_file(&new);
     }
-    done
+    done.map(|()| old).map_err(at(program))
+}
+
+/// Whether this is a gateway's program.
+fn prove(program: &Path) -> io::Result<()> {
+    let mut child = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + PROOF_PATIENCE;
+    while child.try_wait()?.is_none() && Instant::now() < deadline {
+        thread::sleep(TICK);
+    }
+    let _ = child.kill();
+    let said = child.wait_with_output()?.stdout;
+    let is_ours = said.strip_prefix(PROGRAM.as_bytes()).is_some_and(|rest| rest.starts_with(b" "));
+    let words = "it is no narrowlink-gateway; nothing was changed";
+    if is_ours { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, words)) }
 }
 
 #[cfg(test)]
@@ -156,7 +222,7 @@ mod tests {
         let said = |dir, pid| upgrade(dir, pid, None).unwrap_err().to_string();
         assert!(said(None, None).contains("--pid"));
         assert!(said(Some(dir.path()), None).contains("no gateway of this config runs"));
-        // This is a test, which SIGUSR2 would end.
+        // SIGUSR2 would end this process.
         let own = std::process::id();
         assert_eq!(said(None, Some(own)), format!("process {own} is no {PROGRAM} that runs"));
         fs::write(dir.path().join(FILE), format!("{own}\n")).unwrap();
@@ -166,16 +232,27 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_put_into_place_as_a_whole() {
+    fn a_program_is_put_into_place_as_a_whole_and_only_if_it_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let (new, place) = (dir.path().join("new"), dir.path().join(PROGRAM));
-        fs::write(&new, "new").unwrap();
         fs::write(&place, "old").unwrap();
-        let old = fs::File::open(&place).unwrap();
-        put(&new, &place).unwrap();
-        assert_eq!(fs::read_to_string(&place).unwrap(), "new");
-        assert_eq!(io::read_to_string(old).unwrap(), "old");
-        assert!(put(&dir.path().join("none"), &place).is_err());
+        for text in ["garbage", "#!/bin/sh\nexit 0\n", "#!/bin/sh\necho narrowlink-gateways\n"] {
+            fs::write(&new, text).unwrap();
+            let said = put(&new, &place).unwrap_err().to_string();
+            assert!(said.starts_with(&*new.to_string_lossy()), "{said}");
+            assert_eq!(fs::read_to_string(&place).unwrap(), "old");
+        }
+        let said = put(&dir.path().join("none"), &place).unwrap_err().to_string();
+        assert!(said.contains("none: No such file"), "{said}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        let good = "#!/bin/sh\necho narrowlink-gateway 1.0\n";
+        fs::write(&new, good).unwrap();
+        let open = File::open(&place).unwrap();
+        let old = put(&new, &place).unwrap();
+        assert_eq!(fs::read_to_string(&place).unwrap(), good);
+        assert_eq!(
+            (io::read_to_string(open).unwrap().as_str(), fs::read_to_string(old).unwrap().as_str()),
+            ("old", "old")
+        );
     }
 }

@@ -109,6 +109,19 @@ fn bash_reads_the_completions_of_every_program_and_completes_by_them() {
         );
         let asked = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&asked.stdout), "completions\n", "{name}: {asked:?}");
+        let within = match name {
+            "narrowlink-gateway" => ("ticket", "rev", "revoke"),
+            "narrowlink-agent" => ("service", "inst", "install"),
+            _ => continue,
+        };
+        let (command, begun, whole) = within;
+        let ask = format!(
+            "set -- ; source {}; COMP_WORDS=({name} {command} {begun}); COMP_CWORD=2; \
+             $(complete -p {name} | sed -E 's/.*-F ([^ ]+).*/\\1/') {name} {begun} {command}; echo \"${{COMPREPLY[@]}}\"",
+            file.path().display()
+        );
+        let asked = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&asked.stdout), format!("{whole}\n"), "{name}: {asked:?}");
     }
 }
 
@@ -193,7 +206,7 @@ fn sources(dir: &Path, found: &mut String) {
 fn every_code_is_said_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut text = String::new();
-    for name in ["proto", "manual", "dataplane", "control", "agent", "client", "tokengen"] {
+    for name in ["proto", "proto/manual", "dataplane", "control", "agent", "client", "tokengen"] {
         sources(&root.join(name).join("src"), &mut text);
     }
     // In the table's own file a code is `Self`; its table has no arrows to a code alone.

@@ -5,7 +5,7 @@
 //! See: unix(7) `SCM_RIGHTS`; sd_listen_fds(3); ARCHITECTURE.md "A restart without a gap".
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSliceMut},
     mem::MaybeUninit,
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -15,17 +15,17 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+        recvmsg, socketpair,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
 use socket2::Socket;
 
-use crate::run::notify::Speaker;
+use crate::run::notify::{FDS_MAX, Speaker, send_with_fds};
 
-/// Descriptors of one message; the kernel takes 253.
-const BATCH: usize = 64;
+/// How long what is said may wait for room.
+const SEND_PATIENCE: Duration = Duration::from_millis(500);
 /// What the receiver has room for.
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// No more descriptors follow.
@@ -111,6 +111,10 @@ pub struct Taker(OwnedFd);
 /// The system's.
 pub fn channel() -> io::Result<(Giver, Taker)> {
     let (giver, taker) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // A process that stands still keeps the other waiting no longer than that.
+    for end in [&giver, &taker] {
+        set_socket_timeout(end, Timeout::Send, Some(SEND_PATIENCE))?;
+    }
     Ok((Giver(giver), Taker(taker)))
 }
 
@@ -129,10 +133,10 @@ impl Giver {
     /// # Errors
     /// The other end is closed, or the system's.
     pub fn give(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
-        for batch in sockets.chunks(BATCH) {
-            send(&self.0, SOCKETS, batch)?;
+        for batch in sockets.chunks(FDS_MAX) {
+            send_with_fds(&self.0, SOCKETS, batch)?;
         }
-        send(&self.0, END, &[])
+        send_with_fds(&self.0, END, &[])
     }
 
     /// Hears nothing for longer than this as an error, `TimedOut`.
@@ -206,27 +210,13 @@ impl Taker {
 
 impl Speaker for Taker {
     fn say(&self, words: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        send(&self.0, words.as_bytes(), fds)
-    }
-}
-
-fn send(socket: &OwnedFd, words: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors at once"));
-    }
-    loop {
-        match sendmsg(socket, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            sent => return sent.map(|_| ()).map_err(Into::into),
-        }
+        send_with_fds(&self.0, words.as_bytes(), fds)
     }
 }
 
 /// One message; an empty one is the end.
 fn receive(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut words = vec![0; MESSAGE_BYTES_MAX];
     let bytes = loop {
@@ -266,15 +256,15 @@ mod tests {
     #[test]
     fn sockets_go_over_with_the_connections_that_wait_in_them() {
         let (giver, taker) = channel().unwrap();
-        let all: Vec<_> = (0..BATCH + 3).map(|_| listener()).collect();
+        let all: Vec<_> = (0..FDS_MAX + 3).map(|_| listener()).collect();
         let mut waiting = TcpStream::connect(all[0].0).unwrap();
         giver.give(&all.iter().map(|(_, socket)| socket.as_fd()).collect::<Vec<_>>()).unwrap();
         let first = all[0].0;
         drop(all);
         let mut inherited = taker.take().unwrap();
-        assert_eq!(inherited.fds().len(), BATCH + 3);
+        assert_eq!(inherited.fds().len(), FDS_MAX + 3);
         let own = inherited.take(first);
-        assert_eq!((own.len(), inherited.left().len()), (1, BATCH + 2));
+        assert_eq!((own.len(), inherited.left().len()), (1, FDS_MAX + 2));
         own[0].set_nonblocking(false).unwrap();
         own[0].accept().unwrap().0.write_all(b"served").unwrap();
         let mut answer = String::new();

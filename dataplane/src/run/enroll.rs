@@ -27,6 +27,8 @@ pub struct Enrolled {
     pub config: PathBuf,
     /// What was written, in words.
     pub said: String,
+    /// The same configuration was there: only its token is new.
+    pub renewed: bool,
     /// What stands behind the program's name to run it with this configuration: nothing where it looks for it anyway.
     pub with: String,
 }
@@ -76,7 +78,7 @@ pub fn enroll(
     };
     let with =
         if Some(dir) == usual.as_deref() { String::new() } else { format!(" -c {}", config.display()) };
-    Ok(Enrolled { name, config, said, with })
+    Ok(Enrolled { name, config, said, renewed, with })
 }
 
 #[cfg(test)]

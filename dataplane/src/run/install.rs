@@ -6,7 +6,7 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -65,6 +65,7 @@ pub fn install(dir: &Path, config: Named<'_>, secret: Named<'_>) -> Result<Insta
     }
     let ((config, text), (secret, value)) = (config, secret);
     let (config, secret) = (dir.join(config), dir.join(secret));
+    close_to_others(&secret).map_err(failed(&secret))?;
     // Another one at the same time waits, and finds what was written.
     let held = Held::wait_for(&secret).map_err(failed(&secret))?;
     let renewed = match fs::read_to_string(&config) {
@@ -80,14 +81,25 @@ pub fn install(dir: &Path, config: Named<'_>, secret: Named<'_>) -> Result<Insta
     Ok(Installed { config, secret, renewed })
 }
 
+/// A file that is there keeps its owner and group when it is replaced, but what others might read is no place for a secret,
+/// and where a link leads is not ours to say.
+fn close_to_others(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_symlink() => fs::remove_file(path),
+        Ok(there) if there.permissions().mode() & 0o007 != 0 => {
+            fs::set_permissions(path, fs::Permissions::from_mode(there.permissions().mode() & 0o770))
+        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 fn without_comments(text: &str) -> Vec<&str> {
     text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     const CONFIG: Named<'_> = ("a.yaml", "# from a ticket\na: 1\n");
@@ -116,6 +128,22 @@ mod tests {
         assert_eq!(fs::read_to_string(&first.config).unwrap(), "# mine\n\na: 1\n");
         assert_eq!(fs::read_to_string(&first.secret).unwrap(), "two\n");
         assert_eq!(mode(&first.secret), PRIVATE);
+    }
+
+    #[test]
+    fn a_secret_is_for_nobody_else_whatever_lies_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (token, victim) = (dir.path().join("a.token"), dir.path().join("victim"));
+        fs::write(&token, "").unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
+        install(dir.path(), CONFIG, ("a.token", "one\n")).unwrap();
+        assert_eq!((mode(&token), fs::read_to_string(&token).unwrap().as_str()), (0o640, "one\n"));
+        fs::remove_file(&token).unwrap();
+        fs::write(&victim, "other").unwrap();
+        std::os::unix::fs::symlink(&victim, &token).unwrap();
+        install(dir.path(), CONFIG, ("a.token", "two\n")).unwrap();
+        assert_eq!((mode(&token), fs::read_to_string(&token).unwrap().as_str()), (PRIVATE, "two\n"));
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "other");
     }
 
     #[test]

@@ -117,6 +117,12 @@ pub fn say(words: &str) {
     leave(format!("{words}\n").into_bytes().into_boxed_slice());
 }
 
+/// As [`say`], of why a program ends: an error in the journal, too.
+pub fn say_last(words: &str) {
+    let priority = if is_journal() { priority(Level::ERROR) } else { "" };
+    say(&format!("{priority}{words}"));
+}
+
 /// Ends the process, with its last words written if that can be had soon.
 pub fn exit(code: u8) -> ! {
     flush();

@@ -4,16 +4,37 @@
 //! See: sd_notify(3); sd_watchdog_enabled(3).
 
 use std::{
-    io,
-    os::fd::BorrowedFd,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+        SocketType, connect, sendmsg, socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+};
 use sd_notify::NotifyState;
+
+use crate::run::lock::lock;
+
+/// How long a service manager may take to read.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// One that does not read is told nothing for so long: whoever speaks has better to do than to wait.
+const DEAF: Duration = Duration::from_secs(5);
+/// Descriptors of one message; the kernel takes 253.
+pub(crate) const FDS_MAX: usize = 64;
 
 /// Who passes on what is said.
 pub trait Speaker: Send + Sync {
@@ -30,8 +51,16 @@ pub struct Manager;
 
 impl Speaker for Manager {
     fn say(&self, words: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let state = [NotifyState::Custom(words)];
-        if fds.is_empty() { sd_notify::notify(&state) } else { sd_notify::notify_with_fds(&state, fds) }
+        let Some(place) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+        let addr = match place.as_bytes().split_first() {
+            Some((b'@', name)) => SocketAddrUnix::new_abstract_name(name)?,
+            _ => SocketAddrUnix::new(&*place)?,
+        };
+        // sd_notify of libraries waits for as long as nobody reads.
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+        connect(&socket, &addr)?;
+        send_with_fds(&socket, words.as_bytes(), fds)
     }
 }
 
@@ -45,6 +74,8 @@ pub fn watchdog_interval() -> Option<Duration> {
 pub struct Notifier {
     speaker: Arc<dyn Speaker>,
     is_silent: Arc<AtomicBool>,
+    /// Nobody reads what is said until then.
+    deaf_until: Arc<Mutex<Option<Instant>>>,
     /// How often it wants to hear that this program is alive.
     watchdog: Option<Duration>,
 }
@@ -57,7 +88,7 @@ impl Notifier {
 
     /// To whoever passes it on.
     pub fn through(speaker: Arc<dyn Speaker>) -> Self {
-        Self { speaker, is_silent: Arc::default(), watchdog: watchdog_interval() }
+        Self { speaker, is_silent: Arc::default(), deaf_until: Arc::default(), watchdog: watchdog_interval() }
     }
 
     /// It does what it is there for; `status` says so in words.
@@ -120,12 +151,31 @@ impl Notifier {
     }
 
     fn say_with(&self, states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) {
-        if self.is_silent.load(Ordering::Relaxed) {
+        let is_deaf = lock(&self.deaf_until).is_some_and(|until| Instant::now() < until);
+        if self.is_silent.load(Ordering::Relaxed) || is_deaf {
             return;
         }
         let words: Vec<_> = states.iter().map(ToString::to_string).collect();
         if let Err(e) = self.speaker.say(&words.join("\n"), fds) {
             tracing::debug!("the service manager can't be told: {e}");
+            if e.kind() == io::ErrorKind::WouldBlock {
+                *lock(&self.deaf_until) = Some(Instant::now() + DEAF);
+            }
+        }
+    }
+}
+
+/// One message, with these descriptors.
+pub(crate) fn send_with_fds(socket: &OwnedFd, words: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors at once"));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => return sent.map(|_| ()).map_err(Into::into),
         }
     }
 }
@@ -155,10 +205,7 @@ impl Watchdog {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
-    use crate::run::lock::lock;
 
     #[derive(Default)]
     struct Heard(Mutex<Vec<(String, usize)>>);
@@ -196,6 +243,24 @@ mod tests {
                 ("STOPPING=1\nSTATUS=2 sessions", 0),
             ]
         );
+    }
+
+    /// Takes nothing.
+    struct Full;
+
+    impl Speaker for Full {
+        fn say(&self, _: &str, _: &[BorrowedFd<'_>]) -> io::Result<()> {
+            std::thread::sleep(PATIENCE);
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    #[test]
+    fn who_does_not_read_is_waited_for_once() {
+        let notifier = Notifier::through(Arc::new(Full));
+        let began = Instant::now();
+        (0..50).for_each(|_| notifier.status("still here"));
+        assert!(began.elapsed() < PATIENCE * 10, "{:?}", began.elapsed());
     }
 
     #[test]

@@ -3,11 +3,17 @@
 //! of one directory do so one after the other · who can read the old file can read the new one.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+/// Whoever changes a file is done in milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_TICK: Duration = Duration::from_millis(5);
 
 /// The right to change the files of a directory, until dropped.
 #[derive(Debug)]
@@ -18,18 +24,28 @@ pub struct Held {
 }
 
 impl Held {
-    /// Waits until no other command changes a file beside `path`.
+    /// Waits until no other command changes a file beside `path`, but not for long: a gateway that runs calls this, too.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's, or another one holds on to it.
     pub fn wait_for(path: &Path) -> io::Result<Self> {
         // A link stays one: what it leads to is replaced.
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The directory is locked, not the file: that is another one after each change.
         let dir = File::open(dir)?;
-        dir.lock()?;
-        Ok(Self { dir, path: real })
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match dir.try_lock() {
+                Ok(()) => return Ok(Self { dir, path: real }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_TICK),
+                Err(TryLockError::WouldBlock) => {
+                    let words = "another program holds a lock on this directory: end it, and try again";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+                }
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+        }
     }
 
     /// Where it really is.
@@ -81,5 +97,10 @@ fn write_like(path: &Path, tmp: &Path, (text, mode): (&str, u32)) -> io::Result<
 /// The system's; it is there already.
 pub fn create(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all())
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // Half of it would be in the way of another try.
+        let _ = fs::remove_file(path);
+    }
+    written
 }

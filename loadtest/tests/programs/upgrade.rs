@@ -56,7 +56,7 @@ impl Deployment {
     fn pid(&self) -> u32 {
         let path = self.machines.path("public/gw/state/gateway.pid");
         let text = fs::read_to_string(path).expect("it has noted its process");
-        text.trim().parse().expect("a number")
+        text.lines().next().and_then(|line| line.parse().ok()).expect("a number")
     }
 
     fn upgrade(&self, program: Option<&str>) -> Finished {
@@ -106,11 +106,19 @@ fn a_gateway_that_can_not_begin_leaves_the_one_that_runs_alone() {
     let before = deployment.pid();
     let broken = deployment.machines.path("broken");
     let broken_path = broken.display().to_string();
-    for text in ["not a program", "#!/bin/sh\nexit 3\n"] {
+    let place = deployment.machines.path("bin/narrowlink-gateway");
+    let program = fs::read(&place).expect("it can be read");
+    let liar = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo narrowlink-gateway 9\nexit 3\n";
+    for (text, code, says) in [
+        ("not a program", 73, "broken: "),
+        ("#!/bin/sh\nexit 3\n", 73, "it is no narrowlink-gateway; nothing was changed"),
+        (liar, 69, &*format!("process {before} goes on")),
+    ] {
         fs::write(&broken, text).expect("it can be written");
         let Finished { status, stderr, .. } = deployment.upgrade(Some(&broken_path));
-        assert_eq!(status.code(), Some(69), "{stderr}");
-        assert!(stderr.contains(&format!("process {before} goes on")), "{stderr}");
+        assert_eq!(status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
+        assert!(fs::read(&place).is_ok_and(|there| there == program), "the old one lies there");
         net::echo(deployment.local);
         assert_eq!(deployment.pid(), before);
     }

@@ -162,8 +162,10 @@ fn completions(mut command: Command, shell: Shell) -> String {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut command, name, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+    clap_complete::generate(shell, &mut command, &*name, &mut text);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // clap_complete takes a hyphen in a program's name for the border of a command in one place, and not in the other.
+    text.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }
 
 fn help_command(program: &str) -> Command {

@@ -55,7 +55,7 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     if let Some(Ok(said)) = &begun {
         say(said.trim_end());
     }
-    print(&if args.json { made.json() } else { plan.next(&made) })?;
+    print(&if args.json { made.json() } else { plan.next(&made, matches!(begun, Some(Ok(_)))) })?;
     begun.transpose().map(|_| 0)
 }
 
@@ -129,12 +129,17 @@ fn make_ticket(kind: Kind, new: &NewTicket, allow: &[String]) -> Result<u8, Fail
         renew: *renew,
     };
     let now = seconds_since_1970();
-    let ticket = Book::change(&place.book, |book| wanted.make(book, &keys, now)).map_err(no_ticket)?;
+    let ticket = Book::change(&place.book, |book| wanted.make(book, &keys, &place.config.revocations, now))
+        .map_err(no_ticket)?;
     let text = ticket.encode();
     print(&format!("{}\n", text.expose()))?;
     let command = Program::of(kind).command;
+    let reach = match (kind, allow) {
+        (Kind::Client, []) if !renew => ", and reaches all that its user's agents do",
+        _ => "",
+    };
     say(&format!(
-        "whoever has this ticket is the {} {name}; there: {command} TICKET, or {command} - and paste it",
+        "whoever has this ticket is the {} {name}{reach}; there: {command} TICKET, or {command} - and paste it",
         kind.name()
     ));
     Ok(0)

@@ -24,7 +24,7 @@ use narrowlink_dataplane::{
 };
 use narrowlink_manual::{Line, PageError, Question};
 
-use self::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, print, say};
+use self::end::{CONFIGURATION, Failure, INTERNAL, OrExit as _, print};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -38,7 +38,7 @@ fn main() {
     let code = match done {
         Ok(code) => code,
         Err(failure) => {
-            say(&failure.said());
+            log::say_last(&format!("narrowlink-gateway: {}", failure.said()));
             failure.code
         }
     };

@@ -18,6 +18,7 @@ use narrowlink_proto::{
     feature::Features,
     finding::{Finding, Trouble},
     message::Message,
+    secrecy::shares_a_part,
     token::Kind,
     upgrade::Answer,
 };
@@ -80,7 +81,7 @@ pub fn examine(subject: &Subject<'_>, tell: impl FnMut(&Finding)) -> Vec<Finding
     // On io_uring where it is to be had: that is how the programs go this way, too.
     let gone = run_alone(false, async |_| {
         for endpoint in subject.endpoints {
-            Round { subject, endpoint, findings: &mut findings, missed: Vec::new() }.go().await;
+            Round { subject, endpoint, findings: &mut findings, missed: Vec::new(), token: None }.go().await;
         }
     });
     if let Err(e) = gone {
@@ -136,10 +137,15 @@ struct Round<'a, T> {
     findings: &'a mut Findings<T>,
     /// What could not be asked.
     missed: Vec<&'static str>,
+    /// What no finding may show a part of, whoever says it.
+    token: Option<String>,
 }
 
 impl<T: FnMut(&Finding)> Round<'_, T> {
-    fn say(&mut self, finding: Finding) {
+    fn say(&mut self, mut finding: Finding) {
+        if let Some(token) = &self.token {
+            finding.found = without_parts_of(&finding.found, token);
+        }
         self.findings.add(finding.at(&self.endpoint.gateway));
     }
 
@@ -170,6 +176,7 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
         };
         let shaken = self.shake(reached.as_ref()).await;
         let token = files::hold(self.subject, self.endpoint);
+        self.token = token.as_ref().ok().map(|token| token.text.expose().to_owned());
         let (answer, certificate) = match shaken {
             Some((gateway, Shaken { wire, certificate })) => {
                 (self.ask(gateway, wire, token.as_ref().ok()).await, certificate)
@@ -309,6 +316,16 @@ impl<T: FnMut(&Finding)> Round<'_, T> {
     }
 }
 
+/// A peer has heard the token, and may say parts of it.
+fn without_parts_of(words: &str, token: &str) -> String {
+    let is_border = |c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c));
+    let parts = words.split_inclusive(is_border).map(|part| {
+        let word = part.trim_end_matches(is_border);
+        if shares_a_part(word, token) { part.replace(word, "[token]") } else { part.to_owned() }
+    });
+    parts.collect()
+}
+
 /// How many agents this client may see.
 async fn count(link: &mut PeerLink) -> Result<usize, LinkError> {
     link.send(&Message::List)?;
@@ -374,6 +391,18 @@ mod tests {
         };
         let findings = examine(&subject, |_| {});
         findings.into_iter().filter(|finding| finding.endpoint.is_some()).collect()
+    }
+
+    #[test]
+    fn what_a_peer_says_of_a_token_is_not_said_again() {
+        let token = "eyJhbGciOiJIUzI1NiJ9.eyJraW5kIjoiY2xpZW50In0.U2lnbmF0dXJlT2ZOb2JvZHk";
+        for (words, shown) in [
+            ("it calls itself U2lnbmF0dXJlT2ZOb2JvZHk (HTTP 404)", "it calls itself [token] (HTTP 404)"),
+            ("https://x/?t=eyJhbGciOiJIUzI1NiJ9.eyJraW5k; go", "https://x/?t=[token].[token]; go"),
+            ("nginx/1.22.1 answered", "nginx/1.22.1 answered"),
+        ] {
+            assert_eq!(without_parts_of(words, token), shown);
+        }
     }
 
     #[test]
