@@ -21,6 +21,8 @@ const BYTES_MAX: u64 = 8192;
 /// Says which process is the gateway of a state directory, until dropped.
 pub struct PidFile {
     path: Option<PathBuf>,
+    /// As it was called at the start: a program that was replaced is said to be deleted.
+    program: PathBuf,
     /// Another gateway goes on: the file is that one's, whatever it says.
     is_anothers: AtomicBool,
 }
@@ -28,7 +30,9 @@ pub struct PidFile {
 impl PidFile {
     /// This one is; a place that can't be written is said, and no reason not to serve.
     pub fn claim(state_dir: Option<&Path>) -> Self {
-        let file = Self { path: state_dir.map(|dir| dir.join(FILE)), is_anothers: AtomicBool::new(false) };
+        let path = state_dir.map(|dir| dir.join(FILE));
+        let program = std::env::current_exe().unwrap_or_default();
+        let file = Self { path, program, is_anothers: AtomicBool::new(false) };
         file.renew();
         file
     }
@@ -41,8 +45,7 @@ impl PidFile {
     /// This one still is: who waits for another hears so.
     pub fn renew(&self) {
         let Some(path) = &self.path else { return };
-        let program = std::env::current_exe().unwrap_or_default();
-        let text = format!("{}\n{}\n", std::process::id(), program.display());
+        let text = format!("{}\n{}\n", std::process::id(), self.program.display());
         if let Err(e) = Held::wait_for(path).and_then(|held| held.replace(&text, MODE)) {
             tracing::warn!("{}: {e}; `narrowlink-gateway upgrade` needs --pid", path.display());
         }

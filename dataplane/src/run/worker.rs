@@ -29,6 +29,8 @@ use crate::run::{caught::Caught, descriptors, pollable::Pollable, timer};
 
 /// Submission entries of each ring.
 const RING_ENTRIES: u32 = 4096;
+/// For a last turn of the ring. It ends its descriptors only then; a process that exits would, too.
+const LAST_TURN: Duration = Duration::from_millis(1);
 /// How often a worker shows that it makes progress.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -300,6 +302,8 @@ fn run_to_end<F: Future>(mut runtime: AnyRuntime, future: F) -> F::Output {
     let _running = Running::begin();
     let output = runtime.block_on(async {
         let output = future.await;
+        // What was given up last is still in the ring, and holds its descriptor open until the ring hears of that.
+        timer::sleep(LAST_TURN).await;
         // Belong to this runtime: the thread's next one makes its own.
         READY.take();
         BELL.take();
