@@ -195,13 +195,18 @@ fn put(program: &Path, place: &Path) -> Result<PathBuf, UpgradeError> {
 
 /// Whether this is a gateway's program.
 fn prove(program: &Path) -> io::Result<()> {
-    let mut child = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
     let deadline = Instant::now() + PROOF_PATIENCE;
+    let mut child = loop {
+        let mut command = Command::new(program);
+        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        match command.spawn() {
+            // Another process of ours was begun while it was written, and has it open for a moment.
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                thread::sleep(TICK);
+            }
+            begun => break begun?,
+        }
+    };
     while child.try_wait()?.is_none() && Instant::now() < deadline {
         thread::sleep(TICK);
     }

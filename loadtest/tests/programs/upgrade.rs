@@ -37,9 +37,16 @@ impl Deployment {
     fn start() -> Self {
         let machines = Machines::new();
         let said = machines.init();
+        // What stands is to outlive all of them.
+        let config = machines.path("public/gw/gateway.yaml");
+        let text = fs::read_to_string(&config).expect("init made it");
+        fs::write(&config, text + "drain_s: 600\n").expect("it can be written");
         let program = machines.path("bin/narrowlink-gateway");
         fs::create_dir_all(machines.path("bin")).expect("it can be made");
-        fs::copy(ours("narrowlink-gateway"), &program).expect("a program can be copied");
+        // By another process: one that a test begins meanwhile would have it open to write, and then it can't be begun.
+        let mut copy = Command::new("cp");
+        copy.args([&ours("narrowlink-gateway"), &program]);
+        run(copy, b"", PATIENCE).succeeded();
         let mut command = Command::new(&program);
         command.current_dir(machines.path("public")).args(["-c", "gw/gateway.yaml"]);
         let gateway = Running::start("gateway", &machines.path(""), command, None);

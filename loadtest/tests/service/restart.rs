@@ -23,6 +23,7 @@ fn network() -> Network {
 const SITE: &str = "\
 install -m 755 /run/shared/narrowlink* /usr/local/bin/
 narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
+echo 'drain_s: 600' >>/etc/narrowlink/gateway.yaml
 eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
 eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
 narrowlink-visits --echo 127.0.0.1:7 &
@@ -34,7 +35,7 @@ until narrowlink-visits 127.0.0.1:2222 --visits 1 --standing 0 >/dev/null 2>&1; 
 fn a_restart_under_load_refuses_nobody_and_breaks_nothing_that_stands() {
     let network = network();
     let n = restarts();
-    // Standing sessions outlast each gateway's drain: those of the first must end before it is over, or they are cut.
+    // What stands outlives all of them: SITE gives it the time.
     let seconds = 2 + 3 * n;
     let script = format!(
         "{SITE}
