@@ -1,6 +1,6 @@
 //! Role: the commands that answer a question about policies and change nothing: `explain`, `policy test`.
 
-use std::{env, path::Path};
+use std::path::Path;
 
 use narrowlink_control::{
     args::Explain,
@@ -8,18 +8,17 @@ use narrowlink_control::{
     expectations::Expectations,
     explain::{self, Question, Report, find_token},
 };
-use narrowlink_dataplane::run::process::find_config;
 use narrowlink_proto::policy::Verdict;
 
 use crate::{
     end::{CONFIGURATION, DEPENDS, Failure, NO, OrExit as _, USAGE, print},
-    load,
+    find, load,
 };
 
 pub(crate) fn answer(args: &Explain) -> Result<u8, Failure> {
     let question = Question::new(args.agent.clone(), args.target.clone(), args.resolved.clone());
     let question = question.or_exit(USAGE)?;
-    let config = args.config.clone().or_else(|| find_config("gateway.yaml", |name| env::var_os(name)).ok());
+    let config = find(args.config.as_deref()).ok();
     let gateway = config.as_deref().map(load).transpose()?;
     let token = find_token(&args.token).map_err(anyhow::Error::msg).or_exit(USAGE)?;
     let bearer = explain::Bearer::examine(&token, gateway.as_ref(), seconds_since_1970());

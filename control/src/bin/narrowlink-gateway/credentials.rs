@@ -19,10 +19,7 @@ use narrowlink_control::{
         book::{self, Book, BookError},
     },
 };
-use narrowlink_dataplane::run::{
-    log,
-    process::{find_config, own_config_dir},
-};
+use narrowlink_dataplane::run::{log, process::own_config_dir};
 use narrowlink_proto::{
     ticket::Program,
     token::{Keys, Kind},
@@ -30,7 +27,7 @@ use narrowlink_proto::{
 
 use crate::{
     end::{CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, USAGE, print, say},
-    load, service,
+    find, load, service,
 };
 
 pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
@@ -182,12 +179,9 @@ struct Place {
 
 impl Place {
     fn find(config: Option<&Path>) -> Result<Self, Failure> {
-        let found = config.map_or_else(
-            || find_config("gateway.yaml", |name| env::var_os(name)),
-            |path| Ok(path.to_owned()),
-        );
-        let path =
-            found.context("which gateway? `narrowlink-gateway init` makes one").or_exit(CONFIGURATION)?;
+        let path = find(config)
+            .context("which gateway? `narrowlink-gateway init` makes one")
+            .or_exit(CONFIGURATION)?;
         let config = Config::load(&path).or_exit(CONFIGURATION)?;
         let book = path.with_file_name(book::FILE);
         Ok(Self { path, config, book })
@@ -198,9 +192,9 @@ pub(crate) fn revoke(args: &Revoke) -> Result<u8, Failure> {
     let list = match &args.list {
         Some(path) => List::File(path.clone()),
         None => {
-            let config =
-                args.config.clone().map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), Ok);
-            let path = config.context("no list to write to: --list FILE names one").or_exit(CONFIGURATION)?;
+            let path = find(args.config.as_deref())
+                .context("no list to write to: --list FILE names one")
+                .or_exit(CONFIGURATION)?;
             let config = load(&path)?;
             List::of(path, config).or_exit(CONFIGURATION)?
         }

@@ -10,7 +10,10 @@ mod end;
 mod serve;
 mod service;
 
-use std::{env, path::Path};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use narrowlink_control::{
@@ -20,7 +23,10 @@ use narrowlink_control::{
 };
 use narrowlink_dataplane::{
     gateway::shares,
-    run::{log, process::find_config},
+    run::{
+        log,
+        process::{NoConfig, find_config},
+    },
 };
 use narrowlink_manual::{Line, PageError, Question};
 
@@ -75,10 +81,7 @@ fn run(args: &Args) -> Result<u8, Failure> {
         let arguments = env::args_os().skip(1).filter(|argument| argument != "--keeper");
         return keeper::keep(arguments).context("the gateway can't be begun").or_exit(INTERNAL);
     }
-    let path = match &args.config {
-        Some(path) => path.clone(),
-        None => find_config("gateway.yaml", |name| env::var_os(name)).or_exit(CONFIGURATION)?,
-    };
+    let path = find(args.config.as_deref()).or_exit(CONFIGURATION)?;
     let mut config = load(&path)?;
     if let Some(words) = shares::scarcity() {
         tracing::warn!("{words}");
@@ -88,6 +91,11 @@ fn run(args: &Args) -> Result<u8, Failure> {
     }
     config.require_io_uring = args.require_io_uring;
     serve::serve(config, &path, args).map(|()| 0)
+}
+
+/// The config that was named, or the one in a usual place.
+fn find(named: Option<&Path>) -> Result<PathBuf, NoConfig> {
+    named.map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), |path| Ok(path.to_owned()))
 }
 
 fn load(config: &Path) -> Result<Config, Failure> {

@@ -1,20 +1,17 @@
 //! Role: the commands about a gateway that runs: as a service of systemd, `service`; replaced, `upgrade`.
 
-use std::{env, path::Path};
+use std::path::Path;
 
 use narrowlink_control::{
     args::{Service, Upgrade},
     config::Config,
     upgrade::{self, UpgradeError},
 };
-use narrowlink_dataplane::run::{
-    process::find_config,
-    service::{Files, ServiceError, Unit},
-};
+use narrowlink_dataplane::run::service::{Files, ServiceError, Unit};
 
 use crate::{
     end::{CANT_CREATE, CONFIGURATION, Failure, OrExit as _, UNAVAILABLE, USAGE, print},
-    load,
+    find, load,
 };
 
 const UNIT: Unit = Unit {
@@ -28,10 +25,7 @@ const UNIT: Unit = Unit {
 pub(crate) fn run(command: &Service) -> Result<u8, Failure> {
     match command {
         Service::Install { config } => {
-            let path = config
-                .clone()
-                .map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), Ok)
-                .or_exit(CONFIGURATION)?;
+            let path = find(config.as_deref()).or_exit(CONFIGURATION)?;
             print(&install(&path)?)?;
             Ok(0)
         }
@@ -59,10 +53,7 @@ pub(crate) fn upgrade(args: &Upgrade) -> Result<u8, Failure> {
     let state_dir = match pid {
         Some(_) => None,
         None => {
-            let found = config
-                .clone()
-                .map_or_else(|| find_config("gateway.yaml", |name| env::var_os(name)), Ok)
-                .or_exit(CONFIGURATION)?;
+            let found = find(config.as_deref()).or_exit(CONFIGURATION)?;
             load(&found)?.state_dir
         }
     };
