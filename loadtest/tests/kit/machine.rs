@@ -16,6 +16,14 @@ use tempfile::TempDir;
 
 const TICK: Duration = Duration::from_millis(20);
 
+/// A gateway and an agent as services, and a client, as they are set up by what is printed.
+pub(crate) const DEPLOYMENT: &str = "\
+install -m 755 /run/shared/narrowlink* /usr/local/bin/
+narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
+eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
+eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
+";
+
 /// A network of its own, and a directory that its machines share as `/run/shared`.
 pub(crate) struct Network {
     name: String,

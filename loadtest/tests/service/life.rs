@@ -2,7 +2,7 @@
 
 use crate::kit::{
     PATIENCE,
-    machine::Network,
+    machine::{DEPLOYMENT, Network},
     process::{foreign, ours},
 };
 
@@ -11,15 +11,11 @@ fn machine(drop_in: &str, script: &str) -> String {
     foreign("systemd-nspawn", "systemd-container");
     let network = Network::new(&["narrowlink-gateway", "narrowlink-agent", "narrowlink"].map(ours));
     let begin = format!(
-        "install -m 755 /run/shared/narrowlink* /usr/local/bin/
-for name in gateway agent; do
+        "for name in gateway agent; do
 mkdir -p /etc/systemd/system/narrowlink-$name.service.d
 printf '[Service]\\n{drop_in}\\n' >/etc/systemd/system/narrowlink-$name.service.d/test.conf
 done
-narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
-eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
-eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
-wait_until() {{ for n in $(seq 300); do eval \"$1\" >/dev/null 2>&1 && return; sleep 0.1; done; echo \"in vain: $1\"; exit 4; }}
+{DEPLOYMENT}wait_until() {{ for n in $(seq 300); do eval \"$1\" >/dev/null 2>&1 && return; sleep 0.1; done; echo \"in vain: $1\"; exit 4; }}
 pid() {{ systemctl show -P MainPID narrowlink-$1; }}
 "
     );

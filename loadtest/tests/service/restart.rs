@@ -2,7 +2,7 @@
 
 use crate::kit::{
     PATIENCE,
-    machine::Network,
+    machine::{DEPLOYMENT, Network},
     process::{foreign, ours},
 };
 
@@ -19,13 +19,9 @@ fn network() -> Network {
     Network::new(&names.map(ours))
 }
 
-/// A gateway as a service, an agent and a forward to an echo at 127.0.0.1:2222.
+/// Time for what stands, and a forward to an echo at 127.0.0.1:2222.
 const SITE: &str = "\
-install -m 755 /run/shared/narrowlink* /usr/local/bin/
-narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
 echo 'drain_s: 600' >>/etc/narrowlink/gateway.yaml
-eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
-eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
 narrowlink-visits --echo 127.0.0.1:7 &
 narrowlink forward -n home -l 2222 127.0.0.1:7 >/dev/null 2>/tmp/forward &
 until narrowlink-visits 127.0.0.1:2222 --visits 1 --standing 0 >/dev/null 2>&1; do sleep 0.05; done
@@ -38,7 +34,7 @@ fn a_restart_under_load_refuses_nobody_and_breaks_nothing_that_stands() {
     // What stands outlives all of them: SITE gives it the time.
     let seconds = 2 + 3 * n;
     let script = format!(
-        "{SITE}
+        "{DEPLOYMENT}{SITE}
 narrowlink-visits 127.0.0.1:2222 --per-s {VISITS_PER_S} --visits {visits} --standing 20 >/tmp/visits 2>&1 &
 visits=$!
 sleep 1
