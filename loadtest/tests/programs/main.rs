@@ -14,6 +14,7 @@ mod curl;
 mod doctor;
 mod hostile;
 mod iperf;
+mod measure;
 mod names;
 mod openssh;
 mod postgres;
