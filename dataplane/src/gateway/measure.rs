@@ -15,12 +15,12 @@ use crate::{
     gateway::{directory::AgentEntry, lane::Lane, local::Local, table::Seat},
     net::memory::{Memory, Room},
     relay::{Traffic, relay},
-    run::worker::spawn,
+    run::{budget::Share, worker::spawn},
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, ConnError, Role},
         end::End,
-        measure::far_end,
+        measure::far_end_of,
     },
 };
 
@@ -31,11 +31,17 @@ use crate::{
 pub(crate) fn lane(local: &Rc<Local>, entry: &Arc<AgentEntry>, how: How) -> Result<Lane, Refused> {
     let slot = entry.principal.usage.lane(&local.shared.limits())?;
     let seat = Seat::for_lane(&local.table, &entry.principal);
+    // Its user's own connections wait for turns, and nobody else's.
+    let share = Share::of(entry.principal.uid);
     let (near, far) = Memory::pair(Room::default());
-    let conn = |end: Memory, role| Conn::new(end.into(), Framing::Raw, role, 1);
+    let conn = |end: Memory, role| {
+        let wire = Wire::from(end);
+        wire.account().belongs_to(share);
+        Conn::new(wire, Framing::Raw, role, 1)
+    };
     let (near, far) = (Box::new(conn(near, Role::Gateway)), conn(far, Role::Peer));
     spawn(async move {
-        if let Err(e) = serve(far, how).await {
+        if let Err(e) = serve(far, how, share).await {
             tracing::debug!("a measurement ended early: {e}");
         }
     });
@@ -43,12 +49,12 @@ pub(crate) fn lane(local: &Rc<Local>, entry: &Arc<AgentEntry>, how: How) -> Resu
 }
 
 /// Does what an agent would.
-async fn serve(conn: Conn, how: How) -> Result<(), ConnError> {
+async fn serve(conn: Conn, how: How, share: Share) -> Result<(), ConnError> {
     let Message::Dial(dial) = conn.recv(Speaker::Gateway, Channel::Lane).await? else {
         return Err(ConnError::Unexpected("something else where Dial was due"));
     };
     conn.send(&Message::Dialled { session: dial.session, e2ee: None }).await?;
-    let target = Wire::from(far_end(how));
+    let target = Wire::from(far_end_of(share, how));
     // Broken, both are dropped, which resets them.
     if relay(End::of(&conn, dial.session), End::raw(&target), &Traffic::default()).await.is_ok() {
         target.close_gently();

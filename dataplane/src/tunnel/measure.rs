@@ -12,7 +12,7 @@ use crate::{
         memory::{Memory, Room},
         plain::Plain,
     },
-    run::worker::spawn,
+    run::{budget::Share, worker::spawn},
     transport::wire::Wire,
 };
 
@@ -21,14 +21,21 @@ pub const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A connection whose other end does this, on this worker. Dropped, it ends the other one.
 pub fn far_end(how: How) -> Plain {
+    far_end_of(Share::OWN, how)
+}
+
+/// The same; both ends take their turns with those of this share.
+pub(crate) fn far_end_of(share: Share, how: How) -> Plain {
     let (near, far) = Memory::pair(Room::default());
+    let (near, far) = (Plain::from(near), Wire::from(far));
+    near.account().belongs_to(share);
+    far.account().belongs_to(share);
     spawn(async move {
-        let far = Wire::from(far);
         if serve(&far, how).await.is_ok() {
             far.close_gently();
         }
     });
-    near.into()
+    near
 }
 
 /// Bytes that no link on the way can make smaller: the high halves of a linear congruential generator (Knuth, MMIX).
