@@ -133,7 +133,29 @@ impl Ends {
 
 #[cfg(test)]
 mod tests {
+    use futures_lite::future::zip;
+    use narrowlink_proto::{id::LinkSecret, message::Speaker};
+
     use super::*;
+    use crate::{
+        exit::Exit,
+        fixture::{Port, opener, run},
+    };
+
+    #[test]
+    fn a_gateway_of_an_older_version_is_said_to_be_one_and_asked_nothing_more() {
+        run(async || {
+            let port = Port::listen();
+            let course = Course { agent: "home".to_owned(), target: None };
+            let finding = Ends::find(opener(&[&port.addr.to_string()]), course);
+            let (found, _link) =
+                zip(finding, port.link(Speaker::Client, LinkSecret::from_bytes([7; 32]))).await;
+            let failure = found.err().unwrap();
+            assert_eq!(failure.exit, Exit::Unreachable);
+            let words = format!("the gateway {} answers no measurements; update it", port.addr);
+            assert_eq!(failure.message, words);
+        });
+    }
 
     #[test]
     fn of_several_times_the_one_in_the_middle_counts() {

@@ -169,3 +169,53 @@ pub(super) async fn leave(session: Session) {
     let probe = Probe::of(session);
     let _ = timeout(LEAVE_TIMEOUT, probe.finish()).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::zip;
+    use narrowlink_dataplane::tunnel::settle::settle;
+    use narrowlink_proto::{ended::Side, message::Message};
+
+    use super::*;
+    use crate::fixture::{exchange, id, opener, run, stream};
+
+    #[test]
+    fn an_echo_is_timed_and_the_session_ends_when_all_was_delivered() {
+        run(async || {
+            let opener = opener(&["gw.example:80"]);
+            let (crate::warm::Stream { conn, route }, gateway) = stream(&opener, 0);
+            let probe = Probe::of(Session { conn, id: id(1), route });
+            let measuring = async {
+                let took = probe.round_trip().await.unwrap();
+                assert!(took < ECHO_TIMEOUT);
+                probe.finish().await
+            };
+            let answering = async {
+                exchange(&gateway, id(1), &[0; ECHO_BYTES]).await.unwrap();
+                settle(&gateway, id(1), Side::Client).await.unwrap();
+            };
+            let (finished, ()) = zip(measuring, answering).await;
+            finished.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_session_that_breaks_says_why_in_the_gateway_s_words() {
+        run(async || {
+            let opener = opener(&["gw.example:80"]);
+            for ends in ["before its end", "closes"] {
+                let (crate::warm::Stream { conn, route }, gateway) = stream(&opener, 0);
+                let probe = Probe::of(Session { conn, id: id(1), route });
+                match ends {
+                    "closes" => gateway.close(4000, "the token was revoked"),
+                    // A clean end of the echo, where one was due.
+                    _ => gateway.send(&Message::Fin { session: id(1), bytes: 0 }).await.unwrap(),
+                }
+                let failure = probe.round_trip().await.unwrap_err();
+                assert_eq!(failure.exit, Exit::Reset);
+                let says = if ends == "closes" { "the token was revoked" } else { "the measurement broke" };
+                assert!(failure.message.contains(says), "{ends}: {failure}");
+            }
+        });
+    }
+}
