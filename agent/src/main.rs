@@ -21,7 +21,10 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::{
-    peer::doctor::{Subject, examine, examine_without},
+    peer::{
+        doctor::{Subject, examine, examine_without},
+        who_refuses,
+    },
     run::{
         enroll::{EnrollError, Enrolled, enroll},
         log,
@@ -112,6 +115,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(EnrollError::Install(_)) => EXIT_CANT_CREATE,
         Some(EnrollError::Input(_)) => UNWRITTEN,
         Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
+        Some(EnrollError::Refused { .. }) => EXIT_UNAVAILABLE,
         None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
         None if error.is::<Unwell>() => error.downcast_ref().map_or(EXIT_SOFTWARE, |Unwell(code)| *code),
         None if error.is::<Unwritten>() => UNWRITTEN,
@@ -134,6 +138,7 @@ fn kind_of(error: &anyhow::Error) -> Code {
         (None, Some(EnrollError::Install(_))) => Code::Unmade,
         (None, Some(EnrollError::Input(_))) => Code::Stdio,
         (None, Some(EnrollError::Ticket(_) | EnrollError::Program(_))) => Code::Ticket,
+        (None, Some(EnrollError::Refused { .. })) => Code::Token,
         (None, Some(EnrollError::Nowhere)) => Code::Usage,
         (None, None) if error.is::<NotWelcomed>() => Code::NotWelcomed,
         (None, None) if error.is::<Unwritten>() => Code::Unwritten,
@@ -276,7 +281,7 @@ struct Unwell(u8);
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
     let Enrolled { name, config: path, said, renewed, with } =
-        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name))?;
+        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name), who_refuses)?;
     say(&said);
     let is_service = may_serve && with.is_empty() && Unit::can_be_installed();
     if renewed {
@@ -285,7 +290,7 @@ fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: boo
             true => service::install(&path)?,
             false => format!(
                 "an agent that runs takes it within 2 s; else next: narrowlink-agent{with}\n\
-                 narrowlink-agent{with} doctor asks the gateway whether it takes it\n"
+                 narrowlink-agent{with} doctor goes the way to the gateway step by step\n"
             ),
         };
         return Ok(answer::write(io::stdout(), &next)?);

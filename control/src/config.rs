@@ -26,12 +26,13 @@ use narrowlink_proto::{
     yaml::{Document, Fault},
 };
 use rustls::ServerConfig;
+use zeroize::Zeroizing;
 
 use self::input::{Input, Refusal};
 pub use self::places::Places;
 use crate::{
     accounts::Allowances,
-    certificate::Held,
+    certificate::{Certificate, Held, holds_key, key_alone},
     revocations::{RevocationError, Revocations},
 };
 
@@ -258,6 +259,38 @@ impl Base<'_> {
         }
         Ok(bytes)
     }
+
+    /// Reads the files of a chain and of its key.
+    fn read_pair(
+        self,
+        (chain, key): (&Path, &Path),
+        allow_readable: bool,
+    ) -> Result<Certificate, WrongOfPair> {
+        // A chain without its key is public.
+        let mut pem = Zeroizing::new(self.read_private(chain, true, holds_key).map_err(WrongOfPair::Chain)?);
+        let key = self.read_private(key, allow_readable, holds_key).map(Zeroizing::new);
+        let key = key.and_then(|key| key_alone(&key).map(|()| key).map_err(|e| e.to_string()));
+        pem.push(b'\n');
+        pem.extend_from_slice(&key.map_err(WrongOfPair::Key)?);
+        Certificate::from_pem(&pem).map_err(|e| WrongOfPair::Chain(e.to_string()))
+    }
+}
+
+/// Which of a chain and its key can't be used, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WrongOfPair {
+    /// The chain, or the two together.
+    Chain(String),
+    /// The key.
+    Key(String),
+}
+
+/// The certificate of two files, as a start reads it that is told of them.
+///
+/// # Errors
+/// One can't be used.
+pub(crate) fn read_pair(chain: &Path, key: &Path) -> Result<Certificate, WrongOfPair> {
+    Base { dir: Path::new(""), reading: Reading::Again }.read_pair((chain, key), false)
 }
 
 /// Why a file that is named in the config can't be read; it stands at that line, so it needn't be named again.

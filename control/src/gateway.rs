@@ -35,7 +35,7 @@ use narrowlink_dataplane::{
     },
 };
 
-pub(crate) use self::open::socket_name;
+pub(crate) use self::open::{claim, socket_name};
 use self::{
     open::{Open, Seated},
     prepare::Purpose,

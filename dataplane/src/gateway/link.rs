@@ -37,6 +37,8 @@ use crate::{
 
 /// What this gateway can do beyond the version.
 const OWN: Features = Features::NONE;
+/// How often a client that waits for agents has them counted: they come over within a fraction of a second.
+const ARRIVAL_TICK: Duration = Duration::from_millis(200);
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
@@ -133,6 +135,35 @@ async fn introduce(
 enum Next {
     Heard(Heard),
     Order(LinkOrder),
+    /// Those who wait for a list may have it now.
+    Arrived,
+}
+
+/// A client that has asked who is there, while agents come over from the gateway before this one.
+#[derive(Default)]
+struct Awaiting {
+    /// How often it has asked.
+    lists: usize,
+    /// How many agents there were at the last look.
+    seen: usize,
+}
+
+impl Awaiting {
+    /// Waits until its list may be complete, if there is one to wait for.
+    async fn arrived(&mut self, local: &Local, principal: &Principal) {
+        if self.lists == 0 {
+            future::pending::<()>().await;
+        }
+        while Instant::now() < local.shared.agents_come_until() {
+            let before = self.seen;
+            self.seen = local.shared.door.list(principal).len();
+            // Some are there, and no more have come since the last look.
+            if self.seen > 0 && self.seen == before {
+                return;
+            }
+            sleep(ARRIVAL_TICK).await;
+        }
+    }
 }
 
 /// Serves until something ends the link; returns what.
@@ -143,8 +174,13 @@ async fn converse(
     seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
+    let mut awaiting = Awaiting::default();
     loop {
         let next = {
+            let arrived = async {
+                awaiting.arrived(local, principal).await;
+                Ok(Next::Arrived)
+            };
             let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
             let expiry = async {
@@ -153,6 +189,7 @@ async fn converse(
             };
             let dismissed = async { Err(LinkError::Goodbye(farewell(seat.dismissed().await))) };
             // Who must go is not heard.
+            let heard = future::or(arrived, heard);
             future::or(future::or(expiry, dismissed), future::or(order, heard)).await
         };
         let done = match next {
@@ -163,7 +200,12 @@ async fn converse(
                 Ok(())
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
-                send_list(local, &mut up.socket, principal)
+                awaiting.lists += 1;
+                Ok(())
+            }
+            Ok(Next::Arrived) => {
+                let lists = std::mem::take(&mut awaiting).lists;
+                (0..lists).try_for_each(|_| send_list(local, &mut up.socket, principal))
             }
             Ok(Next::Heard(Heard::Message(_))) => {
                 Err(LinkError::Unexpected("a message that has no place on this link"))

@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(crate) const DEPLOYMENT: &str = "\
 install -m 755 /run/shared/narrowlink* /usr/local/bin/
 narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
-eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
+eval \"$(sed -n 's/^ *sudo \\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
 eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
 ";
 

@@ -23,7 +23,7 @@ fn three_commands_make_a_deployment() {
     let said = machines.init();
     assert_eq!(printed(&said, "narrowlink-gateway -c "), "gw/gateway.yaml", "{said}");
     let _gateway = machines.start_gateway();
-    let joined = machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+    let joined = machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded_with_text();
     assert!(joined.contains("takes this machine for the agent home"), "{joined}");
     assert_eq!(printed(&joined, "next: narrowlink-agent -c "), "nl/agent.yaml");
     let _agent = machines.start_agent("nl");
@@ -53,7 +53,7 @@ fn a_ticket_allows_what_it_says_and_no_more_and_users_do_not_meet() {
     let machines = Machines::new();
     let said = machines.init();
     let _gateway = machines.start_gateway();
-    machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded();
+    machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded();
     let _agent = machines.start_agent("nl");
     let echo = net::start_echo();
     let rule = format!("home:{echo}");
@@ -99,7 +99,7 @@ fn a_newer_ticket_replaces_the_token_and_another_configuration_stays() {
 fn what_is_wrong_with_a_ticket_is_said() {
     let machines = Machines::new();
     let said = machines.init();
-    let (agent, client) = (printed(&said, "narrowlink-agent join "), printed(&said, "narrowlink login "));
+    let (agent, client) = (printed(&said, "sudo narrowlink-agent join "), printed(&said, "narrowlink login "));
     for (pasted, says) in [
         (&client[..100], "this ticket is cut off: 100 of its "),
         (agent, "this ticket is for an agent: narrowlink-agent join takes it"),

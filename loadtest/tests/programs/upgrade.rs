@@ -51,7 +51,7 @@ impl Deployment {
         command.current_dir(machines.path("public")).args(["-c", "gw/gateway.yaml"]);
         let gateway = Running::start("gateway", &machines.path(""), command, None);
         net::wait_for_server("the gateway", machines.addr, PATIENCE);
-        machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+        machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded_with_text();
         machines.login(printed(&said, "narrowlink login "), "nl").succeeded_with_text();
         let agent = machines.start_agent("nl");
         let (forward, local) = machines.start_forward("nl", net::start_echo());

@@ -30,7 +30,7 @@ fn wait_for(file: &str) -> String {
 /// Types what `file` says behind some blanks and this word, up to the line's end.
 fn typed(word: &str, file: &str) -> String {
     format!(
-        "line=$(sed -n 's/^ *\\({word} .*\\)/\\1/p' {file} | head -1); echo \"\\$ $line\"; eval \"$line\"\n"
+        "line=$(sed -n 's/^ *\\(sudo \\)\\?\\({word} .*\\)/\\2/p' {file} | head -1); echo \"\\$ $line\"; eval \"$line\"\n"
     )
 }
 
