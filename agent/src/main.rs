@@ -108,7 +108,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
     if let Some(e) = error.downcast_ref::<ServiceError>() {
-        return service::code_of(e);
+        return e.exit();
     }
     match error.downcast_ref::<EnrollError>() {
         _ if by_config => EXIT_CONFIG,

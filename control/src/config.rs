@@ -23,6 +23,7 @@ use narrowlink_proto::{
     limits::Limits,
     target::Destination,
     token::{Allowance, Secret},
+    unread::{hint, hint_named},
     yaml::{Document, Fault},
 };
 use rustls::ServerConfig;
@@ -153,7 +154,7 @@ impl Service {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), hint(source))]
     Read {
         /// Which.
         path: PathBuf,
@@ -295,8 +296,7 @@ pub(crate) fn read_pair(chain: &Path, key: &Path) -> Result<Certificate, WrongOf
 
 /// Why a file that is named in the config can't be read; it stands at that line, so it needn't be named again.
 fn no_file(e: &io::Error) -> String {
-    let hint = "; a path that does not begin with / is relative to the config's directory";
-    format!("this file can't be read: {e}{}", if e.kind() == io::ErrorKind::NotFound { hint } else { "" })
+    format!("this file can't be read: {e}{}", hint_named(e, "the config's directory"))
 }
 
 const fn open_to_others(mode: u32) -> bool {

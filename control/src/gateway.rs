@@ -35,6 +35,8 @@ use narrowlink_dataplane::{
     },
 };
 
+use narrowlink_proto::unread::hint;
+
 pub(crate) use self::open::{claim, socket_name};
 use self::{
     open::{Open, Seated},
@@ -100,7 +102,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory is not there and can't be made.
-    #[error("state_dir: can't be written: {source}")]
+    #[error("state_dir: can't be written: {source}{}", hint(source))]
     StateDir {
         /// Which.
         path: PathBuf,
@@ -108,7 +110,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The audit log can't be written.
-    #[error("audit: can't be written: {source}{}", if source.kind() == io::ErrorKind::NotFound { "; its directory must be there" } else { "" })]
+    #[error("audit: can't be written: {source}{}", if source.kind() == io::ErrorKind::NotFound { "; its directory must be there" } else { hint(source) })]
     Audit {
         /// Where.
         path: PathBuf,

@@ -12,10 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::run::{
-    process::{SYSTEM_DIR, dir_mode},
-    service::Unit,
-};
+use narrowlink_dataplane::run::{process::SYSTEM_DIR, service::Unit};
 use narrowlink_proto::{
     pin::Pin,
     target::{Destination, Target, TargetError},
@@ -115,7 +112,9 @@ impl Made {
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// Not a host.
-    #[error("HOST: {0}; a name or an address is expected, with :PORT if that is not 443: gw.example, 192.0.2.1:8443")]
+    #[error(
+        "HOST: {0}; a name or an address is expected, with :PORT if that is not 443: gw.example, 192.0.2.1:8443"
+    )]
     Host(TargetError),
     /// As a browser has it.
     #[error(
@@ -151,7 +150,9 @@ pub enum InitError {
         words: String,
     },
     /// The gateway could not listen.
-    #[error("--listen {addr}: {source}. Or choose another port: narrowlink-gateway init {host}:{OTHER_PORT}, or --listen ADDR:PORT where only the local one differs")]
+    #[error(
+        "--listen {addr}: {source}. Or choose another port: narrowlink-gateway init {host}:{OTHER_PORT}, or --listen ADDR:PORT where only the local one differs"
+    )]
     Listen {
         /// Where.
         addr: SocketAddr,
@@ -343,9 +344,10 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         if !shown.covers(&host) {
             let names = shown.names();
             let (those, next) = match names.first() {
-                Some(first) => {
-                    (format!("it is for {}", names.join(", ")), format!("narrowlink-gateway init {first}, or "))
-                }
+                Some(first) => (
+                    format!("it is for {}", names.join(", ")),
+                    format!("narrowlink-gateway init {first}, or "),
+                ),
                 None => ("it has no name".to_owned(), String::new()),
             };
             return Err(refused(format!(
@@ -470,6 +472,8 @@ state_dir: {state}
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use narrowlink_dataplane::run::process::dir_mode;
+
     use super::*;
 
     const NOW: u64 = 1_795_219_200;
@@ -576,16 +580,28 @@ mod tests {
         let holder = std::net::TcpListener::bind(taken).unwrap();
         let with = |certificate: &Certificate| Plan { certificate: certificate.clone(), ..plan.clone() };
         for (plan, says) in [
-            (with(&other), "other.example.pem: the certificate is not for gw.example (it is for other.example)"),
+            (
+                with(&other),
+                "other.example.pem: the certificate is not for gw.example (it is for other.example)",
+            ),
             (with(&other), "narrowlink-gateway init other.example, or one for gw.example"),
             (with(&mixed), "--cert "),
             (with(&mixed), "the private key belongs to another certificate"),
             (with(&swapped), "--key "),
             (with(&none), "no.pem: this file can't be read"),
-            (with(&open), "open.key: everybody on this machine can read or change this file (mode 0644): chmod 640 it"),
+            (
+                with(&open),
+                "open.key: everybody on this machine can read or change this file (mode 0644): chmod 640 it",
+            ),
             (Plan { listen_addr: taken, ..plan.clone() }, "ss -ltnp"),
-            (Plan { listen_addr: taken, ..plan.clone() }, "narrowlink-gateway init gw.example:8443, or --listen"),
-            (Plan { listen_addr: "192.0.2.1:8443".parse().unwrap(), ..plan.clone() }, "--listen 192.0.2.1:8443: "),
+            (
+                Plan { listen_addr: taken, ..plan.clone() },
+                "narrowlink-gateway init gw.example:8443, or --listen",
+            ),
+            (
+                Plan { listen_addr: "192.0.2.1:8443".parse().unwrap(), ..plan.clone() },
+                "--listen 192.0.2.1:8443: ",
+            ),
         ] {
             let said = plan.check(NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
@@ -618,7 +634,8 @@ mod tests {
         if let [Some(dir), Some(step)] = KILLED.map(std::env::var_os) {
             let left = std::cell::Cell::new(step.to_str().unwrap().parse::<usize>().unwrap());
             let step = || match left.get() {
-                0 => rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap(),
+                0 => rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+                    .unwrap(),
                 more => left.set(more - 1),
             };
             plan(Path::new(&dir)).make_in_steps(NOW, &step).unwrap();
@@ -645,7 +662,8 @@ mod tests {
                 plan.make(NOW).unwrap_or_else(|e| panic!("killed at step {step}: {e}"));
             }
             Config::load(&plan.dir.join(CONFIG)).unwrap();
-            let mut there: Vec<_> = fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
+            let mut there: Vec<_> =
+                fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
             there.sort();
             let all = [CA_KEY, CA, KEY, CHAIN, SECRET, CONFIG, LIST, STATE, book::FILE];
             assert_eq!(there, all, "{step}");

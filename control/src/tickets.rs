@@ -85,7 +85,11 @@ impl Wanted {
         }
         let exp = self.expires.seconds(now);
         if exp <= now {
-            return Err(usage(format!("--expires: {} is {}", show(exp), distance(exp, now))));
+            return Err(usage(format!(
+                "--expires: {} is {}: say a time in the future, such as 30d",
+                show(exp),
+                distance(exp, now)
+            )));
         }
         if self.kind != Kind::Client && !self.allow.is_empty() {
             return Err(usage(
@@ -283,7 +287,8 @@ pub fn text(book: &Book, revocations: &Revocations, now: u64) -> String {
 /// As many characters of the ids as tell all of them from each other.
 fn short_ids(book: &Book) -> usize {
     let differ = |chars: &usize| {
-        let mut ids: Vec<String> = book.tickets.iter().map(|entry| entry.jti.chars().take(*chars).collect()).collect();
+        let mut ids: Vec<String> =
+            book.tickets.iter().map(|entry| entry.jti.chars().take(*chars).collect()).collect();
         ids.sort_unstable();
         ids.windows(2).all(|pair| pair[0] != pair[1])
     };
@@ -403,8 +408,14 @@ mod tests {
                 Wanted { allow: vec!["home:22".to_owned()], ..wanted(Kind::Client, "a") },
                 "--allow \"home:22\": ",
             ),
-            (Wanted { allow: vec!["22".to_owned()], ..wanted(Kind::Client, "a") }, "did you mean AGENT:127.0.0.1:22?"),
-            (Wanted { allow: vec!["10.0.0.1".to_owned()], ..wanted(Kind::Client, "a") }, "10.0.0.1 looks like a port"),
+            (
+                Wanted { allow: vec!["22".to_owned()], ..wanted(Kind::Client, "a") },
+                "did you mean AGENT:127.0.0.1:22?",
+            ),
+            (
+                Wanted { allow: vec!["10.0.0.1".to_owned()], ..wanted(Kind::Client, "a") },
+                "10.0.0.1 looks like a port",
+            ),
         ] {
             let said = wanted.make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
@@ -428,7 +439,9 @@ mod tests {
             let said = client(allow).make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
         }
-        for (allow, remarks) in [("home", 0), ("home:127.0.0.1:22", 0), ("*", 0), ("hoem", 1), ("hoem:127.0.0.1:22", 1)] {
+        for (allow, remarks) in
+            [("home", 0), ("home:127.0.0.1:22", 0), ("*", 0), ("hoem", 1), ("hoem:127.0.0.1:22", 1)]
+        {
             let said = client(allow).remarks(&book);
             assert_eq!(said.len(), remarks, "{said:?}");
             assert!(said.iter().all(|said| said.contains("an agent hoem of main (for: home)")), "{said:?}");

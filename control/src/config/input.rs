@@ -206,7 +206,9 @@ impl Input {
             let same =
                 |other: &Service| other.listen_addr == service.listen_addr && other.listen_addr.port() != 0;
             if let Some(other) = services.iter().position(same) {
-                let what = format!("services[{other}] listens there already");
+                let what = format!(
+                    "services[{other}] listens there already: give one of them another address or port"
+                );
                 return Err(Complaint::new(&["listen_addr".into()], what).within(&at).into());
             }
             services.push(service);
@@ -390,10 +392,12 @@ impl TlsFile {
                 let pem = base.read_private(path, allow_readable, holds_key).map_err(in_chain)?;
                 Certificate::from_pem(&pem).map_err(|e| in_chain(e.to_string()))?
             }
-            Some(key_path) => base.read_pair((path, key_path), allow_readable).map_err(|wrong| match wrong {
-                WrongOfPair::Chain(what) => in_chain(what),
-                WrongOfPair::Key(what) => at("key_path", what),
-            })?,
+            Some(key_path) => {
+                base.read_pair((path, key_path), allow_readable).map_err(|wrong| match wrong {
+                    WrongOfPair::Chain(what) => in_chain(what),
+                    WrongOfPair::Key(what) => at("key_path", what),
+                })?
+            }
         };
         for (index, domain) in domains.iter().enumerate() {
             self.check_domain(domain)

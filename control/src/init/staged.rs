@@ -16,7 +16,7 @@ use narrowlink_dataplane::run::{
     replace::{Held, create},
 };
 use rustix::{
-    fs::{CWD, RenameFlags, linkat, AtFlags, renameat_with},
+    fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with},
     io::Errno,
 };
 
@@ -122,9 +122,7 @@ impl Drop for Staged<'_> {
 fn give_name(from: &Path, to: &Path) -> io::Result<()> {
     match linkat(CWD, from, CWD, to, AtFlags::empty()) {
         // A file system that has no such thing.
-        Err(Errno::PERM | Errno::OPNOTSUPP) => {
-            Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
-        }
+        Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?),
         linked => Ok(linked?),
     }
 }

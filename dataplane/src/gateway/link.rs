@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::Receiver;
@@ -30,7 +30,7 @@ use crate::{
         table::Seat,
         usage::Slot,
     },
-    run::timer::{sleep_until, timeout},
+    run::timer::{sleep, sleep_until, timeout},
     transport::wire::Wire,
     tunnel::link::{Heard, LinkError, LinkSocket},
 };
@@ -447,6 +447,31 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_a_list_while_agents_come_over_gets_it_when_they_have() {
+        let agent = |n| AgentInfo { name: format!("{n}"), address: PEER, ping_us: None, connected_s: n };
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.laptop).await;
+            worker.shared.await_agents(Duration::from_secs(60));
+            peer.say(&Message::List).await;
+            let early = timeout(2 * ARRIVAL_TICK, peer.hear()).await;
+            assert!(early.is_err(), "it is not complete yet: {early:?}");
+            worker.door.known().agents = vec![agent(1)];
+            let list = peer.hear().await;
+            assert!(
+                matches!(&list, Ok(Message::Agents { agents, more: false }) if agents.len() == 1),
+                "{list:?}"
+            );
+            // Nobody comes, and the time is over.
+            worker.door.known().agents.clear();
+            worker.shared.await_agents(ARRIVAL_TICK);
+            peer.say(&Message::List).await;
+            let list = peer.hear().await;
+            assert!(matches!(&list, Ok(Message::Agents { agents, .. }) if agents.is_empty()), "{list:?}");
+        });
+    }
+
+    #[test]
     fn an_agent_is_told_once_for_how_many_sessions_it_is_to_bring_lanes() {
         kit::run(async {
             let worker = worker();
@@ -508,7 +533,7 @@ mod tests {
             let who = Arc::new(kit::who(Speaker::Client, "guest", SOON));
             let peer = up(&worker, &who).await;
             assert_eq!(goodbye(&peer).await.reason, "the token has expired");
-            assert!(std::time::Instant::now() >= who.expires_at);
+            assert!(Instant::now() >= who.expires_at);
         });
     }
 
@@ -530,7 +555,7 @@ mod tests {
     fn an_agent_that_answers_no_more_although_its_connection_stands_is_lost_with_all_it_has() {
         let limits = Limits { ping_interval: SOON, pong_timeout: SOON, ..Limits::default() };
         kit::run(async {
-            let (worker, begun) = (kit::worker(limits), std::time::Instant::now());
+            let (worker, begun) = (kit::worker(limits), Instant::now());
             let peer = up(&worker, &worker.home).await;
             let entry = entry(&worker);
             assert_eq!(worker.door.event().await, "link 1 released");

@@ -25,6 +25,7 @@ use narrowlink_proto::{
 use crate::{
     gateway::{
         admit,
+        date::dated,
         door::{Event, First, Rejected, Route, note_refused},
         lane::Lane,
         link,

@@ -9,7 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::{endpoint::SecretText, secrecy};
+use narrowlink_proto::{
+    code::Code,
+    endpoint::SecretText,
+    secrecy::{self, Form},
+};
 use rustix::{
     process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit},
     thread::disable_transparent_huge_pages,
@@ -58,10 +62,16 @@ pub fn explain(error: &dyn Error) -> String {
 pub fn refuse_secrets(program: &str, takers: &[&str]) {
     let arguments: Vec<_> = arguments().collect();
     if let Some((at, form)) = secrecy::misplaced_argument(&arguments, takers) {
-        let message = format!(
-            "{program}: argument {at} is {form}, which has no place there; give the path of a file\n"
-        );
-        refuse_arguments(&message, USAGE);
+        let (code, next) = match form {
+            Form::Ticket => (
+                Code::Ticket,
+                "`narrowlink login` takes a client's, `narrowlink-agent join` an agent's, and - in its place reads it from \
+                 standard input",
+            ),
+            Form::Token | Form::Secret => (Code::Usage, "give the path of a file"),
+        };
+        let words = format!("{program}: argument {at} is {form}, which has no place there; {next}");
+        refuse_arguments(&(code.mark(&words) + "\n"), USAGE);
     }
 }
 

@@ -15,7 +15,9 @@ impl Grant {
         let agents: Vec<_> = if agents.is_empty() { named().collect() } else { agents.to_vec() };
         let tcp = |host: String, port| Target::Tcp { host, port };
         let usual = std::iter::once(tcp(USUAL.0.to_owned(), USUAL.1));
-        let targets: Vec<_> = usual.chain(items().filter_map(|item| item.one_place(USUAL.1)).map(|(host, port)| tcp(host, port))).collect();
+        let targets: Vec<_> = usual
+            .chain(items().filter_map(|item| item.one_place(USUAL.1)).map(|(host, port)| tcp(host, port)))
+            .collect();
         let pairs = agents.iter().flat_map(|agent| targets.iter().map(move |target| (*agent, target)));
         let allowed = |(agent, target): &(&str, &Target)| {
             self.permit(agent, target).is_ok_and(super::Decision::allowed)
@@ -67,7 +69,10 @@ mod tests {
         let all = Grant::default();
         assert_eq!(all.example(&["home"]).unwrap().1.to_string(), "tcp://127.0.0.1:22");
         assert!(all.example(&[]).is_none());
-        let black = Grant::new(vec![Policies { permit: false, policies: vec!["home:127.0.0.1:22".parse().unwrap()] }]);
+        let black = Grant::new(vec![Policies {
+            permit: false,
+            policies: vec!["home:127.0.0.1:22".parse().unwrap()],
+        }]);
         assert!(black.example(&["home"]).is_none());
     }
 }

@@ -6,7 +6,10 @@ use super::{
     HEADERS_MAX,
     head::{self, Headers},
 };
-use crate::{printable::printable, when::{date, parse_date}};
+use crate::{
+    printable::printable,
+    when::{date, parse_date},
+};
 
 /// A value is repeated no longer than this.
 const VALUE_CHARS_MAX: usize = 60;

@@ -26,7 +26,9 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    end::{CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, UNAVAILABLE, USAGE, print, say},
+    end::{
+        CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, UNAVAILABLE, USAGE, print, say,
+    },
     find, load, service,
 };
 
