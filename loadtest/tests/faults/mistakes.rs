@@ -110,7 +110,7 @@ impl Scene {
         };
         scene.write("secret", SECRET);
         for (name, text) in files {
-            scene.write(name, &format!("{text}\n"));
+            scene.write(name, format!("{text}\n"));
         }
         fs::create_dir(scene.path("certificates")).expect("it can be made");
         scene
@@ -363,7 +363,7 @@ const ROWS: &[Row] = &[
         mistake: "a secret that the program may not read",
         make: |scene| {
             let path = scene.write("unreadable", SECRET);
-            fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("it is ours");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("it is ours");
             let text = GATEWAY.replace(&format!("\"{SECRET}\""), "!File unreadable");
             without_roots_rights(&scene.gateway(text))
         },

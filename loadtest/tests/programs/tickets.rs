@@ -100,7 +100,8 @@ fn a_ticket_that_the_gateway_refuses_replaces_no_token_that_it_takes() {
     let machines = Machines::new();
     let said = machines.init();
     let _gateway = machines.start_gateway();
-    let (agent, client) = (printed(&said, "sudo narrowlink-agent join "), printed(&said, "narrowlink login "));
+    let (agent, client) =
+        (printed(&said, "sudo narrowlink-agent join "), printed(&said, "narrowlink login "));
     let newer = |kind: &str, name: &str| {
         machines.operate(&["ticket", kind, name, "--renew"]).succeeded_with_text().trim().to_owned()
     };
@@ -120,7 +121,8 @@ fn a_ticket_that_the_gateway_refuses_replaces_no_token_that_it_takes() {
     let _agent = machines.start_agent("nl");
     machines.login(&good_client, "nl").succeeded();
     let tokens = || {
-        ["behind/nl/agent.token", "laptop/nl/client.token"].map(|path| fs::read(machines.path(path)).expect("it is there"))
+        ["behind/nl/agent.token", "laptop/nl/client.token"]
+            .map(|path| fs::read(machines.path(path)).expect("it is there"))
     };
     let before = tokens();
     for (refused, code) in [(machines.join(agent, "nl"), 69), (machines.login(client, "nl"), 77)] {
@@ -152,7 +154,11 @@ fn login_shows_how_to_reach_what_the_ticket_allows() {
         assert!(said.contains(says) && !said.contains("127.0.0.1:22"), "{said}");
     }
     let warned = machines.operate(&["ticket", "client", "typo", "--allow", "hoem:127.0.0.1:22"]);
-    assert!(warned.stderr.contains("no ticket was made for an agent hoem of main (for: home)"), "{}", warned.stderr);
+    assert!(
+        warned.stderr.contains("no ticket was made for an agent hoem of main (for: home)"),
+        "{}",
+        warned.stderr
+    );
     assert!(warned.status.success());
 }
 

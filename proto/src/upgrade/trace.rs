@@ -77,7 +77,6 @@ pub fn http_date(at: u64) -> String {
     let (year, month, day) = (fields.next(), fields.next(), fields.next());
     let month = month.and_then(|month| month.parse::<usize>().ok()).and_then(|month| MONTHS.get(month - 1));
     // 1970 began on a Thursday.
-    #[expect(clippy::cast_possible_truncation, reason = "below 7")]
     let weekday = WEEKDAYS[((days + 4) % 7) as usize];
     format!(
         "{weekday}, {} {} {} {:02}:{:02}:{:02} GMT",
