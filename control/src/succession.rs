@@ -53,7 +53,7 @@ impl Succession {
     /// # Errors
     /// The system does not say what program this is.
     pub fn new(word: Sender<Word>, notifier: Notifier, pid_file: Arc<PidFile>) -> io::Result<Self> {
-        // Asked now: a program that is replaced is said to be deleted. Where a link leads is looked at when it is begun.
+        // As it was at the start; where a link leads is looked at when it is begun.
         let program = own_path()?;
         let arguments = without(OPTION, std::env::args_os().skip(1));
         Ok(Self {

@@ -19,6 +19,8 @@ use rustix::{
     thread::disable_transparent_huge_pages,
 };
 
+use super::program::own_path;
+
 /// What makes no sense on a command line; clap's code.
 const USAGE: i32 = 2;
 /// Where the configurations of a machine are.
@@ -29,6 +31,8 @@ pub const SYSTEM_DIR: &str = "/etc/narrowlink";
 /// the allocator would ask for: idle sessions cost 4.0 KiB instead of 5.7 without. Best effort: what can't
 /// be had is logged.
 pub fn prepare() {
+    // Before anybody puts another one into its place; who needs it says why there is none.
+    let _ = own_path();
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {

@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf, absolute},
     process::{Command, Stdio},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -20,14 +21,21 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long a program may take to say its version.
 const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The path by which this process was begun. To be asked at its start: a link stays one, so that whoever begins this program
-/// again has what the link leads to by then.
+/// As it was at the start: by now a link may lead elsewhere, and a program that was replaced is said to be deleted.
+static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
+
+/// The path by which this process was begun. A link stays one, so that whoever begins this program again has what the link
+/// leads to by then. First asked at the start, by [`prepare`](super::process::prepare).
 ///
 /// # Errors
 /// The system does not say what program this is.
 pub fn own_path() -> io::Result<PathBuf> {
-    let real = env::current_exe()?;
-    Ok(called(env::args_os().next(), env::var_os("PATH"), &real).unwrap_or(real))
+    let find = || {
+        let real = env::current_exe().ok()?;
+        Some(called(env::args_os().next(), env::var_os("PATH"), &real).unwrap_or(real))
+    };
+    let own = OWN.get_or_init(find).clone();
+    own.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the system does not say what program this is"))
 }
 
 /// What the program `real` was called as, if that leads there.

@@ -14,6 +14,7 @@ use crate::kit::{
     deployment::{Machines, printed},
     net,
     process::run,
+    wait_for,
 };
 
 #[test]
@@ -117,6 +118,10 @@ fn a_ticket_that_the_gateway_refuses_replaces_no_token_that_it_takes() {
         let said = machines.operate(&["revoke", "--id", id]).succeeded_with_text();
         assert!(said.contains(bad["jti"].as_str().expect("an id")), "{said}");
     }
+    // A running gateway takes that within 2 s; the client's is the last one.
+    wait_for("the gateway", PATIENCE, || {
+        (machines.login(client, "other").status.code() == Some(77)).then_some(())
+    });
     machines.join(&good_agent, "nl").succeeded();
     let _agent = machines.start_agent("nl");
     machines.login(&good_client, "nl").succeeded();
@@ -143,8 +148,12 @@ fn login_shows_how_to_reach_what_the_ticket_allows() {
     let _gateway = machines.start_gateway();
     machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded();
     let _agent = machines.start_agent("nl");
-    let all = machines.login(printed(&said, "narrowlink login "), "nl");
-    assert!(all.stderr.contains("forward -n home -l 2222 127.0.0.1:22"), "{}", all.stderr);
+    // Before the agent is there, nobody knows what it is called.
+    wait_for("the agent", PATIENCE, || {
+        let said = machines.login(printed(&said, "narrowlink login "), "nl").stderr;
+        assert!(said.contains("next: narrowlink -c nl/client.yaml "), "{said}");
+        said.contains("forward -n home -l 2222 127.0.0.1:22").then_some(())
+    });
     for (name, allow, says) in [
         ("web", "home:nas.lan:80", "forward -n home -l 8080 nas.lan:80"),
         ("net", "home:10.0.0.0/8:22", "list, and "),

@@ -193,6 +193,9 @@ fn a_gateway_that_can_not_begin_leaves_the_one_that_runs_alone() {
     let good = ours("narrowlink-gateway").display().to_string();
     deployment.upgrade(Some(&good)).succeeded_with_text();
     assert_ne!(deployment.pid(), before);
+    // Agents come over: who asks at once is told of them.
+    let list = run(deployment.machines.client("nl", &["list"]), b"", PATIENCE);
+    assert!(String::from_utf8_lossy(&list.stdout).contains("home"), "{}", list.stderr);
     deployment.gateway.wait_for_end(PATIENCE);
     net::echo(deployment.local);
 }
