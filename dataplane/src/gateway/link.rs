@@ -5,8 +5,10 @@
 use std::{
     future::Future,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -139,30 +141,24 @@ enum Next {
     Arrived,
 }
 
-/// A client that has asked who is there, while agents come over from the gateway before this one.
-#[derive(Default)]
-struct Awaiting {
+/// A client that has asked who is there. In a box, for hardly a link has one.
+struct Awaiting<'a> {
     /// How often it has asked.
     lists: usize,
-    /// How many agents there were at the last look.
-    seen: usize,
+    arrived: Pin<Box<dyn Future<Output = ()> + 'a>>,
 }
 
-impl Awaiting {
-    /// Waits until its list may be complete, if there is one to wait for.
-    async fn arrived(&mut self, local: &Local, principal: &Principal) {
-        if self.lists == 0 {
-            future::pending::<()>().await;
+/// Waits until a list may be complete: agents may be about to come over from the gateway before this one.
+async fn arrived(local: &Local, principal: &Principal) {
+    let mut seen = 0;
+    while Instant::now() < local.shared.agents_come_until() {
+        let before = seen;
+        seen = local.shared.door.list(principal).len();
+        // Some are there, and no more have come since the last look.
+        if seen > 0 && seen == before {
+            return;
         }
-        while Instant::now() < local.shared.agents_come_until() {
-            let before = self.seen;
-            self.seen = local.shared.door.list(principal).len();
-            // Some are there, and no more have come since the last look.
-            if self.seen > 0 && self.seen == before {
-                return;
-            }
-            sleep(ARRIVAL_TICK).await;
-        }
+        sleep(ARRIVAL_TICK).await;
     }
 }
 
@@ -174,13 +170,13 @@ async fn converse(
     seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
-    let mut awaiting = Awaiting::default();
+    let mut awaiting: Option<Box<Awaiting<'_>>> = None;
     loop {
         let next = {
-            let arrived = async {
-                awaiting.arrived(local, principal).await;
-                Ok(Next::Arrived)
-            };
+            let arrived = future::poll_fn(|cx| match &mut awaiting {
+                Some(awaiting) => awaiting.arrived.as_mut().poll(cx).map(|()| Ok(Next::Arrived)),
+                None => Poll::Pending,
+            });
             let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
             let expiry = async {
@@ -200,11 +196,12 @@ async fn converse(
                 Ok(())
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
-                awaiting.lists += 1;
+                let begin = || Box::new(Awaiting { lists: 0, arrived: Box::pin(arrived(local, principal)) });
+                awaiting.get_or_insert_with(begin).lists += 1;
                 Ok(())
             }
             Ok(Next::Arrived) => {
-                let lists = std::mem::take(&mut awaiting).lists;
+                let lists = awaiting.take().map_or(0, |awaiting| awaiting.lists);
                 (0..lists).try_for_each(|_| send_list(local, &mut up.socket, principal))
             }
             Ok(Next::Heard(Heard::Message(_))) => {
