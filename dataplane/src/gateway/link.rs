@@ -5,10 +5,8 @@
 use std::{
     future::Future,
     net::SocketAddr,
-    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -32,7 +30,7 @@ use crate::{
         table::Seat,
         usage::Slot,
     },
-    run::timer::{sleep, sleep_until, timeout},
+    run::timer::{sleep_until, timeout},
     transport::wire::Wire,
     tunnel::link::{Heard, LinkError, LinkSocket},
 };
@@ -137,28 +135,32 @@ async fn introduce(
 enum Next {
     Heard(Heard),
     Order(LinkOrder),
-    /// Those who wait for a list may have it now.
-    Arrived,
+    /// It is time to look whether agents have come over.
+    Look,
 }
 
-/// A client that has asked who is there. In a box, for hardly a link has one.
-struct Awaiting<'a> {
+/// A client that has asked who is there, while agents come over from the gateway before this one. Small: each link has one.
+#[derive(Default, Clone, Copy)]
+struct Awaiting {
     /// How often it has asked.
-    lists: usize,
-    arrived: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    lists: u8,
+    /// How many agents there were at the last look; more than that many are as good as all.
+    seen: u8,
 }
 
-/// Waits until a list may be complete: agents may be about to come over from the gateway before this one.
-async fn arrived(local: &Local, principal: &Principal) {
-    let mut seen = 0;
-    while Instant::now() < local.shared.agents_come_until() {
-        let before = seen;
-        seen = local.shared.door.list(principal).len();
-        // Some are there, and no more have come since the last look.
-        if seen > 0 && seen == before {
-            return;
+impl Awaiting {
+    /// How many lists may be sent now: some agents are there, and no more have come since the last look, or all of them have had
+    /// their time.
+    fn take_lists(&mut self, local: &Local, principal: &Principal) -> u8 {
+        if Instant::now() >= local.shared.agents_come_until() {
+            return std::mem::take(self).lists;
         }
-        sleep(ARRIVAL_TICK).await;
+        let there = u8::try_from(local.shared.door.list(principal).len()).unwrap_or(u8::MAX);
+        if there > 0 && there == self.seen {
+            return std::mem::take(self).lists;
+        }
+        self.seen = there;
+        0
     }
 }
 
@@ -170,22 +172,23 @@ async fn converse(
     seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
-    let mut awaiting: Option<Box<Awaiting<'_>>> = None;
+    let mut awaiting = Awaiting::default();
     loop {
         let next = {
-            let arrived = future::poll_fn(|cx| match &mut awaiting {
-                Some(awaiting) => awaiting.arrived.as_mut().poll(cx).map(|()| Ok(Next::Arrived)),
-                None => Poll::Pending,
-            });
             let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
-            let expiry = async {
-                sleep_until(principal.expires_at).await;
-                Err(LinkError::Goodbye(farewell(Why::Expired)))
+            let is_awaiting = awaiting.lists > 0;
+            let expiry = async move {
+                let tick = Instant::now() + ARRIVAL_TICK;
+                let wake = if is_awaiting { tick.min(principal.expires_at) } else { principal.expires_at };
+                sleep_until(wake).await;
+                match Instant::now() >= principal.expires_at {
+                    true => Err(LinkError::Goodbye(farewell(Why::Expired))),
+                    false => Ok(Next::Look),
+                }
             };
             let dismissed = async { Err(LinkError::Goodbye(farewell(seat.dismissed().await))) };
             // Who must go is not heard.
-            let heard = future::or(arrived, heard);
             future::or(future::or(expiry, dismissed), future::or(order, heard)).await
         };
         let done = match next {
@@ -196,13 +199,13 @@ async fn converse(
                 Ok(())
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
-                let begin = || Box::new(Awaiting { lists: 0, arrived: Box::pin(arrived(local, principal)) });
-                awaiting.get_or_insert_with(begin).lists += 1;
-                Ok(())
+                awaiting.lists = awaiting.lists.saturating_add(1);
+                let due = awaiting.take_lists(local, principal);
+                (0..due).try_for_each(|_| send_list(local, &mut up.socket, principal))
             }
-            Ok(Next::Arrived) => {
-                let lists = awaiting.take().map_or(0, |awaiting| awaiting.lists);
-                (0..lists).try_for_each(|_| send_list(local, &mut up.socket, principal))
+            Ok(Next::Look) => {
+                let due = awaiting.take_lists(local, principal);
+                (0..due).try_for_each(|_| send_list(local, &mut up.socket, principal))
             }
             Ok(Next::Heard(Heard::Message(_))) => {
                 Err(LinkError::Unexpected("a message that has no place on this link"))
