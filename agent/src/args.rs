@@ -54,7 +54,7 @@ pub enum Command {
     /// Take a ticket: write agent.yaml and its token, and ask the gateway
     #[command(after_help = "\
 Examples:
-  narrowlink-agent join nl1AbC..
+  sudo narrowlink-agent join nl1AbC..
   narrowlink-agent join -                  and paste it, then Ctrl-D: so it stands in no history
   narrowlink-agent join - < home.ticket
 

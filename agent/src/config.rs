@@ -25,6 +25,7 @@ use narrowlink_proto::{
     endpoint::{self, Endpoint, SelfHosted},
     limits::Limits,
     token::{Kind, peek_unverified},
+    unread::hint,
     yaml::{Document, Fault, Located, Outline, Spot},
 };
 use serde::Deserialize;
@@ -111,7 +112,7 @@ pub enum ConfigError {
     #[error(transparent)]
     NotFound(#[from] NoConfig),
     /// It can't be read.
-    #[error("{path} can't be read: {source}")]
+    #[error("{path} can't be read: {source}{}", hint(source))]
     Read {
         /// Which file.
         path: PathBuf,

@@ -3,6 +3,7 @@
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod doctor;
 mod service;
 
 use std::{
@@ -21,7 +22,7 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::{
-    peer::doctor::{Subject, examine, examine_without},
+    peer::who_refuses,
     run::{
         enroll::{EnrollError, Enrolled, enroll},
         log,
@@ -35,14 +36,14 @@ use narrowlink_manual::{self as manual, Line, PageError, Question};
 use narrowlink_proto::{
     answer::{self, UNWRITTEN, Unwritten},
     code::Code,
-    finding::{self, Finding, Trouble},
     ticket::Program,
-    token::Kind,
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
+
+use self::doctor::Unwell;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -105,13 +106,14 @@ fn code_of(error: &anyhow::Error) -> u8 {
     let by_config = error.is::<ConfigError>()
         || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
     if let Some(e) = error.downcast_ref::<ServiceError>() {
-        return service::code_of(e);
+        return e.exit();
     }
     match error.downcast_ref::<EnrollError>() {
         _ if by_config => EXIT_CONFIG,
         Some(EnrollError::Install(_)) => EXIT_CANT_CREATE,
         Some(EnrollError::Input(_)) => UNWRITTEN,
         Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
+        Some(EnrollError::Refused { .. }) => EXIT_UNAVAILABLE,
         None if error.is::<NotWelcomed>() => EXIT_UNAVAILABLE,
         None if error.is::<Unwell>() => error.downcast_ref().map_or(EXIT_SOFTWARE, |Unwell(code)| *code),
         None if error.is::<Unwritten>() => UNWRITTEN,
@@ -134,6 +136,7 @@ fn kind_of(error: &anyhow::Error) -> Code {
         (None, Some(EnrollError::Install(_))) => Code::Unmade,
         (None, Some(EnrollError::Input(_))) => Code::Stdio,
         (None, Some(EnrollError::Ticket(_) | EnrollError::Program(_))) => Code::Ticket,
+        (None, Some(EnrollError::Refused { .. })) => Code::Token,
         (None, Some(EnrollError::Nowhere)) => Code::Usage,
         (None, None) if error.is::<NotWelcomed>() => Code::NotWelcomed,
         (None, None) if error.is::<Unwritten>() => Code::Unwritten,
@@ -159,7 +162,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
             join(ticket, dir.as_deref(), !no_service, args.require_io_uring).map(|()| 0)
         }
         Some(Command::Service(command)) => service::run(command, args.config.as_deref()),
-        Some(Command::Doctor { json }) => doctor(load(args), args, *json).map(|()| 0),
+        Some(Command::Doctor { json }) => {
+            doctor::run(load(args), args.config.is_some(), args.require_io_uring, *json).map(|()| 0)
+        }
         None => serve(args).map(|()| 0),
     }
 }
@@ -233,50 +238,10 @@ fn load(args: &Args) -> Result<(Config, PathBuf), ConfigError> {
     Ok((Config::load(&path)?, path))
 }
 
-/// Looks for what is wrong, and prints what it finds.
-fn doctor(loaded: Result<(Config, PathBuf), ConfigError>, args: &Args, as_json: bool) -> anyhow::Result<()> {
-    let mut printed = Ok(());
-    let tell = |finding: &Finding| {
-        if !as_json && printed.is_ok() {
-            printed = answer::write(io::stdout(), &finding.line());
-        }
-    };
-    let require_io_uring = args.require_io_uring;
-    let findings = match &loaded {
-        Ok((Config { endpoints, .. }, config)) => {
-            let (named, now) = (args.config.is_some(), seconds_since_1970);
-            examine(&Subject { kind: Kind::Agent, config, named, endpoints, require_io_uring, now }, tell)
-        }
-        Err(e) => examine_without(&e.to_string(), Kind::Agent, require_io_uring, tell),
-    };
-    if as_json {
-        printed = answer::write(io::stdout(), &finding::json(&findings));
-    }
-    printed?;
-    match finding::troubles(&findings).map(code_of_trouble).max() {
-        None => Ok(()),
-        Some(code) => Err(Unwell(code).into()),
-    }
-}
-
-/// As the agent ends for it elsewhere.
-const fn code_of_trouble(trouble: Trouble) -> u8 {
-    match trouble {
-        Trouble::Configuration | Trouble::Token => EXIT_CONFIG,
-        Trouble::Refused | Trouble::Unreachable => EXIT_UNAVAILABLE,
-        Trouble::Internal => EXIT_SOFTWARE,
-    }
-}
-
-/// Something is wrong, which has been said; and the exit code for it.
-#[derive(Debug, thiserror::Error)]
-#[error("something is wrong: see above")]
-struct Unwell(u8);
-
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
     let Enrolled { name, config: path, said, renewed, with } =
-        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name))?;
+        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name), who_refuses)?;
     say(&said);
     let is_service = may_serve && with.is_empty() && Unit::can_be_installed();
     if renewed {
@@ -285,7 +250,7 @@ fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: boo
             true => service::install(&path)?,
             false => format!(
                 "an agent that runs takes it within 2 s; else next: narrowlink-agent{with}\n\
-                 narrowlink-agent{with} doctor asks the gateway whether it takes it\n"
+                 narrowlink-agent{with} doctor goes the way to the gateway step by step\n"
             ),
         };
         return Ok(answer::write(io::stdout(), &next)?);
@@ -333,6 +298,8 @@ fn say_whether_good(config: &Config, path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use narrowlink_proto::finding::Trouble;
+
     use super::*;
 
     #[test]
@@ -346,7 +313,7 @@ mod tests {
             (Trouble::Internal, EXIT_SOFTWARE),
         ];
         for (trouble, code) in codes {
-            assert_eq!(code_of(&Unwell(code_of_trouble(trouble)).into()), code);
+            assert_eq!(code_of(&Unwell(doctor::code_of(trouble)).into()), code);
         }
     }
 }

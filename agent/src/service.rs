@@ -8,11 +8,9 @@ use narrowlink_agent::{
 };
 use narrowlink_dataplane::run::{
     process::find_config,
-    service::{Files, ServiceError, Unit},
+    service::{Files, Unit},
 };
 use narrowlink_proto::answer;
-
-use crate::{EXIT_CANT_CREATE, EXIT_CONFIG, EXIT_USAGE};
 
 const UNIT: Unit = Unit {
     name: "narrowlink-agent",
@@ -44,20 +42,6 @@ pub(crate) fn run(command: &Service, config: Option<&Path>) -> anyhow::Result<u8
 pub(crate) fn install(config: &Path) -> anyhow::Result<String> {
     let files = files(&Config::load(config)?);
     Ok(UNIT.install(config, &files)?)
-}
-
-/// What a refusal ends with.
-pub(crate) const fn code_of(e: &ServiceError) -> u8 {
-    match e {
-        ServiceError::File { .. } => EXIT_CANT_CREATE,
-        ServiceError::Hidden { .. }
-        | ServiceError::Unwritable { .. }
-        | ServiceError::SameName(..)
-        | ServiceError::Path(_) => EXIT_CONFIG,
-        ServiceError::NotInstalled(_) => Unit::NOT_INSTALLED,
-        ServiceError::Down { .. } => Unit::DOWN,
-        ServiceError::NoSystemd(_) | ServiceError::NotRoot(_) | ServiceError::Systemctl { .. } => EXIT_USAGE,
-    }
 }
 
 fn files(config: &Config) -> Files {

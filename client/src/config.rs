@@ -21,6 +21,7 @@ use narrowlink_dataplane::{
 use narrowlink_proto::{
     endpoint::{self, Endpoint, FramingChoice, SecretText, SelfHosted},
     token::{Kind, peek_unverified},
+    unread::hint,
     yaml::{Document, Fault, Located},
 };
 use serde::Deserialize;
@@ -62,7 +63,7 @@ pub enum ConfigError {
     #[error(transparent)]
     NotFound(#[from] NoConfig),
     /// It can't be read.
-    #[error("{path} can't be read: {source}")]
+    #[error("{path} can't be read: {source}{}", hint(source))]
     Read {
         /// Which file.
         path: PathBuf,

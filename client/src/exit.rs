@@ -178,6 +178,7 @@ impl From<EnrollError> for Failure {
         let (exit, code) = match e {
             EnrollError::Input(_) => (Exit::Reset, Code::Stdio),
             EnrollError::Ticket(_) | EnrollError::Program(_) => (Exit::Usage, Code::Ticket),
+            EnrollError::Refused { .. } => (Exit::Authentication, Code::Token),
             EnrollError::Nowhere => (Exit::Usage, Code::Usage),
             EnrollError::Install(_) => (Exit::CantCreate, Code::Unmade),
         };

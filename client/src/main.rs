@@ -22,10 +22,13 @@ use narrowlink_client::{
     measure::Course,
     ping, start_forward, whoami,
 };
-use narrowlink_dataplane::run::{
-    enroll::{Enrolled, enroll},
-    log,
-    process::find_config,
+use narrowlink_dataplane::{
+    peer::who_refuses,
+    run::{
+        enroll::{Enrolled, enroll},
+        log,
+        process::find_config,
+    },
 };
 use narrowlink_manual::{self as manual, Line, Question};
 use narrowlink_proto::{answer, code::Code, printable::printable, target::Target, ticket::Program};
@@ -194,21 +197,35 @@ fn forward(config: &Config, plan: Plan, as_json: bool, quiet: bool) -> Failure {
 /// Writes what a ticket says, and asks the gateway whether it takes it.
 fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
     let Enrolled { config, said, with, .. } =
-        enroll(&Program::CLIENT, ticket, dir, |name| std::env::var_os(name))?;
+        enroll(&Program::CLIENT, ticket, dir, |name| std::env::var_os(name), who_refuses)?;
     say(&said);
     let config = Config::load(&config)?;
     let identities = identities(&config, false)?;
     let exit = whoami::exit(&identities, seconds_since_1970());
     print(&whoami::text(&identities, seconds_since_1970(), false))?;
     say(&match exit {
-        Exit::Done => {
-            let agent = identities.iter().find_map(|identity| identity.an_agent()).unwrap_or("AGENT");
-            let agent = quoted(&printable(agent, AGENT_CHARS_MAX));
-            format!("next: narrowlink{with} forward -n {agent} -l 2222 127.0.0.1:22")
-        }
+        Exit::Done => match identities.iter().find_map(|identity| identity.an_example()) {
+            Some((agent, target)) => {
+                let agent = quoted(&printable(agent, AGENT_CHARS_MAX));
+                let (port, target) = (local_port(target.port()), place(&target));
+                format!("next: narrowlink{with} forward -n {agent} -l {port} {target}")
+            }
+            None => format!(
+                "next: narrowlink{with} list, and narrowlink{with} forward -n AGENT HOST:PORT with one of these"
+            ),
+        },
         _ => "what the ticket said is written all the same; narrowlink whoami asks again".to_owned(),
     });
     Ok(exit)
+}
+
+/// A port here that nobody needs a right for, and that reminds of the one there.
+const fn local_port(there: u16) -> u16 {
+    match there {
+        22 => 2222,
+        ..1024 => 8000 + there,
+        _ => there,
+    }
 }
 
 /// As a shell takes it for one word.

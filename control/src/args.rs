@@ -404,15 +404,15 @@ Exit codes: 0 stopped, 2 usage, 69 an address can't be listened on,
 
 const INIT_HELP: &str = "\
 Examples:
-  narrowlink-gateway init gw.example
-  narrowlink-gateway init gw.example --cert fullchain.pem --key privkey.pem
+  sudo narrowlink-gateway init gw.example
+  sudo narrowlink-gateway init gw.example --cert fullchain.pem --key privkey.pem
   narrowlink-gateway init 192.0.2.1:8443 --dir ./gw --yes
 
 It makes a secret, a certificate (unless there is one), gateway.yaml and two tickets,
 overwrites nothing, and prints what to type next on the other machines.
 
-Exit codes: 0 made, 2 usage, 73 it is there already or can't be written,
-78 the certificate can't be used.";
+Exit codes: 0 made, 1 you said no, 2 usage, 69 it could not listen there, 73 it is there already
+or can't be written, 78 the certificate can't be used.";
 
 const TICKET_HELP: &str = "\
 Examples:

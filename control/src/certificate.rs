@@ -6,8 +6,9 @@
 pub mod served;
 mod standing;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
+use narrowlink_proto::printable::printable;
 use rustls::{
     InconsistentKeys, ServerConfig,
     client::verify_server_name,
@@ -21,6 +22,7 @@ use rustls::{
 };
 
 use x509_parser::{
+    extensions::GeneralName,
     prelude::{FromDer as _, X509Certificate},
     public_key::PublicKey,
 };
@@ -32,6 +34,8 @@ const RSA_BITS_MIN: usize = 2048;
 /// The way to a certificate that clients take, for whoever has another.
 const SIGN_ONE: &str = "have an authority sign one for the gateway, with basicConstraints CA:FALSE and the gateway's names as \
                         subjectAltName (docs/certificates.md has the commands for an authority of your own)";
+/// As much of a name as any has.
+const NAME_CHARS_MAX: usize = 253;
 /// A text of another encoding than PEM's.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -124,6 +128,14 @@ impl Certificate {
         })
     }
 
+    /// The names and addresses that the certificate is for.
+    pub fn names(&self) -> Vec<String> {
+        let own = self.certified.cert.first().and_then(|own| X509Certificate::from_der(own).ok());
+        let Some((_, own)) = &own else { return Vec::new() };
+        let Ok(Some(names)) = own.subject_alternative_name() else { return Vec::new() };
+        names.value.general_names.iter().filter_map(spell).collect()
+    }
+
     /// How the certificate stands with the names of its service, its chain and its time.
     ///
     /// # Errors
@@ -162,6 +174,18 @@ impl Certificate {
         // Tickets do the same without a table that all workers lock.
         settings.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Arc::new(settings))
+    }
+}
+
+/// A name that a server can be called by.
+fn spell(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(printable(name, NAME_CHARS_MAX)),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => Some(IpAddr::from(<[u8; 4]>::try_from(*bytes).ok()?).to_string()),
+            _ => Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+        },
+        _ => None,
     }
 }
 
@@ -206,12 +230,12 @@ pub(crate) fn holds_key(pem: &[u8]) -> bool {
 ///
 /// # Errors
 /// The operator's: it holds none, several, or one that can't be opened.
-pub(crate) fn key_alone(pem: Vec<u8>) -> Result<Vec<u8>, CertificateError> {
-    look_at(&pem)?;
+pub(crate) fn key_alone(pem: &[u8]) -> Result<(), CertificateError> {
+    look_at(pem)?;
     let keys: Vec<_> =
-        PrivateKeyDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;
+        PrivateKeyDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(CertificateError::Pem)?;
     match keys.len() {
-        1 => Ok(pem),
+        1 => Ok(()),
         0 => Err(CertificateError::NoKey),
         more => Err(CertificateError::Keys(more)),
     }

@@ -23,15 +23,17 @@ use narrowlink_proto::{
     limits::Limits,
     target::Destination,
     token::{Allowance, Secret},
+    unread::{hint, hint_named},
     yaml::{Document, Fault},
 };
 use rustls::ServerConfig;
+use zeroize::Zeroizing;
 
 use self::input::{Input, Refusal};
 pub use self::places::Places;
 use crate::{
     accounts::Allowances,
-    certificate::Held,
+    certificate::{Certificate, Held, holds_key, key_alone},
     revocations::{RevocationError, Revocations},
 };
 
@@ -152,7 +154,7 @@ impl Service {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), hint(source))]
     Read {
         /// Which.
         path: PathBuf,
@@ -258,12 +260,43 @@ impl Base<'_> {
         }
         Ok(bytes)
     }
+
+    /// Reads the files of a chain and of its key.
+    fn read_pair(
+        self,
+        (chain, key): (&Path, &Path),
+        allow_readable: bool,
+    ) -> Result<Certificate, WrongOfPair> {
+        // A chain without its key is public.
+        let mut pem = Zeroizing::new(self.read_private(chain, true, holds_key).map_err(WrongOfPair::Chain)?);
+        let key = self.read_private(key, allow_readable, holds_key).map(Zeroizing::new);
+        let key = key.and_then(|key| key_alone(&key).map(|()| key).map_err(|e| e.to_string()));
+        pem.push(b'\n');
+        pem.extend_from_slice(&key.map_err(WrongOfPair::Key)?);
+        Certificate::from_pem(&pem).map_err(|e| WrongOfPair::Chain(e.to_string()))
+    }
+}
+
+/// Which of a chain and its key can't be used, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WrongOfPair {
+    /// The chain, or the two together.
+    Chain(String),
+    /// The key.
+    Key(String),
+}
+
+/// The certificate of two files, as a start reads it that is told of them.
+///
+/// # Errors
+/// One can't be used.
+pub(crate) fn read_pair(chain: &Path, key: &Path) -> Result<Certificate, WrongOfPair> {
+    Base { dir: Path::new(""), reading: Reading::Again }.read_pair((chain, key), false)
 }
 
 /// Why a file that is named in the config can't be read; it stands at that line, so it needn't be named again.
 fn no_file(e: &io::Error) -> String {
-    let hint = "; a path that does not begin with / is relative to the config's directory";
-    format!("this file can't be read: {e}{}", if e.kind() == io::ErrorKind::NotFound { hint } else { "" })
+    format!("this file can't be read: {e}{}", hint_named(e, "the config's directory"))
 }
 
 const fn open_to_others(mode: u32) -> bool {

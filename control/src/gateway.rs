@@ -35,7 +35,9 @@ use narrowlink_dataplane::{
     },
 };
 
-pub(crate) use self::open::socket_name;
+use narrowlink_proto::unread::hint;
+
+pub(crate) use self::open::{claim, socket_name};
 use self::{
     open::{Open, Seated},
     prepare::Purpose,
@@ -100,7 +102,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory is not there and can't be made.
-    #[error("state_dir: can't be written: {source}")]
+    #[error("state_dir: can't be written: {source}{}", hint(source))]
     StateDir {
         /// Which.
         path: PathBuf,
@@ -108,7 +110,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The audit log can't be written.
-    #[error("audit: can't be written: {source}{}", if source.kind() == io::ErrorKind::NotFound { "; its directory must be there" } else { "" })]
+    #[error("audit: can't be written: {source}{}", if source.kind() == io::ErrorKind::NotFound { "; its directory must be there" } else { hint(source) })]
     Audit {
         /// Where.
         path: PathBuf,

@@ -1,22 +1,18 @@
 //! Role: `narrowlink-gateway init`: a gateway, its first agent and its first client, from nothing.
-//! Invariants: nothing that is there is overwritten, and what could not be finished is taken away again · secrets and keys are
-//! readable for their owner alone from their first byte on · what was made is read back as a start reads it, before
-//! anybody is told that it is there.
-//! See: `authority`, `tickets`; docs/tickets.md.
+//! Invariants: what a start would refuse is refused before anything is written · nothing that is there is overwritten · secrets
+//! and keys are readable for their owner alone from their first byte on · what was made is read back as a start reads it,
+//! before anybody is told that it is there.
+//! See: `init/staged`, `authority`, `tickets`; docs/tickets.md.
+
+mod staged;
 
 use std::{
-    fs::{self, DirBuilder},
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
-use narrowlink_dataplane::run::{
-    process::{SYSTEM_DIR, dir_mode},
-    replace::create,
-    service::Unit,
-};
+use narrowlink_dataplane::run::{process::SYSTEM_DIR, service::Unit};
 use narrowlink_proto::{
     pin::Pin,
     target::{Destination, Target, TargetError},
@@ -27,10 +23,12 @@ use narrowlink_proto::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use self::staged::Staged;
 use crate::{
     args::Init,
     authority::{Authority, AuthorityError},
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, WrongOfPair, read_pair},
+    gateway::claim,
     revocations::Revocations,
     tickets::{
         LASTS, TicketError, Wanted,
@@ -55,6 +53,8 @@ const PUBLIC: u32 = 0o644;
 const PRIVATE_DIR: u32 = 0o700;
 /// The port of HTTPS, which no firewall of an office refuses.
 const PORT: u16 = 443;
+/// What is suggested in its place: one that no right is needed for.
+const OTHER_PORT: u16 = 8443;
 /// The first user of a gateway.
 const USER: &str = "main";
 
@@ -112,15 +112,23 @@ impl Made {
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// Not a host.
-    #[error("HOST: {0}")]
+    #[error(
+        "HOST: {0}; a name or an address is expected, with :PORT if that is not 443: gw.example, 192.0.2.1:8443"
+    )]
     Host(TargetError),
+    /// As a browser has it.
+    #[error(
+        "HOST: this is the address of a web page; a name or an address is expected, with :PORT if that is not 443: \
+         narrowlink-gateway init {0}"
+    )]
+    Url(String),
     /// No host was said, and none can be guessed.
     #[error("say under which name or address this machine is reached: narrowlink-gateway init HOST")]
     NoHost,
     /// There is one.
     #[error(
-        "{} is there already, and nothing was changed; `narrowlink-gateway ticket` makes more tickets for that gateway, and --dir \
-         another gateway", .0.display()
+        "{} is there already, and nothing was changed; `narrowlink-gateway ticket` makes more tickets for that gateway (--renew in \
+         place of lost ones), and --dir another gateway", .0.display()
     )]
     Exists(PathBuf),
     /// A file can't be made.
@@ -131,13 +139,25 @@ pub enum InitError {
         /// Why.
         source: io::Error,
     },
-    /// The certificate that there is can't be read.
-    #[error("{option} {}: {source}", path.display())]
+    /// The certificate that there is, or its key, can't be used, or agents and clients would refuse it.
+    #[error("{option} {}: {words}", path.display())]
     Given {
         /// Which option names it.
         option: &'static str,
         /// Where.
         path: PathBuf,
+        /// Why, and what to do.
+        words: String,
+    },
+    /// The gateway could not listen.
+    #[error(
+        "--listen {addr}: {source}. Or choose another port: narrowlink-gateway init {host}:{OTHER_PORT}, or --listen ADDR:PORT where only the local one differs"
+    )]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Under which name it was to be reached.
+        host: String,
         /// Why.
         source: io::Error,
     },
@@ -160,6 +180,9 @@ pub enum InitError {
 /// # Errors
 /// The operator's: not a host.
 pub fn parse_host(text: &str) -> Result<(Destination, u16), InitError> {
+    if let Some(bare) = without_url(text) {
+        return Err(parse_host(bare).map_or_else(|e| e, |_| InitError::Url(bare.to_owned())));
+    }
     match Target::parse_host_port(text) {
         Ok((host, port)) => Ok((Destination::parse(&host).map_err(InitError::Host)?, port)),
         Err(TargetError::NoPort) => {
@@ -168,6 +191,13 @@ pub fn parse_host(text: &str) -> Result<(Destination, u16), InitError> {
         }
         Err(why) => Err(InitError::Host(why)),
     }
+}
+
+/// What is left of a text that looks like the address of a web page.
+fn without_url(text: &str) -> Option<&str> {
+    let behind = text.split_once("://").map_or(text, |(_, behind)| behind);
+    let bare = behind.split(['/', '?', '#']).next().unwrap_or_default();
+    (bare != text).then_some(bare)
 }
 
 /// The address by which this machine speaks to others; nothing is sent for it.
@@ -271,20 +301,21 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 false => format!("narrowlink-gateway -c {}", config.display()),
             },
             self.agent,
-            Program::AGENT.command,
+            Program::AGENT.typed(),
             agent_ticket.expose(),
             self.client,
-            Program::CLIENT.command,
+            Program::CLIENT.typed(),
             client_ticket.expose(),
         )
     }
 
-    /// Makes it, at `now` (seconds since 1970).
+    /// Whether it could be made and begun at `now` (seconds since 1970). What an earlier try has left unfinished is taken
+    /// away.
     ///
     /// # Errors
-    /// See [`InitError`]; nothing is left behind then.
-    pub fn make(&self, now: u64) -> Result<Made, InitError> {
-        let mut files = Files { dir: &self.dir, made: Vec::new() };
+    /// Why not.
+    pub fn check(&self, now: u64) -> Result<(), InitError> {
+        staged::clear(&self.dir)?;
         for name in [CONFIG, SECRET, LIST, book::FILE] {
             let path = self.dir.join(name);
             if path.exists() {
@@ -292,12 +323,53 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             }
         }
         if let Certificate::Files(cert, key) = &self.certificate {
-            for (option, path) in [("--cert", cert), ("--key", key)] {
-                let given = |source| InitError::Given { option, path: path.clone(), source };
-                fs::File::open(path).map_err(given)?;
-            }
+            self.look_at(cert, key, now)?;
         }
-        files.dir(&self.dir, dir_mode())?;
+        claim(self.listen_addr).map_err(|source| InitError::Listen {
+            addr: self.listen_addr,
+            host: self.host.to_string(),
+            source,
+        })
+    }
+
+    /// Whether agents and clients would take the certificate that there is.
+    fn look_at(&self, cert: &Path, key: &Path, now: u64) -> Result<(), InitError> {
+        let given = |option, path: &Path, words| InitError::Given { option, path: path.to_owned(), words };
+        let shown = read_pair(cert, key).map_err(|wrong| match wrong {
+            WrongOfPair::Chain(words) => given("--cert", cert, words),
+            WrongOfPair::Key(words) => given("--key", key, words),
+        })?;
+        let refused = |words| given("--cert", cert, words);
+        let host = self.host.to_string();
+        if !shown.covers(&host) {
+            let names = shown.names();
+            let (those, next) = match names.first() {
+                Some(first) => (
+                    format!("it is for {}", names.join(", ")),
+                    format!("narrowlink-gateway init {first}, or "),
+                ),
+                None => ("it has no name".to_owned(), String::new()),
+            };
+            return Err(refused(format!(
+                "the certificate is not for {host} ({those}), and agents and clients would refuse it: {next}one for {host}"
+            )));
+        }
+        let faults = shown.standing(&[host]).map_err(|e| refused(e.to_string()))?.faults(now);
+        if faults.is_empty() { Ok(()) } else { Err(refused(faults.join("; "))) }
+    }
+
+    /// Makes it, at `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// See [`InitError`]; nothing is left behind then.
+    pub fn make(&self, now: u64) -> Result<Made, InitError> {
+        self.make_in_steps(now, &|| {})
+    }
+
+    /// The same, and `step` is told of each change of the disk.
+    fn make_in_steps(&self, now: u64, step: &dyn Fn()) -> Result<Made, InitError> {
+        self.check(now)?;
+        let mut files = Staged::begin(&self.dir, step)?;
         let mut secret = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *secret).map_err(InitError::Random)?;
         files.file(SECRET, &format!("{}\n", *Secret::spell(&*secret)), PRIVATE)?;
@@ -328,20 +400,17 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             PUBLIC,
         )?;
         files.file(book::FILE, &book.text(), PRIVATE)?;
-        // The system's is made by who first needs it, who may be another user.
-        if self.state() == Path::new(STATE) {
-            files.dir(&self.dir.join(STATE), PRIVATE_DIR)?;
-        }
         // Last: a gateway that finds it finds the rest.
         files.file(CONFIG, &self.config(now), PUBLIC)?;
-        let config = self.dir.join(CONFIG);
-        Config::load(&config)?;
-        files.made.clear();
-        Ok(Made { config, agent, client })
+        Config::load(&files.path(CONFIG))?;
+        // The system's is made by who first needs it, who may be another user.
+        let state = (self.state() == Path::new(STATE)).then_some((STATE, PRIVATE_DIR));
+        files.settle(state)?;
+        Ok(Made { config: self.dir.join(CONFIG), agent, client })
     }
 
     /// Makes a certificate, if none is there; its authority's pin then.
-    fn certify(&self, files: &mut Files<'_>, now: u64) -> Result<Option<Pin>, InitError> {
+    fn certify(&self, files: &mut Staged<'_>, now: u64) -> Result<Option<Pin>, InitError> {
         if self.certificate != Certificate::Own {
             return Ok(None);
         }
@@ -399,55 +468,11 @@ state_dir: {state}
     }
 }
 
-/// Files that are made together.
-struct Files<'a> {
-    dir: &'a Path,
-    /// What goes again if the rest fails.
-    made: Vec<PathBuf>,
-}
-
-impl Files<'_> {
-    /// A directory, unless it is there.
-    fn dir(&mut self, path: &Path, mode: u32) -> Result<(), InitError> {
-        let failed = |source| InitError::File { path: path.to_owned(), source };
-        if path.is_dir() {
-            return Ok(());
-        }
-        let missing: Vec<_> =
-            path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
-        for dir in missing.into_iter().rev() {
-            DirBuilder::new().mode(mode).create(dir).map_err(failed)?;
-            self.made.push(dir.to_owned());
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, name: &str, text: &str, mode: u32) -> Result<(), InitError> {
-        let path = self.dir.join(name);
-        let made = create(&path, text, mode);
-        let is_theirs = made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists);
-        if !is_theirs && path.exists() {
-            self.made.push(path.clone());
-        }
-        made.map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => InitError::Exists(path),
-            _ => InitError::File { path, source },
-        })
-    }
-}
-
-impl Drop for Files<'_> {
-    fn drop(&mut self) {
-        for path in self.made.iter().rev() {
-            // A directory only if nothing else came into it.
-            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use narrowlink_dataplane::run::process::dir_mode;
 
     use super::*;
 
@@ -458,7 +483,7 @@ mod tests {
             dir: dir.join("etc/narrowlink"),
             host: Destination::parse("gw.example").unwrap(),
             port: 443,
-            listen_addr: everywhere(443),
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
             certificate: Certificate::Own,
             agent: "home".to_owned(),
             client: "laptop".to_owned(),
@@ -529,14 +554,69 @@ mod tests {
         assert!(matches!(plan.make(NOW), Err(InitError::Exists(_))));
     }
 
+    /// A certificate for `name`, and its key.
+    fn files(dir: &Path, name: &str) -> Certificate {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+        fs::write(&cert, made.cert.pem()).unwrap();
+        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(PRIVATE)).unwrap();
+        Certificate::Files(cert, key)
+    }
+
+    #[test]
+    fn what_a_start_would_refuse_is_said_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(&dir.path().join("machine"));
+        let (good, other) = (files(dir.path(), "gw.example"), files(dir.path(), "other.example"));
+        let path = |name: &str| dir.path().join(name);
+        let mixed = Certificate::Files(path("gw.example.pem"), path("other.example.key"));
+        let swapped = Certificate::Files(path("gw.example.key"), path("gw.example.pem"));
+        let none = Certificate::Files(path("no.pem"), path("no.key"));
+        fs::copy(path("gw.example.key"), path("open.key")).unwrap();
+        fs::set_permissions(path("open.key"), fs::Permissions::from_mode(0o644)).unwrap();
+        let open = Certificate::Files(path("gw.example.pem"), path("open.key"));
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let holder = std::net::TcpListener::bind(taken).unwrap();
+        let with = |certificate: &Certificate| Plan { certificate: certificate.clone(), ..plan.clone() };
+        for (plan, says) in [
+            (
+                with(&other),
+                "other.example.pem: the certificate is not for gw.example (it is for other.example)",
+            ),
+            (with(&other), "narrowlink-gateway init other.example, or one for gw.example"),
+            (with(&mixed), "--cert "),
+            (with(&mixed), "the private key belongs to another certificate"),
+            (with(&swapped), "--key "),
+            (with(&none), "no.pem: this file can't be read"),
+            (
+                with(&open),
+                "open.key: everybody on this machine can read or change this file (mode 0644): chmod 640 it",
+            ),
+            (Plan { listen_addr: taken, ..plan.clone() }, "ss -ltnp"),
+            (
+                Plan { listen_addr: taken, ..plan.clone() },
+                "narrowlink-gateway init gw.example:8443, or --listen",
+            ),
+            (
+                Plan { listen_addr: "192.0.2.1:8443".parse().unwrap(), ..plan.clone() },
+                "--listen 192.0.2.1:8443: ",
+            ),
+        ] {
+            let said = plan.check(NOW).unwrap_err().to_string();
+            assert!(said.contains(says), "{said}");
+            assert_eq!(plan.make(NOW).err().unwrap().to_string(), said);
+            assert!(!path("machine").exists(), "{said}");
+        }
+        drop(holder);
+        // The same, once each is as it should be.
+        Plan { listen_addr: taken, ..with(&good) }.make(NOW).unwrap();
+    }
+
     #[test]
     fn what_can_t_be_finished_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let plan = plan(dir.path());
-        let nowhere = Certificate::Files(dir.path().join("no.pem"), dir.path().join("no.key"));
-        let said = Plan { certificate: nowhere, ..plan.clone() }.make(NOW).err().unwrap().to_string();
-        assert!(said.contains("no.pem"), "{said}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // A key of an authority of somebody else's.
         fs::create_dir_all(&plan.dir).unwrap();
         fs::write(plan.dir.join(CA_KEY), "mine").unwrap();
@@ -544,6 +624,68 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
         assert_eq!(left, [CA_KEY]);
         assert_eq!(fs::read_to_string(plan.dir.join(CA_KEY)).unwrap(), "mine");
+    }
+
+    /// In the environment of a process that is to be killed: the directory, and behind which step.
+    const KILLED: [&str; 2] = ["NARROWLINK_TEST_INIT_DIR", "NARROWLINK_TEST_INIT_STEP"];
+
+    #[test]
+    fn a_try_that_is_killed_at_any_step_is_in_nobody_s_way() {
+        if let [Some(dir), Some(step)] = KILLED.map(std::env::var_os) {
+            let left = std::cell::Cell::new(step.to_str().unwrap().parse::<usize>().unwrap());
+            let step = || match left.get() {
+                0 => rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+                    .unwrap(),
+                more => left.set(more - 1),
+            };
+            plan(Path::new(&dir)).make_in_steps(NOW, &step).unwrap();
+            return;
+        }
+        let mut finished = 0;
+        for step in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let plan = plan(dir.path());
+            let test = "init::tests::a_try_that_is_killed_at_any_step_is_in_nobody_s_way";
+            let ended = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", test])
+                .envs([(KILLED[0], dir.path().as_os_str()), (KILLED[1], step.to_string().as_ref())])
+                .output()
+                .unwrap();
+            let is_whole = plan.dir.join(CONFIG).exists();
+            if is_whole {
+                // All had its name already: it is a gateway.
+                let said = plan.make(NOW).err().unwrap().to_string();
+                assert!(said.contains("gateway.yaml is there already"), "{step}: {said}");
+                finished += 1;
+            } else {
+                assert!(!ended.status.success(), "{step}");
+                plan.make(NOW).unwrap_or_else(|e| panic!("killed at step {step}: {e}"));
+            }
+            Config::load(&plan.dir.join(CONFIG)).unwrap();
+            let mut there: Vec<_> =
+                fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
+            there.sort();
+            let all = [CA_KEY, CA, KEY, CHAIN, SECRET, CONFIG, LIST, STATE, book::FILE];
+            assert_eq!(there, all, "{step}");
+            if ended.status.success() {
+                assert!(step > 2 * (all.len() - 1), "each file was written, and got its name");
+                break;
+            }
+        }
+        assert!(finished >= 1);
+    }
+
+    #[test]
+    fn what_lies_where_an_unfinished_try_was_is_not_taken_for_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path());
+        let stage = plan.dir.join(".init");
+        fs::create_dir_all(&stage).unwrap();
+        fs::write(stage.join(SECRET), "unfinished").unwrap();
+        fs::write(plan.dir.join(SECRET), "mine").unwrap();
+        assert!(matches!(plan.make(NOW), Err(InitError::Exists(_))));
+        assert_eq!(fs::read_to_string(plan.dir.join(SECRET)).unwrap(), "mine");
+        assert!(!stage.exists());
     }
 
     #[test]
@@ -557,8 +699,21 @@ mod tests {
         ] {
             assert_eq!(parse_host(text).unwrap(), (Destination::parse(host).unwrap(), port), "{text}");
         }
-        for text in ["", "a b", "gw.example:", "gw.example:99999", "https://gw.example"] {
-            assert!(parse_host(text).is_err(), "{text}");
+        for (text, says) in [
+            ("", "HOST: the host is empty; a name or an address is expected"),
+            ("a b", "with :PORT if that is not 443"),
+            ("gw.example:", "the port must be a number"),
+            ("gw.example:99999", "the port must be a number"),
+            ("https://gw.example/", "narrowlink-gateway init gw.example"),
+            ("http://gw.example", "narrowlink-gateway init gw.example"),
+            ("wss://gw.example:8443/x?y", "narrowlink-gateway init gw.example:8443"),
+            ("gw.example/", "narrowlink-gateway init gw.example"),
+            ("https://[2001:db8::1]/", "narrowlink-gateway init [2001:db8::1]"),
+            ("https://", "the host is empty"),
+            ("https://a b/", "HOST: a host can't contain"),
+        ] {
+            let said = parse_host(text).unwrap_err().to_string();
+            assert!(said.contains(says), "{text}: {said}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! the gateway behind it lets its sessions finish, so that the next one begins at once.
 //! Invariants: it decides nothing and serves nobody · what the gateway says goes to the service manager as it is · a gateway that
 //! is alive no more is ended, and its keeper with it · what the service manager kept of listening sockets goes to the gateway
-//! before it begins.
+//! before it begins · no signal that a gateway understands ends it by chance.
 //! See: `net::inherited`; ARCHITECTURE.md "A restart without a gap"; docs/service.md.
 
 use std::{
@@ -18,7 +18,7 @@ use narrowlink_dataplane::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2},
     iterator::Signals,
 };
 
@@ -32,14 +32,25 @@ const PATIENCE_PERCENT: u32 = 80;
 /// As shells say it: ended by this signal.
 const BY_SIGNAL: i32 = 128;
 
+/// Why no gateway runs behind this process.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// What the service manager hands over is of no use: the unit's author has to mend that.
+    #[error("no socket can be taken over: {0}")]
+    Sockets(io::Error),
+    /// The system's.
+    #[error("the gateway can't be begun: {0}")]
+    System(#[from] io::Error),
+}
+
 /// Runs the gateway of these arguments behind this process, until either is to end; the exit code.
 ///
 /// # Errors
 /// The gateway can't be begun.
-pub fn keep(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<u8> {
+pub fn keep(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, KeepError> {
     // Before any thread: a signal that comes now is heard below.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    let inherited = Inherited::of_service_manager()?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
+    let inherited = Inherited::of_service_manager().map_err(KeepError::Sockets)?;
     let (giver, taker) = channel()?;
     let mut gateway = Command::new(env::current_exe()?)
         .args(arguments)
@@ -58,11 +69,15 @@ pub fn keep(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<u
     let pid = Pid::from_child(&gateway);
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if signal == SIGHUP {
-                let _ = kill_process(pid, Signal::HUP);
-            } else {
+            match signal {
+                SIGHUP => {
+                    let _ = kill_process(pid, Signal::HUP);
+                }
+                SIGUSR2 => tracing::warn!(
+                    "SIGUSR2 replaces no service: put the new program into place, and `systemctl restart` leaves no gap"
+                ),
                 // The gateway hears of that by itself. Nothing here is in flight.
-                std::process::exit(0);
+                _ => std::process::exit(0),
             }
         }
     })?;

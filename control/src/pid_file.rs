@@ -9,6 +9,7 @@ use std::{
 
 use narrowlink_dataplane::run::{
     file::{self, Reading},
+    program::own_path,
     replace::Held,
 };
 
@@ -31,7 +32,7 @@ impl PidFile {
     /// This one is; a place that can't be written is said, and no reason not to serve.
     pub fn claim(state_dir: Option<&Path>) -> Self {
         let path = state_dir.map(|dir| dir.join(FILE));
-        let program = std::env::current_exe().unwrap_or_default();
+        let program = own_path().unwrap_or_default();
         let file = Self { path, program, is_anothers: AtomicBool::new(false) };
         file.renew();
         file

@@ -19,7 +19,10 @@ use crate::{
     explain::{Bearer, Signature, find_token},
     moment::Moment,
     revocations::{Entry, RevocationError, add},
-    tickets::book::{self, Book},
+    tickets::{
+        book::{self, Book},
+        whole_id,
+    },
 };
 
 /// Which list gets the entry.
@@ -81,7 +84,7 @@ pub enum SubjectError {
     /// No token where one was said to be.
     #[error("{0}")]
     Token(String),
-    /// No user of the book is called so.
+    /// No user of the book is called so, or several tickets are.
     #[error("{0}")]
     User(String),
     /// What no entry may say.
@@ -105,7 +108,8 @@ impl Subject {
         });
         let uid = args.user.as_deref().map(|called| find_user(called, list)).transpose();
         let uid = uid.map_err(SubjectError::User)?;
-        let entry = Entry { jti: args.jti.clone(), uid, name: args.name.clone(), issued_before };
+        let jti = args.jti.as_deref().map(|id| find_id(id, list)).transpose().map_err(SubjectError::User)?;
+        let entry = Entry { jti, uid, name: args.name.clone(), issued_before };
         entry.check().map_err(SubjectError::Entry)?;
         let warnings = issued_before.filter(|at| *at > now).map(|at| {
             let (at, distance) = (show(at), distance(at, now));
@@ -146,6 +150,16 @@ fn find_user(called: &str, list: &List) -> Result<Uid, String> {
     let book = Book::read(&path.with_file_name(book::FILE))
         .map_err(|e| format!("--user: neither a uid nor a name of the book of tickets: {e}"))?;
     book.user(Some(called)).map(|user| user.uid)
+}
+
+/// The id that is meant: as `ticket list` shows it, shorter than it is, or any other as it is.
+fn find_id(id: &str, list: &List) -> Result<String, String> {
+    let book = match list {
+        List::OfConfig { path, .. } => Book::read(&path.with_file_name(book::FILE)).ok(),
+        List::File(_) => None,
+    };
+    let whole = book.map(|book| whole_id(&book, id)).transpose()?.flatten();
+    Ok(whole.unwrap_or_else(|| id.to_owned()))
 }
 
 /// What has become of it.

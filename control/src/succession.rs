@@ -19,7 +19,7 @@ use std::{
 
 use narrowlink_dataplane::{
     net::inherited::{Giver, channel},
-    run::{lock::lock, notify::Notifier},
+    run::{lock::lock, notify::Notifier, program::own_path},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -53,8 +53,8 @@ impl Succession {
     /// # Errors
     /// The system does not say what program this is.
     pub fn new(word: Sender<Word>, notifier: Notifier, pid_file: Arc<PidFile>) -> io::Result<Self> {
-        // Asked now: a program that is replaced is said to be deleted.
-        let program = std::env::current_exe()?;
+        // As it was at the start; where a link leads is looked at when it is begun.
+        let program = own_path()?;
         let arguments = without(OPTION, std::env::args_os().skip(1));
         Ok(Self {
             program,

@@ -5,7 +5,7 @@
 
 pub mod book;
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, net::IpAddr, path::Path};
 
 use narrowlink_proto::{
     endpoint::SecretText,
@@ -22,6 +22,11 @@ use crate::revocations::{self, Bearer, RevocationError, Revocations};
 
 /// How long a ticket holds if nobody says.
 pub const LASTS: When = When::In(365 * 24 * 60 * 60);
+
+/// Of an id that is shown, and that is taken for a whole one.
+const ID_CHARS_MIN: usize = 8;
+/// A whole one of ours.
+const ID_CHARS_MAX: usize = 32;
 
 /// What a ticket is to be.
 #[derive(Debug, Clone)]
@@ -80,7 +85,11 @@ impl Wanted {
         }
         let exp = self.expires.seconds(now);
         if exp <= now {
-            return Err(usage(format!("--expires: {} is {}", show(exp), distance(exp, now))));
+            return Err(usage(format!(
+                "--expires: {} is {}: say a time in the future, such as 30d",
+                show(exp),
+                distance(exp, now)
+            )));
         }
         if self.kind != Kind::Client && !self.allow.is_empty() {
             return Err(usage(
@@ -101,8 +110,9 @@ impl Wanted {
                  revoke {kind} {name}), or say --renew for another one beside it"
             )));
         }
+        let agents = agents(book, &user);
         let mut claims = Claims::new(self.kind, uid, &self.name, exp, &draw_id()?);
-        (claims.iat, claims.policies) = (Some(now), grant(&allow)?);
+        (claims.iat, claims.policies) = (Some(now), grant(&allow, &agents)?);
         let token = SecretText::new(keys.sign(&claims)?);
         let Claims { kind, name, jti, .. } = claims;
         book.tickets.push(Entry { user, kind, name, jti, iat: now, exp, allow });
@@ -111,16 +121,82 @@ impl Wanted {
     }
 }
 
+/// The names of this user's agents that were given tickets.
+fn agents(book: &Book, user: &str) -> Vec<String> {
+    let own = book.tickets.iter().filter(|entry| entry.user == user && entry.kind == Kind::Agent);
+    let mut names: Vec<_> = own.map(|entry| entry.name.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// What a client with these `--allow` may reach.
-fn grant(allow: &[String]) -> Result<Grant, TicketError> {
+fn grant(allow: &[String], agents: &[String]) -> Result<Grant, TicketError> {
     if allow.is_empty() {
         return Ok(Grant::default());
     }
-    let items = allow
-        .iter()
-        .map(|text| text.parse::<Item>().map_err(|e| TicketError::Usage(format!("--allow {text:?}: {e}"))));
-    let policies = items.collect::<Result<_, _>>()?;
+    let policies = allow.iter().map(|text| rule(text, agents)).collect::<Result<_, _>>()?;
     Ok(Grant::new(vec![Policies { permit: true, policies }]))
+}
+
+/// One rule; where what was written is none, or is about an agent that nobody would call so, what was probably meant.
+fn rule(text: &str, agents: &[String]) -> Result<Item, TicketError> {
+    let meant = meant(text, agents).map(|rule| format!("; did you mean {rule}?")).unwrap_or_default();
+    let item: Item = text.parse().map_err(|e| TicketError::Usage(format!("--allow {text:?}: {e}{meant}")))?;
+    match item.agent() {
+        Some(agent) if !agents.iter().any(|known| known == agent) && is_place(agent) => {
+            Err(TicketError::Usage(format!(
+                "--allow {text:?}: the name of the agent comes first, and {agent} looks like a port or an address: \
+                 AGENT:HOST:PORTS{meant}"
+            )))
+        }
+        _ => Ok(item),
+    }
+}
+
+/// Whether a text says where rather than through whom.
+fn is_place(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || text.starts_with(|c: char| c.is_ascii_digit()) && is_ports(text)
+}
+
+fn is_ports(text: &str) -> bool {
+    format!("a:127.0.0.1:{text}").parse::<Item>().is_ok()
+}
+
+/// What was probably meant by a text that lacks its agent or its host, if that can be told.
+fn meant(text: &str, agents: &[String]) -> Option<String> {
+    let first = agents.first().map_or("AGENT", String::as_str);
+    let rule = match text.rsplit_once(':') {
+        None if is_ports(text) => format!("{first}:127.0.0.1:{text}"),
+        Some((agent, ports)) if agents.iter().any(|known| known == agent) && is_ports(ports) => {
+            format!("{agent}:127.0.0.1:{ports}")
+        }
+        Some((_, ports)) if is_ports(ports) => format!("{first}:{text}"),
+        _ => return None,
+    };
+    rule.parse::<Item>().is_ok().then_some(rule)
+}
+
+impl Wanted {
+    /// What is odd about it, and may be meant so.
+    pub fn remarks(&self, book: &Book) -> Vec<String> {
+        let Ok(User { name: user, .. }) = book.user(self.user.as_deref()) else { return Vec::new() };
+        let agents = agents(book, user);
+        let items = self.allow.iter().filter_map(|text| text.parse::<Item>().ok());
+        let mut unknown: Vec<_> = items.filter_map(|item| item.agent().map(str::to_owned)).collect();
+        unknown.retain(|name| !agents.contains(name));
+        unknown.dedup();
+        let known = if agents.is_empty() { "none".to_owned() } else { agents.join(", ") };
+        unknown
+            .iter()
+            .map(|name| {
+                format!(
+                    "warning: no ticket was made for an agent {name} of {user} (for: {known}); is the name right? \
+                     `narrowlink-gateway ticket agent {name}` makes one"
+                )
+            })
+            .collect()
+    }
 }
 
 fn draw_id() -> Result<String, TicketError> {
@@ -189,15 +265,48 @@ pub fn text(book: &Book, revocations: &Revocations, now: u64) -> String {
     };
     let (name, user) =
         (widest(|entry| entry.name.as_str(), "NAME"), widest(|entry| entry.user.as_str(), "USER"));
-    let mut text = format!("{:<7} {:<name$} {:<user$} {:<8} UNTIL\n", "KIND", "NAME", "USER", "STATE");
+    let id = short_ids(book);
+    let mut text =
+        format!("{:<7} {:<name$} {:<user$} {:<8} {:<id$} UNTIL\n", "KIND", "NAME", "USER", "STATE", "ID");
     for entry in &book.tickets {
         let state = state(book, entry, revocations, now);
         let kind = entry.kind.name();
         let until = show_from(entry.exp, now);
         // Writing to a String does not fail.
-        let _ = writeln!(text, "{kind:<7} {:<name$} {:<user$} {state:<8} {until}", entry.name, entry.user);
+        let _ = writeln!(
+            text,
+            "{kind:<7} {:<name$} {:<user$} {state:<8} {:<id$} {until}",
+            entry.name,
+            entry.user,
+            entry.jti.chars().take(id).collect::<String>(),
+        );
     }
     text
+}
+
+/// As many characters of the ids as tell all of them from each other.
+fn short_ids(book: &Book) -> usize {
+    let differ = |chars: &usize| {
+        let mut ids: Vec<String> =
+            book.tickets.iter().map(|entry| entry.jti.chars().take(*chars).collect()).collect();
+        ids.sort_unstable();
+        ids.windows(2).all(|pair| pair[0] != pair[1])
+    };
+    (ID_CHARS_MIN..ID_CHARS_MAX).find(differ).unwrap_or(ID_CHARS_MAX)
+}
+
+/// The whole id of the ticket whose id begins so, if that is one alone.
+///
+/// # Errors
+/// Several do; in words.
+pub fn whole_id(book: &Book, beginning: &str) -> Result<Option<String>, String> {
+    let mut all = book.tickets.iter().filter(|entry| entry.jti.starts_with(beginning));
+    match (all.next(), all.next()) {
+        _ if book.tickets.iter().any(|entry| entry.jti == beginning) => Ok(Some(beginning.to_owned())),
+        (Some(entry), None) if beginning.len() >= ID_CHARS_MIN => Ok(Some(entry.jti.clone())),
+        (Some(_), Some(_)) => Err("--id: the ids of several tickets begin so: write more of it (`narrowlink-gateway ticket list --json`)".to_owned()),
+        _ => Ok(None),
+    }
 }
 
 /// The same as one JSON array, in one line.
@@ -299,11 +408,47 @@ mod tests {
                 Wanted { allow: vec!["home:22".to_owned()], ..wanted(Kind::Client, "a") },
                 "--allow \"home:22\": ",
             ),
+            (
+                Wanted { allow: vec!["22".to_owned()], ..wanted(Kind::Client, "a") },
+                "did you mean AGENT:127.0.0.1:22?",
+            ),
+            (
+                Wanted { allow: vec!["10.0.0.1".to_owned()], ..wanted(Kind::Client, "a") },
+                "10.0.0.1 looks like a port",
+            ),
         ] {
             let said = wanted.make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
         }
         assert!(book.tickets.is_empty());
+    }
+
+    #[test]
+    fn a_rule_without_its_agent_or_its_host_hears_what_was_meant_and_an_unknown_agent_is_remarked() {
+        let (mut book, keys) = (book(), Keys::new(&[7; 32]));
+        wanted(Kind::Agent, "home").make(&mut book, &keys, &none(), NOW).unwrap();
+        let client = |allow: &str| Wanted { allow: vec![allow.to_owned()], ..wanted(Kind::Client, "a") };
+        for (allow, says) in [
+            ("22", "22 looks like a port or an address: AGENT:HOST:PORTS; did you mean home:127.0.0.1:22?"),
+            ("22,8000-8100", "did you mean home:127.0.0.1:22,8000-8100?"),
+            ("home:22", "did you mean home:127.0.0.1:22?"),
+            ("127.0.0.1:22", "did you mean home:127.0.0.1:22?"),
+            ("nas.lan:22", "did you mean home:nas.lan:22?"),
+            ("192.168.1.1", "192.168.1.1 looks like a port or an address"),
+        ] {
+            let said = client(allow).make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
+            assert!(said.contains(says), "{said}");
+        }
+        for (allow, remarks) in
+            [("home", 0), ("home:127.0.0.1:22", 0), ("*", 0), ("hoem", 1), ("hoem:127.0.0.1:22", 1)]
+        {
+            let said = client(allow).remarks(&book);
+            assert_eq!(said.len(), remarks, "{said:?}");
+            assert!(said.iter().all(|said| said.contains("an agent hoem of main (for: home)")), "{said:?}");
+        }
+        // Who is called so is called so.
+        wanted(Kind::Agent, "22").make(&mut book, &keys, &none(), NOW).unwrap();
+        client("22").make(&mut book, &keys, &none(), NOW).unwrap();
     }
 
     #[test]
@@ -328,6 +473,11 @@ mod tests {
             table.contains("agent   home main revoked") && table.contains("client  home main holds"),
             "{table}"
         );
+        let short = &book.tickets[0].jti[..ID_CHARS_MIN];
+        assert!(table.contains(&format!("revoked  {short} 2027-")), "{table}");
+        assert_eq!(whole_id(&book, short), Ok(Some(book.tickets[0].jti.clone())));
+        assert_eq!(whole_id(&book, &short[..4]), Ok(None));
+        assert_eq!(whole_id(&book, "another-id"), Ok(None));
         let list: serde_json::Value = serde_json::from_str(&json(&book, &revoked, NOW)).unwrap();
         assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("revoked"), &json!("holds")));
     }

@@ -1,19 +1,16 @@
 //! Role: `narrowlink-gateway upgrade`: a running gateway is replaced by one of the program that lies in its place now, without a gap.
-//! Invariants: the running one goes on unless the new one serves · a program is put into place as a whole: one that runs can't be
-//! written into ("Text file busy").
-//! See: `succession`, which does it in the running gateway; docs/service.md.
+//! Invariants: the running one goes on unless the new one serves · a link in the program's place stays one: what it leads to is
+//! replaced.
+//! See: `succession`, which does it in the running gateway; `run/program`, which puts it there; docs/service.md.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    fs, io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use narrowlink_dataplane::run::file::Stamp;
+use narrowlink_dataplane::run::{file::Stamp, program};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
@@ -21,13 +18,10 @@ use crate::{
     succession::PATIENCE,
 };
 
-const EXECUTABLE: u32 = 0o755;
 const PROGRAM: &str = "narrowlink-gateway";
 /// What Linux says behind the path of a program that was replaced.
 const DELETED: &str = " (deleted)";
 const TICK: Duration = Duration::from_millis(20);
-/// How long a program may take to say its version.
-const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why nothing was replaced. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +92,7 @@ pub fn upgrade(
         return Err(UpgradeError::Service(pid));
     }
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(UpgradeError::NoGateway(pid))?;
-    let old = program.map(|program| put(program, &place)).transpose()?;
+    let placed = program.map(|program| put(program, &place)).transpose()?;
     let before = noted.as_deref().and_then(Stamp::of);
     let told =
         kill_process(process, Signal::USR2).map_err(|e| UpgradeError::Signal { pid, source: e.into() });
@@ -109,9 +103,9 @@ pub fn upgrade(
             place.display()
         )),
     });
-    if let Some(old) = old {
+    if let Some(placed) = placed {
         // What did not come to serve is not to be begun after the next boot.
-        let _ = if done.is_err() { fs::rename(&old, &place) } else { fs::remove_file(&old) };
+        if done.is_err() { placed.undo() } else { placed.keep() }
     }
     done
 }
@@ -161,60 +155,10 @@ fn has_keeper(pid: u32) -> bool {
         || words.contains(&b"--keeper".as_slice())
 }
 
-/// Puts a program into its place, if it is one; where the one before lies now.
-fn put(program: &Path, place: &Path) -> Result<PathBuf, UpgradeError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        |source| UpgradeError::Place { path, source }
-    };
-    let beside = |end: &str| {
-        let mut path = place.as_os_str().to_owned();
-        path.push(end);
-        PathBuf::from(path)
-    };
-    let (new, old) = (beside(".new"), beside(".old"));
-    let mut from = File::open(program).map_err(at(program))?;
-    // What lies there may be a link of somebody else's.
-    let _ = fs::remove_file(&new);
-    let done = (|| {
-        let mut into = File::options().write(true).create_new(true).mode(EXECUTABLE).open(&new)?;
-        io::copy(&mut from, &mut into)?;
-        into.set_permissions(fs::Permissions::from_mode(EXECUTABLE))?;
-        into.sync_all()?;
-        drop(into);
-        prove(&new)?;
-        let _ = fs::remove_file(&old);
-        fs::hard_link(place, &old)?;
-        fs::rename(&new, place)
-    })();
-    if done.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    done.map(|()| old).map_err(at(program))
-}
-
-/// Whether this is a gateway's program.
-fn prove(program: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + PROOF_PATIENCE;
-    let mut child = loop {
-        let mut command = Command::new(program);
-        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        match command.spawn() {
-            // Another process of ours was begun while it was written, and has it open for a moment.
-            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
-                thread::sleep(TICK);
-            }
-            begun => break begun?,
-        }
-    };
-    while child.try_wait()?.is_none() && Instant::now() < deadline {
-        thread::sleep(TICK);
-    }
-    let _ = child.kill();
-    let said = child.wait_with_output()?.stdout;
-    let is_ours = said.strip_prefix(PROGRAM.as_bytes()).is_some_and(|rest| rest.starts_with(b" "));
-    let words = "it is no narrowlink-gateway; nothing was changed";
-    if is_ours { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, words)) }
+/// Puts a program where `place` leads to.
+fn put(new: &Path, place: &Path) -> Result<program::Placed, UpgradeError> {
+    let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
+    program::put(new, &place, PROGRAM).map_err(|source| UpgradeError::Place { path: new.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -237,27 +181,16 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_put_into_place_as_a_whole_and_only_if_it_is_one() {
+    fn what_a_link_in_the_program_s_place_leads_to_is_replaced_and_the_link_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let (new, place) = (dir.path().join("new"), dir.path().join(PROGRAM));
-        fs::write(&place, "old").unwrap();
-        for text in ["garbage", "#!/bin/sh\nexit 0\n", "#!/bin/sh\necho narrowlink-gateways\n"] {
-            fs::write(&new, text).unwrap();
-            let said = put(&new, &place).unwrap_err().to_string();
-            assert!(said.starts_with(&*new.to_string_lossy()), "{said}");
-            assert_eq!(fs::read_to_string(&place).unwrap(), "old");
-        }
-        let said = put(&dir.path().join("none"), &place).unwrap_err().to_string();
-        assert!(said.contains("none: No such file"), "{said}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        let (new, real, link) = (dir.path().join("new"), dir.path().join("1.0"), dir.path().join(PROGRAM));
         let good = "#!/bin/sh\necho narrowlink-gateway 1.0\n";
         fs::write(&new, good).unwrap();
-        let open = File::open(&place).unwrap();
-        let old = put(&new, &place).unwrap();
-        assert_eq!(fs::read_to_string(&place).unwrap(), good);
-        assert_eq!(
-            (io::read_to_string(open).unwrap().as_str(), fs::read_to_string(old).unwrap().as_str()),
-            ("old", "old")
-        );
+        fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        put(&new, &link).unwrap().keep();
+        assert_eq!((fs::read_to_string(&real).unwrap().as_str(), link.is_symlink()), (good, true));
+        let said = put(&dir.path().join("none"), &link).unwrap_err().to_string();
+        assert!(said.contains("none: No such file"), "{said}");
     }
 }

@@ -1,6 +1,8 @@
 //! What a stranger meets at a gateway's port: an ordinary web server, deadlines, and a bound.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kit/answer.rs"]
+mod answer;
 mod kit;
 
 use std::{
@@ -9,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use answer::undated;
 use kit::SECRET;
 use narrowlink_control::gateway::Gateway;
 use narrowlink_proto::{
@@ -31,13 +34,13 @@ fn connect(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Everything that comes back for `request`.
+/// Everything that comes back for `request` but the time.
 fn ask(addr: SocketAddr, request: &str) -> String {
     let mut stream = connect(addr);
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    answer
+    undated(&answer)
 }
 
 fn upgrade(path: &str, token: Option<&str>) -> String {

@@ -5,6 +5,8 @@
 mod kit;
 #[path = "kit/peer.rs"]
 mod peer;
+#[path = "kit/answer.rs"]
+mod without;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +32,7 @@ use narrowlink_proto::{
     upgrade::{Framing, LaneProof, Protocol, Request, Sight, Way, encode_request},
 };
 use peer::Peer;
+use without::undated;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a login that fails takes at least, whatever it fails by.
@@ -90,7 +93,7 @@ fn answer(addr: SocketAddr, request: &[u8]) -> String {
         got.extend_from_slice(&buf[..bytes]);
         let taken = got.starts_with(b"HTTP/1.1 101") && got.windows(4).any(|end| end == b"\r\n\r\n");
         if bytes == 0 || taken {
-            return String::from_utf8_lossy(&got).into_owned();
+            return undated(&String::from_utf8_lossy(&got));
         }
     }
 }

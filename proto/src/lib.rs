@@ -50,6 +50,7 @@ pub mod sniff;
 pub mod target;
 pub mod ticket;
 pub mod token;
+pub mod unread;
 pub mod upgrade;
 pub mod when;
 pub mod yaml;

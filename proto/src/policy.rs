@@ -5,6 +5,7 @@
 //! step would have said; where there are several lists, each must allow.
 //! See: docs/policy.md, whose table a test writes; policy/model.rs says the same in one step.
 
+mod example;
 mod item;
 #[cfg(test)]
 mod model;

@@ -25,7 +25,7 @@ pub use self::{
     answer::{Answer, Stranger, encode_accept, encode_page, encode_refusal, parse_response},
     ordinary::Ordinary,
     request::{Head, Request, encode_request, parse_request},
-    trace::Trace,
+    trace::{Trace, http_date},
     way::{Between, Sight, Way},
 };
 use crate::{

@@ -29,6 +29,7 @@ use narrowlink_proto::{
     code::Code,
     id::Uid,
     token::{Keys, Kind, SecretError, TokenError},
+    unread::{hint, hint_named},
     yaml::{Document, Fault, Located},
 };
 use serde::{Serialize, Serializer};
@@ -69,7 +70,7 @@ pub struct Generated {
 #[derive(Debug, thiserror::Error)]
 pub enum TokengenError {
     /// A file that can't be read.
-    #[error("{}: {why}", file.display())]
+    #[error("{}: {why}{}", file.display(), hint(why))]
     Read {
         /// Which.
         file: PathBuf,
@@ -143,10 +144,11 @@ impl TokengenError {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
     /// It can't be read. Its path isn't shown: it may be no path, but a secret.
-    #[error(
-        "this file can't be read: {0}; a path that does not begin with / is relative to the directory of the file that names it"
-    )]
-    Read(io::Error),
+    #[error("this file can't be read: {why}{}", hint_named(why, "the directory of the file that names it"))]
+    Read {
+        /// The system's answer.
+        why: io::Error,
+    },
     /// It holds no secret.
     #[error("{}: {why}", file.display())]
     Content {

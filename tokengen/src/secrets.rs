@@ -87,7 +87,7 @@ pub(crate) fn read(
         SecretSource::Inline(secret) => Ok(secret.clone()),
         SecretSource::File(path) => {
             let file = beside(config, path);
-            let read = fs::read(&file).map_err(SecretFileError::Read);
+            let read = fs::read(&file).map_err(|why| SecretFileError::Read { why });
             let secret = read.and_then(|bytes| {
                 Secret::from_file(&bytes).map_err(|why| SecretFileError::Content { file, why })
             });

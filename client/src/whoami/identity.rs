@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use narrowlink_proto::{
+    target::Target,
     token::{Claims, read_unverified},
     when::show,
 };
@@ -41,12 +42,13 @@ impl Identity {
         Self { routes, token_place, claims, answer: Answer::NotAsked }
     }
 
-    /// An agent that its bearer may use, as far as the gateway was asked and one is there.
-    pub fn an_agent(&self) -> Option<&str> {
-        match &self.answer {
-            Answer::Accepted(shown) => shown.agents.first().map(|agent| agent.name.as_str()),
-            Answer::NotAsked | Answer::Failed(_) => None,
-        }
+    /// An agent that its bearer may use, and a target beyond it that the token allows, as far as that can be told.
+    pub fn an_example(&self) -> Option<(&str, Target)> {
+        let agents: Vec<_> = match &self.answer {
+            Answer::Accepted(shown) => shown.agents.iter().map(|agent| agent.name.as_str()).collect(),
+            Answer::NotAsked | Answer::Failed(_) => Vec::new(),
+        };
+        self.claims.as_ref().ok()?.policies.example(&agents)
     }
 
     /// Asks the gateway, too.

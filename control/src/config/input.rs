@@ -25,9 +25,9 @@ use serde::{
     de::{self, Unexpected},
 };
 
-use super::{Base, Config, Remark, Service, complaint::Complaint, limits::LimitsInput};
+use super::{Base, Config, Remark, Service, WrongOfPair, complaint::Complaint, limits::LimitsInput};
 use crate::{
-    certificate::{Certificate, Held, Standing, holds_key, key_alone},
+    certificate::{Certificate, Held, Standing, holds_key},
     revocations::{RevocationError, Revocations},
 };
 
@@ -206,7 +206,9 @@ impl Input {
             let same =
                 |other: &Service| other.listen_addr == service.listen_addr && other.listen_addr.port() != 0;
             if let Some(other) = services.iter().position(same) {
-                let what = format!("services[{other}] listens there already");
+                let what = format!(
+                    "services[{other}] listens there already: give one of them another address or port"
+                );
                 return Err(Complaint::new(&["listen_addr".into()], what).within(&at).into());
             }
             services.push(service);
@@ -385,19 +387,18 @@ impl TlsFile {
         let at = |key: &'static str, what: String| Complaint::new(&["tls_config".into(), key.into()], what);
         let in_chain = |what: String| at("cert_path", what);
         let path = &self.cert_path;
-        let pem = match &self.key_path {
-            None => base.read_private(path, allow_readable, holds_key).map_err(in_chain)?,
-            // A chain without its key is public.
+        let certificate = match &self.key_path {
+            None => {
+                let pem = base.read_private(path, allow_readable, holds_key).map_err(in_chain)?;
+                Certificate::from_pem(&pem).map_err(|e| in_chain(e.to_string()))?
+            }
             Some(key_path) => {
-                let mut pem = base.read_private(path, true, holds_key).map_err(in_chain)?;
-                let key = base.read_private(key_path, allow_readable, holds_key);
-                let key = key.and_then(|key| key_alone(key).map_err(|e| e.to_string()));
-                pem.push(b'\n');
-                pem.extend(key.map_err(|what| at("key_path", what))?);
-                pem
+                base.read_pair((path, key_path), allow_readable).map_err(|wrong| match wrong {
+                    WrongOfPair::Chain(what) => in_chain(what),
+                    WrongOfPair::Key(what) => at("key_path", what),
+                })?
             }
         };
-        let certificate = Certificate::from_pem(&pem).map_err(|e| in_chain(e.to_string()))?;
         for (index, domain) in domains.iter().enumerate() {
             self.check_domain(domain)
                 .map_err(|what| Complaint::new(&["domains".into(), index.into()], what))?;

@@ -144,9 +144,17 @@ fn bind(addr: SocketAddr, workers: usize, alone: bool) -> io::Result<(SocketAddr
     if alone && addr.port() != 0 {
         // The workers' sockets share their address, and would share it with a second gateway of the same
         // user as well, each getting some of the connections. A socket that does not share finds out.
-        drop(listen::bind_alone(addr).map_err(|e| explain(addr, e))?);
+        claim(addr)?;
     }
     listen::bind(addr, workers)
+}
+
+/// Whether a gateway that is begun now could listen there, and nobody else does.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(crate) fn claim(addr: SocketAddr) -> io::Result<()> {
+    listen::bind_alone(addr).map(drop).map_err(|e| explain(addr, e))
 }
 
 /// Says who has the port, or how to find out; or that the address is somebody else's.

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::Receiver;
@@ -37,6 +37,8 @@ use crate::{
 
 /// What this gateway can do beyond the version.
 const OWN: Features = Features::NONE.with(Feature::Measure);
+/// How often a client that waits for agents has them counted: they come over within a fraction of a second.
+const ARRIVAL_TICK: Duration = Duration::from_millis(200);
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
@@ -133,6 +135,33 @@ async fn introduce(
 enum Next {
     Heard(Heard),
     Order(LinkOrder),
+    /// It is time to look whether agents have come over.
+    Look,
+}
+
+/// A client that has asked who is there, while agents come over from the gateway before this one. Small: each link has one.
+#[derive(Default, Clone, Copy)]
+struct Awaiting {
+    /// How often it has asked.
+    lists: u8,
+    /// How many agents there were at the last look; more than that many are as good as all.
+    seen: u8,
+}
+
+impl Awaiting {
+    /// How many lists may be sent now: some agents are there, and no more have come since the last look, or all of them have had
+    /// their time.
+    fn take_lists(&mut self, local: &Local, principal: &Principal) -> u8 {
+        if Instant::now() >= local.shared.agents_come_until() {
+            return std::mem::take(self).lists;
+        }
+        let there = u8::try_from(local.shared.door.list(principal).len()).unwrap_or(u8::MAX);
+        if there > 0 && there == self.seen {
+            return std::mem::take(self).lists;
+        }
+        self.seen = there;
+        0
+    }
 }
 
 /// Serves until something ends the link; returns what.
@@ -143,13 +172,20 @@ async fn converse(
     seat: &Seat,
     orders: &Receiver<LinkOrder>,
 ) -> LinkError {
+    let mut awaiting = Awaiting::default();
     loop {
         let next = {
             let heard = async { up.socket.hear().await.map(Next::Heard) };
             let order = async { orders.recv().await.map(Next::Order).map_err(|_| LinkError::Closed) };
-            let expiry = async {
-                sleep_until(principal.expires_at).await;
-                Err(LinkError::Goodbye(farewell(Why::Expired)))
+            let is_awaiting = awaiting.lists > 0;
+            let expiry = async move {
+                let tick = Instant::now() + ARRIVAL_TICK;
+                let wake = if is_awaiting { tick.min(principal.expires_at) } else { principal.expires_at };
+                sleep_until(wake).await;
+                match Instant::now() >= principal.expires_at {
+                    true => Err(LinkError::Goodbye(farewell(Why::Expired))),
+                    false => Ok(Next::Look),
+                }
             };
             let dismissed = async { Err(LinkError::Goodbye(farewell(seat.dismissed().await))) };
             // Who must go is not heard.
@@ -163,7 +199,13 @@ async fn converse(
                 Ok(())
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
-                send_list(local, &mut up.socket, principal)
+                awaiting.lists = awaiting.lists.saturating_add(1);
+                let due = awaiting.take_lists(local, principal);
+                (0..due).try_for_each(|_| send_list(local, &mut up.socket, principal))
+            }
+            Ok(Next::Look) => {
+                let due = awaiting.take_lists(local, principal);
+                (0..due).try_for_each(|_| send_list(local, &mut up.socket, principal))
             }
             Ok(Next::Heard(Heard::Message(Message::Usage))) if principal.speaker == Speaker::Client => {
                 let [token, user] = principal.usage.used();
@@ -409,6 +451,31 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_a_list_while_agents_come_over_gets_it_when_they_have() {
+        let agent = |n| AgentInfo { name: format!("{n}"), address: PEER, ping_us: None, connected_s: n };
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.laptop).await;
+            worker.shared.await_agents(Duration::from_secs(60));
+            peer.say(&Message::List).await;
+            let early = timeout(2 * ARRIVAL_TICK, peer.hear()).await;
+            assert!(early.is_err(), "it is not complete yet: {early:?}");
+            worker.door.known().agents = vec![agent(1)];
+            let list = peer.hear().await;
+            assert!(
+                matches!(&list, Ok(Message::Agents { agents, more: false }) if agents.len() == 1),
+                "{list:?}"
+            );
+            // Nobody comes, and the time is over.
+            worker.door.known().agents.clear();
+            worker.shared.await_agents(ARRIVAL_TICK);
+            peer.say(&Message::List).await;
+            let list = peer.hear().await;
+            assert!(matches!(&list, Ok(Message::Agents { agents, .. }) if agents.is_empty()), "{list:?}");
+        });
+    }
+
+    #[test]
     fn an_agent_is_told_once_for_how_many_sessions_it_is_to_bring_lanes() {
         kit::run(async {
             let worker = worker();
@@ -470,7 +537,7 @@ mod tests {
             let who = Arc::new(kit::who(Speaker::Client, "guest", SOON));
             let peer = up(&worker, &who).await;
             assert_eq!(goodbye(&peer).await.reason, "the token has expired");
-            assert!(std::time::Instant::now() >= who.expires_at);
+            assert!(Instant::now() >= who.expires_at);
         });
     }
 
@@ -492,7 +559,7 @@ mod tests {
     fn an_agent_that_answers_no_more_although_its_connection_stands_is_lost_with_all_it_has() {
         let limits = Limits { ping_interval: SOON, pong_timeout: SOON, ..Limits::default() };
         kit::run(async {
-            let (worker, begun) = (kit::worker(limits), std::time::Instant::now());
+            let (worker, begun) = (kit::worker(limits), Instant::now());
             let peer = up(&worker, &worker.home).await;
             let entry = entry(&worker);
             assert_eq!(worker.door.event().await, "link 1 released");

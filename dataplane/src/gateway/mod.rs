@@ -8,6 +8,7 @@ pub mod admit;
 pub mod attend;
 pub(crate) mod bucket;
 pub mod claims;
+mod date;
 pub mod directory;
 pub mod door;
 pub(crate) mod handover;

@@ -25,6 +25,7 @@ use narrowlink_proto::{
 use crate::{
     gateway::{
         admit,
+        date::dated,
         door::{Event, First, Rejected, Route, note_refused},
         lane::Lane,
         link,
@@ -221,7 +222,7 @@ async fn hear(
         Route::Misplaced => {
             let wire = Wire::from(plain);
             place.waits(Waits::Answered);
-            return answer_and_close(wire, &upgrade::encode_page(400, "GET")).await.map(|()| None);
+            return answer_and_close(wire, upgrade::encode_page(400, "GET")).await.map(|()| None);
         }
     };
     let head =
@@ -231,7 +232,7 @@ async fn hear(
         Err(Unusable::Broken(e)) => Err(e),
         Err(Unusable::Answer(answer)) => {
             place.waits(Waits::Answered);
-            answer_and_close(wire, &answer).await.map(|()| None)
+            answer_and_close(wire, answer).await.map(|()| None)
         }
     }
 }
@@ -297,10 +298,11 @@ async fn read_head(wire: &Wire) -> Result<Option<Box<Request>>, Unusable> {
 }
 
 /// Answers and closes so that the answer arrives: what the peer still sends is read first.
-async fn answer_and_close(wire: Wire, answer: &[u8]) -> io::Result<()> {
+async fn answer_and_close(wire: Wire, answer: Vec<u8>) -> io::Result<()> {
     // However many there are: nobody's login waits for what is only thrown away.
     wire.account().belongs_to(wire.account().share().leaving());
-    if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(answer)).await {
+    let answer = dated(answer);
+    if let Ok(Ok(())) = timeout(ANSWER_TIMEOUT, wire.write_all(&answer)).await {
         wire.hear_out(UNHEARD_BYTES_MAX, ANSWER_TIMEOUT).await;
     }
     wire.close_gently();
@@ -358,7 +360,7 @@ async fn reject(
     if refused.code == RefusalCode::Unauthenticated {
         sleep_until(since + LOGIN_REFUSED_AFTER).await;
     }
-    answer_and_close(wire, &upgrade::encode_refusal(refused)).await
+    answer_and_close(wire, upgrade::encode_refusal(refused)).await
 }
 
 /// What accepts a request.
@@ -371,7 +373,9 @@ struct Accept {
 
 impl Accept {
     fn encode(&self, opened: Option<&Opened>) -> Vec<u8> {
-        upgrade::encode_accept(&self.key, self.protocol, opened, self.seen.as_ref())
+        let accept = upgrade::encode_accept(&self.key, self.protocol, opened, self.seen.as_ref());
+        // Who compares what was seen takes a header that it does not know for a proxy's.
+        if self.seen.is_some() { accept } else { dated(accept) }
     }
 }
 

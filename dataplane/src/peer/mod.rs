@@ -5,8 +5,10 @@ pub mod doctor;
 mod link;
 mod open;
 pub mod pool;
+mod trial;
 
 pub use self::{
     link::{PeerLink, join},
     open::{Ask, Gateway, LoadError, load_distinct, open, read_token_again},
+    trial::who_refuses,
 };

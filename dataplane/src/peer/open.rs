@@ -17,6 +17,7 @@ use narrowlink_proto::{
     message::Open,
     pin::Pin,
     target::Destination,
+    unread::hint_named,
     upgrade::{self, Answer, Framing, LaneProof, Opened, Request, Sight, Way},
     yaml::Located,
 };
@@ -78,7 +79,11 @@ pub enum LoadError {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// A file that it names can't be read.
-    #[error("{} can't be read: {source}{}", shown(path), hint(path))]
+    #[error(
+        "{} can't be read: {source}{}",
+        shown(path),
+        hint_named(source, "the directory of the configuration file")
+    )]
     File {
         /// Which key names it.
         key: &'static str,
@@ -130,11 +135,6 @@ impl LoadError {
 /// A path in an error: only that of a file that is there, for what is none may be anything, a secret too.
 fn shown(path: &Path) -> String {
     if path.exists() { path.display().to_string() } else { "this file".to_owned() }
-}
-
-fn hint(path: &Path) -> &'static str {
-    let hint = "; a path that does not begin with / is relative to the directory of the configuration file";
-    if path.exists() { "" } else { hint }
 }
 
 /// What to ask for in the upgrade.

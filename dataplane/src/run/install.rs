@@ -68,17 +68,25 @@ pub fn install(dir: &Path, config: Named<'_>, secret: Named<'_>) -> Result<Insta
     close_to_others(&secret).map_err(failed(&secret))?;
     // Another one at the same time waits, and finds what was written.
     let held = Held::wait_for(&secret).map_err(failed(&secret))?;
-    let renewed = match fs::read_to_string(&config) {
-        Ok(there) if without_comments(&there) == without_comments(text) => true,
-        Ok(_) => return Err(InstallError::Exists(config)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(failed(&config)(e)),
-    };
+    let renewed = is_there(&config, text)?;
     held.replace(value, PRIVATE).map_err(failed(&secret))?;
     if !renewed {
         create(&config, text, PUBLIC).map_err(failed(&config))?;
     }
     Ok(Installed { config, secret, renewed })
+}
+
+/// Whether this configuration is there already.
+///
+/// # Errors
+/// Another one is, or it can't be read.
+pub fn is_there(config: &Path, text: &str) -> Result<bool, InstallError> {
+    match fs::read_to_string(config) {
+        Ok(there) if without_comments(&there) == without_comments(text) => Ok(true),
+        Ok(_) => Err(InstallError::Exists(config.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(InstallError::File { path: config.to_owned(), source }),
+    }
 }
 
 /// A file that is there keeps its owner and group when it is replaced, but what others might read is no place for a secret,

@@ -17,6 +17,7 @@ pub mod log;
 pub mod notify;
 pub(crate) mod pollable;
 pub mod process;
+pub mod program;
 pub mod ready_file;
 pub mod replace;
 pub mod service;

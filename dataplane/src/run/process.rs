@@ -9,11 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use narrowlink_proto::{endpoint::SecretText, secrecy};
+use narrowlink_proto::{
+    code::Code,
+    endpoint::SecretText,
+    secrecy::{self, Form},
+};
 use rustix::{
     process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit},
     thread::disable_transparent_huge_pages,
 };
+
+use super::program::own_path;
 
 /// What makes no sense on a command line; clap's code.
 const USAGE: i32 = 2;
@@ -25,6 +31,8 @@ pub const SYSTEM_DIR: &str = "/etc/narrowlink";
 /// the allocator would ask for: idle sessions cost 4.0 KiB instead of 5.7 without. Best effort: what can't
 /// be had is logged.
 pub fn prepare() {
+    // Before anybody puts another one into its place; who needs it says why there is none.
+    let _ = own_path();
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
@@ -58,10 +66,16 @@ pub fn explain(error: &dyn Error) -> String {
 pub fn refuse_secrets(program: &str, takers: &[&str]) {
     let arguments: Vec<_> = arguments().collect();
     if let Some((at, form)) = secrecy::misplaced_argument(&arguments, takers) {
-        let message = format!(
-            "{program}: argument {at} is {form}, which has no place there; give the path of a file\n"
-        );
-        refuse_arguments(&message, USAGE);
+        let (code, next) = match form {
+            Form::Ticket => (
+                Code::Ticket,
+                "`narrowlink login` takes a client's, `narrowlink-agent join` an agent's, and - in its place reads it from \
+                 standard input",
+            ),
+            Form::Token | Form::Secret => (Code::Usage, "give the path of a file"),
+        };
+        let words = format!("{program}: argument {at} is {form}, which has no place there; {next}");
+        refuse_arguments(&(code.mark(&words) + "\n"), USAGE);
     }
 }
 

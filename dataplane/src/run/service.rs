@@ -16,7 +16,7 @@ use std::{
 
 use narrowlink_proto::code::Code;
 
-use super::replace::Held;
+use super::{program::put, replace::Held};
 
 /// Where a unit lies that a package has brought.
 const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
@@ -28,6 +28,10 @@ const DROP_IN: &str = "local.conf";
 const PROGRAMS: &str = "/usr/local/bin";
 /// What a service can't see, as its unit has it (`ProtectHome=`, `PrivateTmp=`).
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+/// Exit codes, as sysexits.h and clap have them.
+const USAGE: u8 = 2;
+const CANT_CREATE: u8 = 73;
+const CONFIGURATION: u8 = 78;
 const PUBLIC: u32 = 0o644;
 const EXECUTABLE: u32 = 0o755;
 /// How long a service that was begun is watched.
@@ -104,6 +108,12 @@ pub enum ServiceError {
     /// It can't be written in a unit.
     #[error("{}: a path with a blank, a colon, a quote, $ or % can't stand in a unit: rename it", .0.display())]
     Path(PathBuf),
+    /// Something else lies in the place of a file of the unit.
+    #[error(
+        "{} is a link, and nothing is written through one: remove it (systemctl unmask NAME, if it leads to /dev/null), and try \
+         again", .0.display()
+    )]
+    Link(PathBuf),
     /// A file can't be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -146,8 +156,21 @@ impl ServiceError {
             | Self::SameName(..)
             | Self::Path(_)
             | Self::Systemctl { .. } => Code::Service,
-            Self::File { .. } => Code::Unmade,
+            Self::File { .. } | Self::Link(_) => Code::Unmade,
             Self::NotInstalled(_) | Self::Down { .. } => Code::ServiceDown,
+        }
+    }
+
+    /// What a program ends with.
+    pub const fn exit(&self) -> u8 {
+        match self {
+            Self::NoSystemd(_) | Self::NotRoot(_) | Self::Systemctl { .. } => USAGE,
+            Self::Hidden { .. } | Self::Unwritable { .. } | Self::SameName(..) | Self::Path(_) => {
+                CONFIGURATION
+            }
+            Self::File { .. } | Self::Link(_) => CANT_CREATE,
+            Self::NotInstalled(_) => Unit::NOT_INSTALLED,
+            Self::Down { .. } => Unit::DOWN,
         }
     }
 }
@@ -170,16 +193,15 @@ impl Unit {
         for (key, path) in &files.written {
             self.require_writable(key, path)?;
         }
+        let [own, dir, drop_in_file] = self.places(Path::new(UNITS))?;
         let (program, copied) = self.settle_program()?;
         let drop_in = self.drop_in(&program, &config, &read)?;
         let mut said = copied.map(|words| format!("{words}\n")).unwrap_or_default();
-        let own = Path::new(UNITS).join(self.file());
         if !PACKAGED.iter().any(|dir| Path::new(dir).join(self.file()).exists()) {
             write(&own, self.text)?;
         }
-        let dir = Path::new(UNITS).join(format!("{}.d", self.file()));
         DirBuilder::new().recursive(true).mode(EXECUTABLE).create(&dir).map_err(failed(&dir))?;
-        write(&dir.join(DROP_IN), &drop_in)?;
+        write(&drop_in_file, &drop_in)?;
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "--quiet", self.name])?;
         systemctl(&["restart", "--no-block", self.name])?;
@@ -202,16 +224,16 @@ impl Unit {
         if self.status()?.is_none() {
             return Err(ServiceError::NotInstalled(self.name));
         }
+        let [own, dir, drop_in] = self.places(Path::new(UNITS))?;
         systemctl(&["disable", "--now", "--quiet", self.name])?;
-        let own = Path::new(UNITS).join(self.file());
-        for path in [own, Path::new(UNITS).join(format!("{}.d", self.file())).join(DROP_IN)] {
+        for path in [own, drop_in] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(e)),
                 _ => {}
             }
         }
         // Only if nobody else has put something there.
-        let _ = fs::remove_dir(Path::new(UNITS).join(format!("{}.d", self.file())));
+        let _ = fs::remove_dir(dir);
         systemctl(&["daemon-reload"])?;
         Ok(format!(
             "{} runs no more, now or after a boot; /etc/narrowlink and what it keeps in /var/lib stay\n",
@@ -276,6 +298,16 @@ impl Unit {
         format!("{}.service", self.name)
     }
 
+    /// The unit, the directory of its drop-ins, and ours there; none of them is a link.
+    fn places(&self, units: &Path) -> Result<[PathBuf; 3], ServiceError> {
+        let dir = units.join(format!("{}.d", self.file()));
+        let places = [units.join(self.file()), dir.clone(), dir.join(DROP_IN)];
+        match places.iter().find(|place| place.is_symlink()) {
+            Some(link) => Err(ServiceError::Link(link.clone())),
+            None => Ok(places),
+        }
+    }
+
     /// Whether whoever runs this may install it here.
     pub fn can_be_installed() -> bool {
         rustix::process::geteuid().is_root() && sd_notify::booted().unwrap_or(false)
@@ -307,13 +339,7 @@ impl Unit {
             return Ok((own, None));
         }
         let program = Path::new(PROGRAMS).join(self.name);
-        let mut new = program.clone();
-        new.set_extension("new");
-        // Into its place as a whole: one that runs can't be written into ("Text file busy").
-        fs::copy(&own, &new)
-            .and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(EXECUTABLE)))
-            .and_then(|()| fs::rename(&new, &program))
-            .map_err(failed(&program))?;
+        put(&own, &program, self.name).map_err(failed(&program))?.keep();
         let said = format!("{} is copied to {}, where services see it", own.display(), program.display());
         Ok((program, Some(said)))
     }
@@ -489,6 +515,27 @@ mod tests {
             "state_dir: /etc/narrowlink/state: this service may write below /var/lib/narrowlink and /var/log/narrowlink alone"
         );
         UNIT.require_writable("audit", Path::new("/var/log/narrowlink/audit.log")).unwrap();
+    }
+
+    #[test]
+    fn a_link_that_lies_in_a_unit_s_place_is_refused_and_nothing_is_written_through_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let units = dir.path().join("units");
+        let dropped = units.join("narrowlink-gateway.service.d");
+        fs::create_dir_all(&dropped).unwrap();
+        assert_eq!(UNIT.places(&units).unwrap()[2], dropped.join(DROP_IN));
+        let elsewhere = dir.path().join("elsewhere");
+        let plant = |place: &Path| {
+            std::os::unix::fs::symlink(&elsewhere, place).unwrap();
+            let refused = UNIT.places(&units).unwrap_err();
+            assert!(refused.to_string().starts_with(&format!("{} is a link", place.display())), "{refused}");
+            assert_eq!((refused.exit(), refused.code()), (CANT_CREATE, Code::Unmade));
+            fs::remove_file(place).unwrap();
+        };
+        plant(&units.join("narrowlink-gateway.service"));
+        plant(&dropped.join(DROP_IN));
+        fs::remove_dir(&dropped).unwrap();
+        plant(&dropped);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod forward;
 mod hung;
 mod kills;
 mod logs;
+mod mistakes;
 mod pair;
 mod recovery;
 mod reload;

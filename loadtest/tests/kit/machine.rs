@@ -14,13 +14,15 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::process::{foreign, ours};
+
 const TICK: Duration = Duration::from_millis(20);
 
 /// A gateway and an agent as services, and a client, as they are set up by what is printed.
 pub(crate) const DEPLOYMENT: &str = "\
 install -m 755 /run/shared/narrowlink* /usr/local/bin/
 narrowlink-gateway init 127.0.0.1 --yes >/tmp/printed || exit 1
-eval \"$(sed -n 's/^ *\\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
+eval \"$(sed -n 's/^ *sudo \\(narrowlink-agent join .*\\)/\\1/p' /tmp/printed)\" || exit 2
 eval \"$(sed -n 's/^ *\\(narrowlink login .*\\)/\\1/p' /tmp/printed)\" || exit 3
 ";
 
@@ -31,8 +33,15 @@ pub(crate) struct Network {
 }
 
 impl Network {
+    /// With all of our programs, where there is what boots machines.
+    pub(crate) fn of_ours() -> Self {
+        foreign("systemd-nspawn", "systemd-container");
+        let names = ["narrowlink-gateway", "narrowlink-agent", "narrowlink", "narrowlink-visits"];
+        Self::new(&names.map(ours))
+    }
+
     /// With these programs in the shared directory.
-    pub(crate) fn new(programs: &[PathBuf]) -> Self {
+    fn new(programs: &[PathBuf]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "machines are booted by root: run the tests as root");
         let dir = TempDir::with_prefix("narrowlink-machine-").expect("a temporary directory can be made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");

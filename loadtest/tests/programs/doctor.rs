@@ -342,7 +342,7 @@ fn an_agent_s_troubles_end_as_they_do_elsewhere() {
     assert!(said.left_out().starts_with("every gateway"));
 }
 
-/// Passes everything on, and adds a header to the gateway's answer.
+/// Passes everything on, and adds a header to the gateway's answer, in place of its own of that name.
 fn start_adding(gateway: SocketAddr, header: String) -> SocketAddr {
     let (listener, addr): (TcpListener, _) = net::listen();
     thread::spawn(move || {
@@ -362,9 +362,11 @@ fn add(mut near: TcpStream, gateway: SocketAddr, header: &str) -> io::Result<()>
         let _ = io::copy(&mut near_too, &mut far_too);
         far_too.shutdown(Shutdown::Write)
     });
-    let head = read_head(&mut far);
-    let lines = head.strip_suffix(b"\r\n").unwrap_or(&head);
-    near.write_all(&[lines, header.as_bytes(), b"\r\n\r\n"].concat())?;
+    let head = String::from_utf8_lossy(&read_head(&mut far)).into_owned();
+    let name = header.split_inclusive(':').next().unwrap_or(header);
+    let mut lines: Vec<_> = head.trim_end().split("\r\n").filter(|line| !line.starts_with(name)).collect();
+    lines.push(header);
+    near.write_all(format!("{}\r\n\r\n", lines.join("\r\n")).as_bytes())?;
     io::copy(&mut far, &mut near).map(drop)
 }
 

@@ -14,6 +14,7 @@ use crate::kit::{
     deployment::{Machines, printed},
     net,
     process::run,
+    wait_for,
 };
 
 #[test]
@@ -23,7 +24,7 @@ fn three_commands_make_a_deployment() {
     let said = machines.init();
     assert_eq!(printed(&said, "narrowlink-gateway -c "), "gw/gateway.yaml", "{said}");
     let _gateway = machines.start_gateway();
-    let joined = machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+    let joined = machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded_with_text();
     assert!(joined.contains("takes this machine for the agent home"), "{joined}");
     assert_eq!(printed(&joined, "next: narrowlink-agent -c "), "nl/agent.yaml");
     let _agent = machines.start_agent("nl");
@@ -53,7 +54,7 @@ fn a_ticket_allows_what_it_says_and_no_more_and_users_do_not_meet() {
     let machines = Machines::new();
     let said = machines.init();
     let _gateway = machines.start_gateway();
-    machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded();
+    machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded();
     let _agent = machines.start_agent("nl");
     let echo = net::start_echo();
     let rule = format!("home:{echo}");
@@ -96,10 +97,86 @@ fn a_newer_ticket_replaces_the_token_and_another_configuration_stays() {
 }
 
 #[test]
+fn a_ticket_that_the_gateway_refuses_replaces_no_token_that_it_takes() {
+    let machines = Machines::new();
+    let said = machines.init();
+    let _gateway = machines.start_gateway();
+    let (agent, client) =
+        (printed(&said, "sudo narrowlink-agent join "), printed(&said, "narrowlink login "));
+    let newer = |kind: &str, name: &str| {
+        machines.operate(&["ticket", kind, name, "--renew"]).succeeded_with_text().trim().to_owned()
+    };
+    // Of each there is a good one and one that was taken back.
+    let (good_agent, good_client) = (newer("agent", "home"), newer("client", "laptop"));
+    let list = machines.operate(&["ticket", "list", "--json"]).succeeded_with_text();
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    let table = machines.operate(&["ticket", "list"]).succeeded_with_text();
+    for bad in list.as_array().expect("a list").iter().take(2) {
+        // As the table shows it.
+        let id = &bad["jti"].as_str().expect("an id")[..8];
+        assert!(table.contains(id), "{table}");
+        let said = machines.operate(&["revoke", "--id", id]).succeeded_with_text();
+        assert!(said.contains(bad["jti"].as_str().expect("an id")), "{said}");
+    }
+    // A running gateway takes that within 2 s; the client's is the last one.
+    wait_for("the gateway", PATIENCE, || {
+        (machines.login(client, "other").status.code() == Some(77)).then_some(())
+    });
+    machines.join(&good_agent, "nl").succeeded();
+    let _agent = machines.start_agent("nl");
+    machines.login(&good_client, "nl").succeeded();
+    let tokens = || {
+        ["behind/nl/agent.token", "laptop/nl/client.token"]
+            .map(|path| fs::read(machines.path(path)).expect("it is there"))
+    };
+    let before = tokens();
+    for (refused, code) in [(machines.join(agent, "nl"), 69), (machines.login(client, "nl"), 77)] {
+        assert_eq!(refused.status.code(), Some(code), "{}", refused.stderr);
+        let said = "does not accept the token in this ticket";
+        assert!(refused.stderr.contains(said) && refused.stderr.contains("(NL-E0201)"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("Nothing was changed"), "{}", refused.stderr);
+    }
+    assert!(tokens() == before, "both have what they had");
+    let list = run(machines.client("nl", &["list"]), b"", PATIENCE).succeeded();
+    assert!(String::from_utf8_lossy(&list).contains("home"));
+}
+
+#[test]
+fn login_shows_how_to_reach_what_the_ticket_allows() {
+    let machines = Machines::new();
+    let said = machines.init();
+    let _gateway = machines.start_gateway();
+    machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded();
+    let _agent = machines.start_agent("nl");
+    // Before the agent is there, nobody knows what it is called.
+    wait_for("the agent", PATIENCE, || {
+        let said = machines.login(printed(&said, "narrowlink login "), "nl").stderr;
+        assert!(said.contains("next: narrowlink -c nl/client.yaml "), "{said}");
+        said.contains("forward -n home -l 2222 127.0.0.1:22").then_some(())
+    });
+    for (name, allow, says) in [
+        ("web", "home:nas.lan:80", "forward -n home -l 8080 nas.lan:80"),
+        ("net", "home:10.0.0.0/8:22", "list, and "),
+    ] {
+        let ticket = machines.operate(&["ticket", "client", name, "--allow", allow]).succeeded_with_text();
+        let said = machines.login(&ticket, name).stderr;
+        assert!(said.contains(says) && !said.contains("127.0.0.1:22"), "{said}");
+    }
+    let warned = machines.operate(&["ticket", "client", "typo", "--allow", "hoem:127.0.0.1:22"]);
+    assert!(
+        warned.stderr.contains("no ticket was made for an agent hoem of main (for: home)"),
+        "{}",
+        warned.stderr
+    );
+    assert!(warned.status.success());
+}
+
+#[test]
 fn what_is_wrong_with_a_ticket_is_said() {
     let machines = Machines::new();
     let said = machines.init();
-    let (agent, client) = (printed(&said, "narrowlink-agent join "), printed(&said, "narrowlink login "));
+    let (agent, client) =
+        (printed(&said, "sudo narrowlink-agent join "), printed(&said, "narrowlink login "));
     for (pasted, says) in [
         (&client[..100], "this ticket is cut off: 100 of its "),
         (agent, "this ticket is for an agent: narrowlink-agent join takes it"),

@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -51,7 +53,7 @@ impl Deployment {
         command.current_dir(machines.path("public")).args(["-c", "gw/gateway.yaml"]);
         let gateway = Running::start("gateway", &machines.path(""), command, None);
         net::wait_for_server("the gateway", machines.addr, PATIENCE);
-        machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+        machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded_with_text();
         machines.login(printed(&said, "narrowlink login "), "nl").succeeded_with_text();
         let agent = machines.start_agent("nl");
         let (forward, local) = machines.start_forward("nl", net::start_echo());
@@ -108,6 +110,64 @@ fn upgrades_under_load_refuse_nobody_and_break_nothing_that_stands() {
 }
 
 #[test]
+fn a_gateway_that_was_begun_by_a_link_goes_on_as_what_the_link_leads_to_by_then() {
+    let machines = Machines::new();
+    machines.init();
+    let bin = machines.path("bin");
+    fs::create_dir_all(&bin).expect("it can be made");
+    let link = bin.join("narrowlink-gateway");
+    let versions = ["1.0", "2.0"].map(|version| bin.join(version));
+    for version in &versions {
+        let mut copy = Command::new("cp");
+        copy.args([&ours("narrowlink-gateway"), version]);
+        run(copy, b"", PATIENCE).succeeded();
+    }
+    let lead = |to: &Path| {
+        let _ = fs::remove_file(&link);
+        symlink(to, &link).expect("it can be made");
+    };
+    lead(&versions[0]);
+    let mut command = Command::new(&link);
+    command.current_dir(machines.path("public")).args(["-c", "gw/gateway.yaml"]);
+    let mut gateway = Running::start("gateway", &machines.path(""), command, None);
+    net::wait_for_server("the gateway", machines.addr, PATIENCE);
+    let noted = || {
+        let text = fs::read_to_string(machines.path("public/gw/state/gateway.pid")).expect("it is noted");
+        text.lines().next().and_then(|line| line.parse::<i32>().ok()).expect("a number")
+    };
+    lead(&versions[1]);
+    machines.operate(&["upgrade"]).succeeded();
+    let second = noted();
+    let runs = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).expect("it runs");
+    let now = runs(second);
+    gateway.wait_for_end(PATIENCE);
+    // What is put into place goes where the link leads, and the link stays.
+    let said = machines.operate(&["upgrade", &ours("narrowlink-gateway").display().to_string()]);
+    let (third, is_link) = (noted(), link.is_symlink());
+    for pid in [second, third] {
+        let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+    }
+    said.succeeded();
+    assert_eq!(now, fs::canonicalize(&versions[1]).expect("it is there"));
+    assert!(third != second && is_link);
+}
+
+#[test]
+fn a_keeper_that_is_told_to_upgrade_stays_and_says_what_to_do() {
+    let machines = Machines::new();
+    machines.init();
+    let mut command = machines.program("narrowlink-gateway", "public");
+    command.args(["--keeper", "-c", "gw/gateway.yaml"]);
+    let mut keeper = Running::start("keeper", machines.dir.path(), command, None);
+    net::wait_for_server("the gateway", machines.addr, PATIENCE);
+    keeper.signal(Signal::USR2);
+    wait_for("its word", PATIENCE, || (keeper.said_times("SIGUSR2 replaces no service") == 1).then_some(()));
+    keeper.assert_running();
+    net::wait_for_server("the gateway", machines.addr, PATIENCE);
+    keeper.end(Signal::TERM, PATIENCE);
+}
+
+#[test]
 fn a_gateway_that_can_not_begin_leaves_the_one_that_runs_alone() {
     let mut deployment = Deployment::start();
     let before = deployment.pid();
@@ -133,6 +193,9 @@ fn a_gateway_that_can_not_begin_leaves_the_one_that_runs_alone() {
     let good = ours("narrowlink-gateway").display().to_string();
     deployment.upgrade(Some(&good)).succeeded_with_text();
     assert_ne!(deployment.pid(), before);
+    // Agents come over: who asks at once is told of them.
+    let list = run(deployment.machines.client("nl", &["list"]), b"", PATIENCE);
+    assert!(String::from_utf8_lossy(&list.stdout).contains("home"), "{}", list.stderr);
     deployment.gateway.wait_for_end(PATIENCE);
     net::echo(deployment.local);
 }

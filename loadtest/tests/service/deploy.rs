@@ -4,20 +4,10 @@ use std::fs;
 
 use narrowlink_dataplane::run::worker::try_io_uring;
 
-use crate::kit::{
-    PATIENCE,
-    machine::Network,
-    process::{foreign, ours},
-};
+use crate::kit::{PATIENCE, machine::Network};
 
 /// From the first command to the first byte, machines that boot beside each other among it.
 const FIRST_BYTE_S: f64 = 30.0;
-
-fn network() -> Network {
-    foreign("systemd-nspawn", "systemd-container");
-    let names = ["narrowlink-gateway", "narrowlink-agent", "narrowlink", "narrowlink-visits"];
-    Network::new(&names.map(ours))
-}
 
 /// Has the programs where people have them.
 const PROGRAMS: &str = "install -m 755 /run/shared/narrowlink* /usr/local/bin/\n";
@@ -30,13 +20,13 @@ fn wait_for(file: &str) -> String {
 /// Types what `file` says behind some blanks and this word, up to the line's end.
 fn typed(word: &str, file: &str) -> String {
     format!(
-        "line=$(sed -n 's/^ *\\({word} .*\\)/\\1/p' {file} | head -1); echo \"\\$ $line\"; eval \"$line\"\n"
+        "line=$(sed -n 's/^ *\\(sudo \\)\\?\\({word} .*\\)/\\2/p' {file} | head -1); echo \"\\$ $line\"; eval \"$line\"\n"
     )
 }
 
 #[test]
 fn three_commands_on_three_machines_make_a_deployment() {
-    let network = network();
+    let network = Network::of_ours();
     let public = [
         PROGRAMS,
         "date +%s.%N >/run/shared/began\n",
@@ -107,7 +97,7 @@ fn three_commands_on_three_machines_make_a_deployment() {
 
 #[test]
 fn what_keeps_a_service_from_running_is_said_where_it_was_begun() {
-    let network = network();
+    let network = Network::of_ours();
     let script = [
         PROGRAMS,
         "narrowlink-gateway service status; echo \"code $?\"\n",

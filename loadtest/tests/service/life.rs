@@ -3,13 +3,11 @@
 use crate::kit::{
     PATIENCE,
     machine::{DEPLOYMENT, Network},
-    process::{foreign, ours},
 };
 
 /// A service with this drop-in, and what is done to it; what was printed.
 fn machine(drop_in: &str, script: &str) -> String {
-    foreign("systemd-nspawn", "systemd-container");
-    let network = Network::new(&["narrowlink-gateway", "narrowlink-agent", "narrowlink"].map(ours));
+    let network = Network::of_ours();
     let begin = format!(
         "for name in gateway agent; do
 mkdir -p /etc/systemd/system/narrowlink-$name.service.d

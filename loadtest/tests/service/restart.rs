@@ -3,7 +3,6 @@
 use crate::kit::{
     PATIENCE,
     machine::{DEPLOYMENT, Network},
-    process::{foreign, ours},
 };
 
 /// `NARROWLINK_RESTARTS` says how often the gateway is begun anew (3; in the long form 20).
@@ -12,12 +11,6 @@ fn restarts() -> u32 {
 }
 
 const VISITS_PER_S: u32 = 200;
-
-fn network() -> Network {
-    foreign("systemd-nspawn", "systemd-container");
-    let names = ["narrowlink-gateway", "narrowlink-agent", "narrowlink", "narrowlink-visits"];
-    Network::new(&names.map(ours))
-}
 
 /// Time for what stands, and a forward to an echo at 127.0.0.1:2222.
 const SITE: &str = "\
@@ -29,7 +22,7 @@ until narrowlink-visits 127.0.0.1:2222 --visits 1 --standing 0 >/dev/null 2>&1; 
 
 #[test]
 fn a_restart_under_load_refuses_nobody_and_breaks_nothing_that_stands() {
-    let network = network();
+    let network = Network::of_ours();
     let n = restarts();
     // What stands outlives all of them: SITE gives it the time.
     let seconds = 2 + 3 * n;

@@ -9,7 +9,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
     Arg, ArgMatches, Command, Parser, ValueEnum,
-    builder::{EnumValueParser, PathBufValueParser},
+    builder::{EnumValueParser, PathBufValueParser, StyledStr},
     error::ErrorKind,
 };
 use narrowlink_proto::code::Code;
@@ -63,8 +63,8 @@ impl Question {
     pub fn answer(self) -> Result<String, PageError> {
         match self.what {
             What::Help(text) => Ok(text),
-            What::Completions(shell) => Ok(completions(self.command, shell)),
-            What::Man(dir) => page::write_all(self.command, &dir),
+            What::Completions(shell) => Ok(completions(for_people(&self.command), shell)),
+            What::Man(dir) => page::write_all(for_people(&self.command), &dir),
         }
     }
 }
@@ -84,6 +84,37 @@ fn with_help(command: Command) -> Command {
     }
     let help = help_command("").hide(true);
     command.mut_subcommands(with_help).subcommand(help)
+}
+
+/// The same without what is hidden: an option by which our programs speak to each other is in nobody's help, and clap hides it
+/// there alone.
+fn for_people(command: &Command) -> Command {
+    if command.get_arguments().all(|arg| !arg.is_hide_set()) {
+        return command.clone();
+    }
+    let mut shown = Command::new(command.get_name().to_owned())
+        .disable_help_subcommand(true)
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
+        .subcommands(command.get_subcommands());
+    for (given, set) in [
+        (command.get_version(), Command::version as fn(Command, String) -> Command),
+        (command.get_long_version(), Command::long_version),
+    ] {
+        if let Some(text) = given {
+            shown = set(shown, text.to_owned());
+        }
+    }
+    for (given, set) in [
+        (command.get_about(), Command::about as fn(Command, StyledStr) -> Command),
+        (command.get_long_about(), Command::long_about),
+        (command.get_after_help(), Command::after_help),
+        (command.get_after_long_help(), Command::after_long_help),
+    ] {
+        if let Some(text) = given {
+            shown = set(shown, text.clone());
+        }
+    }
+    shown
 }
 
 /// Understands the arguments of a program; the first one is its name.
@@ -238,6 +269,9 @@ mod tests {
         /// How hot
         #[arg(long, visible_alias = "celsius")]
         degrees: Option<u8>,
+        /// How kettles speak to each other
+        #[arg(long, hide = true)]
+        whistle: bool,
         #[command(subcommand)]
         command: Option<Own>,
     }
@@ -313,6 +347,19 @@ mod tests {
         );
         assert!(said("kettle boil").contains("<AMOUNT> (NL-E0001)\n\nUsage: "), "{}", said("kettle boil"));
         assert!(said("kettle help fry").contains("NL-E0401 (NL-E0001)\n"), "{}", said("kettle help fry"));
+    }
+
+    #[test]
+    fn what_is_hidden_is_taken_and_stands_nowhere() {
+        assert!(matches!(line("kettle --whistle"), Ok(Line::Run(Args { whistle: true, .. }))));
+        let dir = tempfile::tempdir().unwrap();
+        answer(&format!("kettle man {}", dir.path().display()));
+        let page = std::fs::read_to_string(dir.path().join("kettle.1")).unwrap();
+        let shells = ["bash", "zsh", "fish"].map(|shell| answer(&format!("kettle completions {shell}")));
+        for text in shells.iter().chain([&page, &answer("kettle help")]) {
+            assert!(!text.contains("whistle") && text.contains("degrees"), "{text}");
+        }
+        assert!(page.contains(env!("CARGO_PKG_VERSION")), "{page}");
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl Ports {
 }
 
 impl Ports {
+    /// The first that is named; `None` where every one is meant.
+    pub(super) fn first(&self) -> Option<u16> {
+        self.0.first().map(|range| range.first)
+    }
+
     /// As people write it on a command line: `*`, `22`, `22,8000-8100`.
     pub(super) fn parse_short(text: &str) -> Option<Self> {
         if text == "*" {

@@ -64,6 +64,11 @@ impl Cidr {
         differs_at >= prefix.into()
     }
 
+    /// The address, if it is but one.
+    pub(super) fn one_host(&self) -> Option<IpAddr> {
+        (self.0.prefix_len() == self.0.max_prefix_len()).then(|| self.0.addr())
+    }
+
     /// As people write it: one address without its length.
     pub fn short(&self) -> String {
         let text = self.to_string();
@@ -109,6 +114,13 @@ impl NamePattern {
             (Below::AnyDepth, Some(labels)) => !labels.is_empty(),
             (Below::OneLabel | Below::AnyDepth, None) => false,
         }
+    }
+}
+
+impl NamePattern {
+    /// The name, if it is but one.
+    pub(super) fn one_name(&self) -> Option<&str> {
+        matches!(self.below, Below::Itself).then_some(&*self.name)
     }
 }
 

@@ -53,6 +53,14 @@ impl Program {
         }
     }
 
+    /// Its command, as its user types it: an agent is made a service, which is root's to do.
+    pub const fn typed(&self) -> &'static str {
+        match self.kind {
+            Kind::Client => Self::CLIENT.command,
+            Kind::Agent | Kind::AgentPublish => "sudo narrowlink-agent join",
+        }
+    }
+
     /// The name of the ticket's bearer, and the text of the configuration that it becomes.
     ///
     /// # Errors

@@ -6,7 +6,10 @@ use super::{
     HEADERS_MAX,
     head::{self, Headers},
 };
-use crate::{printable::printable, when::parse_date};
+use crate::{
+    printable::printable,
+    when::{date, parse_date},
+};
 
 /// A value is repeated no longer than this.
 const VALUE_CHARS_MAX: usize = 60;
@@ -22,6 +25,8 @@ const FOREIGN: [(&str, bool); 9] = [
     ("X-Cache", false),
     ("X-Varnish", false),
 ];
+const DAY_S: u64 = 24 * 60 * 60;
+const WEEKDAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -64,6 +69,26 @@ impl Trace {
     }
 }
 
+/// Seconds since 1970 as HTTP writes them: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn http_date(at: u64) -> String {
+    let (days, second) = (at / DAY_S, at % DAY_S);
+    let date = date(at);
+    let mut fields = date.split('-');
+    let (year, month, day) = (fields.next(), fields.next(), fields.next());
+    let month = month.and_then(|month| month.parse::<usize>().ok()).and_then(|month| MONTHS.get(month - 1));
+    // 1970 began on a Thursday.
+    let weekday = WEEKDAYS[((days + 4) % 7) as usize];
+    format!(
+        "{weekday}, {} {} {} {:02}:{:02}:{:02} GMT",
+        day.unwrap_or_default(),
+        month.unwrap_or(&""),
+        year.unwrap_or_default(),
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
 /// `Sun, 06 Nov 1994 08:49:37 GMT` in seconds since 1970. Nobody has sent the two older forms for long.
 fn parse_http_date(text: &str) -> Option<u64> {
     let (_, rest) = text.split_once(", ")?;
@@ -90,6 +115,13 @@ mod tests {
     #[test]
     fn a_date_is_read_as_http_writes_it() {
         assert_eq!(parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        for (at, text) in [
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (1_709_251_199, "Thu, 29 Feb 2024 23:59:59 GMT"),
+        ] {
+            assert_eq!((http_date(at).as_str(), parse_http_date(text)), (text, Some(at)));
+        }
         assert_eq!(parse_http_date("Fri, 20 Nov 2026 00:00:00 GMT"), Some(1_795_132_800));
         for bad in [
             "Sun, 06 Nov 1994 08:49:37",

@@ -193,6 +193,10 @@ pub(super) fn write_path(f: &mut fmt::Formatter<'_>, path: &[Step]) -> fmt::Resu
 impl What {
     fn write(&self, f: &mut fmt::Formatter<'_>, key: Option<&str>) -> fmt::Result {
         match self {
+            // The parser's words for what everybody meets who has another editor.
+            Self::Syntax(why) if why.contains("tab") => {
+                write!(f, "not YAML: {why}; indent with spaces in place of tabs")
+            }
             Self::Syntax(why) => write!(f, "not YAML: {why}"),
             Self::SecondDocument => f.write_str("a second document begins here; a file holds one"),
             Self::TooDeep => f.write_str("nested too deeply"),
@@ -233,7 +237,7 @@ impl What {
                 }
                 keys::list(f, known, mark)
             }
-            Self::Missing(key) => write!(f, "`{key}` is missing"),
+            Self::Missing(key) => write!(f, "`{key}` is missing: add `{key}: ..`"),
             Self::Misplaced { form, expected } => {
                 write!(f, "{form} stands here; expected {expected}")?;
                 match (form, key) {

@@ -26,7 +26,9 @@ use narrowlink_proto::{
 };
 
 use crate::{
-    end::{CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, USAGE, print, say},
+    end::{
+        CANT_CREATE, CONFIGURATION, Failure, INTERNAL, IO, NO, OrExit as _, UNAVAILABLE, USAGE, print, say,
+    },
     find, load, service,
 };
 
@@ -34,19 +36,13 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     let env = |name: &str| env::var_os(name);
     let dir = args.dir.clone().or_else(|| own_config_dir(env));
     let dir = dir.context("there is no home directory: say --dir DIR").or_exit(USAGE)?;
-    let plan = Plan::new(args, dir).or_exit(USAGE)?;
+    let plan = Plan::new(args, dir).map_err(not_made)?;
+    // Before anybody is asked.
+    plan.check(seconds_since_1970()).map_err(not_made)?;
     if !args.yes {
         confirm(&plan.describe())?;
     }
-    let made = plan.make(seconds_since_1970()).map_err(|e| Failure {
-        code: match e {
-            InitError::Exists(_) | InitError::File { .. } => CANT_CREATE,
-            InitError::Config(_) | InitError::Given { .. } => CONFIGURATION,
-            InitError::Host(_) | InitError::NoHost | InitError::Ticket(_) | InitError::Authority(_) => USAGE,
-            InitError::Random(_) => INTERNAL,
-        },
-        error: e.into(),
-    })?;
+    let made = plan.make(seconds_since_1970()).map_err(not_made)?;
     // The tickets are there, whatever becomes of the service.
     let begun = plan.is_service.then(|| service::install(&made.config));
     if let Some(Ok(said)) = &begun {
@@ -54,6 +50,21 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     }
     print(&if args.json { made.json() } else { plan.next(&made, matches!(begun, Some(Ok(_)))) })?;
     begun.transpose().map(|_| 0)
+}
+
+fn not_made(e: InitError) -> Failure {
+    let code = match &e {
+        InitError::Exists(_) | InitError::File { .. } => CANT_CREATE,
+        InitError::Config(_) | InitError::Given { .. } => CONFIGURATION,
+        InitError::Listen { .. } => UNAVAILABLE,
+        InitError::Host(_)
+        | InitError::Url(_)
+        | InitError::NoHost
+        | InitError::Ticket(_)
+        | InitError::Authority(_) => USAGE,
+        InitError::Random(_) => INTERNAL,
+    };
+    Failure { code, error: e.into() }
 }
 
 /// Asks whether what was said before is meant.
@@ -126,11 +137,17 @@ fn make_ticket(kind: Kind, new: &NewTicket, allow: &[String]) -> Result<u8, Fail
         renew: *renew,
     };
     let now = seconds_since_1970();
-    let ticket = Book::change(&place.book, |book| wanted.make(book, &keys, &place.config.revocations, now))
-        .map_err(no_ticket)?;
+    let made = Book::change(&place.book, |book| {
+        let ticket = wanted.make(book, &keys, &place.config.revocations, now)?;
+        Ok((ticket, wanted.remarks(book)))
+    });
+    let (ticket, remarks) = made.map_err(no_ticket)?;
+    for remark in &remarks {
+        say(remark);
+    }
     let text = ticket.encode();
     print(&format!("{}\n", text.expose()))?;
-    let command = Program::of(kind).command;
+    let command = Program::of(kind).typed();
     let reach = match (kind, allow) {
         (Kind::Client, []) if !renew => ", and reaches all that its user's agents do",
         _ => "",

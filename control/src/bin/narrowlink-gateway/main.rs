@@ -15,11 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
 use narrowlink_control::{
     args::{Args, Command, Policy, parse},
     config::Config,
-    keeper,
+    keeper::{self, KeepError},
 };
 use narrowlink_dataplane::{
     gateway::shares,
@@ -79,7 +78,10 @@ fn run(args: &Args) -> Result<u8, Failure> {
     }
     if args.keeper {
         let arguments = env::args_os().skip(1).filter(|argument| argument != "--keeper");
-        return keeper::keep(arguments).context("the gateway can't be begun").or_exit(INTERNAL);
+        return keeper::keep(arguments).map_err(|e| {
+            let code = if matches!(e, KeepError::Sockets(_)) { CONFIGURATION } else { INTERNAL };
+            Failure { code, error: e.into() }
+        });
     }
     let path = find(args.config.as_deref()).or_exit(CONFIGURATION)?;
     let mut config = load(&path)?;

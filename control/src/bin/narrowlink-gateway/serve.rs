@@ -75,7 +75,9 @@ fn refused(e: StartError, places: &Places) -> Failure {
 pub(crate) fn serve(config: Config, path: &Path, args: &Args) -> Result<(), Failure> {
     let reloader = Some(Reloader::new(path, &config));
     let (word, words) = word::signals().context("signals can't be handled").or_exit(INTERNAL)?;
-    let mut begun = Begun::by(args.succeed, &word).context("no socket can be taken over").or_exit(USAGE)?;
+    // Without a predecessor they are the unit's, which is a matter of configuration.
+    let code = if args.succeed.is_some() { USAGE } else { CONFIGURATION };
+    let mut begun = Begun::by(args.succeed, &word).context("no socket can be taken over").or_exit(code)?;
     let ready_file = args.ready_file.as_deref().map(claim).transpose()?;
     let (name, services) = (config.name.clone(), config.services.clone());
     let ktls = choose_ktls(args.ktls.into());

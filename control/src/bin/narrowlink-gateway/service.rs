@@ -78,15 +78,5 @@ fn files(config: &Config) -> Files {
 }
 
 fn failed(e: ServiceError) -> Failure {
-    let code = match e {
-        ServiceError::File { .. } => CANT_CREATE,
-        ServiceError::Hidden { .. }
-        | ServiceError::Unwritable { .. }
-        | ServiceError::SameName(..)
-        | ServiceError::Path(_) => CONFIGURATION,
-        ServiceError::NotInstalled(_) => Unit::NOT_INSTALLED,
-        ServiceError::Down { .. } => Unit::DOWN,
-        ServiceError::NoSystemd(_) | ServiceError::NotRoot(_) | ServiceError::Systemctl { .. } => USAGE,
-    };
-    Failure { code, error: e.into() }
+    Failure { code: e.exit(), error: e.into() }
 }

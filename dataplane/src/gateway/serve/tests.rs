@@ -7,7 +7,7 @@ use narrowlink_proto::{
     id::LaneId,
     limits::Limits,
     message::Message,
-    upgrade::{Answer, LaneProof, Way, encode_page, encode_request, parse_response},
+    upgrade::{Answer, LaneProof, Trace, Way, encode_page, encode_request, parse_response},
 };
 use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
 
@@ -49,8 +49,18 @@ fn arrive(worker: &Worker) -> Wire {
     come(worker, false, (PEER, Room::default())).unwrap()
 }
 
-/// Everything that comes back, and whether the end is a clean one.
+/// Everything that comes back but the time, and whether the end is a clean one.
 async fn rest(wire: &Wire) -> (Vec<u8>, bool) {
+    let (got, is_clean) = all(wire).await;
+    let text = String::from_utf8_lossy(&got).into_owned();
+    match text.split_once("\r\nDate: ").and_then(|(status, rest)| Some((status, rest.split_once("\r\n")?.1)))
+    {
+        Some((status, rest)) => (format!("{status}\r\n{rest}").into_bytes(), is_clean),
+        None => (got, is_clean),
+    }
+}
+
+async fn all(wire: &Wire) -> (Vec<u8>, bool) {
     let mut got = Vec::new();
     loop {
         match wire.read_onto(&mut got).await {
@@ -163,6 +173,9 @@ fn without_a_token_every_path_is_one_that_is_not_there_and_nobody_is_asked() {
         let worker = worker();
         for said in [&*no_token, &*elsewhere, head] {
             assert_eq!(answer(&worker, false, said.as_bytes()).await, (encode_page(404, "GET"), true));
+            let wire = arrive(&worker);
+            wire.write_all(said.as_bytes()).await.unwrap();
+            assert!(Trace::of(&all(&wire).await.0).date.is_some(), "an answer says when it was given");
         }
         let head = head.replace("GET", "HEAD");
         assert_eq!(answer(&worker, false, head.as_bytes()).await, (encode_page(404, "HEAD"), true));

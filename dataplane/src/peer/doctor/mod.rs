@@ -9,6 +9,7 @@ mod answer;
 mod clock;
 mod files;
 mod machine;
+mod report;
 mod way;
 
 use std::{path::Path, time::Duration};
@@ -23,6 +24,7 @@ use narrowlink_proto::{
     upgrade::Answer,
 };
 
+pub use self::report::report;
 use self::{
     answer::{Heard, Request},
     clock::{Clock, Span},
