@@ -40,12 +40,12 @@ use crate::{
 
 /// The gateway's file within its directory.
 pub const CONFIG: &str = "gateway.yaml";
-const SECRET: &str = "gateway.secret";
-const CHAIN: &str = "gateway.pem";
-const KEY: &str = "gateway.key";
+pub(crate) const SECRET: &str = "gateway.secret";
+pub(crate) const CHAIN: &str = "gateway.pem";
+pub(crate) const KEY: &str = "gateway.key";
 const CA: &str = "authority.pem";
 const CA_KEY: &str = "authority.key";
-const LIST: &str = "revoked.yaml";
+pub(crate) const LIST: &str = "revoked.yaml";
 const STATE: &str = "state";
 /// Where a service keeps its own.
 const SYSTEM_STATE: &str = "/var/lib/narrowlink";
@@ -65,6 +65,8 @@ pub enum Certificate {
     Own,
     /// From a public one: the chain's file, and the key's.
     Files(PathBuf, PathBuf),
+    /// None: what stands in front of the gateway ends TLS.
+    InFront,
 }
 
 /// What a gateway is to be.
@@ -227,6 +229,7 @@ impl Plan {
         let certificate = match &self.certificate {
             Certificate::Own => "with an authority of its own, whose pin is in the tickets".to_owned(),
             Certificate::Files(cert, _) => format!("with the certificate {}", cert.display()),
+            Certificate::InFront => "where something in front of it ends TLS".to_owned(),
         };
         let note = match &self.host {
             Destination::Ip(ip) if is_private(*ip) => {
@@ -284,6 +287,18 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     /// # Errors
     /// See [`InitError`]; nothing is left behind then.
     pub fn make(&self, now: u64) -> Result<Made, InitError> {
+        let secret = draw_secret()?;
+        self.make_of(&secret[..], std::slice::from_ref(&self.host), &self.config(now), now)
+    }
+
+    /// The same with this secret, with these names in its certificate if it gets one, and with this configuration.
+    pub(crate) fn make_of(
+        &self,
+        secret: &[u8],
+        names: &[Destination],
+        config: &str,
+        now: u64,
+    ) -> Result<Made, InitError> {
         let mut files = Files { dir: &self.dir, made: Vec::new() };
         for name in [CONFIG, SECRET, LIST, book::FILE] {
             let path = self.dir.join(name);
@@ -298,10 +313,8 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             }
         }
         files.dir(&self.dir, dir_mode())?;
-        let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret).map_err(InitError::Random)?;
-        files.file(SECRET, &format!("{}\n", *Secret::spell(&*secret)), PRIVATE)?;
-        let ca_pin = self.certify(&mut files, now)?;
+        files.file(SECRET, &format!("{}\n", *Secret::spell(secret)), PRIVATE)?;
+        let ca_pin = self.certify(&mut files, names, now)?;
         let mut book = Book {
             gateways: vec![self.address()],
             domain: None,
@@ -309,7 +322,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             users: vec![User { name: USER.to_owned(), uid: draw_uid().map_err(InitError::Random)? }],
             tickets: Vec::new(),
         };
-        let keys = Keys::new(&*secret);
+        let keys = Keys::new(secret);
         let mut ticket = |kind, name: &str| {
             let wanted = Wanted {
                 user: None,
@@ -333,7 +346,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             files.dir(&self.dir.join(STATE), PRIVATE_DIR)?;
         }
         // Last: a gateway that finds it finds the rest.
-        files.file(CONFIG, &self.config(now), PUBLIC)?;
+        files.file(CONFIG, config, PUBLIC)?;
         let config = self.dir.join(CONFIG);
         Config::load(&config)?;
         files.made.clear();
@@ -341,12 +354,16 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     }
 
     /// Makes a certificate, if none is there; its authority's pin then.
-    fn certify(&self, files: &mut Files<'_>, now: u64) -> Result<Option<Pin>, InitError> {
+    fn certify(
+        &self,
+        files: &mut Files<'_>,
+        names: &[Destination],
+        now: u64,
+    ) -> Result<Option<Pin>, InitError> {
         if self.certificate != Certificate::Own {
             return Ok(None);
         }
-        let Authority { certificate, key, pin, chain, chain_key } =
-            Authority::new(std::slice::from_ref(&self.host), now)?;
+        let Authority { certificate, key, pin, chain, chain_key } = Authority::new(names, now)?;
         files.file(CA, &certificate, PUBLIC)?;
         files.file(CA_KEY, &key, PRIVATE)?;
         files.file(CHAIN, &chain, PUBLIC)?;
@@ -363,7 +380,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     }
 
     /// Where the gateway keeps what it counts: beside its configuration, but a service writes nothing in /etc.
-    fn state(&self) -> &Path {
+    pub(crate) fn state(&self) -> &Path {
         if self.dir == Path::new(SYSTEM_DIR) { Path::new(SYSTEM_STATE) } else { Path::new(STATE) }
     }
 
@@ -374,7 +391,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             quoted(&path.display().to_string())
         };
         let (cert, key) = match &self.certificate {
-            Certificate::Own => (CHAIN.to_owned(), KEY.to_owned()),
+            Certificate::Own | Certificate::InFront => (CHAIN.to_owned(), KEY.to_owned()),
             Certificate::Files(cert, key) => (absolute(cert), absolute(key)),
         };
         let host = quoted(&self.host.to_string());
@@ -397,6 +414,13 @@ state_dir: {state}
             listen = self.listen_addr.to_string(),
         )
     }
+}
+
+/// A secret that nobody can guess.
+pub(crate) fn draw_secret() -> Result<Zeroizing<[u8; 32]>, InitError> {
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(InitError::Random)?;
+    Ok(secret)
 }
 
 /// Files that are made together.

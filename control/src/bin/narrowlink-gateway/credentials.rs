@@ -12,6 +12,7 @@ use narrowlink_control::{
     clock::seconds_since_1970,
     config::Config,
     init::{InitError, Plan},
+    migrate::Migration,
     revocations::RevocationError,
     revoke::{List, Revoked, Subject},
     tickets::{
@@ -34,19 +35,21 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     let env = |name: &str| env::var_os(name);
     let dir = args.dir.clone().or_else(|| own_config_dir(env));
     let dir = dir.context("there is no home directory: say --dir DIR").or_exit(USAGE)?;
-    let plan = Plan::new(args, dir).or_exit(USAGE)?;
+    let migration = args.from.as_ref().map(|from| Migration::new(args, from, dir.clone()));
+    let migration = migration.transpose().map_err(nothing_made)?;
+    if let Some(migration) = &migration {
+        say(migration.report().trim_end());
+    }
+    let plan = match &migration {
+        Some(migration) => migration.plan.clone(),
+        None => Plan::new(args, dir).or_exit(USAGE)?,
+    };
     if !args.yes {
         confirm(&plan.describe())?;
     }
-    let made = plan.make(seconds_since_1970()).map_err(|e| Failure {
-        code: match e {
-            InitError::Exists(_) | InitError::File { .. } => CANT_CREATE,
-            InitError::Config(_) | InitError::Given { .. } => CONFIGURATION,
-            InitError::Host(_) | InitError::NoHost | InitError::Ticket(_) | InitError::Authority(_) => USAGE,
-            InitError::Random(_) => INTERNAL,
-        },
-        error: e.into(),
-    })?;
+    let now = seconds_since_1970();
+    let made =
+        migration.map_or_else(|| plan.make(now), |migration| migration.make(now)).map_err(nothing_made)?;
     // The tickets are there, whatever becomes of the service.
     let begun = plan.is_service.then(|| service::install(&made.config));
     if let Some(Ok(said)) = &begun {
@@ -54,6 +57,16 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     }
     print(&if args.json { made.json() } else { plan.next(&made, matches!(begun, Some(Ok(_)))) })?;
     begun.transpose().map(|_| 0)
+}
+
+fn nothing_made(error: InitError) -> Failure {
+    let code = match error {
+        InitError::Exists(_) | InitError::File { .. } => CANT_CREATE,
+        InitError::Config(_) | InitError::Given { .. } => CONFIGURATION,
+        InitError::Host(_) | InitError::NoHost | InitError::Ticket(_) | InitError::Authority(_) => USAGE,
+        InitError::Random(_) => INTERNAL,
+    };
+    Failure { code, error: error.into() }
 }
 
 /// Asks whether what was said before is meant.
