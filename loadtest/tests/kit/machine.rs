@@ -107,7 +107,18 @@ impl Network {
         // In a process namespace of its own, whose end is the end of all that is in it, however that comes: SIGKILL to
         // systemd-nspawn alone leaves the machine's systemd behind.
         let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "-m", "--pid", "--mount-proc", "--kill-child", "sh", "-c", &boot])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "-m",
+                "--pid",
+                "--mount-proc",
+                "--kill-child",
+                "sh",
+                "-c",
+                &boot,
+            ])
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("a descriptor"))
             .stderr(console)

@@ -9,4 +9,6 @@ mod kit;
 
 mod deploy;
 mod life;
+mod quick_start;
 mod restart;
+mod user_unit;
