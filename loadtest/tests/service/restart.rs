@@ -56,6 +56,7 @@ MaxStartups 100
 END
 /usr/sbin/sshd -f /tmp/sshd_config -E /tmp/sshd.log || exit 6
 narrowlink forward -n home -l 2200 127.0.0.1:22 >/dev/null 2>/tmp/forward-ssh &
+until (: </dev/tcp/127.0.0.1/2200) 2>/dev/null; do sleep 0.05; done
 session() {
     local way=(-p 2200)
     [ $(($1 % 2)) = 0 ] || way=(-o 'ProxyCommand=narrowlink connect -n home %h:%p')
@@ -76,7 +77,7 @@ fn a_restart_under_load_refuses_nobody_and_breaks_nothing_that_stands() {
 sessions=''
 for n in $(seq {SSH_SESSIONS}); do session $n {lines} & sessions=\"$sessions $!\"; done
 for n in $(seq {SSH_SESSIONS}); do
-    for try in $(seq 600); do [ -s /tmp/ssh.$n ] && break; sleep 0.05; done
+    until [ -s /tmp/ssh.$n ]; do [ -e /tmp/ssh.$n.code ] && cat /tmp/ssh.$n.err && exit 7; sleep 0.05; done
 done
 narrowlink-visits 127.0.0.1:2222 --per-s {VISITS_PER_S} --visits {visits} --standing 20 >/tmp/visits 2>&1 &
 visits=$!
