@@ -24,7 +24,7 @@ use narrowlink_dataplane::{
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     endpoint::SelfHosted,
-    feature::Features,
+    feature::{Feature, Features},
     id::Nonce,
     message::{GoodbyeCode, Message},
     token::{Kind, peek_unverified},
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// What this agent can do beyond the protocol's version.
-const OWN: Features = Features::NONE;
+const OWN: Features = Features::NONE.with(Feature::Measure);
 /// For a link's connection, TLS, upgrade and welcome, each.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A link that stood for so long was a good one: the next outage starts with short pauses.

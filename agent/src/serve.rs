@@ -27,12 +27,14 @@ use narrowlink_dataplane::{
         conn::{Conn, ConnError},
         end::End,
         linger::reset_session,
+        measure::far_end,
         settle::settle,
         watch::gone,
     },
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
+    measure::{Measure, Station},
     message::{Dial, Message, Origin},
     target::{Destination, Target, Transport},
     upgrade::Framing,
@@ -157,14 +159,17 @@ async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result
             return Err(Refused::new(RefusalCode::Unsupported, reason));
         }
     };
-    let Target::Tcp { port, .. } = dial.target else {
-        let reason = format!("this agent dials TCP only, not {}", dial.target);
-        return Err(Refused::new(RefusalCode::Unsupported, reason));
-    };
     if dial.e2ee.is_some() {
         let reason = "this agent has no end-to-end encryption";
         return Err(Refused::new(RefusalCode::Unsupported, reason));
     }
+    if let Target::Measure(Measure { at: Station::Agent, how }) = dial.target {
+        return Ok(far_end(how));
+    }
+    let Target::Tcp { port, .. } = dial.target else {
+        let reason = format!("this agent dials TCP only, not {}", dial.target);
+        return Err(Refused::new(RefusalCode::Unsupported, reason));
+    };
     let asked = dial.target.destination().map_err(|e| {
         Refused::new(RefusalCode::TargetUnresolvable, format!("{} names no place: {e}", dial.target))
     })?;

@@ -24,6 +24,7 @@ Examples:
   narrowlink list
   narrowlink whoami
   narrowlink doctor
+  narrowlink ping -n home
   narrowlink forward -n home -l 127.0.0.1:2222 127.0.0.1:22
   ssh -o ProxyCommand='narrowlink connect -n home %h:%p' user@192.168.1.5
 
@@ -94,6 +95,7 @@ Examples:
 Examples:
   narrowlink whoami
   narrowlink whoami --offline                              asks nobody, looks at the token alone
+  narrowlink whoami -v                                     and what is used of what is limited
   narrowlink whoami --json | jq -r '.[].expires_at'
 
 Every endpoint of client.yaml is shown.
@@ -107,6 +109,58 @@ Exit codes: 0 each of their gateways accepts its token, 77 one does not,
         /// As a JSON array, one object for each endpoint
         #[arg(long)]
         json: bool,
+    },
+    /// Measure how far it is to the gateway, to an agent, and to what it dials
+    #[command(after_help = "\
+Examples:
+  narrowlink ping -n home
+  narrowlink ping -n home 127.0.0.1:22                     and how long the agent takes to connect
+  narrowlink ping -n home --json | jq .client_agent.median_us
+
+Each round trip goes through a session as any other. What lies between gateway and agent is the time
+to the agent, less the time to the gateway at the same moment.")]
+    Ping {
+        /// The agent
+        #[arg(short, long, visible_alias = "agent", value_name = "AGENT", value_parser = parse_agent)]
+        name: String,
+        /// How often
+        #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        count: u32,
+        /// Milliseconds between two
+        #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(..=60_000))]
+        pause: u32,
+        /// As one JSON object, times in microseconds
+        #[arg(long)]
+        json: bool,
+        /// What it is to connect to besides, as the agent sees it
+        #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
+        target: Option<Target>,
+    },
+    /// Measure how much goes through to the gateway and to an agent
+    #[command(after_help = "\
+Examples:
+  narrowlink bench -n home
+  narrowlink bench -n home --seconds 10 --streams 4
+  narrowlink bench -n home --json | jq .client_agent.down_bytes_per_s
+
+Each way is measured up and down, with the round trip beside it: one that grows much under load waits
+in a queue on the way. Bytes count against the limits of your token as any others do.")]
+    Bench {
+        /// The agent
+        #[arg(short, long, visible_alias = "agent", value_name = "AGENT", value_parser = parse_agent)]
+        name: String,
+        /// For how long in each direction of each way
+        #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
+        seconds: u32,
+        /// Over so many connections at once
+        #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        streams: u32,
+        /// As one JSON object, times in microseconds and rates in bytes a second
+        #[arg(long)]
+        json: bool,
+        /// What the agent is to connect to besides, as it sees it
+        #[arg(value_name = "HOST:PORT", value_parser = parse_target)]
+        target: Option<Target>,
     },
     /// Go the way to each gateway step by step, and say what is wrong with it and what to do next
     #[command(after_help = "\

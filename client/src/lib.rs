@@ -1,6 +1,6 @@
 //! `narrowlink`, the client: reaches targets beyond agents through a gateway.
 //!
-//! [`start_forward`], [`connect`], [`agents`] and [`identities`] are its commands; each finds a gateway by its `routes`
+//! [`start_forward`], [`connect`], [`agents`], [`ping`], [`bench`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`), and takes a newer token up as soon as its file has
 //! one (`renewal`). Its first worker accepts (`forward`), and all of them `carry` what was accepted.
@@ -17,6 +17,7 @@ pub mod exit;
 mod fixture;
 mod forward;
 pub mod list;
+pub mod measure;
 mod open;
 mod outlook;
 mod plan;
@@ -34,6 +35,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex, mpsc},
+    time::Duration,
 };
 
 use async_channel::Sender;
@@ -50,6 +52,7 @@ use crate::{
     config::{Config, ConfigError},
     exit::{Exit, Failure},
     forward::{FIRST, Forwarder},
+    measure::{Bench, Course, Ping},
     open::Opener,
     renewal::Renewal,
     routes::Routes,
@@ -143,7 +146,25 @@ pub fn connect(config: &Config, agent: &str, target: &Target) -> Result<(), Fail
 /// Why no gateway could be asked.
 pub fn agents(config: &Config) -> Result<Vec<AgentInfo>, Failure> {
     let routes = Routes::load(config)?;
-    run_alone(config.require_io_uring, |_| async move { list::ask(&routes).await })?
+    run_alone(config.require_io_uring, |_| async move { list::agents(&routes).await })?
+}
+
+/// How far it is to an agent, measured so often with such pauses.
+///
+/// # Errors
+/// Why it could not be measured.
+pub fn ping(config: &Config, course: Course, count: u32, pause: Duration) -> Result<Ping, Failure> {
+    let routes = Routes::load(config)?;
+    run_alone(config.require_io_uring, |_| Ping::measure(Opener::new(routes), course, count, pause))?
+}
+
+/// How much goes through to an agent: for so long in each direction of each way, over so many streams.
+///
+/// # Errors
+/// Why it could not be measured.
+pub fn bench(config: &Config, course: Course, time: Duration, streams: usize) -> Result<Bench, Failure> {
+    let routes = Routes::load(config)?;
+    run_alone(config.require_io_uring, |_| Bench::measure(Opener::new(routes), course, time, streams))?
 }
 
 /// Who one is to each gateway of the configuration: by the token alone if `offline`, else the gateways are

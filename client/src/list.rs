@@ -2,14 +2,16 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use narrowlink_dataplane::{run::timer::timeout, tunnel::LinkError};
+use narrowlink_dataplane::{peer::PeerLink, run::timer::timeout, tunnel::LinkError};
 use narrowlink_proto::{
-    message::{AgentInfo, Message},
+    feature::Feature,
+    message::{AgentInfo, Message, Used},
     printable::printable,
 };
 
 use crate::{
     exit::Failure,
+    measure::milliseconds,
     routes::{JoinError, Routes},
 };
 
@@ -18,24 +20,63 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// As long as a token may make a name.
 const NAME_CHARS_MAX: usize = 128;
 
-/// Asks the first gateway that answers.
-pub(crate) async fn ask(routes: &Routes) -> Result<Vec<AgentInfo>, Failure> {
+/// What a gateway shows of itself to a token's bearer.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) agents: Vec<AgentInfo>,
+    /// What the token's bearers use, and all of the user; a gateway of an older version does not say.
+    pub(crate) used: Option<[Used; 2]>,
+}
+
+/// The agents that the first gateway shows that answers.
+pub(crate) async fn agents(routes: &Routes) -> Result<Vec<AgentInfo>, Failure> {
+    ask(routes, ask_for_agents).await
+}
+
+/// All that it shows.
+pub(crate) async fn all(routes: &Routes) -> Result<Shown, Failure> {
+    ask(routes, async |link: &mut PeerLink| {
+        let agents = ask_for_agents(link).await?;
+        let used = match link.features.has(Feature::Measure) {
+            true => Some(ask_what_is_used(link).await?),
+            false => None,
+        };
+        Ok(Shown { agents, used })
+    })
+    .await
+}
+
+async fn ask<T>(
+    routes: &Routes,
+    question: impl AsyncFnOnce(&mut PeerLink) -> Result<T, LinkError>,
+) -> Result<T, Failure> {
     let (_, mut link) = routes.join().await.map_err(JoinError::explain)?;
-    let answered = async {
-        link.send(&Message::List)?;
-        let mut all = Vec::new();
-        loop {
-            if let Message::Agents { agents, more } = link.next().await? {
-                all.extend(agents);
-                if !more {
-                    return Ok::<_, LinkError>(all);
-                }
+    let answer = timeout(ANSWER_TIMEOUT, question(&mut link)).await;
+    let answer = answer.unwrap_or(Err(LinkError::Silent(ANSWER_TIMEOUT)))?;
+    link.close();
+    Ok(answer)
+}
+
+async fn ask_for_agents(link: &mut PeerLink) -> Result<Vec<AgentInfo>, LinkError> {
+    link.send(&Message::List)?;
+    let mut all = Vec::new();
+    loop {
+        if let Message::Agents { agents, more } = link.next().await? {
+            all.extend(agents);
+            if !more {
+                return Ok(all);
             }
         }
-    };
-    let agents = timeout(ANSWER_TIMEOUT, answered).await.unwrap_or(Err(LinkError::Silent(ANSWER_TIMEOUT)))?;
-    link.close();
-    Ok(agents)
+    }
+}
+
+async fn ask_what_is_used(link: &mut PeerLink) -> Result<[Used; 2], LinkError> {
+    link.send(&Message::Usage)?;
+    loop {
+        if let Message::Used { token, user } = link.next().await? {
+            return Ok([token, user]);
+        }
+    }
 }
 
 /// For people.
@@ -43,7 +84,7 @@ pub fn table(agents: &[AgentInfo]) -> String {
     let heading = ["NAME", "ADDRESS", "PING"].map(str::to_owned);
     let rows = agents.iter().map(|agent| {
         let name = printable(&agent.name, NAME_CHARS_MAX);
-        [name, agent.address.to_string(), ping(agent.ping_us)]
+        [name, agent.address.to_string(), agent.ping_us.map_or_else(|| "-".to_owned(), milliseconds)]
     });
     let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -61,14 +102,6 @@ pub fn table(agents: &[AgentInfo]) -> String {
 /// None that a list of agents can have.
 pub fn json(agents: &[AgentInfo]) -> serde_json::Result<String> {
     serde_json::to_string(agents).map(|text| text + "\n")
-}
-
-fn ping(ping_us: Option<u64>) -> String {
-    match ping_us {
-        None => "-".to_owned(),
-        Some(us @ ..10_000) => format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
-        Some(us) => format!("{} ms", us / 1000),
-    }
 }
 
 #[cfg(test)]

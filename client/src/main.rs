@@ -7,17 +7,20 @@ use std::{
     io,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clap::error::ContextKind;
 use narrowlink_client::{
     Plan, agents,
     args::{Args, Command},
+    bench,
     config::{self, Config, ConfigError},
     connect, doctor,
     exit::{Exit, Failure},
-    identities, list, start_forward, whoami,
+    identities, list,
+    measure::Course,
+    ping, start_forward, whoami,
 };
 use narrowlink_dataplane::run::{
     enroll::{Enrolled, enroll},
@@ -129,8 +132,23 @@ fn run(args: Args) -> Result<Exit, Failure> {
         Command::Login { .. } => unreachable!("it needs no configuration"),
         Command::Doctor { .. } => unreachable!("it needs none either"),
         Command::List { json } => print_agents(&config, json)?,
-        Command::Whoami { offline, json } => return print_identities(&config, offline, json),
+        Command::Whoami { offline, json } => {
+            return print_identities(&config, offline, json, args.verbose > 0);
+        }
         Command::Connect { name, target } => connect(&config, &name, &target)?,
+        Command::Ping { name, count, pause, json, target } => {
+            let course = Course { agent: name, target };
+            let ping = ping(&config, course, count, Duration::from_millis(pause.into()))?;
+            print(&if json { ping.json() } else { ping.text() })?;
+            ping.connect?;
+        }
+        Command::Bench { name, seconds, streams, json, target } => {
+            let course = Course { agent: name, target };
+            let time = Duration::from_secs(seconds.into());
+            let bench = bench(&config, course, time, streams as usize)?;
+            print(&if json { bench.json() } else { bench.text() })?;
+            bench.connect?;
+        }
         Command::Forward { name, listen, json, target, ssh_form: None } => {
             let plan = Plan { agent: name, target, listen };
             return Err(forward(&config, plan, json, args.quiet));
@@ -181,7 +199,7 @@ fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
     let config = Config::load(&config)?;
     let identities = identities(&config, false)?;
     let exit = whoami::exit(&identities, seconds_since_1970());
-    print(&whoami::text(&identities, seconds_since_1970()))?;
+    print(&whoami::text(&identities, seconds_since_1970(), false))?;
     say(&match exit {
         Exit::Done => {
             let agent = identities.iter().find_map(|identity| identity.an_agent()).unwrap_or("AGENT");
@@ -203,10 +221,10 @@ fn quoted(word: &str) -> String {
 }
 
 /// What is wrong stands among what is printed: only the exit code says it once more.
-fn print_identities(config: &Config, offline: bool, as_json: bool) -> Result<Exit, Failure> {
+fn print_identities(config: &Config, offline: bool, as_json: bool, in_full: bool) -> Result<Exit, Failure> {
     let identities = identities(config, offline)?;
     let now = seconds_since_1970();
-    print(&if as_json { whoami::json(&identities) } else { whoami::text(&identities, now) })?;
+    print(&if as_json { whoami::json(&identities) } else { whoami::text(&identities, now, in_full) })?;
     Ok(whoami::exit(&identities, now))
 }
 

@@ -210,6 +210,33 @@ impl Opener {
         // While there are others to try, a connection must come sooner than a session may.
         let patience = if last { OPEN_TIMEOUT } else { CONNECT_TIMEOUT };
         let (conn, _) = peer::open(gateway, protocol, Ask::Nothing, patience).await?;
+        self.open_by_asking(conn, route, open).await
+    }
+
+    /// A stream to this gateway, on which nothing has been asked.
+    pub(crate) async fn stream(&self, route: &Route) -> Result<Conn, TunnelError> {
+        let protocol = Protocol { channel: Channel::Stream, framing: route.framing() };
+        Ok(peer::open(&route.gateway, protocol, Ask::Nothing, OPEN_TIMEOUT).await?.0)
+    }
+
+    /// Opens a session on a stream that stands.
+    pub(crate) async fn open_on(
+        &self,
+        conn: Conn,
+        route: &Arc<Route>,
+        agent: &str,
+        target: &Target,
+    ) -> Result<Session, TunnelError> {
+        self.open_by_asking(conn, route, ask_for(agent, target)?).await
+    }
+
+    async fn open_by_asking(
+        &self,
+        conn: Conn,
+        route: &Arc<Route>,
+        open: message::Open,
+    ) -> Result<Session, TunnelError> {
+        let id = open.session;
         match self.ask(conn, route, open).await {
             Asked::Opened(conn) => Ok(Session { conn, id, route: route.clone() }),
             Asked::Refused(refused, conn) => {

@@ -100,6 +100,14 @@ impl Route {
         Failure::refused(refused, &self.token_trouble())
     }
 
+    /// Why nothing came of what this gateway was asked, for the user.
+    pub(crate) fn explain_failed(&self, error: TunnelError) -> Failure {
+        match error {
+            TunnelError::Refused(refused) => self.explain(&refused),
+            other => other.into(),
+        }
+    }
+
     /// What is wrong with the token that the gateway has refused, and where it lies.
     fn token_trouble(&self) -> String {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

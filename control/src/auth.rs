@@ -205,20 +205,29 @@ impl Door for Warden {
 
     fn permit(&self, who: &Principal, open: &Open, peer_addr: SocketAddr) -> Result<Dial, Refused> {
         let grant = granted(who)?;
-        if !matches!(open.target, Target::Tcp { .. }) {
-            let reason = format!("{}: this gateway serves TCP targets only", shown(&open.target));
-            return Err(Refused::new(RefusalCode::Unsupported, reason));
-        }
-        let decision = grant
-            .permit(&open.agent, &open.target)
-            .map_err(|e| Refused::new(RefusalCode::Protocol, format!("{}: {e}", shown(&open.target))))?;
-        let rules = match decision.verdict {
+        let (verdict, reason) = match &open.target {
+            Target::Tcp { .. } => {
+                let decision = grant.permit(&open.agent, &open.target);
+                let unreadable =
+                    |e| Refused::new(RefusalCode::Protocol, format!("{}: {e}", shown(&open.target)));
+                let decision = decision.map_err(unreadable)?;
+                (decision.verdict, Some(decision.reason))
+            }
+            // Nothing is dialled. Who may reach anything there may know how far it is.
+            Target::Measure(_) if grant.may_see(&open.agent) => (Verdict::Allow, None),
+            Target::Measure(_) => (Verdict::Deny, None),
+            _ => {
+                let reason = format!("{}: this gateway serves TCP targets only", shown(&open.target));
+                return Err(Refused::new(RefusalCode::Unsupported, reason));
+            }
+        };
+        let rules = match verdict {
             Verdict::Allow => None,
             Verdict::Depends => Some(grant.address_rules(&open.agent, &open.target)),
             Verdict::Deny => {
                 let (target, agent) = (shown(&open.target), shown(&open.agent.escape_debug()));
                 tracing::debug!(
-                    uid = %who.uid, client = who.name, agent, target, reason = ?decision.reason, peer = %peer_addr,
+                    uid = %who.uid, client = who.name, agent, target, ?reason, peer = %peer_addr,
                     "refused by policy"
                 );
                 let reason = format!("the policy of this token does not allow {target} on agent {agent}");

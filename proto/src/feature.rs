@@ -15,16 +15,19 @@ pub enum Feature {
     EndToEnd,
     /// Sessions of datagrams.
     Datagrams,
+    /// Sessions that measure the way (`measure`), and of a gateway, the question what its bearer uses.
+    Measure,
 }
 
 impl Feature {
-    const ALL: [Self; 2] = [Self::EndToEnd, Self::Datagrams];
+    const ALL: [Self; 3] = [Self::EndToEnd, Self::Datagrams, Self::Measure];
 
     /// Its name on the wire.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EndToEnd => "e2ee",
             Self::Datagrams => "datagrams",
+            Self::Measure => "measure",
         }
     }
 

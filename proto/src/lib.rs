@@ -40,6 +40,7 @@ pub mod frame;
 pub mod hex;
 pub mod id;
 pub mod limits;
+pub mod measure;
 pub mod message;
 pub mod pin;
 pub mod policy;

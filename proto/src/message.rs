@@ -167,6 +167,36 @@ pub struct AgentInfo {
     pub connected_s: u64,
 }
 
+/// What is used at one moment, of how much. What is not limited, and of a user what is not, is not said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Used {
+    /// Sessions that stand, and how many may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<Share>,
+    /// Streams that stand, and how many may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Share>,
+    /// Payload of this calendar month (UTC), and how much there may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub month_bytes: Option<Share>,
+    /// New sessions a second at the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dials_per_s_max: Option<u64>,
+    /// Payload a second at the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s_max: Option<u64>,
+}
+
+/// So much of so much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// What is used.
+    pub used: u64,
+    /// How much there may be.
+    pub max: u64,
+}
+
 /// Proof that a link's peer is the installation it was before: an Ed25519 key and its signature
 /// over [`crate::id::instance_statement`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,6 +253,15 @@ pub enum Message {
         /// Whether another such message follows: one alone could be too long.
         #[serde(default)]
         more: bool,
+    },
+    /// Client's link to gateway: what do I use of what I may? Asked of those alone that have `Feature::Measure`.
+    Usage,
+    /// Gateway to client's link: the answer to Usage.
+    Used {
+        /// By the bearers of this token.
+        token: Used,
+        /// By all tokens of the user together.
+        user: Used,
     },
     /// Gateway to link: this link ends, and why.
     Goodbye(Goodbye),
@@ -377,8 +416,10 @@ impl Message {
             }
             Self::Present { .. } => matches!((speaker, channel), (Agent | Client, Link)),
             // That the link is an agent's is the receiver's to know: both roles' links are Link.
-            Self::NeedLane { .. } | Self::Agents { .. } => matches!((speaker, channel), (Gateway, Link)),
-            Self::List => matches!((speaker, channel), (Client, Link)),
+            Self::NeedLane { .. } | Self::Agents { .. } | Self::Used { .. } => {
+                matches!((speaker, channel), (Gateway, Link))
+            }
+            Self::List | Self::Usage => matches!((speaker, channel), (Client, Link)),
             Self::Open(_) => matches!((speaker, channel), (Client, Stream)),
             Self::Opened { .. } => matches!((speaker, channel), (Gateway, Stream)),
             Self::Refused(_) => matches!((speaker, channel), (Gateway, Stream) | (Agent, Lane)),
@@ -392,13 +433,15 @@ impl Message {
     }
 
     /// The names of all that this version knows.
-    const NAMES: [&str; 15] = [
+    const NAMES: [&str; 17] = [
         "hello",
         "present",
         "welcome",
         "need_lane",
         "list",
         "agents",
+        "usage",
+        "used",
         "goodbye",
         "open",
         "opened",
@@ -419,6 +462,8 @@ impl Message {
             Self::NeedLane { .. } => "need_lane",
             Self::List => "list",
             Self::Agents { .. } => "agents",
+            Self::Usage => "usage",
+            Self::Used { .. } => "used",
             Self::Goodbye(_) => "goodbye",
             Self::Open(_) => "open",
             Self::Opened { .. } => "opened",
@@ -472,6 +517,8 @@ mod tests {
             Message::NeedLane { count: 2 },
             Message::List,
             Message::Agents { agents: vec![], more: false },
+            Message::Usage,
+            Message::Used { token: Used::default(), user: Used::default() },
             Message::Goodbye(Goodbye { code: GoodbyeCode::Draining, reason: String::new() }),
             Message::Open(open()),
             Message::Opened { session, e2ee: None },
@@ -583,7 +630,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn bent_bytes_never_panic(
-            which in 0usize..15, at in 0usize..400, byte: u8
+            which in 0usize..17, at in 0usize..400, byte: u8
         ) {
             let mut text = every()[which].encode();
             let at = at % text.len();

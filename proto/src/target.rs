@@ -7,6 +7,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::Measure;
+
 pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX, behind_nat64};
 
 /// A Unix socket's path at the most: `sun_path` less its NUL.
@@ -40,6 +42,8 @@ pub enum Target {
         /// A name or an address in any spelling.
         host: String,
     },
+    /// No target: the way to the agent is measured.
+    Measure(Measure),
 }
 
 /// What carries a session beyond the agent, where a rule can name it.
@@ -91,6 +95,9 @@ pub enum TargetError {
     /// A number and nothing else.
     #[error("a port alone; its host is missing: expected HOST:PORT, such as 127.0.0.1:22")]
     PortAlone,
+    /// An end for measuring, where a place was asked for.
+    #[error("nothing is dialled for a measurement")]
+    NoPlace,
     /// Another scheme than ours.
     #[error("expected tcp://HOST:PORT, udp://HOST:PORT, icmp://HOST or unix:///PATH")]
     Scheme,
@@ -139,16 +146,17 @@ impl Target {
                 Err(TargetError::NotAPath)
             }
             Self::Unix { path } => Ok(Destination::Unix(path.clone())),
+            Self::Measure(_) => Err(TargetError::NoPlace),
         }
     }
 
-    /// What carries it; a Unix socket has none.
+    /// What carries it; a Unix socket has none, and neither has what is no target.
     pub const fn transport(&self) -> Option<Transport> {
         match self {
             Self::Tcp { .. } => Some(Transport::Tcp),
             Self::Udp { .. } => Some(Transport::Udp),
             Self::Icmp { .. } => Some(Transport::Icmp),
-            Self::Unix { .. } => None,
+            Self::Unix { .. } | Self::Measure(_) => None,
         }
     }
 
@@ -156,7 +164,7 @@ impl Target {
     pub const fn port(&self) -> u16 {
         match self {
             Self::Tcp { port, .. } | Self::Udp { port, .. } => *port,
-            Self::Unix { .. } | Self::Icmp { .. } => 0,
+            Self::Unix { .. } | Self::Icmp { .. } | Self::Measure(_) => 0,
         }
     }
 }
@@ -191,13 +199,14 @@ impl fmt::Display for Target {
             Self::Udp { host, .. } => ("udp", host),
             Self::Icmp { host } => ("icmp", host),
             Self::Unix { path } => ("unix", path),
+            Self::Measure(measure) => return measure.fmt(f),
         };
         let bare_ipv6 = self.transport().is_some() && place.contains(':') && !place.starts_with('[');
         let (open, close) = if bare_ipv6 { ("[", "]") } else { ("", "") };
         write!(f, "{scheme}://{open}{}{close}", place.escape_debug())?;
         match self {
             Self::Tcp { port, .. } | Self::Udp { port, .. } => write!(f, ":{port}"),
-            Self::Unix { .. } | Self::Icmp { .. } => Ok(()),
+            Self::Unix { .. } | Self::Icmp { .. } | Self::Measure(_) => Ok(()),
         }
     }
 }

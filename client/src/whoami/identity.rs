@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use narrowlink_proto::{
-    message::AgentInfo,
     token::{Claims, read_unverified},
     when::show,
 };
@@ -12,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     exit::{Exit, Failure},
-    list,
+    list::{self, Shown},
     routes::Routes,
 };
 
@@ -29,8 +28,8 @@ pub struct Identity {
 #[derive(Debug)]
 pub(super) enum Answer {
     NotAsked,
-    /// It accepts it, and shows these agents.
-    Accepted(Vec<AgentInfo>),
+    /// It accepts it, and shows this.
+    Accepted(Shown),
     /// It does not, or can't be reached.
     Failed(Failure),
 }
@@ -45,15 +44,15 @@ impl Identity {
     /// An agent that its bearer may use, as far as the gateway was asked and one is there.
     pub fn an_agent(&self) -> Option<&str> {
         match &self.answer {
-            Answer::Accepted(agents) => agents.first().map(|agent| agent.name.as_str()),
+            Answer::Accepted(shown) => shown.agents.first().map(|agent| agent.name.as_str()),
             Answer::NotAsked | Answer::Failed(_) => None,
         }
     }
 
     /// Asks the gateway, too.
     pub(crate) async fn ask(&mut self) {
-        self.answer = match list::ask(&self.routes).await {
-            Ok(agents) => Answer::Accepted(agents),
+        self.answer = match list::all(&self.routes).await {
+            Ok(shown) => Answer::Accepted(shown),
             Err(failure) => Answer::Failed(failure),
         };
     }
@@ -83,9 +82,9 @@ impl Identity {
                 "policies": policies(claims), "limits": claims.limits,
             })
         });
-        let (accepted, agents, error) = match &self.answer {
+        let (accepted, shown, error) = match &self.answer {
             Answer::NotAsked => (None, None, None),
-            Answer::Accepted(agents) => (Some(true), Some(agents), None),
+            Answer::Accepted(shown) => (Some(true), Some(shown), None),
             Answer::Failed(failure) => {
                 let refused = (failure.exit == Exit::Authentication).then_some(false);
                 (refused, None, Some(&failure.message))
@@ -93,7 +92,9 @@ impl Identity {
         };
         json!({
             "gateway": self.gateway(), "token": token.ok(), "unreadable": claims.err(),
-            "accepted": accepted, "agents": agents, "error": error,
+            "accepted": accepted, "agents": shown.map(|shown| &shown.agents),
+            "used": shown.and_then(|shown| shown.used).map(|[token, user]| json!({ "token": token, "user": user })),
+            "error": error,
         })
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use narrowlink_proto::{
+    message::{Share, Used},
     policy::{Grant, Item, Ports, Protocol},
     token::{Allowance, Claims, TokenError},
     when::show_from,
@@ -14,13 +15,13 @@ use super::identity::{Answer, Identity};
 /// From then on one is warned of a token's end.
 const WARNING_S: u64 = 7 * 24 * 60 * 60;
 
-/// For people.
-pub fn text(identities: &[Identity], now: u64) -> String {
-    let all: Vec<_> = identities.iter().map(|identity| paragraph(identity, now)).collect();
+/// For people; `in_full` with what is used of what is limited.
+pub fn text(identities: &[Identity], now: u64, in_full: bool) -> String {
+    let all: Vec<_> = identities.iter().map(|identity| paragraph(identity, now, in_full)).collect();
     all.join("\n")
 }
 
-fn paragraph(identity: &Identity, now: u64) -> String {
+fn paragraph(identity: &Identity, now: u64, in_full: bool) -> String {
     let mut text = String::new();
     let mut say = |label: &str, words: &str| {
         let _ = writeln!(text, "{label:8}{words}");
@@ -45,11 +46,12 @@ fn paragraph(identity: &Identity, now: u64) -> String {
     }
     match &identity.answer {
         Answer::NotAsked => say("gateway", &format!("{gateway} was not asked")),
-        Answer::Accepted(agents) if agents.is_empty() => {
+        Answer::Accepted(shown) if shown.agents.is_empty() => {
             say("gateway", &format!("{gateway} accepts it; no agents are connected"));
         }
-        Answer::Accepted(agents) => {
-            let names: Vec<_> = agents.iter().map(|agent| agent.name.escape_debug().to_string()).collect();
+        Answer::Accepted(shown) => {
+            let names: Vec<_> =
+                shown.agents.iter().map(|agent| agent.name.escape_debug().to_string()).collect();
             say("gateway", &format!("{gateway} accepts it; agents: {}", names.join(", ")));
         }
         // Most failures name the gateway themselves; its label need not be said twice.
@@ -59,7 +61,61 @@ fn paragraph(identity: &Identity, now: u64) -> String {
         }
         Answer::Failed(failure) => say("gateway", &format!("{gateway}: {failure}")),
     }
+    if let Answer::Accepted(shown) = &identity.answer
+        && in_full
+    {
+        for (index, line) in usage(shown.used.as_ref()).iter().enumerate() {
+            say(if index == 0 { "used" } else { "" }, line);
+        }
+    }
     text
+}
+
+/// What is used, a line for whose it is.
+fn usage(used: Option<&[Used; 2]>) -> Vec<String> {
+    let Some([token, user]) = used else {
+        return vec!["the gateway is of an older version, and does not say".to_owned()];
+    };
+    let lines = [("this token", token), ("this user", user)];
+    lines.map(|(whose, used)| format!("{whose}: {}", used_in_words(used))).to_vec()
+}
+
+fn used_in_words(used: &Used) -> String {
+    let count = |share: Option<Share>, what: &str| {
+        share.map(|Share { used, max }| format!("{used} of {max} {what} at a time"))
+    };
+    let amount = |share: Option<Share>| {
+        share.map(|Share { used, max }| {
+            let percent = used.saturating_mul(100) / max.max(1);
+            format!("{} of {} this month ({percent} %)", bytes_in_words(used), bytes_in_words(max))
+        })
+    };
+    let said = [
+        count(used.sessions, "sessions"),
+        count(used.streams, "streams"),
+        used.dials_per_s_max.map(|max| format!("at most {max} new sessions a second")),
+        used.bytes_per_s_max.map(|max| format!("at most {} a second", bytes_in_words(max))),
+        amount(used.month_bytes),
+    ];
+    let said: Vec<_> = said.into_iter().flatten().collect();
+    if said.is_empty() { "no limit".to_owned() } else { said.join(", ") }
+}
+
+/// In the largest unit of which there is one at least, with one digit behind the point.
+fn bytes_in_words(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] =
+        [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)];
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => {
+            let tenths = u128::from(bytes) * 10 / u128::from(*unit);
+            if tenths % 10 == 0 {
+                format!("{} {name}", tenths / 10)
+            } else {
+                format!("{}.{} {name}", tenths / 10, tenths % 10)
+            }
+        }
+        None => format!("{bytes} bytes"),
+    }
 }
 
 fn until(claims: &Claims, now: u64) -> String {
@@ -149,6 +205,7 @@ mod tests {
     use crate::{
         config::Config,
         exit::{Exit, Failure},
+        list::Shown,
         routes::Routes,
         whoami::{exit, json},
     };
@@ -177,7 +234,7 @@ mod tests {
 
     fn check(identity: Identity, code: Exit, lines: &[&str]) {
         let identities = [identity];
-        let text = text(&identities, NOW);
+        let text = text(&identities, NOW, false);
         assert_eq!(exit(&identities, NOW), code, "{text}");
         for line in lines {
             assert!(text.lines().any(|said| said == *line), "{text} has no line {line:?}");
@@ -192,7 +249,7 @@ mod tests {
         let limits = "{ sessions: 4, bytes_per_s: 10MB, bytes_per_month: 3GiB }";
         let limits = serde_yaml::from_str(limits).unwrap();
         let mut identity = bearer(&Claims { policies, limits, ..claims(NOW + 29 * DAY_S) });
-        identity.answer = Answer::Accepted(Vec::new());
+        identity.answer = Answer::Accepted(Shown { agents: Vec::new(), used: None });
         let expected = "\
 token   client.yaml, as it says itself; the gateway decides
 name    laptop
@@ -211,7 +268,29 @@ reach   what each of 2 lists allows
 limits  4 sessions at a time, 10 MB a second, 3 GiB a month
 gateway gw.example:443 accepts it; no agents are connected
 ";
-        assert_eq!(text(&[identity], NOW), expected);
+        assert_eq!(text(&[identity], NOW, false), expected);
+    }
+
+    #[test]
+    fn what_is_used_is_told_beside_what_there_may_be_of_it() {
+        let token = Used {
+            sessions: Some(Share { used: 3, max: 4 }),
+            month_bytes: Some(Share { used: 1_234_567_890, max: 3_000_000_000 }),
+            bytes_per_s_max: Some(10_000_000),
+            ..Used::default()
+        };
+        let shown = |used| {
+            let mut identity = bearer(&claims(NOW + 29 * DAY_S));
+            identity.answer = Answer::Accepted(Shown { agents: Vec::new(), used });
+            let text = text(&[identity], NOW, true);
+            text.split_once("\nused    ").unwrap().1.to_owned()
+        };
+        let expected = "\
+this token: 3 of 4 sessions at a time, at most 10 MB a second, 1.2 GB of 3 GB this month (41 %)
+        this user: no limit
+";
+        assert_eq!(shown(Some([token, Used::default()])), expected);
+        assert_eq!(shown(None), "the gateway is of an older version, and does not say\n");
     }
 
     #[test]

@@ -14,7 +14,9 @@ use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     feature::Feature,
     id::AgentKey,
+    measure::{Measure, Station},
     message::{Channel, Dial, Message, Open},
+    target::Target,
     upgrade::LaneProof,
 };
 
@@ -25,7 +27,7 @@ use crate::{
         door::{self, Rejected},
         lane::Lane,
         local::Local,
-        parking,
+        measure, parking,
         principal::Principal,
         usage::Slot,
     },
@@ -132,7 +134,11 @@ async fn find_and_dial(
     let message = Message::Dial(dial);
     let mut entry = entry;
     loop {
-        let lane = match parking::take(local, &entry, deadline).await {
+        let lane = match &open.target {
+            Target::Measure(Measure { at: Station::Gateway, how }) => measure::lane(local, &entry, *how),
+            _ => parking::take(local, &entry, deadline).await,
+        };
+        let lane = match lane {
             Ok(lane) => lane,
             Err(refused) => {
                 // The agent has connected anew while this one waited: then its new link has lanes.
@@ -172,6 +178,10 @@ async fn find(local: &Local, key: &AgentKey) -> Option<Arc<AgentEntry>> {
 fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
     if open.e2ee.is_some() && !agent.features.has(Feature::EndToEnd) {
         let reason = format!("the agent {} has no end-to-end encryption; update it", agent.key.name);
+        return Err(Refused::new(RefusalCode::Unsupported, reason));
+    }
+    if matches!(open.target, Target::Measure(_)) && !agent.features.has(Feature::Measure) {
+        let reason = format!("the agent {} answers no measurements; update it", agent.key.name);
         return Err(Refused::new(RefusalCode::Unsupported, reason));
     }
     Ok(())

@@ -26,9 +26,14 @@ impl Bucket {
         self.per_s.store(per_s, Ordering::Relaxed);
     }
 
+    /// How much a second, if there is a limit.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        Some(self.per_s.load(Ordering::Relaxed)).filter(|per_s| *per_s != NONE)
+    }
+
     /// Whether there is a limit.
     pub(crate) fn has_limit(&self) -> bool {
-        self.per_s.load(Ordering::Relaxed) != NONE
+        self.limit().is_some()
     }
 
     /// Whether more was taken than is paid for at this time.

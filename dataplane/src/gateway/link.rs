@@ -14,7 +14,7 @@ use async_channel::Receiver;
 use futures_lite::future;
 use narrowlink_proto::{
     ended::Why,
-    feature::Features,
+    feature::{Feature, Features},
     id::{LinkId, Nonce},
     message::{Goodbye, GoodbyeCode, Message, Speaker, VERSION},
 };
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// What this gateway can do beyond the version.
-const OWN: Features = Features::NONE;
+const OWN: Features = Features::NONE.with(Feature::Measure);
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
 /// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
@@ -164,6 +164,10 @@ async fn converse(
             }
             Ok(Next::Heard(Heard::Message(Message::List))) if principal.speaker == Speaker::Client => {
                 send_list(local, &mut up.socket, principal)
+            }
+            Ok(Next::Heard(Heard::Message(Message::Usage))) if principal.speaker == Speaker::Client => {
+                let [token, user] = principal.usage.used();
+                up.socket.send(&Message::Used { token, user })
             }
             Ok(Next::Heard(Heard::Message(_))) => {
                 Err(LinkError::Unexpected("a message that has no place on this link"))

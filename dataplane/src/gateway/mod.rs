@@ -17,6 +17,7 @@ pub mod lane;
 pub(crate) mod link;
 pub mod local;
 pub mod mailbox;
+pub(crate) mod measure;
 pub mod parking;
 pub mod principal;
 pub(crate) mod serve;

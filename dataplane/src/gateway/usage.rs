@@ -14,7 +14,7 @@ use std::{
 use narrowlink_proto::{
     ended::{RefusalCode, Refused},
     limits::Limits,
-    message::Speaker,
+    message::{Share, Speaker, Used},
     token::Allowance,
 };
 
@@ -132,6 +132,21 @@ impl Account {
         [&self.dials, &self.bytes].iter().any(|bucket| bucket.is_ahead(now))
     }
 
+    /// What is used of what is limited.
+    fn used(&self) -> Used {
+        let share = |used: u64, max: u64| (max != NONE).then_some(Share { used, max });
+        let slots = |slots: &Slots| {
+            share(slots.taken.load(Ordering::Relaxed).into(), slots.max.load(Ordering::Relaxed))
+        };
+        Used {
+            sessions: slots(&self.sessions),
+            streams: slots(&self.streams),
+            month_bytes: share(self.month_bytes(), self.month_bytes_max.load(Ordering::Relaxed)),
+            dials_per_s_max: self.dials.limit(),
+            bytes_per_s_max: self.bytes.limit(),
+        }
+    }
+
     fn limited(&self, what: impl std::fmt::Display) -> Refused {
         Refused::new(RefusalCode::Limited, format!("{} {what}", self.whose))
     }
@@ -227,6 +242,14 @@ impl Usage {
 
     fn accounts(&self) -> impl Iterator<Item = &Account> {
         self.0.iter().flat_map(|accounts| accounts.all())
+    }
+
+    /// What the token's bearers use, and all of the user, of what is limited.
+    pub(crate) fn used(&self) -> [Used; 2] {
+        self.0
+            .as_deref()
+            .map(|accounts| accounts.own.each_ref().map(|account| account.used()))
+            .unwrap_or_default()
     }
 
     /// One more login.
@@ -503,6 +526,17 @@ mod tests {
         assert!(refused.reason.starts_with("this token has used up its bytes of this month"), "{refused}");
         token.set_month_bytes(0);
         assert!(usage.dial().is_ok());
+    }
+
+    #[test]
+    fn what_is_used_is_said_of_what_is_limited_alone() {
+        let (usage, _) = usage(r#"{"sessions":3,"bytes_per_month":1000}"#, r#"{"dials_per_s":7}"#);
+        let _held = usage.session().ok().unwrap();
+        usage.meter().unwrap().spend(10);
+        let share = |used, max| Some(Share { used, max });
+        let token = Used { sessions: share(1, 3), month_bytes: share(10, 1000), ..Used::default() };
+        assert_eq!(usage.used(), [token, Used { dials_per_s_max: Some(7), ..Used::default() }]);
+        assert_eq!(Usage::default().used(), [Used::default(); 2]);
     }
 
     #[test]

@@ -141,7 +141,8 @@ impl Plain {
         // Boxed but for sockets: a wait for one holds nothing of the others.
         match &self.carrier {
             Carrier::Socket(socket) => self.account.wait(socket.readable()).await,
-            Carrier::Memory(memory) => self.account.wait(Box::pin(memory.readable())).await,
+            // Its other end may be this thread's own work: only a turn fills the account then.
+            Carrier::Memory(memory) => Box::pin(memory.readable()).await,
             Carrier::Stdio(stdio) => self.account.wait(Box::pin(stdio.readable())).await,
         }?;
         self.fruitless.set(self.fruitless.get().saturating_add(1));
@@ -173,7 +174,7 @@ impl Plain {
     pub async fn writable(&self) -> io::Result<()> {
         match &self.carrier {
             Carrier::Socket(socket) => self.account.wait(socket.writable()).await,
-            Carrier::Memory(memory) => self.account.wait(Box::pin(memory.writable())).await,
+            Carrier::Memory(memory) => Box::pin(memory.writable()).await,
             Carrier::Stdio(stdio) => self.account.wait(Box::pin(stdio.writable())).await,
         }
     }

@@ -10,6 +10,7 @@ pub(crate) mod far_end;
 pub mod linger;
 pub(crate) mod link;
 pub(crate) mod liveness;
+pub mod measure;
 pub mod quiet;
 pub mod settle;
 pub mod watch;

@@ -50,8 +50,8 @@ impl Pair {
 impl Delay {
     /// Starts one that leads to `to`.
     pub(crate) fn start(to: SocketAddr, delay: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+        let addr = listener.local_addr().expect("a bound socket has an address");
         let way = Arc::new(Way { to, delay, up_bytes: AtomicU64::new(0), standing: Mutex::default() });
         let this = Self { addr, way: way.clone() };
         thread::spawn(move || {
@@ -69,7 +69,7 @@ impl Delay {
 
     /// Resets every connection that stands; new ones are taken as before.
     pub(crate) fn cut(&self) {
-        for pair in self.way.standing.lock().unwrap().drain(..) {
+        for pair in self.way.standing.lock().expect("no thread panics with it").drain(..) {
             pair.reset();
         }
     }
@@ -82,7 +82,7 @@ impl Way {
             let _ = end.set_nodelay(true);
         }
         let pair = Pair(Arc::new(near), Arc::new(far));
-        self.standing.lock().unwrap().push(pair.clone());
+        self.standing.lock().expect("no thread panics with it").push(pair.clone());
         let back = Pair(pair.1.clone(), pair.0.clone());
         self.carry(&pair, true);
         self.carry(&back, false);

@@ -26,6 +26,7 @@ macro_rules! over_ws_and_wss {
 pub(crate) mod asker;
 pub(crate) mod conditions;
 pub(crate) mod data;
+pub(crate) mod delay;
 pub(crate) mod deployment;
 pub(crate) mod dns;
 pub(crate) mod echo;

@@ -15,6 +15,7 @@ mod doctor;
 mod fronts;
 mod hostile;
 mod iperf;
+mod measure;
 mod migration;
 mod names;
 mod openssh;

@@ -1,8 +1,6 @@
 //! The whole system in one process, on loopback: bytes, endings, reuse, isolation.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#[path = "../kit/delay.rs"]
-mod delay;
 #[path = "../kit/mod.rs"]
 #[expect(unused_macros, reason = "those of other targets")]
 mod kit;
@@ -33,7 +31,7 @@ mod visitor;
 mod whoami;
 mod workers;
 
-use kit::number_from_env as count;
+use kit::{delay, number_from_env as count};
 
 /// These tests fill both cores or measure times: one at a time.
 fn alone() -> std::sync::MutexGuard<'static, ()> {

@@ -13,7 +13,7 @@ use crate::alone;
 fn ask(config: &Config) -> (Exit, String, Value) {
     let identities = identities(config, false).unwrap();
     let json = serde_json::from_str(&whoami::json(&identities)).unwrap();
-    (whoami::exit(&identities, now()), whoami::text(&identities, now()), json)
+    (whoami::exit(&identities, now()), whoami::text(&identities, now(), false), json)
 }
 
 #[test]
