@@ -360,6 +360,45 @@ deny: ['10.0.0.1']
     }
 
     #[test]
+    fn a_file_of_0_2_is_told_line_by_line_what_to_change_until_it_is_taken() {
+        let mend = |text: &str, steps: &[(&str, &str, &str)]| {
+            let mut text = text.to_owned();
+            for (says, old, new) in steps {
+                let error = parse(&text).unwrap_err().to_string();
+                assert!(error.contains(says), "{error}");
+                assert!(text.contains(old), "{old:?} in {text}");
+                text = text.replace(old, new);
+            }
+            let config = parse(&text).unwrap();
+            assert_eq!(config.endpoints[0].gateway, "gateway.domain.tld:443");
+        };
+        let publish = "publish: eyJ0eX....kNHYQ_4 # token for publishing webserver (optional)\n";
+        mend(
+            include_str!("../tests/earlier/flat.yaml"),
+            &[
+                (
+                    "line 1 column 1: this is how 0.1 wrote it",
+                    "gateway: gateway.domain.tld:443 # address of the gateway\ntoken: eyJ0eX....kNHYQ_4 # token for authentication\n",
+                    "endpoints: [!SelfHosted { gateway: gateway.domain.tld:443, token: eyJ0eX....kNHYQ_4 }]\n",
+                ),
+                ("line 2 column 1: `publish` is 0.2's", publish, ""),
+                ("line 2 column 1: this is how 0.1 wrote it", "service_type: Wss", ""),
+            ],
+        );
+        let e2ee = "e2ee:\n  - !PassPhrase # Enabling end to end encryption (optional)\n    phrase: \"your_key\" # key for end to end encryption\n    \
+                    policy: Lax # Lax or Strict (default: Lax) Lax allows clients to connect without a key, while Strict requires a key\n";
+        mend(
+            include_str!("../tests/earlier/endpoints.yaml"),
+            &[
+                ("line 5 column 5: endpoints[0]: `publish` is 0.2's", &format!("    {publish}"), ""),
+                ("line 6 column 1: this is 0.2's end-to-end encryption", e2ee, ""),
+            ],
+        );
+        let error = parse(&format!("{ONE}key: \"your_key\"\n")).unwrap_err().to_string();
+        assert!(error.contains("end-to-end encryption") && !error.contains("your_key"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_file_line_and_what_is_valid() {
         let cases = [
             ("", &["etc/agent.yaml: ", "line 1 column 1: `endpoints` is missing"][..]),

@@ -285,6 +285,24 @@ workers: 2
     }
 
     #[test]
+    fn a_file_of_0_2_is_taken_or_told_what_to_change() {
+        let text = include_str!("../tests/earlier/endpoints.yaml");
+        assert_eq!(parse(text).unwrap().endpoints[0].gateway, "gateway.domain.tld:443");
+        let acl = text.replace("    # acl:", "    acl:").replace("    #   -", "      -");
+        for (text, says) in [
+            (include_str!("../tests/earlier/map.yaml"), "line 9 column 1: `map` is 0.2's"),
+            (&acl, "line 5 column 5: endpoints[0]: `acl` is 0.2's"),
+            (
+                "gateway: gateway.domain.tld:443\ntoken: eyJ0eX....kNHYQ_4\n",
+                "line 1 column 1: this is how 0.1 wrote it",
+            ),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
     fn a_file_that_an_endpoint_names_must_be_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);

@@ -100,8 +100,12 @@ pub struct Init {
     /// The key of that certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// A gateway.yaml of Narrowlink 0.2, of which this gateway is made: what is taken of it, and what is not, is said
+    /// line by line
+    #[arg(long, value_name = "OLD_CONFIG")]
+    pub from: Option<PathBuf>,
     /// Where it listens, if that is not each address of this machine at that port
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "from")]
     pub listen: Option<SocketAddr>,
     /// Where its files go: /etc/narrowlink for root, ~/.config/narrowlink for others
     #[arg(long, value_name = "DIR")]
@@ -407,6 +411,7 @@ Examples:
   sudo narrowlink-gateway init gw.example
   sudo narrowlink-gateway init gw.example --cert fullchain.pem --key privkey.pem
   narrowlink-gateway init 192.0.2.1:8443 --dir ./gw --yes
+  narrowlink-gateway init --from old/gateway.yaml
 
 It makes a secret, a certificate (unless there is one), gateway.yaml and two tickets,
 overwrites nothing, and prints what to type next on the other machines.

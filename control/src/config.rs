@@ -359,6 +359,14 @@ workers: 2
     }
 
     #[test]
+    fn what_is_not_taken_of_a_file_of_0_2_is_said_with_what_to_do() {
+        let dir = site();
+        let error = load(&dir, include_str!("../tests/earlier/acme.yaml")).err().unwrap().to_string();
+        assert!(error.contains("line 7 column 15: services[0].tls_config: `!Acme` is 0.2's"), "{error}");
+        assert!(error.contains("init --from"), "{error}");
+    }
+
+    #[test]
     fn what_is_optional_is_taken() {
         let dir = site();
         let text = "name: a\nsecret: !File secret\nold_secrets: [\"base64:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"]\n\
@@ -483,7 +491,8 @@ workers: 2
                 "services[0].domains[0]",
                 &["expected a host name such as gw.example"],
             ),
-            ("!File", "!Acme", 7, "services[0].tls_config", &["unknown tag; expected `!File`"]),
+            ("!File", "!Fetch", 7, "services[0].tls_config", &["unknown tag; expected `!File`"]),
+            ("!File", "!Acme", 7, "services[0].tls_config", &["`!Acme` is 0.2's"]),
             (
                 "gw.pem",
                 "no.pem",

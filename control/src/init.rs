@@ -10,6 +10,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
+    slice,
 };
 
 use narrowlink_dataplane::run::{process::SYSTEM_DIR, service::Unit};
@@ -38,12 +39,12 @@ use crate::{
 
 /// The gateway's file within its directory.
 pub const CONFIG: &str = "gateway.yaml";
-const SECRET: &str = "gateway.secret";
-const CHAIN: &str = "gateway.pem";
-const KEY: &str = "gateway.key";
+pub(crate) const SECRET: &str = "gateway.secret";
+pub(crate) const CHAIN: &str = "gateway.pem";
+pub(crate) const KEY: &str = "gateway.key";
 const CA: &str = "authority.pem";
 const CA_KEY: &str = "authority.key";
-const LIST: &str = "revoked.yaml";
+pub(crate) const LIST: &str = "revoked.yaml";
 const STATE: &str = "state";
 /// Where a service keeps its own.
 const SYSTEM_STATE: &str = "/var/lib/narrowlink";
@@ -65,6 +66,19 @@ pub enum Certificate {
     Own,
     /// From a public one: the chain's file, and the key's.
     Files(PathBuf, PathBuf),
+    /// None: what stands in front of the gateway ends TLS.
+    InFront,
+}
+
+/// What its files say.
+#[derive(Clone, Copy)]
+pub(crate) struct Contents<'a> {
+    /// What tokens are signed with.
+    pub(crate) secret: &'a [u8],
+    /// For whom its certificate is, if it gets one.
+    pub(crate) names: &'a [Destination],
+    /// The configuration.
+    pub(crate) config: &'a str,
 }
 
 /// What a gateway is to be.
@@ -257,6 +271,7 @@ impl Plan {
         let certificate = match &self.certificate {
             Certificate::Own => "with an authority of its own, whose pin is in the tickets".to_owned(),
             Certificate::Files(cert, _) => format!("with the certificate {}", cert.display()),
+            Certificate::InFront => "where something in front of it ends TLS".to_owned(),
         };
         let note = match &self.host {
             Destination::Ip(ip) if is_private(*ip) => {
@@ -315,6 +330,12 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     /// # Errors
     /// Why not.
     pub fn check(&self, now: u64) -> Result<(), InitError> {
+        self.check_files(now)?;
+        self.claim()
+    }
+
+    /// The same, whoever listens there now.
+    fn check_files(&self, now: u64) -> Result<(), InitError> {
         staged::clear(&self.dir)?;
         for name in [CONFIG, SECRET, LIST, book::FILE] {
             let path = self.dir.join(name);
@@ -325,6 +346,10 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         if let Certificate::Files(cert, key) = &self.certificate {
             self.look_at(cert, key, now)?;
         }
+        Ok(())
+    }
+
+    fn claim(&self) -> Result<(), InitError> {
         claim(self.listen_addr).map_err(|source| InitError::Listen {
             addr: self.listen_addr,
             host: self.host.to_string(),
@@ -369,11 +394,22 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     /// The same, and `step` is told of each change of the disk.
     fn make_in_steps(&self, now: u64, step: &dyn Fn()) -> Result<Made, InitError> {
         self.check(now)?;
+        let (secret, names, config) = (draw_secret()?, slice::from_ref(&self.host), self.config(now));
+        self.make_of(&Contents { secret: &secret[..], names, config: &config }, now, step)
+    }
+
+    /// Makes it of these; whether it can listen is not asked.
+    pub(crate) fn make_of(
+        &self,
+        contents: &Contents<'_>,
+        now: u64,
+        step: &dyn Fn(),
+    ) -> Result<Made, InitError> {
+        self.check_files(now)?;
+        let Contents { secret, names, config } = *contents;
         let mut files = Staged::begin(&self.dir, step)?;
-        let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret).map_err(InitError::Random)?;
-        files.file(SECRET, &format!("{}\n", *Secret::spell(&*secret)), PRIVATE)?;
-        let ca_pin = self.certify(&mut files, now)?;
+        files.file(SECRET, &format!("{}\n", *Secret::spell(secret)), PRIVATE)?;
+        let ca_pin = self.certify(&mut files, names, now)?;
         let mut book = Book {
             gateways: vec![self.address()],
             domain: None,
@@ -381,7 +417,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             users: vec![User { name: USER.to_owned(), uid: draw_uid().map_err(InitError::Random)? }],
             tickets: Vec::new(),
         };
-        let keys = Keys::new(&*secret);
+        let keys = Keys::new(secret);
         let mut ticket = |kind, name: &str| {
             let wanted = Wanted {
                 user: None,
@@ -401,7 +437,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         )?;
         files.file(book::FILE, &book.text(), PRIVATE)?;
         // Last: a gateway that finds it finds the rest.
-        files.file(CONFIG, &self.config(now), PUBLIC)?;
+        files.file(CONFIG, config, PUBLIC)?;
         Config::load(&files.path(CONFIG))?;
         // The system's is made by who first needs it, who may be another user.
         let state = (self.state() == Path::new(STATE)).then_some((STATE, PRIVATE_DIR));
@@ -410,12 +446,16 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     }
 
     /// Makes a certificate, if none is there; its authority's pin then.
-    fn certify(&self, files: &mut Staged<'_>, now: u64) -> Result<Option<Pin>, InitError> {
+    fn certify(
+        &self,
+        files: &mut Staged<'_>,
+        names: &[Destination],
+        now: u64,
+    ) -> Result<Option<Pin>, InitError> {
         if self.certificate != Certificate::Own {
             return Ok(None);
         }
-        let Authority { certificate, key, pin, chain, chain_key } =
-            Authority::new(std::slice::from_ref(&self.host), now)?;
+        let Authority { certificate, key, pin, chain, chain_key } = Authority::new(names, now)?;
         files.file(CA, &certificate, PUBLIC)?;
         files.file(CA_KEY, &key, PRIVATE)?;
         files.file(CHAIN, &chain, PUBLIC)?;
@@ -432,7 +472,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     }
 
     /// Where the gateway keeps what it counts: beside its configuration, but a service writes nothing in /etc.
-    fn state(&self) -> &Path {
+    pub(crate) fn state(&self) -> &Path {
         if self.dir == Path::new(SYSTEM_DIR) { Path::new(SYSTEM_STATE) } else { Path::new(STATE) }
     }
 
@@ -443,7 +483,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             quoted(&path.display().to_string())
         };
         let (cert, key) = match &self.certificate {
-            Certificate::Own => (CHAIN.to_owned(), KEY.to_owned()),
+            Certificate::Own | Certificate::InFront => (CHAIN.to_owned(), KEY.to_owned()),
             Certificate::Files(cert, key) => (absolute(cert), absolute(key)),
         };
         let host = quoted(&self.host.to_string());
@@ -466,6 +506,13 @@ state_dir: {state}
             listen = self.listen_addr.to_string(),
         )
     }
+}
+
+/// A secret that nobody can guess.
+pub(crate) fn draw_secret() -> Result<Zeroizing<[u8; 32]>, InitError> {
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(InitError::Random)?;
+    Ok(secret)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! [`config`] says what a gateway is to be, [`gateway`] starts it, [`supervise`] watches it. [`auth`] answers
 //! the data plane's questions on its workers; [`clerk`] keeps the [`registry`] of links on the control thread.
 //! [`explain`] and [`expectations`] answer an operator's questions about policies without a running gateway;
-//! [`init`] makes a gateway from nothing, [`tickets`] lets agents and clients in; [`revoke`] adds to the list of [`revocations`] that a running one follows.
+//! [`init`] makes a gateway from nothing, [`migrate`] one of a file of 0.2, [`tickets`] lets agents and clients in; [`revoke`] adds to the list of [`revocations`] that a running one follows.
 // They panic where they can't write; a running program writes to nothing that may stall. See `dataplane::run::log`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -23,6 +23,7 @@ pub mod explain;
 pub mod gateway;
 pub mod init;
 pub mod keeper;
+pub mod migrate;
 pub mod moment;
 pub mod pid_file;
 pub mod registry;

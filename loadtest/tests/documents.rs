@@ -1,10 +1,21 @@
-//! Role: the documents hang together: every page is in the book, and every link leads somewhere.
+//! Role: the documents hang together: every page is in the book, every link leads somewhere, and what they say of codes and
+//! limits is so.
 //! See: docs/book.toml.
 
 use std::{
     collections::BTreeSet,
     fs,
+    num::NonZeroU32,
     path::{Path, PathBuf},
+    time::Duration,
+};
+
+use narrowlink_proto::{
+    code::Code,
+    limits::Limits,
+    policy::ITEMS_MAX,
+    token::TOKEN_BYTES_MAX,
+    upgrade::{HEAD_BYTES_MAX, HEADERS_MAX},
 };
 
 /// What a reader may come to first.
@@ -87,6 +98,69 @@ fn every_page_is_in_the_book_once() {
     let docs = pages().into_iter().filter(|page| page.parent().is_some_and(|dir| dir.ends_with("docs")));
     let there: BTreeSet<_> = docs.filter_map(name).filter(|name| name != "SUMMARY.md").collect();
     assert_eq!(there, once);
+}
+
+#[test]
+fn every_code_that_a_page_names_is_one() {
+    let known: BTreeSet<_> = Code::ALL.iter().map(ToString::to_string).collect();
+    for page in pages() {
+        let text = read(&page);
+        for (at, _) in text.match_indices("NL-E") {
+            let code = text[at..].get(..8).unwrap_or_default();
+            assert!(known.contains(code), "{}: {code}", page.display());
+        }
+    }
+}
+
+#[test]
+fn the_limits_of_the_security_model_are_the_defaults() {
+    let page = read(&root().join("docs/security.md"));
+    let limits = Limits::default();
+    let s = |time: Duration| time.as_secs();
+    let of = |n: Option<NonZeroU32>| n.map_or(0, NonZeroU32::get);
+    for words in [
+        format!(
+            "{} failed logins a minute, then {} s doubling to {} s",
+            limits.failed_logins_per_min,
+            s(limits.login_penalty_min),
+            s(limits.login_penalty_max)
+        ),
+        format!(
+            "{} s for the first bytes, {} s for TLS, {} s for a head; {} at a time for each source, {} in all",
+            s(limits.client_hello_timeout),
+            s(limits.tls_handshake_timeout),
+            s(limits.head_timeout),
+            limits.strangers_per_source_max,
+            limits.strangers_max
+        ),
+        format!(
+            "{} a second, {} at once",
+            limits.strangers_per_source_per_s, limits.strangers_per_source_burst
+        ),
+        format!(
+            "{} KiB and {HEADERS_MAX} headers, {} KiB a token",
+            HEAD_BYTES_MAX / 1024,
+            TOKEN_BYTES_MAX / 1024
+        ),
+        format!("{ITEMS_MAX} rules a token"),
+        format!(
+            "{} sessions, {} streams, {} new sessions a second, {} links",
+            of(limits.token.sessions),
+            of(limits.token.streams),
+            of(limits.token.dials_per_s),
+            limits.client_links_max
+        ),
+        format!(
+            "{} lanes, {} new ones a second, {} links; {} s to answer a dial",
+            limits.agent_lanes_max,
+            limits.agent_lanes_per_s,
+            limits.agent_links_max,
+            s(limits.dial_timeout)
+        ),
+        format!("{} s between pings, {} s for an answer", s(limits.ping_interval), s(limits.pong_timeout)),
+    ] {
+        assert!(page.contains(&words), "docs/security.md does not say: {words}");
+    }
 }
 
 #[test]

@@ -150,6 +150,25 @@ fn every_command_has_a_page_with_all_its_options() {
 }
 
 #[test]
+fn the_page_of_commands_names_each_that_there_is_and_no_other() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/commands.md");
+    let page = fs::read_to_string(page).unwrap();
+    let named = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let mut named: Vec<_> = named.map(|(command, _)| command.to_owned()).collect();
+    let mut there = Vec::new();
+    for (name, command) in programs() {
+        walk(&command, &[], &mut |path, _| {
+            if !path.is_empty() {
+                there.push([&[name], path].concat().join(" "));
+            }
+        });
+    }
+    named.sort_unstable();
+    there.sort_unstable();
+    assert_eq!(named, there, "docs/commands.md");
+}
+
+#[test]
 fn help_of_completions_says_where_they_go_in_each_shell() {
     for (name, _) in programs() {
         let help = answer(name, &["completions", "--help"]);

@@ -1,7 +1,7 @@
 //! Role: the file as its author writes it: a secret, and what to sign with it.
 //! Invariants: an unknown key or tag is an error that names the known ones, with its place in the file; two
 //! forms of one thing never stand in one entry.
-//! See: docs/tokens.md; tests/seed.yaml and tests/later.yaml, the published examples.
+//! See: docs/tokens.md; tests/seed.yaml, tests/between.yaml and tests/later.yaml, the published examples.
 
 use std::fmt;
 

@@ -1,11 +1,11 @@
 //! Role: throw-away machines: each a systemd of its own on an overlay of this machine's files.
-//! Invariants: what a machine writes is gone with it · machines of one network reach each other at 127.0.0.1, and nobody
+//! Invariants: what a machine writes is gone with it, and so is every process of it, however its test ends · machines of one network reach each other at 127.0.0.1, and nobody
 //! else · a script is one word for the machine: what it prints comes back.
 //! See: systemd-nspawn(1).
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -14,7 +14,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::process::{foreign, ours};
+use super::{
+    PATIENCE,
+    process::{foreign, ours},
+};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -41,7 +44,7 @@ impl Network {
     }
 
     /// With these programs in the shared directory.
-    fn new(programs: &[PathBuf]) -> Self {
+    pub(crate) fn new(programs: &[PathBuf]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "machines are booted by root: run the tests as root");
         let dir = TempDir::with_prefix("narrowlink-machine-").expect("a temporary directory can be made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
@@ -65,6 +68,22 @@ impl Network {
     /// The shared directory, as this side sees it.
     pub(crate) fn shared(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Waits until the number of the processes in it is as it should be.
+    pub(crate) fn wait_until(&self, is_so: impl Fn(usize) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !is_so(self.processes()) {
+            assert!(Instant::now() < end, "{} processes are there", self.processes());
+            thread::sleep(TICK);
+        }
+    }
+
+    fn processes(&self) -> usize {
+        let net = fs::metadata(format!("/run/netns/{}", self.name)).expect("it is there").ino();
+        let all = fs::read_dir("/proc").expect("it can be listed").flatten();
+        let nets = all.filter_map(|process| fs::metadata(process.path().join("ns/net")).ok());
+        nets.filter(|of| of.ino() == net).count()
     }
 
     /// Boots a machine that runs `script` as root, and is gone when that has ended.
@@ -95,13 +114,26 @@ impl Network {
             unit = file("service").display(),
         );
         let console = fs::File::create(file("console")).expect("it is ours");
-        let process = Command::new("unshare")
-            .args(["-m", "--kill-child", "sh", "-c", &boot])
+        // In a process namespace of its own, whose end is the end of all that is in it, however that comes: SIGKILL to
+        // systemd-nspawn alone leaves the machine's systemd behind.
+        let process = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "-m",
+                "--pid",
+                "--mount-proc",
+                "--kill-child",
+                "sh",
+                "-c",
+                &boot,
+            ])
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("a descriptor"))
             .stderr(console)
             .spawn()
-            .expect("unshare is there: apt-get install -y util-linux");
+            .expect("setpriv is there: apt-get install -y util-linux");
         Machine { process, out: file("out"), console: file("console") }
     }
 }
@@ -151,7 +183,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Its processes end with it: `--kill-child`.
+        // Its processes end with it: `--pid --kill-child`.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

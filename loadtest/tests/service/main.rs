@@ -9,4 +9,7 @@ mod kit;
 
 mod deploy;
 mod life;
+mod quick_start;
+mod real_host;
 mod restart;
+mod user_unit;

@@ -207,6 +207,7 @@ impl What {
             }
             Self::Type { got, expected } => write!(f, "expected {expected}, found {got}"),
             Self::Value { expected } => write!(f, "expected {expected}"),
+            Self::Key { like: Some(Like::Earlier(words)), .. } => f.write_str(words),
             Self::Key { like: Some(Like::Here(meant)), .. } => {
                 write!(f, "unknown key, did you mean `{meant}`?")
             }
@@ -279,6 +280,9 @@ impl de::Error for Fault {
     }
 
     fn unknown_variant(word: &str, known: &'static [&'static str]) -> Self {
+        if let Some(words) = keys::earlier_tag(word, known) {
+            return Self::rule(words);
+        }
         let like = keys::like(word, known);
         Self::new(What::Variant { like, known: known.to_vec(), tagged: false })
     }

@@ -1,6 +1,6 @@
-//! Role: which keys our files know, and where; what a mistyped one was meant to be.
+//! Role: which keys our files know, and where; what a mistyped one was meant to be, and one of 0.2.
 //! Invariants: a key is repeated to the user only if it is, or is like, one that stands here.
-//! See: docs/configuration.md, docs/tokens.md; a test holds this table against the programs' own.
+//! See: docs/configuration.md, docs/tokens.md, docs/migration.md; a test holds this table against the programs' own.
 
 use std::fmt;
 
@@ -96,9 +96,52 @@ pub(super) fn known(key: &str) -> Option<&'static str> {
     all.copied().find(|known| *known == key)
 }
 
+const FLAT: &str = "this is how 0.1 wrote it: `gateway`, `token` and `protocol` belong to an endpoint now, `endpoints: [!SelfHosted { gateway: .., token: .. }]`";
+const NO_PUBLISHING: &str =
+    "`publish` is 0.2's: nothing can be published yet; take it out, or stay with 0.2 where you need it";
+const NO_ENCRYPTION: &str = "this is 0.2's end-to-end encryption, which is not there yet: take it out, and have what goes through encrypt itself (ssh, TLS)";
+
+/// Keys of 0.2 that none of our files has: beside which key of today each stood, and what to do about it.
+const EARLIER: &[(&str, &str, &str)] = &[
+    ("gateway", "endpoints", FLAT),
+    ("token", "endpoints", FLAT),
+    ("service_type", "endpoints", FLAT),
+    ("publish", "endpoints", NO_PUBLISHING),
+    ("publish", "token_file", NO_PUBLISHING),
+    ("acl", "token_file", "`acl` is 0.2's: what a client may reach stands in its own token now; take it out"),
+    ("e2ee", "endpoints", NO_ENCRYPTION),
+    ("key", "endpoints", NO_ENCRYPTION),
+    ("key_policy", "endpoints", NO_ENCRYPTION),
+    ("map", "endpoints", "`map` is 0.2's: it was for tun and proxy, which are not there yet; take it out"),
+];
+
+/// A tag of 0.2, and what to do about it.
+const EARLIER_TAGS: &[(&str, &str, &str)] = &[(
+    "Acme",
+    "File",
+    "`!Acme` is 0.2's, and certificates are not fetched yet: let certbot do it, and write `!File { cert_path: .., key_path: .. }` \
+     (`narrowlink-gateway init --from FILE` makes a new gateway of a file of 0.2)",
+)];
+
+/// What to do about a key of 0.2 where `here` can stand.
+fn earlier_key(key: &str, here: &[&'static str]) -> Option<&'static str> {
+    earlier(EARLIER, key, here)
+}
+
+/// What to do about a tag of 0.2 where `here` can stand.
+pub(super) fn earlier_tag(tag: &str, here: &[&'static str]) -> Option<&'static str> {
+    earlier(EARLIER_TAGS, tag, here)
+}
+
+fn earlier(of: &[(&str, &str, &'static str)], word: &str, here: &[&'static str]) -> Option<&'static str> {
+    of.iter().find(|(known, beside, _)| *known == word && here.contains(beside)).map(|(_, _, words)| *words)
+}
+
 /// What an unknown key was probably meant to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Like {
+    /// One of 0.2, and what to do about it.
+    Earlier(&'static str),
     /// One of those that can stand here.
     Here(&'static str),
     /// Known as it is written, but not here; one that can stand here may be like it.
@@ -109,6 +152,9 @@ pub(super) enum Like {
 
 /// What `key` was probably meant to be where `here` can stand.
 pub(super) fn meant(key: &str, here: &[&'static str]) -> Option<Like> {
+    if let Some(words) = earlier_key(key, here) {
+        return Some(Like::Earlier(words));
+    }
     let near = like(key, here);
     if let Some((key, place)) = belongs(key) {
         return Some(Like::Elsewhere { key, place, here: near });

@@ -17,6 +17,8 @@ use crate::kit::{Ended, Site, UID, agent, file, keys, now, run, tokens};
 
 const SEED: &str = include_str!("../seed.yaml");
 const LATER: &str = include_str!("../later.yaml");
+/// Published between the two: ids of policies, whose lists say `permit`.
+const BETWEEN: &str = include_str!("../between.yaml");
 const SEED_SECRET: [u8; 8] = [2, 0, 2, 3, 0, 8, 1, 8];
 const SEED_EXP: u64 = 1_710_227_806;
 
@@ -82,6 +84,19 @@ fn the_later_example_gives_tokens_that_carry_their_policies() {
     let (http, tls) = (PublishProtocol::Http, PublishProtocol::Tls);
     assert_eq!(hosts, [("narrow.host", 0, 80, http), ("tls.narrow.host", 443, 443, tls)]);
     assert!(!stderr.contains("restricts nobody"), "{stderr}");
+}
+
+#[test]
+fn the_example_between_them_is_taken_too() {
+    let (stdout, stderr, code) = run(BETWEEN, &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let client = Keys::new(&[2, 0, 2, 3]).verify(tokens(&stdout)[1], Kind::Client, SEED_EXP - 1).unwrap();
+    let allows = |agent: &str, host: &str, port| {
+        client.policies.permit(agent, &Target::Tcp { host: host.into(), port }).unwrap().verdict
+    };
+    assert_eq!(tokens(&stdout).len(), 4);
+    assert_eq!(allows("whichever", "192.168.0.9", 22), Verdict::Allow);
+    assert_eq!(allows("whichever", "192.168.0.9", 23), Verdict::Deny);
 }
 
 #[test]

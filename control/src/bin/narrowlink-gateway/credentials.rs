@@ -12,6 +12,7 @@ use narrowlink_control::{
     clock::seconds_since_1970,
     config::Config,
     init::{InitError, Plan},
+    migrate::Migration,
     revocations::RevocationError,
     revoke::{List, Revoked, Subject},
     tickets::{
@@ -36,13 +37,24 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     let env = |name: &str| env::var_os(name);
     let dir = args.dir.clone().or_else(|| own_config_dir(env));
     let dir = dir.context("there is no home directory: say --dir DIR").or_exit(USAGE)?;
-    let plan = Plan::new(args, dir).map_err(not_made)?;
+    let migration = args.from.as_ref().map(|from| Migration::new(args, from, dir.clone()));
+    let migration = migration.transpose().map_err(not_made)?;
+    if let Some(migration) = &migration {
+        say(migration.report().trim_end());
+    }
+    let plan = match &migration {
+        Some(migration) => migration.plan.clone(),
+        None => Plan::new(args, dir).map_err(not_made)?,
+    };
     // Before anybody is asked.
-    plan.check(seconds_since_1970()).map_err(not_made)?;
+    if migration.is_none() {
+        plan.check(seconds_since_1970()).map_err(not_made)?;
+    }
     if !args.yes {
         confirm(&plan.describe())?;
     }
-    let made = plan.make(seconds_since_1970()).map_err(not_made)?;
+    let now = seconds_since_1970();
+    let made = migration.map_or_else(|| plan.make(now), |migration| migration.make(now)).map_err(not_made)?;
     // The tickets are there, whatever becomes of the service.
     let begun = plan.is_service.then(|| service::install(&made.config));
     if let Some(Ok(said)) = &begun {
