@@ -9,4 +9,5 @@ mod kit;
 
 mod deploy;
 mod life;
+mod package;
 mod restart;
