@@ -18,8 +18,9 @@ use narrowlink_proto::code::Code;
 
 use super::{program::put, replace::Held};
 
-/// Where a unit lies that a package has brought.
-const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
+/// Where a unit lies that a package has brought, or the tarball.
+const PACKAGED: [&str; 3] =
+    ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Where an administrator's lie.
 const UNITS: &str = "/etc/systemd/system";
 /// The drop-in's name.

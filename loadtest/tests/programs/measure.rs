@@ -56,7 +56,10 @@ fn every_hop_is_measured(tunnel: &Tunnel) {
     for way in ["client_gateway", "client_agent"] {
         for direction in ["up_bytes_per_s", "down_bytes_per_s"] {
             // Loopback; a machine that is far slower than any still moves so much.
-            assert!(measured[way][direction].as_f64().unwrap() > 1e6, "{way} {direction}: {measured}");
+            assert!(
+                measured[way][direction].as_f64().expect("a rate") > 1e6,
+                "{way} {direction}: {measured}"
+            );
         }
         for times in ["idle", "loaded_up", "loaded_down"] {
             assert!(measured[way][times]["median_us"].is_u64(), "{way} {times}: {measured}");

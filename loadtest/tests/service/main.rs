@@ -9,6 +9,7 @@ mod kit;
 
 mod deploy;
 mod life;
+mod package;
 mod quick_start;
 mod real_host;
 mod restart;
