@@ -267,6 +267,12 @@ impl Base<'_> {
         (chain, key): (&Path, &Path),
         allow_readable: bool,
     ) -> Result<Certificate, WrongOfPair> {
+        // One file for both may be named twice.
+        if chain == key {
+            let pem = self.read_private(key, allow_readable, holds_key).map(Zeroizing::new);
+            let pem = pem.map_err(WrongOfPair::Key)?;
+            return Certificate::from_pem(&pem).map_err(|e| WrongOfPair::Chain(e.to_string()));
+        }
         // A chain without its key is public.
         let mut pem = Zeroizing::new(self.read_private(chain, true, holds_key).map_err(WrongOfPair::Chain)?);
         let key = self.read_private(key, allow_readable, holds_key).map(Zeroizing::new);

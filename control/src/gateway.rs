@@ -3,6 +3,7 @@
 //! is stopped, and the process ends by exiting.
 //! See: ARCHITECTURE.md "Threads".
 
+mod holder;
 mod open;
 mod prepare;
 mod reload;

@@ -551,7 +551,7 @@ mod tests {
                 None,
                 "say under which name or address this machine is reached",
             ),
-            (FILE.to_owned(), None, "cert_path /etc/cert/domain.ltd/fullchain+privkey.pem: No such file"),
+            (FILE.to_owned(), None, "fullchain+privkey.pem: this file can't be read: No such file"),
             (
                 format!("{ACME}{}", FILE.split_once("services: # list of services\n").unwrap().1),
                 Some("gw.example"),

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, DirBuilder},
     io,
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
@@ -14,8 +15,8 @@ use narrowlink_dataplane::{
     run::file::{open_to_append, probe_directory},
 };
 
-use super::{StartError, open::explain, rules_of};
-use crate::config::Config;
+use super::{StartError, holder::listens, open::explain, rules_of};
+use crate::{config::Config, pid_file};
 
 /// Why it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,9 @@ pub(super) fn look(config: &Config, purpose: Purpose) -> Result<(), StartError> 
         for (service, listened) in config.services.iter().enumerate() {
             let addr = listened.listen_addr;
             let failed = |e| StartError::Listen { service, addr, source: explain(addr, e) };
-            listen::probe(addr).map_err(failed)?;
+            listen::probe(addr)
+                .or_else(|e| if is_our_own(config, addr) { Ok(()) } else { Err(e) })
+                .map_err(failed)?;
         }
     }
     if let Some(path) = &config.state_dir {
@@ -57,6 +60,12 @@ pub(super) fn look(config: &Config, purpose: Purpose) -> Result<(), StartError> 
         }
     }
     Ok(())
+}
+
+/// Whether the gateway of this config listens there now, perhaps as another user: who is begun next has the address from it.
+fn is_our_own(config: &Config, addr: SocketAddr) -> bool {
+    let noted = config.state_dir.as_ref().map(|dir| pid_file::read(&dir.join(pid_file::FILE)));
+    noted.is_some_and(|pid| pid.and_then(|pid| listens(pid, addr)).unwrap_or_default())
 }
 
 /// A directory that can be written into; a check only looks whether it could be made.
@@ -95,6 +104,21 @@ mod tests {
             assert!(ask(addr).unwrap().starts_with("HTTP/1.1 404"));
         }
         assert!(gateway.stop(std::time::Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn an_address_that_the_gateway_of_this_config_has_is_free_for_its_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        // As if another user's: nobody may listen beside it.
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let config = Config { state_dir: Some(dir.path().to_owned()), ..config(addr) };
+        let note = |pid: u32| fs::write(dir.path().join(pid_file::FILE), format!("{pid}\n/x\n")).unwrap();
+        assert!(check(&config).is_err());
+        note(1);
+        assert!(check(&config).is_err(), "another process has it");
+        note(std::process::id());
+        check(&config).unwrap();
     }
 
     #[test]

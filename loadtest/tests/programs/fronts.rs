@@ -91,7 +91,7 @@ fn behind(config: &str, front: impl FnOnce(&Path) -> Command) {
     let _front = Running::start("front", machines.dir.path(), front(&dir), None);
     let front: SocketAddr = "127.0.0.1:443".parse().expect("an address");
     net::wait_for_server("what stands in front", front, PATIENCE);
-    let joined = machines.join(printed(&said, "narrowlink-agent join "), "nl").succeeded_with_text();
+    let joined = machines.join(printed(&said, "sudo narrowlink-agent join "), "nl").succeeded_with_text();
     assert!(joined.contains("takes this machine for the agent home"), "{joined}");
     let _agent = machines.start_agent("nl");
     machines.login(printed(&said, "narrowlink login "), "nl").succeeded();

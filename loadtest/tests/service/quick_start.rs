@@ -1,5 +1,5 @@
 //! Role: docs/quick-start.md, as its reader does it: on three machines, by what the programs print alone.
-//! Invariants: what a block of the page shows is what the command prints, but for tickets, times and numbers.
+//! Invariants: what a block of the page shows is what the command prints, but for tickets, times and numbers · each command succeeds.
 //! See: docs/quick-start.md; `NARROWLINK_BLESS=1` writes what the commands print into the page.
 
 use std::{fmt::Write as _, fs, path::Path};
@@ -47,8 +47,11 @@ impl Step<'_> {
         let bare = self.bare();
         let command = match bare.strip_suffix(" nl1..") {
             Some(command) => {
-                writeln!(text, "ticket=$(sed -n 's/^ *{command} \\(nl1.*\\)/\\1/p' /run/shared/0.out)")
-                    .expect("memory");
+                writeln!(
+                    text,
+                    "ticket=$(sed -n 's/^ *\\(sudo \\)\\?{command} \\(nl1.*\\)/\\2/p' /run/shared/0.out)"
+                )
+                .expect("memory");
                 format!("{command} $ticket")
             }
             None => bare.to_owned(),
@@ -143,6 +146,7 @@ fn the_quick_start_prints_what_it_shows() {
     let mut differ = String::new();
     for (at, step) in steps.iter().enumerate() {
         let printed = fs::read_to_string(network.shared().join(format!("{at}.out"))).unwrap_or_default();
+        assert!(!printed.lines().any(|line| line.starts_with("code ")), "$ {}\n{printed}", step.command);
         if lines(&printed) != lines(step.shown) {
             differ.push_str(&format!(
                 "$ {}\n{}\nbut the page has\n{}\n",
