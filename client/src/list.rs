@@ -17,6 +17,8 @@ use crate::{
 
 /// For the gateway's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Far more than one user has.
+const AGENTS_MAX: usize = 100_000;
 /// As long as a token may make a name.
 const NAME_CHARS_MAX: usize = 128;
 
@@ -63,6 +65,9 @@ async fn ask_for_agents(link: &mut PeerLink) -> Result<Vec<AgentInfo>, LinkError
     loop {
         if let Message::Agents { agents, more } = link.next().await? {
             all.extend(agents);
+            if all.len() > AGENTS_MAX {
+                return Err(LinkError::Unexpected("a list without an end"));
+            }
             if !more {
                 return Ok(all);
             }

@@ -736,6 +736,37 @@ mod tests {
     }
 
     #[test]
+    fn of_several_at_once_one_makes_it_and_none_takes_anything_from_it() {
+        for round in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let plan = plan(&dir.path().join("new/dir"));
+            if round % 2 == 0 {
+                fs::create_dir_all(&plan.dir).unwrap();
+            }
+            let made: usize = std::thread::scope(|scope| {
+                let at_once: Vec<_> = (0..4)
+                    .map(|n| {
+                        let plan = &plan;
+                        // Some only look.
+                        scope.spawn(move || {
+                            if n < 2 {
+                                plan.make(NOW).is_ok()
+                            } else {
+                                let _ = plan.check(NOW);
+                                false
+                            }
+                        })
+                    })
+                    .collect();
+                at_once.into_iter().map(|one| usize::from(one.join().unwrap())).sum()
+            });
+            assert_eq!(made, 1, "{round}");
+            Config::load(&plan.dir.join(CONFIG)).unwrap();
+            assert_eq!(fs::read_dir(&plan.dir).unwrap().count(), 9, "{round}");
+        }
+    }
+
+    #[test]
     fn a_host_is_a_name_or_an_address_with_a_port_or_without() {
         for (text, host, port) in [
             ("gw.example", "gw.example", 443),

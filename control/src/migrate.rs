@@ -296,7 +296,7 @@ impl Reader<'_> {
         match (tls, &self.args.cert, &self.args.key) {
             (OldTls::File(OldFile { domains, cert_path }), ..) => {
                 let path = absolute(self.from.parent().unwrap_or(Path::new("")), cert_path);
-                fs::File::open(&path).map_err(|e| InitError::Given {
+                file::open_regular(&path).map_err(|e| InitError::Given {
                     option: "cert_path",
                     path: path.clone(),
                     words: format!("this file can't be read: {e}{}", hint(&e)),

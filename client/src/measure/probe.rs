@@ -82,7 +82,7 @@ impl Probe {
         let (block, began, mut sent) = (block(), Instant::now(), 0);
         let sending = async {
             while began.elapsed() < time {
-                self.wire.write_all(&block).await?;
+                self.wire.write_all(block).await?;
                 sent += block.len();
             }
             Ok(())

@@ -86,7 +86,8 @@ fn used_in_words(used: &Used) -> String {
     };
     let amount = |share: Option<Share>| {
         share.map(|Share { used, max }| {
-            let percent = used.saturating_mul(100) / max.max(1);
+            // Of none allowed all is used.
+            let percent = used.saturating_mul(100).checked_div(max).unwrap_or(100).min(999);
             format!("{} of {} this month ({percent} %)", bytes_in_words(used), bytes_in_words(max))
         })
     };

@@ -25,6 +25,8 @@ use super::{CONFIG, InitError};
 /// Where they are until all are there.
 const STAGE: &str = ".init";
 const PRIVATE_DIR: u32 = 0o700;
+/// So often another one may take the directory away that this one wants.
+const TRIES: u32 = 100;
 
 /// Files that are made together.
 pub(super) struct Staged<'a> {
@@ -42,23 +44,17 @@ pub(super) struct Staged<'a> {
 impl<'a> Staged<'a> {
     /// Makes the directory, unless it is there, and nothing in it that anybody looks for.
     pub(super) fn begin(dir: &'a Path, step: &'a dyn Fn()) -> Result<Self, InitError> {
-        let missing: Vec<_> =
-            dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
         let mut made = Vec::new();
-        let begun = (|| {
-            for dir in missing.into_iter().rev() {
-                DirBuilder::new().mode(dir_mode()).create(dir).map_err(failed(dir))?;
-                made.push(dir.to_owned());
-                step();
+        let mut tries = 0;
+        let begun = loop {
+            tries += 1;
+            match hold(dir, &mut made, step) {
+                // Another one had made the directory, and has taken it away again.
+                Err(InitError::File { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
+                begun => break begun,
             }
-            let held = Held::wait_for(&dir.join(CONFIG)).map_err(failed(dir))?;
-            // One that was killed since anybody looked.
-            clear(dir)?;
-            let stage = dir.join(STAGE);
-            DirBuilder::new().mode(PRIVATE_DIR).create(&stage).map_err(failed(&stage))?;
-            step();
-            Ok((held, stage))
-        })();
+        };
         match begun {
             Ok((held, stage)) => Ok(Self { dir, stage, names: Vec::new(), made, step, _held: held }),
             Err(e) => {
@@ -134,8 +130,39 @@ fn take_away(made: &[PathBuf]) {
     }
 }
 
-/// Takes away what a try that was killed has left in `dir`. Where all had its name, all of it stays.
+/// Makes the directory and what is missing above it, and holds it.
+fn hold(dir: &Path, made: &mut Vec<PathBuf>, step: &dyn Fn()) -> Result<(Held, PathBuf), InitError> {
+    let missing: Vec<_> =
+        dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    for dir in missing.into_iter().rev() {
+        match DirBuilder::new().mode(dir_mode()).create(dir) {
+            Ok(()) => made.push(dir.to_owned()),
+            // By another one at the same time.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(e) => return Err(failed(dir)(e)),
+        }
+        step();
+    }
+    let held = Held::wait_for(&dir.join(CONFIG)).map_err(failed(dir))?;
+    // One that was killed since anybody looked.
+    clear_held(dir)?;
+    let stage = dir.join(STAGE);
+    DirBuilder::new().mode(PRIVATE_DIR).create(&stage).map_err(failed(&stage))?;
+    step();
+    Ok((held, stage))
+}
+
+/// Takes away what a try that was killed has left in `dir`. Where all had its name, all of it stays. One that is under way is waited
+/// for.
 pub(super) fn clear(dir: &Path) -> Result<(), InitError> {
+    if fs::symlink_metadata(dir.join(STAGE)).is_err() {
+        return Ok(());
+    }
+    let _held = Held::wait_for(&dir.join(CONFIG)).map_err(failed(dir))?;
+    clear_held(dir)
+}
+
+fn clear_held(dir: &Path) -> Result<(), InitError> {
     let stage = dir.join(STAGE);
     let entries = match fs::symlink_metadata(&stage) {
         Ok(there) if there.is_dir() => fs::read_dir(&stage).map_err(failed(&stage))?,

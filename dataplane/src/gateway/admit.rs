@@ -95,7 +95,10 @@ pub(crate) async fn dial(
     let decided = async {
         who.usage.dial()?;
         let dial = local.shared.door.permit(who, open, peer_addr)?;
-        let slot = who.usage.session()?;
+        let slot = match open.target {
+            Target::Measure(_) => who.usage.measurement()?,
+            _ => who.usage.session()?,
+        };
         let id = (who.uid, Use::Session, *session.as_bytes());
         let claim = local.shared.claims.claim(id, &who.token_id, Instant::now());
         let claim = claim.map_err(|e| match e {
@@ -135,7 +138,7 @@ async fn find_and_dial(
     let mut entry = entry;
     loop {
         let lane = match &open.target {
-            Target::Measure(Measure { at: Station::Gateway, how }) => measure::lane(local, &entry, *how),
+            Target::Measure(Measure { at: Station::Gateway, how }) => Ok(measure::lane(local, &entry, *how)),
             _ => parking::take(local, &entry, deadline).await,
         };
         let lane = match lane {

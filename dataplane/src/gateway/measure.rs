@@ -5,35 +5,30 @@
 use std::{rc::Rc, sync::Arc};
 
 use narrowlink_proto::{
-    ended::Refused,
     measure::How,
     message::{Channel, Message, Speaker},
     upgrade::Framing,
 };
 
 use crate::{
-    gateway::{directory::AgentEntry, lane::Lane, local::Local, table::Seat},
-    net::memory::{Memory, Room},
+    gateway::{directory::AgentEntry, lane::Lane, local::Local, table::Seat, usage::Slot},
+    net::memory::Memory,
     relay::{Traffic, relay},
     run::{budget::Share, worker::spawn},
     transport::wire::Wire,
     tunnel::{
         conn::{Conn, ConnError, Role},
         end::End,
-        measure::far_end_of,
+        measure::{ROOM, far_end_of},
     },
 };
 
-/// Such a lane, in the place of one of this agent.
-///
-/// # Errors
-/// The agent has as many lanes as it may.
-pub(crate) fn lane(local: &Rc<Local>, entry: &Arc<AgentEntry>, how: How) -> Result<Lane, Refused> {
-    let slot = entry.principal.usage.lane(&local.shared.limits())?;
-    let seat = Seat::for_lane(&local.table, &entry.principal);
+/// Such a lane, beside those of this agent. No connection of the agent's is behind it, so that it counts as none.
+pub(crate) fn lane(local: &Rc<Local>, entry: &Arc<AgentEntry>, how: How) -> Lane {
+    let (slot, seat) = (Slot::uncounted(), Seat::for_lane(&local.table, &entry.principal));
     // Its user's own connections wait for turns, and nobody else's.
     let share = Share::of(entry.principal.uid);
-    let (near, far) = Memory::pair(Room::default());
+    let (near, far) = Memory::pair(ROOM);
     let conn = |end: Memory, role| {
         let wire = Wire::from(end);
         wire.account().belongs_to(share);
@@ -45,7 +40,7 @@ pub(crate) fn lane(local: &Rc<Local>, entry: &Arc<AgentEntry>, how: How) -> Resu
             tracing::debug!("a measurement ended early: {e}");
         }
     });
-    Ok(Lane { conn: near, entry: entry.clone(), seat, slot })
+    Lane { conn: near, entry: entry.clone(), seat, slot }
 }
 
 /// Does what an agent would.

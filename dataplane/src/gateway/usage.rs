@@ -32,6 +32,9 @@ const DIALS_BURST: Duration = Duration::from_secs(10);
 const BYTES_BURST: Duration = Duration::from_millis(100);
 /// A metered read is allowed this much at least, however slow the rate is.
 const ROOM_MIN: usize = 16 * 1024;
+/// Measurements of one token at a time: each costs the gateway, or an agent, more memory than a session. As many as `bench` wants at
+/// once at the most: 64 streams, and two echoes beside.
+const MEASUREMENTS_MAX: u32 = 66;
 /// A login is for a session, or for a stream that is kept ready for one.
 const LOGINS_PER_DIAL: u64 = 2;
 
@@ -42,6 +45,7 @@ pub struct Account {
     whose: &'static str,
     sessions: Slots,
     streams: Slots,
+    measurements: Slots,
     links: Slots,
     lanes: Slots,
     /// Of all these, what needs a descriptor; the user's counts.
@@ -160,6 +164,7 @@ impl Account {
     fn slots(&self, what: What) -> &Slots {
         match what {
             What::Session => &self.sessions,
+            What::Measurement => &self.measurements,
             What::Stream => &self.streams,
             What::Link => &self.links,
             What::Lane => &self.lanes,
@@ -197,6 +202,8 @@ struct Accounts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Session,
+    /// A session, too.
+    Measurement,
     Stream,
     Link,
     Lane,
@@ -206,6 +213,7 @@ impl What {
     const fn words(self) -> &'static str {
         match self {
             Self::Session => "sessions",
+            Self::Measurement => "measurements",
             Self::Stream => "streams",
             Self::Link => "links",
             Self::Lane => "lanes",
@@ -214,7 +222,7 @@ impl What {
 
     /// A session has those of its stream and its lane.
     const fn needs_descriptor(self) -> bool {
-        !matches!(self, Self::Session)
+        !matches!(self, Self::Session | Self::Measurement)
     }
 }
 
@@ -224,12 +232,18 @@ pub struct Slot {
     what: What,
 }
 
+impl Slot {
+    /// One that is nobody's.
+    pub(crate) fn uncounted() -> Self {
+        Self { usage: Usage(None), what: What::Lane }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Some(Accounts { own, descriptors }) = self.usage.0.as_deref() else { return };
-        own.iter().for_each(|account| account.slots(self.what).give_back());
-        if self.what.needs_descriptor() {
-            descriptors.give_back(self.what == What::Lane, &own[1].held);
+        self.usage.give_back(self.what);
+        if self.what == What::Measurement {
+            self.usage.give_back(What::Session);
         }
     }
 }
@@ -288,6 +302,16 @@ impl Usage {
         self.take(What::Session, None)
     }
 
+    /// One more session that measures, until the slot is dropped.
+    ///
+    /// # Errors
+    /// As for a session, and there are as many of these as there may be.
+    pub(crate) fn measurement(&self) -> Result<Slot, Refused> {
+        self.count(What::Session, None)?;
+        // One slot gives both back.
+        self.take(What::Measurement, Some(MEASUREMENTS_MAX)).inspect_err(|_| self.give_back(What::Session))
+    }
+
     /// One more stream, until the slot is dropped.
     ///
     /// # Errors
@@ -332,9 +356,12 @@ impl Usage {
 
     /// `token_max` is the token's limit where its account has none.
     fn take(&self, what: What, token_max: Option<u32>) -> Result<Slot, Refused> {
-        let Some(Accounts { own: [token, user], descriptors }) = self.0.as_deref() else {
-            return Ok(Slot { usage: Self(None), what });
-        };
+        self.count(what, token_max)?;
+        Ok(Slot { usage: self.clone(), what })
+    }
+
+    fn count(&self, what: What, token_max: Option<u32>) -> Result<(), Refused> {
+        let Some(Accounts { own: [token, user], descriptors }) = self.0.as_deref() else { return Ok(()) };
         let full = |account: &Account, max| {
             account.limited(format_args!("has {max} {} already; close one, and try again", what.words()))
         };
@@ -355,7 +382,15 @@ impl Usage {
             }
             return Err(short_of(short, user));
         }
-        Ok(Slot { usage: self.clone(), what })
+        Ok(())
+    }
+
+    fn give_back(&self, what: What) {
+        let Some(Accounts { own, descriptors }) = self.0.as_deref() else { return };
+        own.iter().for_each(|account| account.slots(what).give_back());
+        if what.needs_descriptor() {
+            descriptors.give_back(what == What::Lane, &own[1].held);
+        }
     }
 
     /// What its sessions' bytes are counted by, if they are limited.
@@ -434,6 +469,21 @@ mod tests {
         drop(first);
         assert!(usage.session().is_ok() && usage.stream().is_ok());
         assert_eq!([&token, &user].map(|a| a.sessions.taken.load(Ordering::Relaxed)), [0, 0]);
+    }
+
+    #[test]
+    fn a_measurement_is_a_session_and_there_are_few_of_them() {
+        let (usage, [token, user]) = usage(r#"{"sessions":100}"#, "{}");
+        let held: Vec<_> = (0..MEASUREMENTS_MAX).map(|_| usage.measurement().ok().unwrap()).collect();
+        let refused = usage.measurement().err().unwrap();
+        assert_eq!(refused.reason, "this token has 66 measurements already; close one, and try again");
+        let sessions = || [&token, &user].map(|account| account.sessions.taken.load(Ordering::Relaxed));
+        assert_eq!(sessions(), [66, 66], "what was taken on the way is given back");
+        let others: Vec<_> = (0..100).map_while(|_| usage.session().ok()).collect();
+        assert_eq!(others.len(), 34);
+        drop((held, others));
+        assert_eq!(sessions(), [0, 0]);
+        assert!(usage.measurement().is_ok());
     }
 
     #[test]

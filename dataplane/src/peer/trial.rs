@@ -1,7 +1,10 @@
 //! Role: asks gateways whether they take a token, before it replaces one that works.
 //! Invariants: no link is set up, so that an agent that runs keeps its own · who can't be asked has refused nothing.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use narrowlink_proto::{
     ended::RefusalCode,
@@ -15,15 +18,21 @@ use crate::{run::worker::run_alone, tunnel::TunnelError};
 
 /// For each gateway's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For all of them: a ticket may name several.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(10);
 
 /// The gateway that refuses the token of these endpoints, if none of them takes it.
 pub fn who_refuses(endpoints: Vec<SelfHosted>) -> Option<String> {
     run_alone(false, |_| async move {
-        let mut refuses = None;
+        let (mut refuses, began) = (None, Instant::now());
         for endpoint in &endpoints {
+            let left = PATIENCE_IN_ALL.saturating_sub(began.elapsed()).min(PATIENCE);
+            if left.is_zero() {
+                break;
+            }
             let Ok(gateway) = Gateway::load(endpoint, Path::new("")) else { continue };
             let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
-            match open(&gateway, protocol, Ask::Nothing, PATIENCE).await {
+            match open(&gateway, protocol, Ask::Nothing, left).await {
                 Ok(_) => return None,
                 Err(TunnelError::Refused(refused)) if refused.code == RefusalCode::Unauthenticated => {
                     refuses = Some(gateway.describe().to_owned());

@@ -33,11 +33,13 @@ impl Held {
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The directory is locked, not the file: that is another one after each change.
-        let dir = File::open(dir)?;
+        let (place, mut dir) = (dir, File::open(dir)?);
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match dir.try_lock() {
-                Ok(()) => return Ok(Self { dir, path: real }),
+                Ok(()) if is_at(&dir, place)? => return Ok(Self { dir, path: real }),
+                // It was taken away while this one waited.
+                Ok(()) => dir = File::open(place)?,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_TICK),
                 Err(TryLockError::WouldBlock) => {
                     let words = "another program holds a lock on this directory: end it, and try again";
@@ -69,6 +71,12 @@ impl Held {
         }
         written.and_then(|()| self.dir.sync_all())
     }
+}
+
+/// Whether this directory is the one at `place`.
+fn is_at(dir: &File, place: &Path) -> io::Result<bool> {
+    let (held, there) = (dir.metadata()?, fs::metadata(place)?);
+    Ok((held.dev(), held.ino()) == (there.dev(), there.ino()))
 }
 
 /// Writes a new file that whoever can read `path` can read, too.

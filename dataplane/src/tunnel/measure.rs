@@ -2,7 +2,7 @@
 //! Invariants: its memory is bounded, however fast the other side sends or slowly it reads · it ends when the other side has finished, and with it.
 //! See: `narrowlink_proto::measure`; `gateway::measure`, which puts one behind a lane of its own.
 
-use std::io;
+use std::{io, sync::LazyLock, time::Duration};
 
 use futures_lite::future;
 use narrowlink_proto::measure::How;
@@ -12,12 +12,18 @@ use crate::{
         memory::{Memory, Room},
         plain::Plain,
     },
-    run::{budget::Share, worker::spawn},
+    run::{budget::Share, timer::timeout, worker::spawn},
     transport::wire::Wire,
 };
 
-/// What is read or written at once.
+/// What is written at once.
 pub const BLOCK_BYTES: usize = 64 * 1024;
+/// What is read at once.
+const READ_BYTES: usize = 16 * 1024;
+/// What one side may send before the other reads: there are two such at the gateway.
+pub(crate) const ROOM: Room = Room { bytes: 64 * 1024, call_bytes: usize::MAX };
+/// For what is sent back to be read.
+const ECHO_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection whose other end does this, on this worker. Dropped, it ends the other one.
 pub fn far_end(how: How) -> Plain {
@@ -26,7 +32,7 @@ pub fn far_end(how: How) -> Plain {
 
 /// The same; both ends take their turns with those of this share.
 pub(crate) fn far_end_of(share: Share, how: How) -> Plain {
-    let (near, far) = Memory::pair(Room::default());
+    let (near, far) = Memory::pair(ROOM);
     let (near, far) = (Plain::from(near), Wire::from(far));
     near.account().belongs_to(share);
     far.account().belongs_to(share);
@@ -38,15 +44,18 @@ pub(crate) fn far_end_of(share: Share, how: How) -> Plain {
     near
 }
 
-/// Bytes that no link on the way can make smaller: the high halves of a linear congruential generator (Knuth, MMIX).
-pub fn block() -> Vec<u8> {
-    let mut state = 1_u64;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let [.., byte] = state.to_le_bytes();
-        byte
-    };
-    std::iter::repeat_with(next).take(BLOCK_BYTES).collect()
+/// Bytes that no link on the way can make smaller: the high bytes of a linear congruential generator (Knuth, MMIX).
+pub fn block() -> &'static [u8] {
+    static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut state = 1_u64;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let [.., byte] = state.to_le_bytes();
+            byte
+        };
+        std::iter::repeat_with(next).take(BLOCK_BYTES).collect()
+    });
+    &BLOCK
 }
 
 async fn serve(wire: &Wire, how: How) -> io::Result<()> {
@@ -59,27 +68,41 @@ async fn serve(wire: &Wire, how: How) -> io::Result<()> {
 }
 
 async fn echo(wire: &Wire) -> io::Result<()> {
-    let mut block = vec![0; BLOCK_BYTES];
     loop {
-        match wire.read(&mut block).await? {
-            0 => return Ok(()),
-            bytes => wire.write_all(&block[..bytes]).await?,
+        // The buffer lies on the stack: one that waits holds none.
+        let read = {
+            let mut buf = [0; READ_BYTES];
+            wire.try_read(&mut buf).map(|bytes| buf[..bytes].to_vec())
+        };
+        match read {
+            Ok(bytes) if bytes.is_empty() => return Ok(()),
+            // Who sends and never reads is not waited for: a session whose other side has gone would be held by it.
+            Ok(bytes) => timeout(ECHO_PATIENCE, wire.write_all(&bytes))
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.readable().await?,
+            Err(e) => return Err(e),
         }
     }
 }
 
 /// Reads until the other side has finished.
 async fn take_all(wire: &Wire) -> io::Result<()> {
-    let mut block = vec![0; BLOCK_BYTES];
-    while wire.read(&mut block).await? > 0 {}
-    Ok(())
+    loop {
+        let read = wire.try_read(&mut [0; READ_BYTES]);
+        match read {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.readable().await?,
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// Writes for as long as it is asked.
 async fn give(wire: &Wire) -> io::Result<()> {
-    let block = block();
     loop {
-        wire.write_all(&block).await?;
+        wire.write_all(block()).await?;
     }
 }
 
@@ -118,11 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn an_echo_that_nobody_reads_is_broken_off() {
+        run(async || {
+            let wire = Wire::from(far_end(How::Echo));
+            let flooding = async { while wire.write_all(block()).await.is_ok() {} };
+            assert!(timeout(ECHO_PATIENCE * 10, flooding).await.is_ok());
+        });
+    }
+
+    #[test]
     fn what_is_discarded_brings_nothing_back_but_the_end() {
         run(async || {
             let wire = Wire::from(far_end(How::Discard));
             for _ in 0..50 {
-                wire.write_all(&block()).await.unwrap();
+                wire.write_all(block()).await.unwrap();
             }
             assert!(poll_once(wire.read(&mut [0; 1])).await.is_none());
             wire.finish_write().await.unwrap();
@@ -148,7 +180,7 @@ mod tests {
                     n => rest += n,
                 }
             }
-            assert!(rest <= Room::default().bytes + BLOCK_BYTES, "{rest}");
+            assert!(rest <= ROOM.bytes + BLOCK_BYTES, "{rest}");
         });
     }
 

@@ -189,6 +189,9 @@ install /run/shared/*.deb
 wait_until 'narrowlink list | grep -q home' && echo 'as it was'
 echo '== purged'
 touch /etc/narrowlink/mine
+# What can't be taken away keeps nothing else, least of all a secret.
+rm /etc/narrowlink/gateway.yaml && mkdir /etc/narrowlink/gateway.yaml
+mkdir /etc/narrowlink/.init && touch /etc/narrowlink/.init/gateway.secret /etc/narrowlink/agent.token.77
 dpkg -P narrowlink-gateway narrowlink-agent narrowlink narrowlink-tokengen >/dev/null 2>&1 || exit 7
 pgrep -f '^/usr/bin/narrowlink-'
 find /etc /usr /var /run -path /run/shared -prune -o -path '*narrowlink*' -print
@@ -232,7 +235,10 @@ echo '== done'
     }
     assert!(behind(&said, "== installed again").contains("as it was"), "{said}");
     // What is somebody else's stays. What comes then begins nothing.
-    assert_eq!(behind(&said, "== purged"), "/etc/narrowlink\n/etc/narrowlink/mine", "{said}");
+    let mut left: Vec<_> = behind(&said, "== purged").lines().collect();
+    left.sort_unstable();
+    let theirs = ["/etc/narrowlink", "/etc/narrowlink/gateway.yaml", "/etc/narrowlink/mine"];
+    assert_eq!(left, theirs, "{said}");
     assert!(behind(&said, "== from nothing").ends_with("disabled\ndisabled"), "{said}");
 }
 
