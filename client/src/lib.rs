@@ -1,6 +1,6 @@
 //! `narrowlink`, the client: reaches targets beyond agents through a gateway.
 //!
-//! [`start_forward`], [`connect`], [`agents`], [`ping`], [`bench`] and [`identities`] are its commands; each finds a gateway by its `routes`
+//! [`start_forward`], [`connect`], [`agents`], [`ping`], [`bench()`] and [`identities`] are its commands; each finds a gateway by its `routes`
 //! and asks there by `open` for sessions. A forward also holds a link (`presence`) and streams that
 //! stand (`warm`), on which a session costs no handshake (`early`), and takes a newer token up as soon as its file has
 //! one (`renewal`). Its first worker accepts (`forward`), and all of them `carry` what was accepted.

@@ -1,5 +1,5 @@
 //! Role: measures the way to an agent and to what it dials.
-//! See: [`ping`] and [`bench`], its commands; `probe`, a session that measures; `words`, for people.
+//! See: [`Ping`] and [`Bench`], what its commands find; `probe`, a session that measures; `words`, for people.
 
 mod bench;
 mod ping;

@@ -29,9 +29,12 @@ fn output(command: &mut Command) -> Vec<u8> {
 
 /// The packages, made once.
 fn packages() -> &'static [PathBuf] {
-    static MADE: OnceLock<(TempDir, Vec<PathBuf>)> = OnceLock::new();
-    let (_, packages) = MADE.get_or_init(|| {
-        let dir = TempDir::with_prefix("narrowlink-packages-").expect("a temporary directory can be made");
+    static MADE: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    MADE.get_or_init(|| {
+        // What is static is never dropped: the next run takes the place of this one.
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).expect("the target directory can be written");
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it stands in the workspace");
         let programs = PROGRAMS.map(ours);
         let beside = programs[0].parent().expect("a directory");
@@ -40,19 +43,18 @@ fn packages() -> &'static [PathBuf] {
                 .args(["--debs", "--programs"])
                 .arg(beside)
                 .arg("-o")
-                .arg(dir.path())
+                .arg(&dir)
                 .env_remove("CARGO_TARGET_DIR"),
         );
         println!("{}", String::from_utf8_lossy(&made));
-        output(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(dir.path()));
-        let files = fs::read_dir(dir.path()).expect("it can be listed").flatten().map(|file| file.path());
+        output(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&dir));
+        let files = fs::read_dir(&dir).expect("it can be listed").flatten().map(|file| file.path());
         let mut packages: Vec<_> =
             files.filter(|path| path.extension().is_some_and(|end| end == "deb")).collect();
         packages.sort();
         assert_eq!(packages.len(), PROGRAMS.len(), "{packages:?}");
-        (dir, packages)
-    });
-    packages
+        packages
+    })
 }
 
 fn package(name: &str) -> &'static Path {
