@@ -125,7 +125,7 @@ tokens:
   - !Client
     uid: 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10
     name: laptop
-    exp: 2027-01-31
+    exp: 2045-01-31
     policies: { permit: true, policies: [!Ip [home, 10.0.0.0/8, [22, 80-90], TCP], !Domain [null, nas.lan, 0, ANY], !Any [home, true]] }
     limits: { sessions: 1, streams: 1, dials_per_s: 1, bytes_per_s: 10MB, bytes_per_month: 1TB }
   - !ClientPolicy { uid: 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10, name: p, exp: 30d, pid: 7, policy: { type: WhiteList, policies: [!Any [home, true]] } }
