@@ -38,6 +38,7 @@ pub mod feature;
 pub mod finding;
 pub mod frame;
 pub mod hex;
+pub mod http;
 pub mod id;
 pub mod limits;
 pub mod measure;

@@ -5,9 +5,12 @@
 
 use super::{HEAD_BYTES_MAX, HeadError};
 
+/// A header: its name as it came, and its value without the blanks around it.
+pub use httparse::Header as Field;
+
 /// Where the head that begins at `start` ends; `None` while it is not whole. Heads before it count
 /// towards [`HEAD_BYTES_MAX`].
-pub(super) fn end(buf: &[u8], start: usize) -> Result<Option<usize>, HeadError> {
+pub(crate) fn end(buf: &[u8], start: usize) -> Result<Option<usize>, HeadError> {
     let window = &buf[..buf.len().min(HEAD_BYTES_MAX)];
     let mut at = start;
     for line in window[start..].split_inclusive(|&byte| byte == b'\n') {
@@ -44,16 +47,16 @@ fn has_control(text: &[u8]) -> bool {
 }
 
 /// The headers of one head.
-pub(super) struct Headers<'a>(pub(super) &'a [httparse::Header<'a>]);
+pub(crate) struct Headers<'h, 'a>(pub(crate) &'h [Field<'a>]);
 
-impl<'a> Headers<'a> {
+impl<'a> Headers<'_, 'a> {
     /// Every value of that name.
-    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.0.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
     }
 
     /// The one value of a header that may stand once.
-    pub(super) fn single(&self, name: &str) -> Result<Option<&'a str>, HeadError> {
+    pub(crate) fn single(&self, name: &str) -> Result<Option<&'a str>, HeadError> {
         let mut values = self.all(name);
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
@@ -66,7 +69,7 @@ impl<'a> Headers<'a> {
     }
 
     /// The elements of a header that is a list, over all its lines.
-    pub(super) fn list(&self, name: &str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn list(&self, name: &str) -> impl Iterator<Item = &'a str> {
         self.all(name)
             .filter_map(|value| str::from_utf8(value).ok())
             .flat_map(|value| value.split(','))
@@ -74,24 +77,24 @@ impl<'a> Headers<'a> {
     }
 
     /// Whether a list holds `word`, in any case.
-    pub(super) fn lists(&self, name: &str, word: &str) -> bool {
+    pub(crate) fn lists(&self, name: &str, word: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(word))
     }
 
     /// The first value of that name, whatever it holds.
-    pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
+    pub(crate) fn first(&self, name: &str) -> Option<&'a [u8]> {
         self.all(name).next()
     }
 
     /// Whether there is such a header.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.all(name).next().is_some()
     }
 }
 
 /// Appends `name: value`. Whatever can't stand in a header becomes `?`, which the receiver refuses
 /// for what it is; it can never begin a line of its own.
-pub(super) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
+pub(crate) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend(value.bytes().map(|byte| if matches!(byte, b' '..=0x7e) { byte } else { b'?' }));
