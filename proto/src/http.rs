@@ -7,8 +7,12 @@
 pub(crate) mod head;
 pub(crate) mod host;
 pub(crate) mod length;
+pub mod method;
+pub(crate) mod names;
+pub mod request;
+pub mod status;
 
-pub use self::{head::Field, length::Body};
+pub use self::{head::Field, length::Body, names::CLIENT_SUBJECT};
 
 /// A head's bytes at the most, its closing empty line included.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;

@@ -3,7 +3,7 @@
 //! than the whole.
 //! See: RFC 9112 sections 2.2 and 5.2.
 
-use super::{HEAD_BYTES_MAX, HeadError};
+use super::{HEAD_BYTES_MAX, HEADERS_MAX, HeadError, Version};
 
 /// A header: its name as it came, and its value without the blanks around it.
 pub use httparse::Header as Field;
@@ -42,7 +42,7 @@ pub(crate) fn end(buf: &[u8], start: usize) -> Result<Option<usize>, HeadError> 
 
 /// Without a way out of the loop, so that the compiler takes many bytes at a time: a head that comes in
 /// segments of one byte is gone over 16,000 times.
-fn has_control(text: &[u8]) -> bool {
+pub(crate) fn has_control(text: &[u8]) -> bool {
     text.iter().fold(false, |found, &byte| found | ((byte < b' ' && byte != b'\t') | (byte == 0x7f)))
 }
 
@@ -92,6 +92,88 @@ impl<'a> Headers<'_, 'a> {
     }
 }
 
+/// Whether a byte may stand in a method, a header's name or another token.
+pub(crate) const fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        )
+}
+
+/// Whether it is one token.
+pub(crate) fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|&byte| TCHAR[byte as usize])
+}
+
+const TCHAR: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = is_tchar(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+/// The first line and the headers of a head that [`end`] has found.
+pub(crate) fn parse(head: &[u8]) -> Result<(&[u8], Vec<Field<'_>>), HeadError> {
+    let lines = head.strip_suffix(b"\r\n\r\n").unwrap_or(head);
+    let mut lines = lines.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let first = lines.next().unwrap_or_default();
+    // Most heads of browsers have no more.
+    let mut fields = Vec::with_capacity(16);
+    for line in lines {
+        if fields.len() == HEADERS_MAX {
+            return Err(HeadError::TooLong);
+        }
+        fields.push(parse_field(line)?);
+    }
+    Ok((first, fields))
+}
+
+/// One line without its end: `name: value`, no blank before the colon.
+pub(crate) fn parse_field(line: &[u8]) -> Result<Field<'_>, HeadError> {
+    let colon = line.iter().position(|&byte| byte == b':');
+    let (name, value) = colon.map_or((line, &[][..]), |at| (&line[..at], &line[at + 1..]));
+    if colon.is_none() || !is_token(name) {
+        return Err(HeadError::Malformed("a malformed header name"));
+    }
+    let name = str::from_utf8(name).map_err(|_| HeadError::Malformed("a malformed header name"))?;
+    Ok(Field { name, value: trim(value) })
+}
+
+/// Without the blanks around it: spaces and tabs, no others.
+pub(crate) fn trim(value: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = value.iter().position(|byte| !blank(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !blank(byte)).map_or(start, |at| at + 1);
+    &value[start..end]
+}
+
+/// `HTTP/1.1` or `HTTP/1.0`.
+pub(crate) fn parse_version(text: &[u8]) -> Result<Version, HeadError> {
+    match text {
+        b"HTTP/1.1" => Ok(Version::Http11),
+        b"HTTP/1.0" => Ok(Version::Http10),
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => Err(HeadError::Version),
+        _ => Err(HeadError::Malformed("not HTTP/1")),
+    }
+}
+
 /// Appends `name: value`. Whatever can't stand in a header becomes `?`, which the receiver refuses
 /// for what it is; it can never begin a line of its own.
 pub(crate) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
@@ -99,6 +181,41 @@ pub(crate) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b": ");
     out.extend(value.bytes().map(|byte| if matches!(byte, b' '..=0x7e) { byte } else { b'?' }));
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a header that came from elsewhere; bytes above 0x7f stay. A name that is no token leaves no line at all.
+pub(crate) fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    if is_token(name.as_bytes()) {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        push_text(out, value);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Appends a part of a line; control characters become `?`.
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    if has_control(text) {
+        let shown = |&byte: &u8| if byte < b' ' && byte != b'\t' || byte == 0x7f { b'?' } else { byte };
+        out.extend(text.iter().map(shown));
+    } else {
+        out.extend_from_slice(text);
+    }
+}
+
+/// Appends a number in decimal.
+pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0; 20];
+    let (mut at, mut rest) = (digits.len(), number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
 }
 
 #[cfg(test)]
@@ -153,5 +270,47 @@ mod tests {
         let mut out = Vec::new();
         push(&mut out, "A", "b\r\nC: d\n\0\u{e9}");
         assert_eq!(out, b"A: b??C: d????\r\n");
+    }
+
+    #[test]
+    fn a_line_is_one_name_and_one_value() {
+        for (line, field) in [
+            ("A: b", Some(("A", "b"))),
+            ("A:b", Some(("A", "b"))),
+            ("a-!#_:\t b c \t", Some(("a-!#_", "b c"))),
+            ("A:", Some(("A", ""))),
+            ("A: :b", Some(("A", ":b"))),
+            ("A : b", None),
+            (": b", None),
+            ("A", None),
+            ("", None),
+            ("A(: b", None),
+            ("\u{e9}: b", None),
+        ] {
+            let got = parse_field(line.as_bytes()).ok();
+            assert_eq!(
+                got.map(|field| (field.name, str::from_utf8(field.value).unwrap())),
+                field,
+                "{line:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_std_writes_them() {
+        for number in [0, 9, 10, 12_345, u64::MAX] {
+            let mut out = Vec::new();
+            push_number(&mut out, number);
+            assert_eq!(out, number.to_string().into_bytes());
+        }
+    }
+
+    #[test]
+    fn a_foreign_header_stays_on_its_line() {
+        let mut out = Vec::new();
+        push_field(&mut out, "A", b"\xc3\xa9\tb\r\nC: d\0");
+        push_field(&mut out, "B\r\nC", b"x");
+        push_field(&mut out, "", b"x");
+        assert_eq!(out, b"A: \xc3\xa9\tb??C: d?\r\n");
     }
 }
