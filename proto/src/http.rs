@@ -4,12 +4,17 @@
 //! another verdict than the whole.
 //! See: RFC 9110 (semantics), RFC 9112 (HTTP/1.1), RFC 9113 (HTTP/2), RFC 7239 (Forwarded).
 
+pub mod chunked;
+pub mod forward;
 pub(crate) mod head;
 pub(crate) mod host;
 pub(crate) mod length;
 pub mod method;
 pub(crate) mod names;
+pub mod reply;
 pub mod request;
+pub mod response;
+pub mod rules;
 pub mod status;
 
 pub use self::{head::Field, length::Body, names::CLIENT_SUBJECT};
