@@ -6,11 +6,13 @@
 
 pub mod chunked;
 pub mod forward;
+pub mod forwarded;
 pub(crate) mod head;
 pub(crate) mod host;
 pub(crate) mod length;
 pub mod method;
 pub(crate) mod names;
+pub mod page;
 pub mod reply;
 pub mod request;
 pub mod response;
