@@ -5,6 +5,7 @@
 //! See: RFC 9110 (semantics), RFC 9112 (HTTP/1.1), RFC 9113 (HTTP/2), RFC 7239 (Forwarded).
 
 pub mod chunked;
+pub mod corpus;
 pub mod forward;
 pub mod forwarded;
 pub(crate) mod head;
