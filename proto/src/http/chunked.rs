@@ -444,5 +444,15 @@ mod tests {
             cuts.sort_unstable();
             prop_assert_eq!(decode(&body, &cuts), split(&body));
         }
+
+        #[test]
+        fn a_size_that_is_read_here_is_the_one_that_httparse_reads(line in "[0-9a-fA-F]{0,17}(;[ -~]{0,9})?(\r\n|\n| \r\n|\r\n)") {
+            let mut decoder = Decoder::default();
+            if let Ok(decoded) = decoder.decode(line.as_bytes()) {
+                let size = if decoder.state == State::Trailers { 0 } else { decoder.left() };
+                let theirs = httparse::parse_chunk_size(line.as_bytes());
+                prop_assert_eq!(theirs, Ok(httparse::Status::Complete((decoded.used, size))));
+            }
+        }
     }
 }

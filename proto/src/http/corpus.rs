@@ -9,7 +9,7 @@ mod refused;
 
 use std::borrow::Cow;
 
-use self::Verdict::{Forwarded, Incomplete, Refused};
+use self::Verdict::{Forwarded, Refused};
 
 /// What becomes of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,7 @@ mod tests {
             request, response,
             rules::HeaderRules,
         },
+        Verdict::Incomplete,
         *,
     };
 

@@ -104,7 +104,8 @@ mod tests {
     fn a_request_has_one_length_or_is_refused() {
         const CL: &str = "Content-Length";
         const TE: &str = "transfer-encoding";
-        let rows: &[(&[(&str, &str)], Result<Body, u16>)] = &[
+        type Lines = &'static [(&'static str, &'static str)];
+        let rows: &[(Lines, Result<Body, u16>)] = &[
             (&[], Ok(Body::None)),
             (&[(CL, "0")], Ok(Body::Length(0))),
             (&[(CL, "007")], Ok(Body::Length(7))),

@@ -84,12 +84,12 @@ pub(crate) fn of_request(name: &str) -> Class {
 pub(crate) fn is_dropped_from_response(name: &str) -> bool {
     let plain = Plain::of(name);
     let text = plain.text();
-    let listed = is_reserved(text)
-        || name.len() <= NAME_BYTES_MAX
+    // A browser takes no `_` for `-`, but what is ours goes out in no spelling.
+    is_reserved(text)
+        || !plain.is_odd
+            && name.len() <= NAME_BYTES_MAX
             && (is_connections(text)
-                || matches!(text, b"content-length" | b"proxy-authenticate" | b"proxy-authentication-info"));
-    // A browser takes no `_` for `-`.
-    listed && !(plain.is_odd && !is_reserved(text))
+                || matches!(text, b"content-length" | b"proxy-authenticate" | b"proxy-authentication-info"))
 }
 
 /// Whether a trailer of this name may be passed on: it frames, routes, authenticates and describes nothing (RFC 9110

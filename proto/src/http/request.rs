@@ -150,6 +150,9 @@ pub(crate) struct Options<'a> {
 
 /// As many options as headers: a list of thousands would be held against each header.
 pub(crate) fn parse_connection<'a>(headers: &Headers<'_, 'a>) -> Result<Options<'a>, HeadError> {
+    if !headers.all("Connection").all(<[u8]>::is_ascii) {
+        return Err(HeadError::Malformed("a connection option that is not ASCII"));
+    }
     let mut options = Options::default();
     let mut count = 0;
     for option in headers.list("Connection").filter(|option| !option.is_empty()) {

@@ -149,7 +149,16 @@ fn body(said: Body, is_end: bool) -> Result<Body, HeadError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::{
+            super::{
+                forward::{Rewriting, Visitor, write_request},
+                rules::HeaderRules,
+            },
+            parse_request,
+        },
+        *,
+    };
 
     const GET: Pseudo<'_> = Pseudo {
         method: "GET",
@@ -265,6 +274,42 @@ mod tests {
                 is_end,
             };
             let _ = Request::from_parts(pseudo, fields.iter().map(|(name, value)| (&**name, &**value)));
+        }
+
+        #[test]
+        fn what_is_accepted_of_http2_is_one_request_of_http1(
+            method in "(GET|POST|X)", authority in "[aB.:1-2\\[\\]]{1,4}", path in "/[!-~]{0,8}", is_end: bool,
+            fields in prop::collection::vec(
+                ("(x|cookie|te|expect|content-length|trailer|x-forwarded-for|nl-x|host|a_b)", "[ -~]{0,4}|trailers|100-continue"),
+                0..5,
+            ),
+        ) {
+            let pseudo = Pseudo {
+                method: &method,
+                scheme: Some("https"),
+                authority: Some(&authority),
+                path: Some(&path),
+                is_end,
+            };
+            let fields = fields.iter().map(|(name, value)| (&**name, value.as_bytes()));
+            if let Ok(request) = Request::from_parts(pseudo, fields) {
+                let visitor = Visitor {
+                    addr: [192, 0, 2, 1].into(),
+                    port: 443,
+                    by_tls: true,
+                    is_trusted: false,
+                    request_id: "1",
+                    certificate_subject: None,
+                };
+                let (mut out, rules) = (Vec::new(), HeaderRules::default());
+                write_request(&mut out, &request, &visitor, &Rewriting { host: None, rules: &rules, is_last: false });
+                let again = parse_request(&out).unwrap().unwrap();
+                prop_assert_eq!(again.head_bytes, out.len());
+                prop_assert_eq!((again.method, again.authority, again.path), (&*method, &*authority, &*path));
+                let is_empty = |body: Body| matches!(body, Body::None | Body::Length(0));
+                prop_assert!(again.body == request.body || is_empty(again.body) && is_empty(request.body));
+                prop_assert!(again.values("cookie").count() <= 1 && again.values("nl-x").count() == 0);
+            }
         }
     }
 }
