@@ -4,12 +4,13 @@
 //! (`NL-*`) passes from a visitor.
 //! See: RFC 9110 sections 7.6 and 7.8; RFC 7239; RFC 9113 section 8.2.3 (cookies).
 
+mod hop;
+
 use std::net::IpAddr;
 
 use super::{
     Body, CLIENT_SUBJECT,
     head::{push_field, push_number, push_text},
-    host,
     method::names_its_length,
     names::{self, Class},
     request::Request,
@@ -57,7 +58,7 @@ pub fn write_request(
     out.extend_from_slice(b" HTTP/1.1\r\n");
     push_field(out, "Host", rewriting.host.unwrap_or(request.authority).as_bytes());
     pass_fields(out, request, visitor, rewriting.rules);
-    add_forwarded(out, request, visitor, rewriting.rules);
+    hop::add(out, request, visitor, rewriting.rules);
     if !rewriting.rules.replaces("X-Request-Id") {
         push_field(out, "X-Request-Id", visitor.request_id.as_bytes());
     }
@@ -101,70 +102,25 @@ fn pass_fields(out: &mut Vec<u8>, request: &Request<'_>, visitor: &Visitor<'_>, 
         }
         if class == Class::Cookie {
             has_cookies = true;
-            push_joined(out, "Cookie", request.values("cookie"), b"; ", "");
+            push_joined(out, "Cookie", request.values("cookie"), b"; ");
         } else {
             push_field(out, field.name, field.value);
         }
     }
 }
 
-/// One line of all values, and of what is added to them.
-fn push_joined<'a>(
-    out: &mut Vec<u8>,
-    name: &str,
-    values: impl Iterator<Item = &'a [u8]>,
-    between: &[u8],
-    added: &str,
-) {
+/// One line of all values.
+fn push_joined<'a>(out: &mut Vec<u8>, name: &str, values: impl Iterator<Item = &'a [u8]>, between: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     let start = out.len();
     for value in values.filter(|value| !value.is_empty()) {
-        push_text(out, value);
-        out.extend_from_slice(between);
-    }
-    if added.is_empty() {
-        // What stands between two stands behind none.
-        out.truncate(out.len().saturating_sub(between.len()).max(start));
-    }
-    push_text(out, added.as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-/// What the origin is told of the way that the request came. A trusted proxy's words stay, with our own behind them; a
-/// header that the host sets or removes is left out.
-fn add_forwarded(out: &mut Vec<u8>, request: &Request<'_>, visitor: &Visitor<'_>, rules: &HeaderRules) {
-    let said = |name: &'static str| request.values(name).filter(|_| visitor.is_trusted);
-    let one = |name: &'static str, holds: fn(&str) -> bool| {
-        let mut values = said(name);
-        let value = str::from_utf8(values.next()?).ok()?;
-        (values.next().is_none() && holds(value)).then_some(value)
-    };
-    let addr = visitor.addr.to_canonical();
-    let scheme = if visitor.by_tls { "https" } else { "http" };
-    if !rules.replaces("X-Forwarded-For") {
-        push_joined(out, "X-Forwarded-For", said("X-Forwarded-For"), b", ", &addr.to_string());
-    }
-    let port = visitor.port.to_string();
-    let is_scheme = |text: &str| matches!(text, "http" | "https");
-    let is_host = |text: &str| host::split(text).is_some();
-    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok();
-    for (name, said, own) in [
-        ("X-Forwarded-Proto", one("X-Forwarded-Proto", is_scheme), scheme),
-        ("X-Forwarded-Host", one("X-Forwarded-Host", is_host), request.authority),
-        ("X-Forwarded-Port", one("X-Forwarded-Port", is_port), &port),
-    ] {
-        if !rules.replaces(name) {
-            push_field(out, name, said.unwrap_or(own).as_bytes());
+        if out.len() > start {
+            out.extend_from_slice(between);
         }
+        push_text(out, value);
     }
-    // Of a proxy that writes the other header alone, this one would name the proxy as if nothing stood before it.
-    let is_complete = said("Forwarded").next().is_some() || said("X-Forwarded-For").next().is_none();
-    if is_complete && !rules.replaces("Forwarded") {
-        let (open, close) = if addr.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
-        let hop = format!("for={open}{addr}{close};host=\"{}\";proto={scheme}", request.authority);
-        push_joined(out, "Forwarded", said("Forwarded"), b", ", &hop);
-    }
+    out.extend_from_slice(b"\r\n");
 }
 
 fn add_connection(out: &mut Vec<u8>, request: &Request<'_>, is_last: bool) {
@@ -175,10 +131,10 @@ fn add_connection(out: &mut Vec<u8>, request: &Request<'_>, is_last: bool) {
     ];
     let options = options.iter().filter(|(holds, _)| *holds).map(|(_, option)| option.as_bytes());
     if options.clone().next().is_some() {
-        push_joined(out, "Connection", options, b", ", "");
+        push_joined(out, "Connection", options, b", ");
     }
     if request.asks_upgrade() {
-        push_joined(out, "Upgrade", request.upgrade.iter().map(|text| text.as_bytes()), b", ", "");
+        push_joined(out, "Upgrade", request.upgrade.iter().map(|text| text.as_bytes()), b", ");
     }
     if request.takes_trailers {
         out.extend_from_slice(b"TE: trailers\r\n");
@@ -357,36 +313,6 @@ mod tests {
         for gone in ["NL-", "nl_", "Proxy:", "X_Forwarded_For", "X.Real.IP", "theirs"] {
             assert!(!all.contains(gone), "{gone} in {all}");
         }
-    }
-
-    #[test]
-    fn a_trusted_proxys_nonsense_gives_way_to_what_is_seen_here() {
-        let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\nX-Forwarded-For: x\r\n\
-                    X-Forwarded-Proto: gopher\r\nX-Forwarded-Host: b\r\nX-Forwarded-Host: c\r\nX-Forwarded-Port: 99999\r\n\r\n";
-        assert_eq!(
-            forwarded(head, &PROXY)[2..],
-            [
-                "X-Forwarded-For: 10.0.0.1, x, 192.0.2.1",
-                "X-Forwarded-Proto: https",
-                "X-Forwarded-Host: a",
-                "X-Forwarded-Port: 443",
-                "X-Request-Id: id1"
-            ]
-        );
-    }
-
-    #[test]
-    fn addresses_are_written_in_their_one_form() {
-        let head = "GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n";
-        let mapped =
-            Visitor { addr: "::ffff:192.0.2.9".parse().unwrap(), by_tls: false, port: 80, ..STRANGER };
-        let lines = forwarded(head, &mapped);
-        assert_eq!(lines[2], "X-Forwarded-For: 192.0.2.9");
-        assert_eq!(lines[6], "Forwarded: for=192.0.2.9;host=\"[::1]:8080\";proto=http");
-        let six = Visitor { addr: "2001:db8::1".parse().unwrap(), ..STRANGER };
-        let lines = forwarded(head, &six);
-        assert_eq!(lines[2], "X-Forwarded-For: 2001:db8::1");
-        assert_eq!(lines[6], "Forwarded: for=\"[2001:db8::1]\";host=\"[::1]:8080\";proto=https");
     }
 
     #[test]

@@ -40,8 +40,8 @@ impl Plain {
         let mut plain =
             Self { bytes: [0; NAME_BYTES_MAX], len: name.len().min(NAME_BYTES_MAX), is_odd: false };
         for (to, from) in plain.bytes.iter_mut().zip(name.bytes()) {
-            *to = plain_byte(from);
-            plain.is_odd |= *to == b'-' && from != b'-';
+            *to = PLAIN[from as usize];
+            plain.is_odd |= (*to == b'-') & (from != b'-');
         }
         plain
     }
@@ -55,6 +55,16 @@ const fn plain_byte(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
+const PLAIN: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = plain_byte(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
 /// Whether two names are one, or become one as CGI variables.
 pub(crate) fn is_same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| plain_byte(a) == plain_byte(b))
@@ -63,22 +73,42 @@ pub(crate) fn is_same(a: &str, b: &str) -> bool {
 /// What becomes of a request's header of this name.
 pub(crate) fn of_request(name: &str) -> Class {
     let plain = Plain::of(name);
-    let class = match plain.text() {
-        _ if is_reserved(plain.text()) => Class::Dropped,
-        _ if name.len() > NAME_BYTES_MAX && !plain.text().starts_with(b"x-forwarded-") => Class::Other,
-        text if is_connections(text) => Class::Dropped,
-        b"host" | b"content-length" | b"expect" | b"proxy" | b"proxy-authorization" | b"x-request-id" => {
-            Class::Dropped
-        }
-        b"x-forwarded-for" | b"x-forwarded-proto" | b"x-forwarded-host" | b"x-forwarded-port"
-        | b"forwarded" => Class::Ours,
-        text if is_claim(text) => Class::Claim,
-        b"cookie" => Class::Cookie,
-        b"trailer" => Class::Trailer,
-        _ => Class::Other,
+    let text = plain.text();
+    let found = of_length(name.len()).iter().find(|(own, _)| *own == text);
+    let class = match found {
+        _ if is_reserved(text) => Class::Dropped,
+        Some((_, class)) => *class,
+        None if text.starts_with(b"x-forwarded-") => Class::Claim,
+        None => Class::Other,
     };
     if plain.is_odd && class != Class::Other { Class::Dropped } else { class }
 }
+
+/// The names of that length.
+fn of_length(len: usize) -> &'static [(&'static [u8], Class)] {
+    match (STARTS.get(len), STARTS.get(len + 1)) {
+        (Some(&start), Some(&end)) => &NAMES[start..end],
+        _ => &[],
+    }
+}
+
+/// Where the names of each length begin.
+const STARTS: [usize; NAME_BYTES_MAX + 2] = {
+    let mut starts = [NAMES.len(); NAME_BYTES_MAX + 2];
+    let mut at = NAMES.len();
+    while at > 0 {
+        at -= 1;
+        let mut len = NAMES[at].0.len();
+        while starts[len] > at {
+            starts[len] = at;
+            if len == 0 {
+                break;
+            }
+            len -= 1;
+        }
+    }
+    starts
+};
 
 /// Whether an answer's header of this name stays on the origin's own connection.
 pub(crate) fn is_dropped_from_response(name: &str) -> bool {
@@ -157,91 +187,110 @@ pub(crate) fn is_connections(text: &[u8]) -> bool {
     )
 }
 
-fn is_claim(text: &[u8]) -> bool {
-    text.starts_with(b"x-forwarded-")
-        || matches!(
-            text,
-            b"x-forwarded"
-                | b"forwarded-for"
-                | b"forwarded-proto"
-                | b"x-original-forwarded-for"
-                | b"x-real-ip"
-                | b"x-real-port"
-                | b"real-ip"
-                | b"cf-connecting-ip"
-                | b"cf-connecting-ipv6"
-                | b"cf-pseudo-ipv4"
-                | b"cf-ipcountry"
-                | b"cf-visitor"
-                | b"true-client-ip"
-                | b"client-ip"
-                | b"x-client-ip"
-                | b"x-client-port"
-                | b"x-cluster-client-ip"
-                | b"x-originating-ip"
-                | b"x-remote-ip"
-                | b"x-remote-addr"
-                | b"remote-addr"
-                | b"remote-host"
-                | b"remote-user"
-                | b"x-remote-user"
-                | b"x-proxyuser-ip"
-                | b"proxy-client-ip"
-                | b"wl-proxy-client-ip"
-                | b"wl-proxy-ssl"
-                | b"via-ip"
-                | b"fastly-client-ip"
-                | b"fastly-client"
-                | b"fastly-ssl"
-                | b"fly-client-ip"
-                | b"fly-forwarded-port"
-                | b"do-connecting-ip"
-                | b"x-azure-clientip"
-                | b"x-azure-socketip"
-                | b"x-appengine-user-ip"
-                | b"x-appengine-remote-addr"
-                | b"x-envoy-external-address"
-                | b"x-envoy-internal"
-                | b"x-envoy-original-path"
-                | b"incap-client-ip"
-                | b"x-sucuri-clientip"
-                | b"x-vercel-forwarded-for"
-                | b"x-nf-client-connection-ip"
-                | b"x-akamai-client-ip"
-                | b"akamai-client-ip"
-                | b"ali-cdn-real-ip"
-                | b"cdn-src-ip"
-                | b"cdn-loop-ip"
-                | b"x-coming-from"
-                | b"coming-from"
-                | b"x-host"
-                | b"x-original-host"
-                | b"x-original-url"
-                | b"x-original-uri"
-                | b"x-original-remote-addr"
-                | b"x-rewrite-url"
-                | b"x-scheme"
-                | b"x-url-scheme"
-                | b"front-end-https"
-                | b"x-arr-ssl"
-                | b"x-arr-clientcert"
-                | b"x-client-cert"
-                | b"x-client-verify"
-                | b"x-client-dn"
-                | b"x-ssl-cert"
-                | b"x-ssl-client-cert"
-                | b"x-ssl-client-dn"
-                | b"x-ssl-client-s-dn"
-                | b"x-ssl-client-verify"
-                | b"ssl-client-cert"
-                | b"ssl-client-verify"
-                | b"ssl-client-subject-dn"
-                | b"client-cert"
-                | b"client-cert-chain"
-                | b"x-amzn-mtls-clientcert-subject"
-                | b"x-amzn-mtls-clientcert"
-        )
-}
+/// The names that are not passed on as they are, by their length and then their bytes; the prefixes beside them are
+/// `nl-` and `x-forwarded-`.
+#[rustfmt::skip]
+const NAMES: &[(&[u8], Class)] = &[
+    (b"te", Class::Dropped),
+    (b"host", Class::Dropped),
+    (b"proxy", Class::Dropped),
+    (b"cookie", Class::Cookie),
+    (b"expect", Class::Dropped),
+    (b"via-ip", Class::Claim),
+    (b"x-host", Class::Claim),
+    (b"real-ip", Class::Claim),
+    (b"trailer", Class::Trailer),
+    (b"upgrade", Class::Dropped),
+    (b"x-scheme", Class::Claim),
+    (b"client-ip", Class::Claim),
+    (b"forwarded", Class::Ours),
+    (b"x-arr-ssl", Class::Claim),
+    (b"x-real-ip", Class::Claim),
+    (b"cdn-src-ip", Class::Claim),
+    (b"cf-visitor", Class::Claim),
+    (b"connection", Class::Dropped),
+    (b"fastly-ssl", Class::Claim),
+    (b"keep-alive", Class::Dropped),
+    (b"x-ssl-cert", Class::Claim),
+    (b"cdn-loop-ip", Class::Claim),
+    (b"client-cert", Class::Claim),
+    (b"coming-from", Class::Claim),
+    (b"remote-addr", Class::Claim),
+    (b"remote-host", Class::Claim),
+    (b"remote-user", Class::Claim),
+    (b"x-client-dn", Class::Claim),
+    (b"x-client-ip", Class::Claim),
+    (b"x-forwarded", Class::Claim),
+    (b"x-real-port", Class::Claim),
+    (b"x-remote-ip", Class::Claim),
+    (b"cf-ipcountry", Class::Claim),
+    (b"wl-proxy-ssl", Class::Claim),
+    (b"x-request-id", Class::Dropped),
+    (b"x-url-scheme", Class::Claim),
+    (b"fastly-client", Class::Claim),
+    (b"fly-client-ip", Class::Claim),
+    (b"forwarded-for", Class::Claim),
+    (b"x-client-cert", Class::Claim),
+    (b"x-client-port", Class::Claim),
+    (b"x-coming-from", Class::Claim),
+    (b"x-remote-addr", Class::Claim),
+    (b"x-remote-user", Class::Claim),
+    (b"x-rewrite-url", Class::Claim),
+    (b"cf-pseudo-ipv4", Class::Claim),
+    (b"content-length", Class::Dropped),
+    (b"http2-settings", Class::Dropped),
+    (b"true-client-ip", Class::Claim),
+    (b"x-original-uri", Class::Claim),
+    (b"x-original-url", Class::Claim),
+    (b"x-proxyuser-ip", Class::Claim),
+    (b"ali-cdn-real-ip", Class::Claim),
+    (b"forwarded-proto", Class::Claim),
+    (b"front-end-https", Class::Claim),
+    (b"incap-client-ip", Class::Claim),
+    (b"proxy-client-ip", Class::Claim),
+    (b"ssl-client-cert", Class::Claim),
+    (b"x-client-verify", Class::Claim),
+    (b"x-forwarded-for", Class::Ours),
+    (b"x-original-host", Class::Claim),
+    (b"x-ssl-client-dn", Class::Claim),
+    (b"akamai-client-ip", Class::Claim),
+    (b"cf-connecting-ip", Class::Claim),
+    (b"do-connecting-ip", Class::Claim),
+    (b"fastly-client-ip", Class::Claim),
+    (b"proxy-connection", Class::Dropped),
+    (b"x-arr-clientcert", Class::Claim),
+    (b"x-azure-clientip", Class::Claim),
+    (b"x-azure-socketip", Class::Claim),
+    (b"x-envoy-internal", Class::Claim),
+    (b"x-forwarded-host", Class::Ours),
+    (b"x-forwarded-port", Class::Ours),
+    (b"x-originating-ip", Class::Claim),
+    (b"client-cert-chain", Class::Claim),
+    (b"ssl-client-verify", Class::Claim),
+    (b"transfer-encoding", Class::Dropped),
+    (b"x-forwarded-proto", Class::Ours),
+    (b"x-ssl-client-cert", Class::Claim),
+    (b"x-ssl-client-s-dn", Class::Claim),
+    (b"x-sucuri-clientip", Class::Claim),
+    (b"cf-connecting-ipv6", Class::Claim),
+    (b"fly-forwarded-port", Class::Claim),
+    (b"wl-proxy-client-ip", Class::Claim),
+    (b"x-akamai-client-ip", Class::Claim),
+    (b"proxy-authorization", Class::Dropped),
+    (b"x-appengine-user-ip", Class::Claim),
+    (b"x-cluster-client-ip", Class::Claim),
+    (b"x-ssl-client-verify", Class::Claim),
+    (b"ssl-client-subject-dn", Class::Claim),
+    (b"x-envoy-original-path", Class::Claim),
+    (b"x-amzn-mtls-clientcert", Class::Claim),
+    (b"x-original-remote-addr", Class::Claim),
+    (b"x-vercel-forwarded-for", Class::Claim),
+    (b"x-appengine-remote-addr", Class::Claim),
+    (b"x-envoy-external-address", Class::Claim),
+    (b"x-original-forwarded-for", Class::Claim),
+    (b"x-nf-client-connection-ip", Class::Claim),
+    (b"x-amzn-mtls-clientcert-subject", Class::Claim),
+];
 
 #[cfg(test)]
 mod tests {
@@ -354,7 +403,12 @@ mod tests {
     }
 
     #[test]
-    fn no_list_holds_a_name_that_is_longer_than_what_is_compared() {
+    fn names_are_found_by_their_order_and_none_is_longer_than_what_is_compared() {
+        assert!(NAMES.is_sorted_by_key(|(name, _)| (name.len(), *name)));
+        for (name, class) in NAMES {
+            assert!(name.len() <= NAME_BYTES_MAX);
+            assert_eq!(of_request(str::from_utf8(name).unwrap()), *class);
+        }
         assert!(
             CLIENT_SUBJECT.len() <= NAME_BYTES_MAX
                 && "x-amzn-mtls-clientcert-subject".len() <= NAME_BYTES_MAX
