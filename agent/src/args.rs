@@ -70,6 +70,9 @@ Exit codes: 0 the gateway takes it, 2 what is no ticket, 69 it does not, or can'
         /// Where agent.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// Where another agent's token is there, give that up
+        #[arg(long)]
+        replace: bool,
         /// Leave it to you to run it: for root, where systemd runs the machine, it is made a service else
         #[arg(long)]
         no_service: bool,

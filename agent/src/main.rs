@@ -22,9 +22,9 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::{
-    peer::who_refuses,
+    peer::{Trial, try_token},
     run::{
-        enroll::{EnrollError, Enrolled, enroll},
+        enroll::{EnrollError, Enrolled, Place, enroll},
         log,
         notify::Notifier,
         process::find_config,
@@ -110,7 +110,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<EnrollError>() {
         _ if by_config => EXIT_CONFIG,
-        Some(EnrollError::Install(_)) => EXIT_CANT_CREATE,
+        Some(EnrollError::Install(_) | EnrollError::Another { .. }) => EXIT_CANT_CREATE,
         Some(EnrollError::Input(_)) => UNWRITTEN,
         Some(EnrollError::Ticket(_) | EnrollError::Program(_) | EnrollError::Nowhere) => EXIT_USAGE,
         Some(EnrollError::Refused { .. }) => EXIT_UNAVAILABLE,
@@ -133,7 +133,7 @@ fn kind_of(error: &anyhow::Error) -> Code {
     match (error.downcast_ref::<StartError>(), error.downcast_ref::<EnrollError>()) {
         (Some(StartError::Config(e)), _) => e.code(),
         (Some(StartError::Runtime(_)), _) => Code::Internal,
-        (None, Some(EnrollError::Install(_))) => Code::Unmade,
+        (None, Some(EnrollError::Install(_) | EnrollError::Another { .. })) => Code::Unmade,
         (None, Some(EnrollError::Input(_))) => Code::Stdio,
         (None, Some(EnrollError::Ticket(_) | EnrollError::Program(_))) => Code::Ticket,
         (None, Some(EnrollError::Refused { .. })) => Code::Token,
@@ -158,8 +158,9 @@ fn start_log(args: &Args) {
 /// Does it; the exit code.
 fn run(args: &Args) -> anyhow::Result<u8> {
     match &args.command {
-        Some(Command::Join { ticket, dir, no_service }) => {
-            join(ticket, dir.as_deref(), !no_service, args.require_io_uring).map(|()| 0)
+        Some(Command::Join { ticket, dir, replace, no_service }) => {
+            let place = Place { dir: dir.as_deref(), replace: *replace };
+            join(ticket, place, !no_service, args.require_io_uring).map(|()| 0)
         }
         Some(Command::Service(command)) => service::run(command, args.config.as_deref()),
         Some(Command::Doctor { json }) => {
@@ -239,12 +240,12 @@ fn load(args: &Args) -> Result<(Config, PathBuf), ConfigError> {
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
-fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
+fn join(ticket: &str, place: Place<'_>, may_serve: bool, require_io_uring: bool) -> anyhow::Result<()> {
     let Enrolled { name, config: path, said, renewed, with } =
-        enroll(&Program::AGENT, ticket, dir, |name| std::env::var_os(name), who_refuses)?;
+        enroll(&Program::AGENT, ticket, place, |name| std::env::var_os(name), try_token)?;
     say(&said);
     let is_service = may_serve && with.is_empty() && Unit::can_be_installed();
-    if renewed {
+    if let Some(trial) = renewed {
         // An agent of this name may run: it would have to leave for one that only asks.
         let next = match is_service {
             true => service::install(&path)?,
@@ -253,7 +254,12 @@ fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: boo
                  narrowlink-agent{with} doctor goes the way to the gateway step by step\n"
             ),
         };
-        return Ok(answer::write(io::stdout(), &next)?);
+        let Trial::Taken(gateway) = trial else {
+            say(next.trim_end());
+            return Err(NotWelcomed::Renewed.into());
+        };
+        let told = format!("{gateway} takes the token of the agent {name}\n{next}");
+        return Ok(answer::write(io::stdout(), &told)?);
     }
     let mut config = Config::load(&path)?;
     config.require_io_uring = require_io_uring;
@@ -269,7 +275,7 @@ fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: boo
         if is_service {
             say(next.trim_end());
         }
-        return Err(NotWelcomed.into());
+        return Err(NotWelcomed::New.into());
     };
     let told = format!("{gateway} takes this machine for the agent {name}\n{next}");
     Ok(answer::write(io::stdout(), &told)?)
@@ -277,11 +283,18 @@ fn join(ticket: &str, dir: Option<&Path>, may_serve: bool, require_io_uring: boo
 
 /// What a ticket said is written, and the gateway has not welcomed its bearer.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the gateway has not welcomed this agent: why is said above. What the ticket said is written all the same; \
+enum NotWelcomed {
+    #[error(
+        "the gateway has not welcomed this agent: why is said above. What the ticket said is written all the same; \
          narrowlink-agent tries again"
-)]
-struct NotWelcomed;
+    )]
+    New,
+    #[error(
+        "no gateway could be asked whether it takes the new token, which is in its place: narrowlink-agent doctor says what is \
+         in the way"
+    )]
+    Renewed,
+}
 
 fn say(message: &str) {
     log::say(&format!("narrowlink-agent: {message}"));

@@ -79,6 +79,9 @@ Exit codes: as whoami, and 2 what is no ticket, 73 what can't be written.")]
         /// Where client.yaml goes: /etc/narrowlink for root, ~/.config/narrowlink for others
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// Where another client's token is there, give that up
+        #[arg(long)]
+        replace: bool,
     },
     /// Show the agents that are connected
     #[command(after_help = "\

@@ -180,7 +180,7 @@ impl From<EnrollError> for Failure {
             EnrollError::Ticket(_) | EnrollError::Program(_) => (Exit::Usage, Code::Ticket),
             EnrollError::Refused { .. } => (Exit::Authentication, Code::Token),
             EnrollError::Nowhere => (Exit::Usage, Code::Usage),
-            EnrollError::Install(_) => (Exit::CantCreate, Code::Unmade),
+            EnrollError::Install(_) | EnrollError::Another { .. } => (Exit::CantCreate, Code::Unmade),
         };
         Self::new(exit, e).of_kind(code)
     }

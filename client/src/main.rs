@@ -5,7 +5,6 @@
 
 use std::{
     io,
-    path::Path,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -23,9 +22,9 @@ use narrowlink_client::{
     ping, start_forward, whoami,
 };
 use narrowlink_dataplane::{
-    peer::who_refuses,
+    peer::try_token,
     run::{
-        enroll::{Enrolled, enroll},
+        enroll::{Enrolled, Place, enroll},
         log,
         process::find_config,
     },
@@ -113,8 +112,8 @@ fn start_log(args: &Args) {
 }
 
 fn run(args: Args) -> Result<Exit, Failure> {
-    if let Command::Login { ticket, dir } = &args.command {
-        return login(ticket, dir.as_deref());
+    if let Command::Login { ticket, dir, replace } = &args.command {
+        return login(ticket, Place { dir: dir.as_deref(), replace: *replace });
     }
     let loaded = load(&args);
     if let Command::Doctor { json } = args.command {
@@ -195,9 +194,9 @@ fn forward(config: &Config, plan: Plan, as_json: bool, quiet: bool) -> Failure {
 }
 
 /// Writes what a ticket says, and asks the gateway whether it takes it.
-fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
+fn login(ticket: &str, into: Place<'_>) -> Result<Exit, Failure> {
     let Enrolled { config, said, with, .. } =
-        enroll(&Program::CLIENT, ticket, dir, |name| std::env::var_os(name), who_refuses)?;
+        enroll(&Program::CLIENT, ticket, into, |name| std::env::var_os(name), try_token)?;
     say(&said);
     let config = Config::load(&config)?;
     let identities = identities(&config, false)?;
@@ -214,7 +213,10 @@ fn login(ticket: &str, dir: Option<&Path>) -> Result<Exit, Failure> {
                 "next: narrowlink{with} list, and narrowlink{with} forward -n AGENT HOST:PORT with one of these"
             ),
         },
-        _ => "what the ticket said is written all the same; narrowlink whoami asks again".to_owned(),
+        Exit::Authentication => {
+            "what the ticket said is written all the same; ask for another ticket: login with it takes its place".to_owned()
+        }
+        _ => format!("what the ticket said is written all the same; narrowlink{with} whoami asks again"),
     });
     Ok(exit)
 }

@@ -74,7 +74,7 @@ fn the_config_is_looked_for_where_the_help_says() {
     assert_eq!(out.status.code(), Some(78));
     let words = text(&out.stderr);
     assert!(words.contains("no gateway.yaml in ., "), "{words}");
-    assert!(words.contains(".narrowlink, /etc/narrowlink; write one there"), "{words}");
+    assert!(words.contains(".narrowlink, /etc/narrowlink; narrowlink-gateway init makes one"), "{words}");
     let ws = good().lines().filter(|line| !line.contains("Wss")).collect::<Vec<_>>().join("\n");
     for place in [".narrowlink", ".config/narrowlink", "."] {
         let place = dir.path().join(place);

@@ -21,10 +21,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// For all of them: a ticket may name several.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(10);
 
-/// The gateway that refuses the token of these endpoints, if none of them takes it.
-pub fn who_refuses(endpoints: Vec<SelfHosted>) -> Option<String> {
-    run_alone(false, |_| async move {
-        let (mut refuses, began) = (None, Instant::now());
+/// What gateways say of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trial {
+    /// This one takes it.
+    Taken(String),
+    /// None takes it, and this one refuses it.
+    Refused(String),
+    /// None has answered as a gateway does.
+    Unanswered,
+}
+
+/// Whether a gateway of these endpoints takes their token.
+pub fn try_token(endpoints: Vec<SelfHosted>) -> Trial {
+    let tried = run_alone(false, |_| async move {
+        let (mut trial, began) = (Trial::Unanswered, Instant::now());
         for endpoint in &endpoints {
             let left = PATIENCE_IN_ALL.saturating_sub(began.elapsed()).min(PATIENCE);
             if left.is_zero() {
@@ -33,16 +44,16 @@ pub fn who_refuses(endpoints: Vec<SelfHosted>) -> Option<String> {
             let Ok(gateway) = Gateway::load(endpoint, Path::new("")) else { continue };
             let protocol = Protocol { channel: Channel::Link, framing: Framing::Framed };
             match open(&gateway, protocol, Ask::Nothing, left).await {
-                Ok(_) => return None,
+                Ok(_) => return Trial::Taken(gateway.describe().to_owned()),
                 Err(TunnelError::Refused(refused)) if refused.code == RefusalCode::Unauthenticated => {
-                    refuses = Some(gateway.describe().to_owned());
+                    trial = Trial::Refused(gateway.describe().to_owned());
                 }
                 Err(_) => {}
             }
         }
-        refuses
-    })
-    .unwrap_or_default()
+        trial
+    });
+    tried.unwrap_or(Trial::Unanswered)
 }
 
 #[cfg(test)]
@@ -62,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_t_be_asked_or_is_no_gateway_has_refused_nothing() {
+    fn who_can_t_be_asked_or_is_no_gateway_has_neither_taken_nor_refused_anything() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let there = listener.local_addr().unwrap().to_string();
         std::thread::spawn(move || {
@@ -72,6 +83,7 @@ mod tests {
             }
         });
         let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        assert_eq!(who_refuses(vec![endpoint(there), endpoint(gone), endpoint("x".to_owned())]), None);
+        let endpoints = vec![endpoint(there), endpoint(gone), endpoint("x".to_owned())];
+        assert_eq!(try_token(endpoints), Trial::Unanswered);
     }
 }

@@ -133,7 +133,12 @@ impl Error for NoConfig {}
 impl fmt::Display for NoConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dirs: Vec<_> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
-        write!(f, "no {} in {}; write one there, or name it with -c", self.file_name, dirs.join(", "))
+        let made_by = match &*self.file_name {
+            "client.yaml" => "narrowlink login TICKET",
+            "agent.yaml" => "narrowlink-agent join TICKET",
+            _ => "narrowlink-gateway init",
+        };
+        write!(f, "no {} in {}; {made_by} makes one, or name it with -c", self.file_name, dirs.join(", "))
     }
 }
 
@@ -196,7 +201,7 @@ mod tests {
         let absent = find_config("no-such.yaml", env).unwrap_err().to_string();
         assert_eq!(
             absent,
-            "no no-such.yaml in ., /h/.config/narrowlink, /h/.narrowlink, /etc/narrowlink; write one there, or name it with -c"
+            "no no-such.yaml in ., /h/.config/narrowlink, /h/.narrowlink, /etc/narrowlink; narrowlink-gateway init makes one, or name it with -c"
         );
         let dir = std::env::temp_dir().join(format!("narrowlink-find-{}", std::process::id()));
         std::fs::create_dir_all(dir.join(".narrowlink")).unwrap();
