@@ -10,7 +10,7 @@ use std::{fmt::Write as _, net::IpAddr, path::Path};
 use narrowlink_proto::{
     endpoint::SecretText,
     hex,
-    policy::{Grant, Item, Policies},
+    policy::{Grant, Item, Policies, ShortError},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
     when::{When, distance, show, show_from},
@@ -172,9 +172,21 @@ fn meant(text: &str, agents: &[String]) -> Option<String> {
             format!("{agent}:127.0.0.1:{ports}")
         }
         Some((_, ports)) if is_ports(ports) => format!("{first}:{text}"),
+        Some((agent, _)) if !is_place(agent) && text.parse::<Item>() == Err(ShortError::NoPort) => {
+            return Some(with_port(text));
+        }
         _ => return None,
     };
     rule.parse::<Item>().is_ok().then_some(rule)
+}
+
+/// A rule that lacks its port, with a place for it in front of the protocol.
+fn with_port(text: &str) -> String {
+    let text = text.trim_end_matches(':');
+    match text.rsplit_once('/') {
+        Some((place, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => format!("{place}:PORT/{word}"),
+        _ => format!("{text}:PORT"),
+    }
 }
 
 impl Wanted {
@@ -435,6 +447,14 @@ mod tests {
             ("127.0.0.1:22", "did you mean home:127.0.0.1:22?"),
             ("nas.lan:22", "did you mean home:nas.lan:22?"),
             ("192.168.1.1", "192.168.1.1 looks like a port or an address"),
+            ("home:127.0.0.1", "the port is missing"),
+            ("home:127.0.0.1", "did you mean home:127.0.0.1:PORT?"),
+            ("home:10.0.0.0/8", "did you mean home:10.0.0.0/8:PORT?"),
+            ("home:nas.lan/udp", "did you mean home:nas.lan:PORT/udp?"),
+            ("home:[fd00::1]", "did you mean home:[fd00::1]:PORT?"),
+            ("home:127.0.0.1:70000", "70000 is no port: ports end at 65535"),
+            ("home:127.0.0.1:90-80", "did you mean 80-90?"),
+            ("home:127.0.0.1:22/tpc", "/tpc names no protocol"),
         ] {
             let said = client(allow).make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");
