@@ -191,9 +191,10 @@ pub struct NewTicket {
     /// Whose it is, by name or uid; the first user's without it
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// When it ends: 30d from now (s, m, h, d, w), a date (2027-01-31, 0:00 UTC), or seconds since 1970
-    #[arg(long, value_name = "WHEN", default_value = "365d")]
-    pub expires: When,
+    /// When it ends: 30d from now (s, m, h, d, w), a date (2027-01-31, 0:00 UTC), or seconds since 1970; without it
+    /// 365d, and with --renew as long as the last one
+    #[arg(long, value_name = "WHEN")]
+    pub expires: Option<When>,
     /// Another one beside one that holds
     #[arg(long)]
     pub renew: bool,

@@ -32,7 +32,7 @@ use crate::{
     gateway::claim,
     revocations::Revocations,
     tickets::{
-        LASTS, TicketError, Wanted,
+        TicketError, Wanted,
         book::{self, Book, User, draw_uid},
     },
 };
@@ -424,7 +424,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 kind,
                 name: name.to_owned(),
                 allow: vec![],
-                expires: LASTS,
+                expires: None,
                 renew: false,
             };
             wanted.make(&mut book, &keys, &Revocations::default(), now)

@@ -13,7 +13,7 @@ use narrowlink_proto::{
     policy::{Grant, Item, Policies, ShortError},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
-    when::{When, distance, show, show_from},
+    when::{When, date, distance, show, show_from},
 };
 use serde_json::json;
 
@@ -39,8 +39,8 @@ pub struct Wanted {
     pub name: String,
     /// What a client may reach; everything of its user's where there is nothing.
     pub allow: Vec<String>,
-    /// When it ends.
-    pub expires: When,
+    /// When it ends; without it [`LASTS`], and one that is renewed lasts as long as the last one.
+    pub expires: Option<When>,
     /// Whether another one may hold already.
     pub renew: bool,
 }
@@ -83,7 +83,15 @@ impl Wanted {
         if !is_name(&self.name) {
             return Err(usage("a name has 1 to 128 printable bytes, and no space at its ends".to_owned()));
         }
-        let exp = self.expires.seconds(now);
+        let own = |entry: &&Entry| entry.user == user && entry.kind == self.kind && entry.name == self.name;
+        let last = book.tickets.iter().rfind(own).filter(|_| self.renew);
+        // What another one is to allow, if nothing is said of that, is what the last one did.
+        let allow = last.filter(|_| self.allow.is_empty()).map_or(&self.allow, |last| &last.allow).clone();
+        let exp = match (self.expires, last) {
+            (Some(expires), _) => expires.seconds(now),
+            (None, Some(last)) => now.saturating_add(last.exp.saturating_sub(last.iat)),
+            (None, None) => LASTS.seconds(now),
+        };
         if exp <= now {
             return Err(usage(format!(
                 "--expires: {} is {}: say a time in the future, such as 30d",
@@ -96,10 +104,6 @@ impl Wanted {
                 "--allow is for clients: what an agent dials is said in its agent.yaml".to_owned(),
             ));
         }
-        let own = |entry: &&Entry| entry.user == user && entry.kind == self.kind && entry.name == self.name;
-        // What another one is to allow, if nothing is said of that, is what the last one did.
-        let last = book.tickets.iter().rfind(own).filter(|_| self.renew && self.allow.is_empty());
-        let allow = last.map_or(&self.allow, |last| &last.allow).clone();
         let holds = |entry: &&Entry| own(entry) && state(book, entry, revocations, now) == HOLDS;
         if !self.renew
             && let Some(entry) = book.tickets.iter().find(holds)
@@ -187,6 +191,14 @@ fn with_port(text: &str) -> String {
         Some((place, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => format!("{place}:PORT/{word}"),
         _ => format!("{text}:PORT"),
     }
+}
+
+/// Until when the last ticket of the book holds for somebody at `now`, and for which gateway: `until 2026-12-31 (in
+/// 30 days), for gw.example:443`.
+pub fn scope(book: &Book, now: u64) -> String {
+    let until = book.tickets.last().map(|entry| format!("until {} ({})", date(entry.exp), distance(entry.exp, now)));
+    let gateway = book.gateways.first().map(|gateway| format!("for {gateway}"));
+    until.into_iter().chain(gateway).collect::<Vec<_>>().join(", ")
 }
 
 impl Wanted {
@@ -360,7 +372,7 @@ mod tests {
     }
 
     fn wanted(kind: Kind, name: &str) -> Wanted {
-        Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: LASTS, renew: false }
+        Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: None, renew: false }
     }
 
     #[test]
@@ -406,12 +418,33 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_that_is_renewed_lasts_as_long_as_the_last_one_unless_it_says_so() {
+        const DAY_S: u64 = 24 * 60 * 60;
+        let (mut book, keys) = (book(), Keys::new(&[7; 32]));
+        let day = Wanted { expires: Some(When::In(DAY_S)), ..wanted(Kind::Client, "guest") };
+        let renew = |expires| Wanted { expires, renew: true, ..wanted(Kind::Client, "guest") };
+        for (wanted, lasts, scope_says) in [
+            (day, DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
+            (renew(None), DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
+            (renew(Some(When::In(30 * DAY_S))), 30 * DAY_S, "until 2026-12-21 (in 30 days), for gw.example:443"),
+            (wanted(Kind::Client, "other"), 365 * DAY_S, "until 2027-11-21 (in 365 days), for gw.example:443"),
+            // There is nothing to renew.
+            (Wanted { renew: true, ..wanted(Kind::Agent, "new") }, 365 * DAY_S, "until 2027-11-21"),
+        ] {
+            let ticket = wanted.make(&mut book, &keys, &none(), NOW).unwrap();
+            let claims = keys.verify(ticket.token.expose(), wanted.kind, NOW).unwrap();
+            assert_eq!(claims.exp - NOW, lasts, "{wanted:?}");
+            assert!(scope(&book, NOW).starts_with(scope_says), "{}", scope(&book, NOW));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_and_enters_no_book() {
         let (mut book, keys) = (book(), Keys::new(&[7; 32]));
         for (wanted, says) in [
             (Wanted { user: Some("x".to_owned()), ..wanted(Kind::Agent, "home") }, "--user"),
             (wanted(Kind::Agent, ""), "a name has"),
-            (Wanted { expires: When::At(NOW), ..wanted(Kind::Agent, "home") }, "--expires"),
+            (Wanted { expires: Some(When::At(NOW)), ..wanted(Kind::Agent, "home") }, "--expires"),
             (
                 Wanted { allow: vec!["home".to_owned()], ..wanted(Kind::Agent, "home") },
                 "--allow is for clients",
