@@ -367,8 +367,8 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
     fn look_at(&self, cert: &Path, key: &Path, now: u64) -> Result<Option<Pin>, InitError> {
         let given = |option, path: &Path, words| InitError::Given { option, path: path.to_owned(), words };
         let shown = read_pair(cert, key).map_err(|wrong| match wrong {
-            WrongOfPair::Chain(words) => given("--cert", cert, words),
-            WrongOfPair::Key(words) => given("--key", key, words),
+            WrongOfPair::Chain(words) => given("--cert", cert, on_command_line(&words)),
+            WrongOfPair::Key(words) => given("--key", key, on_command_line(&words)),
         })?;
         let refused = |words| given("--cert", cert, words);
         let host = self.host.to_string();
@@ -519,6 +519,17 @@ state_dir: {state}
             listen = self.listen_addr.to_string(),
         )
     }
+}
+
+/// What is said of a pair that a config names, of one that a command line names.
+fn on_command_line(words: &str) -> String {
+    [
+        ("the config's directory", "the current directory"),
+        ("`key_path`", "--key"),
+        (", or set allow_readable_secrets: true", ""),
+    ]
+    .iter()
+    .fold(words.to_owned(), |words, (of_config, of_line)| words.replace(of_config, of_line))
 }
 
 /// A secret that nobody can guess.
@@ -698,6 +709,28 @@ mod tests {
         let pin = made.agent.pin.unwrap();
         assert_eq!(made.client.pin, Some(pin));
         assert_eq!(Book::read(&plan.dir.join(book::FILE)).unwrap().ca_pin, Some(pin));
+    }
+
+    #[test]
+    fn a_certificate_on_the_command_line_is_spoken_of_in_the_terms_of_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let Certificate::Files(cert, key) = files(dir.path(), "gw.example") else { panic!("files") };
+        let open = dir.path().join("open.key");
+        fs::copy(&key, &open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+        for (cert, key, says) in [
+            (Path::new("no.pem"), key.as_path(), "the current directory"),
+            (&cert, &cert, "name the key's file with --key"),
+            (&cert, &open, "(mode 0644): chmod 640 it"),
+        ] {
+            let certificate = Certificate::Files(cert.to_owned(), key.to_owned());
+            let plan = Plan { certificate, ..plan(&dir.path().join("machine")) };
+            let said = plan.check(NOW).unwrap_err().to_string();
+            assert!(said.contains(says), "{said}");
+            for words in ["config", "key_path", "allow_readable_secrets"] {
+                assert!(!said.contains(words), "{said}");
+            }
+        }
     }
 
     #[test]
