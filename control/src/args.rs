@@ -6,7 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgAction, ArgGroup, Args as Arguments, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use narrowlink_dataplane::{
     run::{log, process},
     tls::Ktls,
@@ -191,9 +194,10 @@ pub struct NewTicket {
     /// Whose it is, by name or uid; the first user's without it
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// When it ends: 30d from now (s, m, h, d, w), a date (2027-01-31, 0:00 UTC), or seconds since 1970
-    #[arg(long, value_name = "WHEN", default_value = "365d")]
-    pub expires: When,
+    /// When it ends: 30d from now (s, m, h, d, w), a date (2027-01-31, 0:00 UTC), or seconds since 1970; without it
+    /// 365d, and with --renew as long as the last one
+    #[arg(long, value_name = "WHEN")]
+    pub expires: Option<When>,
     /// Another one beside one that holds
     #[arg(long)]
     pub renew: bool,
@@ -381,11 +385,30 @@ fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
 pub fn parse() -> Result<Line<Args>, String> {
     process::refuse_secrets("narrowlink-gateway", &["--token"]);
     manual::parse(std::env::args_os()).map_err(|e| {
+        let e = with_tip(e);
         if e.use_stderr() {
             process::refuse_arguments(&manual::refusal(&e), e.exit_code());
         }
         e.render().to_string()
     })
+}
+
+/// What to write in place of an option that a command does not have. That it could be passed as a value, which is what clap
+/// proposes, is never meant.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return error };
+    let tip = match (error.kind(), option.as_str()) {
+        (ErrorKind::UnknownArgument, "--allow") => {
+            "--allow is for clients (ticket client NAME --allow RULE); what an agent dials is said in its agent.yaml"
+        }
+        (ErrorKind::UnknownArgument, "--dir") => {
+            "-c FILE names the gateway's configuration, such as DIR/gateway.yaml; --dir is init's alone"
+        }
+        _ => return error,
+    };
+    error.remove(ContextKind::SuggestedArg);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 const AFTER_HELP: &str = "\
@@ -513,7 +536,7 @@ Exit codes: 0 it is on the list, 2 usage, 74 the list or the answer can't be wri
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, error::ErrorKind};
+    use clap::CommandFactory as _;
 
     use super::*;
 
@@ -557,6 +580,25 @@ mod tests {
         assert_eq!((args.command, args.check, args.verbose), (None, true, 2));
         let refused = parse("narrowlink-gateway --check policy test a.yaml").unwrap_err();
         assert_eq!((refused.kind(), refused.exit_code()), (ErrorKind::ArgumentConflict, 2));
+    }
+
+    #[test]
+    fn an_option_that_a_command_does_not_have_is_followed_by_what_to_write() {
+        for (line, says) in [
+            ("ticket agent x --allow home", "tip: --allow is for clients (ticket client NAME --allow RULE)"),
+            (
+                "ticket client w --dir D",
+                "tip: -c FILE names the gateway's configuration, such as DIR/gateway.yaml",
+            ),
+            ("user add w --dir D", "tip: -c FILE names"),
+        ] {
+            let refused = with_tip(parse(&format!("narrowlink-gateway {line}")).unwrap_err());
+            assert_eq!((refused.kind(), refused.exit_code()), (ErrorKind::UnknownArgument, 2));
+            let said = refused.to_string();
+            assert!(said.contains(says) && !said.contains("-- --"), "{said}");
+        }
+        let other = with_tip(parse("narrowlink-gateway ticket agent x --colour").unwrap_err()).to_string();
+        assert!(other.contains("unexpected argument '--colour'"), "{other}");
     }
 
     #[test]

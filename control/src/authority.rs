@@ -9,6 +9,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, date_time_ymd,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 /// How long both hold. No browser sees them, and who must not be believed any more is replaced, with a new pin.
@@ -77,6 +79,13 @@ impl Authority {
         let (chain, chain_key) = (own + &certificate, Zeroizing::new(own_key.serialize_pem()));
         Ok(Self { certificate, key: key_pem, pin, chain, chain_key })
     }
+}
+
+/// The pin of the authority whose certificate is the first of a text (PEM).
+pub(crate) fn pin_of(pem: &str) -> Option<Pin> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+    Some(Pin::of(certificate.public_key().raw))
 }
 
 /// From yesterday on, for clocks that are behind.

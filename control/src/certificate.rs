@@ -3,6 +3,7 @@
 //! rotate and never leave this process; a key that does not fit its certificate is refused.
 //! See: RFC 7468 (PEM), RFC 8446, RFC 9325 (recommendations for TLS).
 
+mod issuer;
 pub mod served;
 mod standing;
 
@@ -27,6 +28,7 @@ use x509_parser::{
     public_key::PublicKey,
 };
 
+pub use issuer::Issuer;
 pub use standing::{Held, Standing, Watch};
 
 /// A shorter RSA key is refused everywhere.
@@ -147,6 +149,11 @@ impl Certificate {
         standing.uncovered = names.iter().filter(|name| !self.covers(name)).count();
         standing.covered = names.len() - standing.uncovered;
         Ok(standing)
+    }
+
+    /// Whether the authority that signed it is one that machines know, as far as this one can tell.
+    pub fn issuer(&self) -> Issuer {
+        Issuer::of(&self.certified.cert, &issuer::known(), &provider())
     }
 
     /// Whether clients that verify would take the certificate for `name`.

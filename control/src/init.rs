@@ -28,11 +28,12 @@ use self::staged::Staged;
 use crate::{
     args::Init,
     authority::{Authority, AuthorityError},
+    certificate::Issuer,
     config::{Config, ConfigError, WrongOfPair, read_pair},
     gateway::claim,
     revocations::Revocations,
     tickets::{
-        LASTS, TicketError, Wanted,
+        TicketError, Wanted,
         book::{self, Book, User, draw_uid},
     },
 };
@@ -42,7 +43,7 @@ pub const CONFIG: &str = "gateway.yaml";
 pub(crate) const SECRET: &str = "gateway.secret";
 pub(crate) const CHAIN: &str = "gateway.pem";
 pub(crate) const KEY: &str = "gateway.key";
-const CA: &str = "authority.pem";
+pub(crate) const CA: &str = "authority.pem";
 const CA_KEY: &str = "authority.key";
 pub(crate) const LIST: &str = "revoked.yaml";
 const STATE: &str = "state";
@@ -58,6 +59,11 @@ const PORT: u16 = 443;
 const OTHER_PORT: u16 = 8443;
 /// The first user of a gateway.
 const USER: &str = "main";
+
+/// Why a certificate is refused that only its operator's machines could know, and the way out.
+const UNKNOWN_ISSUER: &str = "its authority is none that machines know, and agents and clients would refuse it: append the \
+                              authority's own certificate to this file, so that tickets carry its pin, or use a certificate \
+                              of an authority that machines know";
 
 /// Where the gateway's certificate comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -334,8 +340,8 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         self.claim()
     }
 
-    /// The same, whoever listens there now.
-    fn check_files(&self, now: u64) -> Result<(), InitError> {
+    /// The same, whoever listens there now; the pin of the authority of the certificate that there is, if tickets need it.
+    fn check_files(&self, now: u64) -> Result<Option<Pin>, InitError> {
         staged::clear(&self.dir)?;
         for name in [CONFIG, SECRET, LIST, book::FILE] {
             let path = self.dir.join(name);
@@ -343,10 +349,10 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 return Err(InitError::Exists(path));
             }
         }
-        if let Certificate::Files(cert, key) = &self.certificate {
-            self.look_at(cert, key, now)?;
+        match &self.certificate {
+            Certificate::Files(cert, key) => self.look_at(cert, key, now),
+            Certificate::Own | Certificate::InFront => Ok(None),
         }
-        Ok(())
     }
 
     fn claim(&self) -> Result<(), InitError> {
@@ -357,12 +363,12 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         })
     }
 
-    /// Whether agents and clients would take the certificate that there is.
-    fn look_at(&self, cert: &Path, key: &Path, now: u64) -> Result<(), InitError> {
+    /// Whether agents and clients would take the certificate that there is, and with which pin.
+    fn look_at(&self, cert: &Path, key: &Path, now: u64) -> Result<Option<Pin>, InitError> {
         let given = |option, path: &Path, words| InitError::Given { option, path: path.to_owned(), words };
         let shown = read_pair(cert, key).map_err(|wrong| match wrong {
-            WrongOfPair::Chain(words) => given("--cert", cert, words),
-            WrongOfPair::Key(words) => given("--key", key, words),
+            WrongOfPair::Chain(words) => given("--cert", cert, on_command_line(&words)),
+            WrongOfPair::Key(words) => given("--key", key, on_command_line(&words)),
         })?;
         let refused = |words| given("--cert", cert, words);
         let host = self.host.to_string();
@@ -380,7 +386,14 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             )));
         }
         let faults = shown.standing(&[host]).map_err(|e| refused(e.to_string()))?.faults(now);
-        if faults.is_empty() { Ok(()) } else { Err(refused(faults.join("; "))) }
+        if !faults.is_empty() {
+            return Err(refused(faults.join("; ")));
+        }
+        match shown.issuer() {
+            Issuer::Known => Ok(None),
+            Issuer::Own(pin) => Ok(Some(pin)),
+            Issuer::Unknown => Err(refused(UNKNOWN_ISSUER.to_owned())),
+        }
     }
 
     /// Makes it, at `now` (seconds since 1970).
@@ -405,11 +418,11 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
         now: u64,
         step: &dyn Fn(),
     ) -> Result<Made, InitError> {
-        self.check_files(now)?;
+        let given_pin = self.check_files(now)?;
         let Contents { secret, names, config } = *contents;
         let mut files = Staged::begin(&self.dir, step)?;
         files.file(SECRET, &format!("{}\n", *Secret::spell(secret)), PRIVATE)?;
-        let ca_pin = self.certify(&mut files, names, now)?;
+        let ca_pin = self.certify(&mut files, names, now)?.or(given_pin);
         let mut book = Book {
             gateways: vec![self.address()],
             domain: None,
@@ -424,7 +437,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
                 kind,
                 name: name.to_owned(),
                 allow: vec![],
-                expires: LASTS,
+                expires: None,
                 renew: false,
             };
             wanted.make(&mut book, &keys, &Revocations::default(), now)
@@ -506,6 +519,17 @@ state_dir: {state}
             listen = self.listen_addr.to_string(),
         )
     }
+}
+
+/// What is said of a pair that a config names, of one that a command line names.
+fn on_command_line(words: &str) -> String {
+    [
+        ("the config's directory", "the current directory"),
+        ("`key_path`", "--key"),
+        (", or set allow_readable_secrets: true", ""),
+    ]
+    .iter()
+    .fold(words.to_owned(), |words, (of_config, of_line)| words.replace(of_config, of_line))
 }
 
 /// A secret that nobody can guess.
@@ -601,12 +625,12 @@ mod tests {
         assert!(matches!(plan.make(NOW), Err(InitError::Exists(_))));
     }
 
-    /// A certificate for `name`, and its key.
+    /// A certificate for `name` and behind it that of its authority, and its key.
     fn files(dir: &Path, name: &str) -> Certificate {
-        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let made = Authority::new(&[Destination::parse(name).unwrap()], NOW).unwrap();
         let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-        fs::write(&cert, made.cert.pem()).unwrap();
-        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        fs::write(&cert, made.chain).unwrap();
+        fs::write(&key, &*made.chain_key).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(PRIVATE)).unwrap();
         Certificate::Files(cert, key)
     }
@@ -658,6 +682,55 @@ mod tests {
         drop(holder);
         // The same, once each is as it should be.
         Plan { listen_addr: taken, ..with(&good) }.make(NOW).unwrap();
+    }
+
+    #[test]
+    fn the_pin_of_an_authority_of_ones_own_is_in_the_tickets_and_without_it_nothing_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let certificate = files(dir.path(), "gw.example");
+        let Certificate::Files(cert, key) = &certificate else { panic!("files") };
+        let plan = Plan { certificate: certificate.clone(), ..plan(&dir.path().join("machine")) };
+        let chain = fs::read_to_string(cert).unwrap();
+        let first = chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap();
+        let lonely = rcgen::generate_simple_self_signed(vec!["gw.example".to_owned()]).unwrap();
+        let lonely_key = lonely.signing_key.serialize_pem();
+        let chain_key = fs::read_to_string(key).unwrap();
+        for (shown, its_key) in [(first, &chain_key), (&lonely.cert.pem(), &lonely_key)] {
+            fs::write(cert, shown).unwrap();
+            fs::write(key, its_key).unwrap();
+            let said = plan.make(NOW).err().unwrap().to_string();
+            assert!(said.contains("gw.example.pem: its authority is none that machines know"), "{said}");
+            assert!(said.contains("append the authority's own certificate to this file"), "{said}");
+            assert!(!dir.path().join("machine").exists());
+        }
+        fs::write(cert, &chain).unwrap();
+        fs::write(key, &chain_key).unwrap();
+        let made = plan.make(NOW).unwrap();
+        let pin = made.agent.pin.unwrap();
+        assert_eq!(made.client.pin, Some(pin));
+        assert_eq!(Book::read(&plan.dir.join(book::FILE)).unwrap().ca_pin, Some(pin));
+    }
+
+    #[test]
+    fn a_certificate_on_the_command_line_is_spoken_of_in_the_terms_of_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let Certificate::Files(cert, key) = files(dir.path(), "gw.example") else { panic!("files") };
+        let open = dir.path().join("open.key");
+        fs::copy(&key, &open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+        for (cert, key, says) in [
+            (Path::new("no.pem"), key.as_path(), "the current directory"),
+            (&cert, &cert, "name the key's file with --key"),
+            (&cert, &open, "(mode 0644): chmod 640 it"),
+        ] {
+            let certificate = Certificate::Files(cert.to_owned(), key.to_owned());
+            let plan = Plan { certificate, ..plan(&dir.path().join("machine")) };
+            let said = plan.check(NOW).unwrap_err().to_string();
+            assert!(said.contains(says), "{said}");
+            for words in ["config", "key_path", "allow_readable_secrets"] {
+                assert!(!said.contains(words), "{said}");
+            }
+        }
     }
 
     #[test]

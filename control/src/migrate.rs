@@ -404,7 +404,7 @@ fn quoted_list(texts: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::{authority::Authority, config::Config};
     use narrowlink_proto::token::{Keys, Kind};
 
     const NOW: u64 = 1_795_219_200;
@@ -433,8 +433,8 @@ mod tests {
     impl Site {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let made = rcgen::generate_simple_self_signed(vec!["domain.ltd".to_owned()]).unwrap();
-            let pem = format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem());
+            let made = Authority::new(&[Destination::parse("domain.ltd").unwrap()], NOW).unwrap();
+            let pem = format!("{}{}", made.chain, *made.chain_key);
             narrowlink_dataplane::run::replace::create(
                 &dir.path().join("fullchain+privkey.pem"),
                 &pem,
@@ -512,7 +512,7 @@ mod tests {
         let made = migration.make(NOW).unwrap();
         let config = Config::load(&made.config).unwrap();
         assert_eq!(config.secrets[0].as_bytes(), (1..=32).collect::<Vec<u8>>());
-        assert!(made.agent.pin.is_none());
+        assert!(made.agent.pin.is_some(), "its authority is of one's own");
         // A path alone, and relative: as the oldest pages have it.
         let alone = "name: g\nsecret: [1]\nservices: [!Wss { domains: [domain.ltd], listen_addr: '0.0.0.0:8443', tls_config: !File fullchain+privkey.pem }]\n";
         let plan = site.migrate(alone, &args()).unwrap().plan;
@@ -533,9 +533,21 @@ mod tests {
         let migration = site.migrate(ACME, &given).unwrap();
         assert!(migration.report().contains("--cert and --key stand in its place"));
         let made = migration.make(NOW).unwrap();
-        assert!(made.agent.pin.is_none());
+        assert!(made.agent.pin.is_some(), "its authority is of one's own");
         let why = site.migrate(FILE, &given).err().unwrap().to_string();
         assert!(why.contains("--cert is for a service with !Acme"), "{why}");
+    }
+
+    #[test]
+    fn a_certificate_without_its_unknown_authority_makes_nothing() {
+        let site = Site::new();
+        let path = site.0.path().join("fullchain+privkey.pem");
+        let made = rcgen::generate_simple_self_signed(vec!["domain.ltd".to_owned()]).unwrap();
+        fs::write(&path, format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem())).unwrap();
+        let text = FILE.replace("/etc/cert/domain.ltd/fullchain+privkey.pem", path.to_str().unwrap());
+        let why = site.migrate(&text, &args()).unwrap().make(NOW).err().unwrap().to_string();
+        assert!(why.contains("its authority is none that machines know"), "{why}");
+        assert!(!site.0.path().join("new").exists());
     }
 
     #[test]

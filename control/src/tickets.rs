@@ -11,10 +11,10 @@ use narrowlink_proto::{
     endpoint::SecretText,
     hex,
     id::Uid,
-    policy::{Grant, Item, Policies},
+    policy::{Grant, Item, Policies, ShortError},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
-    when::{When, distance, show, show_from},
+    when::{When, date, distance, show, show_from},
 };
 use serde_json::json;
 
@@ -40,8 +40,8 @@ pub struct Wanted {
     pub name: String,
     /// What a client may reach; everything of its user's where there is nothing.
     pub allow: Vec<String>,
-    /// When it ends.
-    pub expires: When,
+    /// When it ends; without it [`LASTS`], and one that is renewed lasts as long as the last one.
+    pub expires: Option<When>,
     /// Whether another one may hold already.
     pub renew: bool,
 }
@@ -84,7 +84,15 @@ impl Wanted {
         if !is_name(&self.name) {
             return Err(usage("a name has 1 to 128 printable bytes, and no space at its ends".to_owned()));
         }
-        let exp = self.expires.seconds(now);
+        let own = |entry: &&Entry| entry.user == user && entry.kind == self.kind && entry.name == self.name;
+        let last = book.tickets.iter().rfind(own).filter(|_| self.renew);
+        // What another one is to allow, if nothing is said of that, is what the last one did.
+        let allow = last.filter(|_| self.allow.is_empty()).map_or(&self.allow, |last| &last.allow).clone();
+        let exp = match (self.expires, last) {
+            (Some(expires), _) => expires.seconds(now),
+            (None, Some(last)) => now.saturating_add(last.exp.saturating_sub(last.iat)),
+            (None, None) => LASTS.seconds(now),
+        };
         if exp <= now {
             return Err(usage(format!(
                 "--expires: {} is {}: say a time in the future, such as 30d",
@@ -97,10 +105,6 @@ impl Wanted {
                 "--allow is for clients: what an agent dials is said in its agent.yaml".to_owned(),
             ));
         }
-        let own = |entry: &&Entry| entry.user == user && entry.kind == self.kind && entry.name == self.name;
-        // What another one is to allow, if nothing is said of that, is what the last one did.
-        let last = book.tickets.iter().rfind(own).filter(|_| self.renew && self.allow.is_empty());
-        let allow = last.map_or(&self.allow, |last| &last.allow).clone();
         let holds = |entry: &&Entry| own(entry) && state(book, entry, revocations, now) == HOLDS;
         if !self.renew
             && let Some(entry) = book.tickets.iter().find(holds)
@@ -173,9 +177,32 @@ fn meant(text: &str, agents: &[String]) -> Option<String> {
             format!("{agent}:127.0.0.1:{ports}")
         }
         Some((_, ports)) if is_ports(ports) => format!("{first}:{text}"),
+        Some((agent, _)) if !is_place(agent) && text.parse::<Item>() == Err(ShortError::NoPort) => {
+            return Some(with_port(text));
+        }
         _ => return None,
     };
     rule.parse::<Item>().is_ok().then_some(rule)
+}
+
+/// A rule that lacks its port, with a place for it in front of the protocol.
+fn with_port(text: &str) -> String {
+    let text = text.trim_end_matches(':');
+    match text.rsplit_once('/') {
+        Some((place, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            format!("{place}:PORT/{word}")
+        }
+        _ => format!("{text}:PORT"),
+    }
+}
+
+/// Until when the last ticket of the book holds for somebody at `now`, and for which gateway: `until 2026-12-31 (in
+/// 30 days), for gw.example:443`.
+pub fn scope(book: &Book, now: u64) -> String {
+    let until =
+        book.tickets.last().map(|entry| format!("until {} ({})", date(entry.exp), distance(entry.exp, now)));
+    let gateway = book.gateways.first().map(|gateway| format!("for {gateway}"));
+    until.into_iter().chain(gateway).collect::<Vec<_>>().join(", ")
 }
 
 impl Wanted {
@@ -356,7 +383,7 @@ mod tests {
     }
 
     fn wanted(kind: Kind, name: &str) -> Wanted {
-        Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: LASTS, renew: false }
+        Wanted { user: None, kind, name: name.to_owned(), allow: vec![], expires: None, renew: false }
     }
 
     #[test]
@@ -402,12 +429,41 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_that_is_renewed_lasts_as_long_as_the_last_one_unless_it_says_so() {
+        const DAY_S: u64 = 24 * 60 * 60;
+        let (mut book, keys) = (book(), Keys::new(&[7; 32]));
+        let day = Wanted { expires: Some(When::In(DAY_S)), ..wanted(Kind::Client, "guest") };
+        let renew = |expires| Wanted { expires, renew: true, ..wanted(Kind::Client, "guest") };
+        for (wanted, lasts, scope_says) in [
+            (day, DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
+            (renew(None), DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
+            (
+                renew(Some(When::In(30 * DAY_S))),
+                30 * DAY_S,
+                "until 2026-12-21 (in 30 days), for gw.example:443",
+            ),
+            (
+                wanted(Kind::Client, "other"),
+                365 * DAY_S,
+                "until 2027-11-21 (in 365 days), for gw.example:443",
+            ),
+            // There is nothing to renew.
+            (Wanted { renew: true, ..wanted(Kind::Agent, "new") }, 365 * DAY_S, "until 2027-11-21"),
+        ] {
+            let ticket = wanted.make(&mut book, &keys, &none(), NOW).unwrap();
+            let claims = keys.verify(ticket.token.expose(), wanted.kind, NOW).unwrap();
+            assert_eq!(claims.exp - NOW, lasts, "{wanted:?}");
+            assert!(scope(&book, NOW).starts_with(scope_says), "{}", scope(&book, NOW));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_and_enters_no_book() {
         let (mut book, keys) = (book(), Keys::new(&[7; 32]));
         for (wanted, says) in [
             (Wanted { user: Some("x".to_owned()), ..wanted(Kind::Agent, "home") }, "--user"),
             (wanted(Kind::Agent, ""), "a name has"),
-            (Wanted { expires: When::At(NOW), ..wanted(Kind::Agent, "home") }, "--expires"),
+            (Wanted { expires: Some(When::At(NOW)), ..wanted(Kind::Agent, "home") }, "--expires"),
             (
                 Wanted { allow: vec!["home".to_owned()], ..wanted(Kind::Agent, "home") },
                 "--allow is for clients",
@@ -443,6 +499,14 @@ mod tests {
             ("127.0.0.1:22", "did you mean home:127.0.0.1:22?"),
             ("nas.lan:22", "did you mean home:nas.lan:22?"),
             ("192.168.1.1", "192.168.1.1 looks like a port or an address"),
+            ("home:127.0.0.1", "the port is missing"),
+            ("home:127.0.0.1", "did you mean home:127.0.0.1:PORT?"),
+            ("home:10.0.0.0/8", "did you mean home:10.0.0.0/8:PORT?"),
+            ("home:nas.lan/udp", "did you mean home:nas.lan:PORT/udp?"),
+            ("home:[fd00::1]", "did you mean home:[fd00::1]:PORT?"),
+            ("home:127.0.0.1:70000", "70000 is no port: ports end at 65535"),
+            ("home:127.0.0.1:90-80", "did you mean 80-90?"),
+            ("home:127.0.0.1:22/tpc", "/tpc names no protocol"),
         ] {
             let said = client(allow).make(&mut book, &keys, &none(), NOW).unwrap_err().to_string();
             assert!(said.contains(says), "{said}");

@@ -23,7 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use self::item::{AddressItem, Question, Relevance};
 pub use self::{
     item::{Item, Protocol, looks_like_pattern},
-    ports::Ports,
+    ports::{Ports, PortsError},
     rule::{Cidr, NamePattern, RuleError},
     short::ShortError,
 };

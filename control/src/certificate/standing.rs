@@ -177,7 +177,7 @@ fn signs(
 }
 
 /// Public authorities say in a certificate where its issuer's is; those of a house seldom do.
-fn names_issuers(cert: &X509Certificate<'_>) -> bool {
+pub(super) fn names_issuers(cert: &X509Certificate<'_>) -> bool {
     cert.extensions().iter().any(|extension| match extension.parsed_extension() {
         ParsedExtension::AuthorityInfoAccess(access) => {
             access.accessdescs.iter().any(|place| place.access_method.to_id_string() == CA_ISSUERS)

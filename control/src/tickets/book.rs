@@ -23,11 +23,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TicketError;
+use crate::{authority, init::CA};
 
 /// Its file, beside gateway.yaml.
 pub const FILE: &str = "tickets.yaml";
 /// A book at the most: 60,000 tickets.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A certificate at the most.
+const AUTHORITY_BYTES_MAX: u64 = 64 * 1024;
 /// It names people and machines.
 const MODE: u32 = 0o600;
 /// What an operator who opens it reads first.
@@ -99,7 +102,8 @@ pub enum BookError {
     /// There is none.
     #[error(
         "{}: there is no book of tickets here; `narrowlink-gateway init` makes one, and for a gateway that was set up without \
-         it `narrowlink-gateway user add NAME --gateway HOST:PORT`", .0.display()
+         it, or has lost it, `narrowlink-gateway user add NAME --uid UID --gateway HOST:PORT` (--uid: the uid of tokens that \
+         there are, as `narrowlink-gateway explain` shows it; without it a new one is drawn)", .0.display()
     )]
     None(PathBuf),
     /// It can't be read or written.
@@ -227,7 +231,7 @@ pub fn add_user(
         let book = Book {
             gateways: vec![gateway.to_owned()],
             domain: None,
-            ca_pin: None,
+            ca_pin: authority_pin(path)?,
             users: vec![],
             tickets: vec![],
         };
@@ -244,6 +248,20 @@ pub fn add_user(
         book.users.push(user.clone());
         Ok(user.clone())
     })
+}
+
+/// The pin of the gateway's own authority, if one lies beside the book at `path`.
+fn authority_pin(path: &Path) -> Result<Option<Pin>, BookError> {
+    let path = path.with_file_name(CA);
+    let failed = |source| BookError::File { path: path.clone(), source };
+    let text = match file::read_text(&path, Reading::Again, AUTHORITY_BYTES_MAX) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    authority::pin_of(&text)
+        .map(Some)
+        .ok_or_else(|| failed(io::Error::other("no certificate (PEM) of an authority")))
 }
 
 /// A space that nobody has: a random UUID, as RFC 9562 has it (version 4).
@@ -303,6 +321,41 @@ mod tests {
         assert_eq!(book.user(Some(&uid)).unwrap().name, "lab");
         let said = book.user(Some("x")).unwrap_err();
         assert!(said.contains("main, lab"), "{said}");
+    }
+
+    #[test]
+    fn a_book_that_is_made_anew_has_the_pin_of_the_gateways_own_authority() {
+        let now = 1_795_219_200;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let said = Book::read(&path).unwrap_err().to_string();
+        assert!(said.contains("user add NAME --uid UID --gateway HOST:PORT"), "{said}");
+        let host = narrowlink_proto::target::Destination::parse("gw.example").unwrap();
+        let authority = authority::Authority::new(&[host], now).unwrap();
+        std::fs::write(dir.path().join(CA), &authority.certificate).unwrap();
+        let uid = Some(Uid::from_u128(7));
+        add_user(&path, "main", uid, Some("gw.example:443")).unwrap();
+        let wanted = crate::tickets::Wanted {
+            user: None,
+            kind: Kind::Client,
+            name: "laptop".to_owned(),
+            allow: vec![],
+            expires: None,
+            renew: false,
+        };
+        let keys = narrowlink_proto::token::Keys::new(&[7; 32]);
+        let mut book = Book::read(&path).unwrap();
+        assert_eq!(book.user(None).unwrap().uid, Uid::from_u128(7));
+        let ticket = wanted.make(&mut book, &keys, &crate::revocations::Revocations::default(), now).unwrap();
+        assert_eq!(ticket.pin, Some(authority.pin));
+        // Where there is none, tickets have none; what is none is not passed over.
+        let other = tempfile::tempdir().unwrap();
+        let path = other.path().join(FILE);
+        std::fs::write(other.path().join(CA), "words").unwrap();
+        assert!(add_user(&path, "main", uid, Some("gw.example:443")).is_err() && !path.exists());
+        std::fs::remove_file(other.path().join(CA)).unwrap();
+        add_user(&path, "main", uid, Some("gw.example:443")).unwrap();
+        assert_eq!(Book::read(&path).unwrap().ca_pin, None);
     }
 
     #[test]

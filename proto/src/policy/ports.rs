@@ -1,7 +1,7 @@
 //! Role: which ports a rule is about: every one, one, a range, or a list of these.
 //! Invariants: no empty and no reversed range; 0 stands for every port and for nothing else.
 
-use std::fmt;
+use std::{fmt, num::IntErrorKind};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -40,11 +40,11 @@ impl Ports {
     }
 
     /// As people write it on a command line: `*`, `22`, `22,8000-8100`.
-    pub(super) fn parse_short(text: &str) -> Option<Self> {
+    pub(super) fn parse_short(text: &str) -> Result<Self, PortsError> {
         if text == "*" {
-            return Some(Self::any());
+            return Ok(Self::any());
         }
-        text.split(',').map(Range::parse).collect::<Option<_>>().map(Self)
+        text.split(',').map(Range::parse).collect::<Result<_, _>>().map(Self)
     }
 
     /// As people write it in YAML: `0`, `22`, `8000-8100`, `[22, 80]`.
@@ -57,6 +57,34 @@ impl Ports {
     }
 }
 
+fn port(text: &str) -> Result<u16, PortsError> {
+    let text = text.trim();
+    match text.parse::<u16>() {
+        Ok(port) if port != 0 => Ok(port),
+        Err(e) if *e.kind() == IntErrorKind::PosOverflow => Err(PortsError::Large(text.to_owned())),
+        _ => Err(PortsError::NoPort(text.to_owned())),
+    }
+}
+
+/// A text that names no ports. Its writer's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PortsError {
+    /// Not a number, or 0.
+    #[error("{0} is no port")]
+    NoPort(String),
+    /// A number that is no port's.
+    #[error("{0} is no port: ports end at 65535")]
+    Large(String),
+    /// A range from its end to its beginning.
+    #[error("{first}-{last} is reversed: did you mean {last}-{first}?")]
+    Reversed {
+        /// What is written first.
+        first: u16,
+        /// What is written last.
+        last: u16,
+    },
+}
+
 /// One port; 0 stands for every port.
 impl From<u16> for Ports {
     fn from(port: u16) -> Self {
@@ -65,11 +93,13 @@ impl From<u16> for Ports {
 }
 
 impl Range {
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Result<Self, PortsError> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let port = |text: &str| text.trim().parse().ok().filter(|port| *port != 0);
-        let range = Self { first: port(first)?, last: port(last)? };
-        (range.first <= range.last).then_some(range)
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(PortsError::Reversed { first, last });
+        }
+        Ok(Self { first, last })
     }
 }
 
@@ -138,7 +168,7 @@ impl<'de> de::Visitor<'de> for PortsVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Ports, E> {
-        let range = Range::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))?;
+        let range = Range::parse(text).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))?;
         Ok(Ports([range].into()))
     }
 
@@ -176,7 +206,7 @@ impl de::Visitor<'_> for RangeVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Range, E> {
-        Range::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        Range::parse(text).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
 

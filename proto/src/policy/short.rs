@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use super::{Cidr, Item, NamePattern, Ports, Protocol, RuleError};
+use super::{Cidr, Item, NamePattern, Ports, Protocol, RuleError, ports::PortsError};
 use crate::yaml;
 
 /// A text that is no rule. Its writer's fault.
@@ -19,9 +19,15 @@ pub enum ShortError {
     /// IPv6 without brackets.
     #[error("an IPv6 address stands in brackets: home:[fd00::1]:22")]
     Brackets,
-    /// No ports.
-    #[error("expected ports such as 22, 8000-8100, 22,80 or * behind the last colon")]
-    Ports,
+    /// A host without ports.
+    #[error("the port is missing: {EXPECTED_PORTS}")]
+    NoPort,
+    /// Ports that are none.
+    #[error("{}{}", .0, if matches!(.0, PortsError::NoPort(_)) { format!(": {EXPECTED_PORTS}") } else { String::new() })]
+    Ports(PortsError),
+    /// A protocol that no rule is about.
+    #[error("/{0} names no protocol: expected /tcp, /udp, /any, /http, /https or /tls behind the ports")]
+    Protocol(String),
     /// Every host, but not every port.
     #[error(
         "no rule is about some ports of every host: write the hosts (0.0.0.0/0, ::/0, **.lan), or AGENT alone"
@@ -34,6 +40,9 @@ pub enum ShortError {
     #[error("{0}")]
     Yaml(String),
 }
+
+/// What stands behind the host.
+const EXPECTED_PORTS: &str = "expected ports such as 22, 8000-8100, 22,80 or * behind the last colon";
 
 impl FromStr for Item {
     type Err = ShortError;
@@ -50,10 +59,12 @@ impl FromStr for Item {
         };
         let Some((name, place)) = text.split_once(':') else { return Ok(Self::Any(agent(text)?, true)) };
         let agent = agent(name)?;
-        let labelled = place.rsplit_once('/').and_then(|(place, word)| Some((place, protocol(word)?)));
-        let (place, protocol) = labelled.unwrap_or((place, Protocol::Tcp));
+        let (place, protocol) = label(place)?;
         let (host, ports) = split(place)?;
-        let ports = Ports::parse_short(ports).ok_or(ShortError::Ports)?;
+        let ports = match ports {
+            "" => return Err(ShortError::NoPort),
+            ports => Ports::parse_short(ports).map_err(ShortError::Ports)?,
+        };
         match host {
             "" => Err(ShortError::Form),
             "*" if ports == Ports::any() && protocol == Protocol::Any => Ok(Self::Any(agent, true)),
@@ -68,14 +79,27 @@ impl FromStr for Item {
     }
 }
 
+/// What stands in front of the protocol, and the protocol: TCP where none is written. The bits of a net are no protocol.
+fn label(place: &str) -> Result<(&str, Protocol), ShortError> {
+    match place.rsplit_once('/') {
+        Some((place, word))
+            if !word.contains([':', ']']) && !word.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            let protocol = protocol(word).ok_or_else(|| ShortError::Protocol(word.to_owned()))?;
+            Ok((place, protocol))
+        }
+        _ => Ok((place, Protocol::Tcp)),
+    }
+}
+
 /// Host and ports; the host without brackets.
 fn split(place: &str) -> Result<(&str, &str), ShortError> {
     if let Some(rest) = place.strip_prefix('[') {
         let (host, ports) = rest.split_once(']').ok_or(ShortError::Brackets)?;
         // A net's bits may stand within the brackets or behind them, but a rule has no place for the latter.
-        return ports.strip_prefix(':').map(|ports| (host, ports)).ok_or(ShortError::Ports);
+        return ports.strip_prefix(':').map(|ports| (host, ports)).ok_or(ShortError::NoPort);
     }
-    let (host, ports) = place.rsplit_once(':').ok_or(ShortError::Ports)?;
+    let (host, ports) = place.rsplit_once(':').ok_or(ShortError::NoPort)?;
     if host.contains(':') { Err(ShortError::Brackets) } else { Ok((host, ports)) }
 }
 
@@ -121,6 +145,15 @@ mod tests {
             ("home:10.0.0.1:0", "expected ports"),
             ("home:10.0.0.1:ssh", "expected ports"),
             ("home:[fd00::1]22", "expected ports"),
+            ("home:10.0.0.1", "the port is missing"),
+            ("home:10.0.0.0/8", "the port is missing"),
+            ("home:10.0.0.1/tcp", "the port is missing"),
+            ("home:10.0.0.1:70000", "70000 is no port: ports end at 65535"),
+            ("home:10.0.0.1:22,1-70000", "70000 is no port: ports end at 65535"),
+            ("home:10.0.0.1:8100-8000", "8100-8000 is reversed: did you mean 8000-8100?"),
+            ("home:10.0.0.1:22/tpc", "/tpc names no protocol: expected /tcp"),
+            ("home:[fd00::/8]:22/upd", "/upd names no protocol"),
+            ("home:10.0.0.1:22,x", "x is no port: expected ports"),
             ("home:fd00::1:22", "stands in brackets"),
             ("home:[fd00::1:22", "stands in brackets"),
             ("home:*:22", "some ports of every host"),

@@ -151,9 +151,9 @@ fn make_ticket(kind: Kind, new: &NewTicket, allow: &[String]) -> Result<u8, Fail
     let now = seconds_since_1970();
     let made = Book::change(&place.book, |book| {
         let ticket = wanted.make(book, &keys, &place.config.revocations, now)?;
-        Ok((ticket, wanted.remarks(book)))
+        Ok((ticket, wanted.remarks(book), tickets::scope(book, now)))
     });
-    let (ticket, remarks) = made.map_err(no_ticket)?;
+    let (ticket, remarks, scope) = made.map_err(no_ticket)?;
     for remark in &remarks {
         say(remark);
     }
@@ -165,7 +165,7 @@ fn make_ticket(kind: Kind, new: &NewTicket, allow: &[String]) -> Result<u8, Fail
         _ => "",
     };
     say(&format!(
-        "whoever has this ticket is the {} {name}{reach}; there: {command} TICKET, or {command} - and paste it",
+        "whoever has this ticket is the {} {name}, {scope}{reach}; there: {command} TICKET, or {command} - and paste it",
         kind.name()
     ));
     Ok(0)
