@@ -10,6 +10,8 @@
 //! | *agent* | the program behind NAT that dials targets |
 //! | *client* | the program on the user's laptop that opens sessions |
 //! | *visitor* | somebody without a token who meets a published host |
+//! | *edge* | the part of a gateway that serves published hosts by HTTP |
+//! | *origin* | the HTTP server behind a published host; an agent reaches it |
 //! | *target* | what a session ends at: a host and port beyond the agent |
 //! | *link* | a control connection: presence, list, "I need lanes" |
 //! | *stream* | a client's connection that carries payload |
@@ -38,6 +40,7 @@ pub mod feature;
 pub mod finding;
 pub mod frame;
 pub mod hex;
+pub mod http;
 pub mod id;
 pub mod limits;
 pub mod measure;

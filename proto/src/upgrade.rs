@@ -4,7 +4,6 @@
 //! See: RFC 6455 section 4, RFC 9112, ARCHITECTURE.md "The wire".
 
 mod answer;
-mod head;
 #[cfg(test)]
 mod oracle;
 mod ordinary;
@@ -28,20 +27,16 @@ pub use self::{
     trace::{Trace, http_date},
     way::{Between, Sight, Way},
 };
+pub use crate::http::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::{
     ended::{RefusalCode, Refused},
+    http,
     id::{LaneId, LinkId, SessionId},
     message::{Channel, Open, VERSION},
 };
 
 /// The one path that upgrades.
 pub const PATH: &str = "/ws";
-
-/// A head's bytes at the most, its closing empty line included.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-
-/// A head's headers at the most.
-pub const HEADERS_MAX: usize = 64;
 
 /// The bytes of an `NL-Open` at the most, as they stand in the head.
 pub const OPEN_BYTES_MAX: usize = 4 * 1024;
@@ -208,6 +203,18 @@ impl HeadError {
             Self::Protocol(_) | Self::Version { .. } => {
                 encode_refusal(&Refused::new(self.code(), self.to_string()))
             }
+        }
+    }
+}
+
+impl From<http::HeadError> for HeadError {
+    fn from(error: http::HeadError) -> Self {
+        match error {
+            http::HeadError::TooLong => Self::TooLong,
+            http::HeadError::Malformed(what) | http::HeadError::Unsupported(what) => Self::Malformed(what),
+            http::HeadError::Version => Self::Malformed("another version than HTTP/1.0 and HTTP/1.1"),
+            http::HeadError::Expectation => Self::Malformed("an expectation other than 100-continue"),
+            http::HeadError::BodyTooLong => Self::Malformed("a body of more bytes than can be counted"),
         }
     }
 }

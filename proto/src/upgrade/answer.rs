@@ -3,12 +3,13 @@
 //! See: RFC 6455 sections 4.1 and 4.2.2.
 
 use super::{
-    HEADERS_MAX, HeadError, NL_OPENED, NL_REFUSED, Opened, Protocol, accept_of, encode_json,
-    head::{self, Headers, push},
-    parse_json,
+    HEADERS_MAX, HeadError, NL_OPENED, NL_REFUSED, Opened, Protocol, accept_of, encode_json, parse_json,
     way::{self, Sight, Way},
 };
-use crate::ended::{RefusalCode, Refused};
+use crate::{
+    ended::{RefusalCode, Refused},
+    http::head::{self, Headers, push},
+};
 
 /// A reason's bytes at the most in an answer: the head must stay within what its receiver takes.
 const REASON_BYTES_MAX: usize = 1024;
@@ -183,7 +184,7 @@ pub fn parse_response(buf: &[u8], key: &[u8; 16], protocol: Protocol) -> Result<
 }
 
 fn parse_accept(
-    headers: &Headers<'_>,
+    headers: &Headers<'_, '_>,
     key: &[u8; 16],
     protocol: Protocol,
 ) -> Result<Option<Opened>, HeadError> {

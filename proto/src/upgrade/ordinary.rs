@@ -1,10 +1,9 @@
-//! Role: what holds for any HTTP request, whomever it is for.
+//! Role: what is kept of an HTTP request that is no upgrade of ours.
 //! Invariants: one host, one path, one end of the body, or no answer but 400.
 //! See: RFC 9112 sections 3.2 and 6.3.
 
-use std::net::Ipv6Addr;
-
-use super::{HeadError, head::Headers};
+use super::HeadError;
+use crate::http::{self, Body, head::Headers, host::parse_target, length};
 
 /// A request that is not for us: enough to answer it as any web server does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,81 +22,24 @@ pub struct Ordinary {
     pub head_bytes: usize,
 }
 
-pub(super) fn parse_host<'a>(headers: &Headers<'a>, version: u8) -> Result<Option<&'a str>, HeadError> {
-    match headers.single("Host")? {
-        Some(host) if host_of(host).is_some() => Ok(Some(host)),
-        Some(_) => Err(HeadError::Malformed("a malformed Host")),
-        None if version == 0 => Ok(None),
-        None => Err(HeadError::Malformed("no Host")),
-    }
-}
-
-/// The path that a request's target means, without its query. The target may name the host too: it
-/// must then be the same as in the Host header.
-pub(super) fn parse_target<'a>(
+/// The path that a request's target means, without its query.
+pub(super) fn parse_path<'a>(
     method: &str,
     target: &'a str,
     host: Option<&str>,
 ) -> Result<&'a str, HeadError> {
-    const BAD: HeadError = HeadError::Malformed("a malformed request target");
-    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(BAD);
-    }
-    if method == "CONNECT" {
-        return if host_of(target).is_some() { Ok(target) } else { Err(BAD) };
-    }
-    if target == "*" && method == "OPTIONS" {
-        return Ok(target);
-    }
-    let target = match target.split_once("://") {
-        Some((scheme, rest))
-            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
-        {
-            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            if !host.is_some_and(|host| host.eq_ignore_ascii_case(authority)) {
-                return Err(HeadError::Malformed("a request target for another host"));
-            }
-            if path.starts_with('/') { path } else { "/" }
-        }
-        _ if target.starts_with('/') => target,
-        _ => return Err(BAD),
-    };
-    Ok(target.split('?').next().unwrap_or(target))
+    let path = parse_target(method, target, host)?.split('?').next().unwrap_or_default();
+    // `http://host?query` has an empty one.
+    Ok(if path.is_empty() { "/" } else { path })
 }
 
-/// Whether a body follows; two opinions about its end are one too many.
-pub(super) fn parse_body(headers: &Headers<'_>, version: u8) -> Result<bool, HeadError> {
-    let length = headers.single("Content-Length")?;
-    if length.is_some_and(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit())) {
-        return Err(HeadError::Malformed("a malformed Content-Length"));
+/// Whether a body follows. Whoever has no use for it takes any coding, and any length.
+pub(super) fn parse_has_body(headers: &Headers<'_, '_>, version: u8) -> Result<bool, HeadError> {
+    match length::of_request(headers, version) {
+        Ok(body) => Ok(!matches!(body, Body::None | Body::Length(0))),
+        Err(http::HeadError::Unsupported(_) | http::HeadError::BodyTooLong) => Ok(true),
+        Err(error) => Err(error.into()),
     }
-    let encoded = headers.has("Transfer-Encoding");
-    if encoded && (length.is_some() || version == 0) {
-        return Err(HeadError::Malformed("a body with two lengths"));
-    }
-    Ok(encoded || length.is_some_and(|text| text.bytes().any(|digit| digit != b'0')))
-}
-
-/// The host of `HOST[:PORT]`, without brackets; no userinfo, no escapes, no zone.
-fn host_of(authority: &str) -> Option<&str> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (address, port) = rest.split_once(']')?;
-            address.parse::<Ipv6Addr>().ok()?;
-            (address, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
-        }
-        None => match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        },
-    };
-    if let Some(port) = port
-        && (port.parse::<u16>().is_err() || !port.bytes().all(|byte| byte.is_ascii_digit()))
-    {
-        return None; // what parses with a sign is no port either
-    }
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
-    ((1..=253).contains(&host.len()) && host.bytes().all(named)).then_some(host)
 }
 
 #[cfg(test)]
@@ -186,25 +128,5 @@ mod tests {
         }
         assert_eq!(other("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").path, "*");
         assert_eq!(other("CONNECT a:22 HTTP/1.1\r\nHost: a\r\n\r\n").path, "a:22");
-    }
-
-    #[test]
-    fn a_host_is_named_without_port_and_brackets() {
-        for (host, name) in [
-            ("Gw.Example", Some("Gw.Example")),
-            ("gw.example.:8443", Some("gw.example.")),
-            ("127.0.0.1:80", Some("127.0.0.1")),
-            ("[2001:DB8::1]:443", Some("2001:DB8::1")),
-            ("[::1]", Some("::1")),
-            ("", None),
-            (":80", None),
-            ("::1", None),
-            ("[::1]80", None),
-            ("[::1%lo]", None),
-            ("gw.example:", None),
-            ("gw%2eexample", None),
-        ] {
-            assert_eq!(host_of(host), name, "{host}");
-        }
     }
 }

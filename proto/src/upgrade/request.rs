@@ -8,12 +8,17 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{
     HEADERS_MAX, HeadError, LaneProof, NL_LANE, NL_OPEN, OPEN_BYTES_MAX, PATH, Protocol, encode_json,
-    head::{self, Headers, push},
-    ordinary::{Ordinary, parse_body, parse_host, parse_target},
+    ordinary::{Ordinary, parse_has_body, parse_path},
     parse_json,
     way::{self, Way},
 };
-use crate::message::{Channel, Open};
+use crate::{
+    http::{
+        head::{self, Headers, push},
+        host::parse_host,
+    },
+    message::{Channel, Open},
+};
 
 /// An upgrade to a link, lane or stream. The token is not verified yet.
 #[derive(Clone, PartialEq, Eq)]
@@ -87,8 +92,8 @@ pub fn parse_request(buf: &[u8]) -> Result<Head, HeadError> {
     // From here to the path, every request is judged alike: that there is something at our path shows
     // only to whom brings a token.
     let host = parse_host(&headers, version)?;
-    let path = parse_target(method, target, host)?;
-    let has_body = parse_body(&headers, version)?;
+    let path = parse_path(method, target, host)?;
+    let has_body = parse_has_body(&headers, version)?;
     let token = headers.single("Authorization")?.and_then(bearer);
     if let (Some(token), Some(host)) = (token, host)
         && (method, target, version) == ("GET", PATH, 1)
@@ -116,7 +121,7 @@ pub fn parse_request(buf: &[u8]) -> Result<Head, HeadError> {
 }
 
 fn parse_upgrade(
-    headers: &Headers<'_>,
+    headers: &Headers<'_, '_>,
     protocol: Protocol,
     token: &str,
     host: &str,

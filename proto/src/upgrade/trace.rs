@@ -2,11 +2,9 @@
 //! Invariants: nothing is decided on it: it is for people who look for a fault.
 //! See: RFC 9110 sections 5.6.7 (dates) and 7.6.3 (Via).
 
-use super::{
-    HEADERS_MAX,
-    head::{self, Headers},
-};
+use super::HEADERS_MAX;
 use crate::{
+    http::head::{self, Headers},
     printable::printable,
     when::{date, parse_date},
 };
@@ -57,7 +55,7 @@ impl Trace {
         Self::default()
     }
 
-    fn read(headers: &Headers<'_>) -> Self {
+    fn read(headers: &Headers<'_, '_>) -> Self {
         let text = |name: &str| headers.first(name).map(String::from_utf8_lossy);
         let date = text("Date").and_then(|date| parse_http_date(&date));
         let shown = |(name, says): &(&str, bool)| {

@@ -10,13 +10,10 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{
-    encode_json,
-    head::{Headers, push},
-    parse_json,
-};
+use super::{encode_json, parse_json};
 use crate::{
     ended::{RefusalCode, Refused},
+    http::head::{Headers, push},
     id::{ChannelBinding, HeadDigest},
     printable::printable,
 };
@@ -118,7 +115,7 @@ impl Way {
     }
 
     /// What a whole head shows; `hinted`: somebody answered before its sender did.
-    pub(super) fn of(head: &[u8], headers: &Headers<'_>, hinted: bool) -> Self {
+    pub(super) fn of(head: &[u8], headers: &Headers<'_, '_>, hinted: bool) -> Self {
         let said: Option<Said> = headers.single(NL_VIA).ok().flatten().and_then(parse_json);
         let whole = said.as_ref().is_none_or(|said| digest_of(head) == Some(said.head));
         let foreign = headers.0.iter().map(|header| header.name).find(|name| !is_ours(name));
