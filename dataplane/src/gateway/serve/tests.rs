@@ -38,7 +38,7 @@ fn worker() -> Worker {
 
 fn come(worker: &Worker, tls: bool, (peer_addr, room): (SocketAddr, Room)) -> Result<Wire, Unheard> {
     let (ours, theirs) = Memory::pair(room);
-    let (local, service) = (worker.local.clone(), Rc::new(Service { index: 0, tls }));
+    let (local, service) = (worker.local.clone(), Rc::new(Service { index: 0, port: 443, tls }));
     let stranger = Stranger::arrive(&local, peer_addr)?;
     spawn(serve(local, service, ours.into(), stranger));
     Ok(theirs.into())
