@@ -303,7 +303,7 @@ pub struct Revoke {
     /// This token, by its jti: a file that holds it, - for standard input, or the token itself
     #[arg(long, value_name = "FILE", conflicts_with_all = ["jti", "user", "name", "issued_before"])]
     pub token: Option<String>,
-    /// The token of this id, which its claims call jti
+    /// The token of this id, which its claims call jti: as `ticket list` shows it, 4 characters at least, or whole
     #[arg(long, visible_alias = "id", value_name = "ID", conflicts_with_all = ["user", "name", "issued_before"])]
     pub jti: Option<String>,
     /// Tokens of this user, by name or uid: those of --name, or those --issued-before
@@ -497,10 +497,13 @@ Exit codes: 0 done, 2 usage, 69 the old one goes on, 73 what can't be written, 7
 const REVOKE_HELP: &str = "\
 Examples:
   narrowlink-gateway revoke --token laptop.token
-  narrowlink-gateway revoke --jti 3f2a9c
+  narrowlink-gateway revoke --id 3f2a9c41
   narrowlink-gateway revoke --user lab --name laptop --issued-before now
   narrowlink-gateway revoke --user 6f1c0b7e-57c8-4a6e-9a3c-2f8f5a1d7e10 --issued-before 2026-11-21
   narrowlink-gateway revoke --list /etc/narrowlink/revoked.yaml --issued-before now
+
+An id is completed from the book of tickets; one of narrowlink-tokengen, which the book does
+not know, is written whole.
 
 The list is the file that the config names: revocations: revoked.yaml. A running gateway
 sees that it has changed, and ends links and sessions of these tokens within 2 s.

@@ -21,9 +21,12 @@ use crate::{
     revocations::{Entry, RevocationError, add},
     tickets::{
         book::{self, Book},
-        whole_id,
+        is_whole_id, with_id,
     },
 };
+
+/// As much of an id must be written.
+const ID_CHARS_MIN: usize = 4;
 
 /// Which list gets the entry.
 pub enum List {
@@ -84,7 +87,7 @@ pub enum SubjectError {
     /// No token where one was said to be.
     #[error("{0}")]
     Token(String),
-    /// No user of the book is called so, or several tickets are.
+    /// No user or no ticket of the book is called so, or several tickets are.
     #[error("{0}")]
     User(String),
     /// What no entry may say.
@@ -108,14 +111,22 @@ impl Subject {
         });
         let uid = args.user.as_deref().map(|called| find_user(called, list)).transpose();
         let uid = uid.map_err(SubjectError::User)?;
-        let jti = args.jti.as_deref().map(|id| find_id(id, list)).transpose().map_err(SubjectError::User)?;
-        let entry = Entry { jti, uid, name: args.name.clone(), issued_before };
+        let mut entry = Entry { jti: args.jti.clone(), uid, name: args.name.clone(), issued_before };
         entry.check().map_err(SubjectError::Entry)?;
-        let warnings = issued_before.filter(|at| *at > now).map(|at| {
+        let mut warnings = Vec::new();
+        if let Some(id) = &args.jti {
+            let (whole, warning) = find_id(id, list).map_err(SubjectError::User)?;
+            entry.jti = Some(whole);
+            warnings.extend(warning);
+        }
+        if let (Some(uid), Some(name)) = (uid, &args.name) {
+            warnings.extend(unknown_name(uid, name, list));
+        }
+        warnings.extend(issued_before.filter(|at| *at > now).map(|at| {
             let (at, distance) = (show(at), distance(at, now));
             format!("{at} is {distance}: tokens that you issue until then are refused, too")
-        });
-        Ok(Self { entry, whose: None, warnings: warnings.into_iter().collect() })
+        }));
+        Ok(Self { entry, whose: None, warnings })
     }
 
     fn of_token(token: &str, list: &List, now: u64) -> Result<Self, SubjectError> {
@@ -152,14 +163,67 @@ fn find_user(called: &str, list: &List) -> Result<Uid, String> {
     book.user(Some(called)).map(|user| user.uid)
 }
 
-/// The id that is meant: as `ticket list` shows it, shorter than it is, or any other as it is.
-fn find_id(id: &str, list: &List) -> Result<String, String> {
-    let book = match list {
+/// The book of tickets beside a list's config, if there is one that can be read.
+fn book_of(list: &List) -> Option<Book> {
+    match list {
         List::OfConfig { path, .. } => Book::read(&path.with_file_name(book::FILE)).ok(),
         List::File(_) => None,
-    };
-    let whole = book.map(|book| whole_id(&book, id)).transpose()?.flatten();
-    Ok(whole.unwrap_or_else(|| id.to_owned()))
+    }
+}
+
+/// The whole id that is meant by one that may be shortened, as `ticket list` shows it; and a warning, if the book of
+/// tickets knows none such.
+///
+/// # Errors
+/// It is shortened, and of no ticket or of several.
+fn find_id(id: &str, list: &List) -> Result<(String, Option<String>), String> {
+    let book = book_of(list);
+    let entries = book.as_ref().map(|book| with_id(book, id)).unwrap_or_default();
+    let whole = entries.iter().find(|entry| entry.jti.len() == id.len());
+    match (whole, &entries[..]) {
+        (Some(entry), _) => Ok((entry.jti.clone(), None)),
+        (None, _) if id.chars().count() < ID_CHARS_MIN => Err(format!(
+            "--id {id}: too short; write at least {ID_CHARS_MIN} characters of an ID of `narrowlink-gateway ticket list`"
+        )),
+        (None, [entry]) => Ok((entry.jti.clone(), None)),
+        (None, []) if is_whole_id(id) => {
+            let warning = "warning: the book of tickets knows no such id: this holds only for a token with exactly this id";
+            Ok((id.to_owned(), Some(warning.to_owned())))
+        }
+        (None, []) if book.is_none() => Err(format!(
+            "--id {id}: this is a part of an id, and no book of tickets is here to complete it: write the whole id, -c FILE \
+             of the gateway that made the ticket, or --token FILE"
+        )),
+        (None, []) => Err(format!(
+            "--id {id}: no ticket's id begins so, and a whole one is longer: `narrowlink-gateway ticket list` shows ids; of a \
+             token of narrowlink-tokengen write the whole jti, or --token FILE"
+        )),
+        (None, several) => {
+            let names: Vec<_> = several
+                .iter()
+                .map(|entry| {
+                    format!("{} of the {} {} of {}", entry.jti, entry.kind.name(), entry.name, entry.user)
+                })
+                .collect();
+            Err(format!(
+                "--id {id}: the ids of several tickets begin so: {}; write more of it",
+                names.join(", ")
+            ))
+        }
+    }
+}
+
+/// What is odd about a name: that no ticket of the book has it.
+fn unknown_name(uid: Uid, name: &str, list: &List) -> Option<String> {
+    let book = book_of(list)?;
+    let is_of = |user: &str| book.user(Some(user)).is_ok_and(|user| user.uid == uid);
+    let is_known = book.tickets.iter().any(|entry| entry.name == name && is_of(&entry.user));
+    (!is_known).then(|| {
+        format!(
+            "warning: the book of tickets knows no {name:?} of this user: this holds only for a token with exactly this name; \
+             `narrowlink-gateway ticket list` shows the names"
+        )
+    })
 }
 
 /// What has become of it.
@@ -237,7 +301,6 @@ mod tests {
     #[test]
     fn each_form_becomes_its_entry() {
         for (line, yaml) in [
-            ("--jti 3f2a".to_owned(), "{jti: 3f2a}".to_owned()),
             (format!("--uid {UID} --name laptop"), format!("{{uid: {UID}, name: laptop}}")),
             (format!("--uid {UID} --issued-before 7"), format!("{{uid: {UID}, issued_before: 7}}")),
             ("--issued-before 2026-11-20".to_owned(), "{issued_before: 1795132800}".to_owned()),
@@ -254,6 +317,77 @@ mod tests {
         let warning =
             "2026-12-21 00:00:00 UTC is in 29 days: tokens that you issue until then are refused, too";
         assert_eq!(later.warnings, [warning]);
+    }
+
+    /// A config's list, beside a book with these tickets of main: id and name.
+    fn list(dir: &Path, tickets: &[(&str, &str)]) -> List {
+        let entry = |(jti, name): &(&str, &str)| {
+            format!("- {{user: main, kind: client, name: {name}, jti: \"{jti}\", iat: 1, exp: 2}}\n")
+        };
+        let tickets: String = tickets.iter().map(entry).collect();
+        let book =
+            format!("gateways: [\"gw:443\"]\nusers: [{{name: main, uid: {UID}}}]\ntickets:\n{tickets}");
+        std::fs::write(dir.join(book::FILE), book).unwrap();
+        let secret = Secret::from_bytes(vec![7; 32]).unwrap();
+        let config = Config {
+            revocations_path: Some(dir.join("revoked.yaml")),
+            ..Config::new("gw", vec![secret], Vec::new())
+        };
+        List::of(dir.join("gateway.yaml"), config).unwrap()
+    }
+
+    #[test]
+    fn a_shortened_id_revokes_the_ticket_that_it_is_of_or_nothing() {
+        const LAPTOP: &str = "3f2a9c41d07b5e6682c1f0a94b7d3e58";
+        const PHONE: &str = "3f2ab0d07b5e6682c1f0a94b7d3e5841";
+        let dir = tempfile::tempdir().unwrap();
+        let list = list(dir.path(), &[(LAPTOP, "laptop"), (PHONE, "phone"), ("backup-1", "backup")]);
+        let revoke = |id: &str| Subject::new(&args(&format!("--id {id}")).unwrap(), &list, NOW);
+        for (written, whole) in [
+            (&LAPTOP[..8], LAPTOP),
+            (&LAPTOP[..5], LAPTOP),
+            (&LAPTOP[..12], LAPTOP),
+            ("3F2AB", PHONE),
+            (&LAPTOP.to_uppercase(), LAPTOP),
+            (PHONE, PHONE),
+            ("back", "backup-1"),
+        ] {
+            let subject = revoke(written).unwrap();
+            assert_eq!((subject.entry.jti.as_deref(), subject.warnings.len()), (Some(whole), 0), "{written}");
+        }
+        let foreign = "0000000000000000000000000000000a";
+        for id in [foreign, UID, "of-tokengen"] {
+            let subject = revoke(id).unwrap();
+            assert_eq!(subject.entry.jti.as_deref(), Some(id));
+            assert!(subject.warnings[0].contains("the book of tickets knows no such id: "), "{subject:?}");
+        }
+        for (id, says) in [
+            ("3f2", "too short"),
+            ("ab", "too short"),
+            (
+                "3f2a",
+                "several tickets begin so: 3f2a9c41d07b5e6682c1f0a94b7d3e58 of the client laptop of main, ",
+            ),
+            ("beefbeef", "no ticket's id begins so"),
+            ("6f1c0b7e-57c8", "no ticket's id begins so"),
+        ] {
+            let refused = revoke(id).unwrap_err().to_string();
+            assert!(refused.contains(says), "{id}: {refused}");
+        }
+        let alone = subject("--id 3f2a9c41").unwrap_err().to_string();
+        assert!(alone.contains("no book of tickets is here"), "{alone}");
+    }
+
+    #[test]
+    fn a_name_that_no_ticket_has_is_revoked_with_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = list(dir.path(), &[("3f2a9c41d07b5e6682c1f0a94b7d3e58", "laptop")]);
+        for (name, warnings) in [("laptop", 0), ("laptpo", 1)] {
+            let args = args(&format!("--user main --name {name}")).unwrap();
+            let subject = Subject::new(&args, &list, NOW).unwrap();
+            assert_eq!((subject.entry.name.as_deref(), subject.warnings.len()), (Some(name), warnings));
+            assert!(subject.warnings.iter().all(|said| said.contains("knows no \"laptpo\"")), "{subject:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{fmt::Write as _, net::IpAddr, path::Path};
 use narrowlink_proto::{
     endpoint::SecretText,
     hex,
+    id::Uid,
     policy::{Grant, Item, Policies},
     ticket::Ticket,
     token::{Claims, Keys, Kind, TokenError, is_name},
@@ -23,7 +24,7 @@ use crate::revocations::{self, Bearer, RevocationError, Revocations};
 /// How long a ticket holds if nobody says.
 pub const LASTS: When = When::In(365 * 24 * 60 * 60);
 
-/// Of an id that is shown, and that is taken for a whole one.
+/// Of an id that is shown.
 const ID_CHARS_MIN: usize = 8;
 /// A whole one of ours.
 const ID_CHARS_MAX: usize = 32;
@@ -295,18 +296,27 @@ fn short_ids(book: &Book) -> usize {
     (ID_CHARS_MIN..ID_CHARS_MAX).find(differ).unwrap_or(ID_CHARS_MAX)
 }
 
-/// The whole id of the ticket whose id begins so, if that is one alone.
-///
-/// # Errors
-/// Several do; in words.
-pub fn whole_id(book: &Book, beginning: &str) -> Result<Option<String>, String> {
-    let mut all = book.tickets.iter().filter(|entry| entry.jti.starts_with(beginning));
-    match (all.next(), all.next()) {
-        _ if book.tickets.iter().any(|entry| entry.jti == beginning) => Ok(Some(beginning.to_owned())),
-        (Some(entry), None) if beginning.len() >= ID_CHARS_MIN => Ok(Some(entry.jti.clone())),
-        (Some(_), Some(_)) => Err("--id: the ids of several tickets begin so: write more of it (`narrowlink-gateway ticket list --json`)".to_owned()),
-        _ => Ok(None),
+/// The tickets whose ids begin so; the one whose whole id it is, alone.
+pub fn with_id<'a>(book: &'a Book, beginning: &str) -> Vec<&'a Entry> {
+    if let Some(entry) = book.tickets.iter().find(|entry| is_same(&entry.jti, beginning)) {
+        return vec![entry];
     }
+    let begins = |entry: &&Entry| entry.jti.get(..beginning.len()).is_some_and(|own| is_same(own, beginning));
+    book.tickets.iter().filter(begins).collect()
+}
+
+/// Whether two ids, or what they begin with, are one. Ids in hexadecimal are read by people, who may write capitals.
+fn is_same(own: &str, written: &str) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    own == written || is_hex(own) && own.eq_ignore_ascii_case(written)
+}
+
+/// Whether it may be the whole id of a token: 32 hexadecimal digits, as ours and those of tokengen have, a UUID, or a
+/// name that somebody wrote into tokens.yaml. Anything shorter in hexadecimal is the beginning of one.
+pub fn is_whole_id(id: &str) -> bool {
+    let is_hex = |byte: u8| byte.is_ascii_hexdigit();
+    let is_named = id.bytes().any(|byte| !is_hex(byte) && byte != b'-');
+    is_named || id.len() == ID_CHARS_MAX && id.bytes().all(is_hex) || id.parse::<Uid>().is_ok()
 }
 
 /// The same as one JSON array, in one line.
@@ -326,8 +336,6 @@ pub fn json(book: &Book, revocations: &Revocations, now: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use narrowlink_proto::id::Uid;
-
     use super::*;
 
     const NOW: u64 = 1_795_219_200;
@@ -475,9 +483,8 @@ mod tests {
         );
         let short = &book.tickets[0].jti[..ID_CHARS_MIN];
         assert!(table.contains(&format!("revoked  {short} 2027-")), "{table}");
-        assert_eq!(whole_id(&book, short), Ok(Some(book.tickets[0].jti.clone())));
-        assert_eq!(whole_id(&book, &short[..4]), Ok(None));
-        assert_eq!(whole_id(&book, "another-id"), Ok(None));
+        assert_eq!(with_id(&book, short), [&book.tickets[0]]);
+        assert_eq!(with_id(&book, "another-id"), [] as [&Entry; 0]);
         let list: serde_json::Value = serde_json::from_str(&json(&book, &revoked, NOW)).unwrap();
         assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("revoked"), &json!("holds")));
     }

@@ -527,7 +527,7 @@ impl Peer {
         self.payload(session(n), usize::MAX).await
     }
 
-    async fn payload(&self, session: SessionId, bytes: usize) -> Result<Vec<u8>, ConnError> {
+    pub(super) async fn payload(&self, session: SessionId, bytes: usize) -> Result<Vec<u8>, ConnError> {
         let (wire, end) = (self.conn.wire(), End::of(&self.conn, session));
         let (mut got, mut buf) = (Vec::new(), [0; 512]);
         loop {

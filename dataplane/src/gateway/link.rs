@@ -295,10 +295,12 @@ fn send_list(local: &Local, socket: &mut LinkSocket, principal: &Principal) -> R
 #[cfg(test)]
 mod tests {
     use narrowlink_proto::{
+        ended::{RefusalCode, Refused},
         feature::Feature,
         id::{AgentKey, LaneId, LinkSecret},
         limits::Limits,
-        message::{AgentInfo, Instance},
+        message::{AgentInfo, Claimed, Instance},
+        token::ServiceName,
     };
 
     use super::*;
@@ -440,6 +442,76 @@ mod tests {
             }
             assert_eq!(peer.close().await.0, 1008);
             assert_eq!(worker.door.event().await, "link 1 released");
+        });
+    }
+
+    #[test]
+    fn what_an_agent_would_publish_is_asked_of_the_door_as_one_set_and_it_hears_what_became_of_it() {
+        let publish = |tokens: &[&str], more| Message::Publish {
+            tokens: tokens.iter().map(|token| SecretText::new((*token).to_owned())).collect(),
+            more,
+        };
+        let claimed = |host: &str, refused| Claimed {
+            service: ServiceName { host: host.into(), port: 0, path: String::new() },
+            refused,
+        };
+        let taken = || Refused::new(RefusalCode::HostTaken, "taken");
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            peer.say(&publish(&["a", "b"], true)).await;
+            peer.say(&publish(&["c"], false)).await;
+            assert_eq!(worker.door.event().await, "home publishes a, b, c");
+            let entry = entry(&worker);
+            entry.tell_claims(vec![claimed("a.example", None)], vec![(1, taken())]);
+            // What has changed before it was said is said as it is.
+            entry.tell_claims(vec![claimed("a.example", Some(taken())), claimed("b.example", None)], vec![]);
+            match peer.hear().await {
+                Ok(Message::Published { claims, refused }) => {
+                    assert_eq!(refused, [(1, taken())]);
+                    assert_eq!(claims, [claimed("a.example", Some(taken())), claimed("b.example", None)]);
+                }
+                other => panic!("{other:?}"),
+            }
+            let many = (0..100).map(|n| claimed(&format!("{n}.example"), Some(taken()))).collect();
+            entry.tell_claims(many, vec![]);
+            let mut heard = 0;
+            while heard < 100 {
+                match peer.hear().await {
+                    Ok(Message::Published { claims, .. }) => heard += claims.len(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            // An empty set is one, too.
+            peer.say(&publish(&[], false)).await;
+            assert_eq!(worker.door.event().await, "home publishes ");
+        });
+    }
+
+    #[test]
+    fn who_sends_too_many_publish_tokens_or_too_often_or_is_no_agent_has_to_go() {
+        let tokens = |count: usize, more| Message::Publish {
+            tokens: (0..count).map(|_| SecretText::new("t".into())).collect(),
+            more,
+        };
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            peer.say(&tokens(PUBLISH_TOKENS_MAX, true)).await;
+            peer.say(&tokens(1, false)).await;
+            assert_eq!(goodbye(&peer).await.code, GoodbyeCode::Limited);
+            let peer = up(&worker, &worker.home).await;
+            for _ in 0..20 {
+                peer.say(&tokens(1, false)).await;
+            }
+            let goodbye = goodbye(&peer).await;
+            assert_eq!(goodbye.code, GoodbyeCode::Limited);
+            assert!(goodbye.reason.contains("too often"), "{goodbye:?}");
+            let published = worker.door.events().iter().filter(|event| event.contains("publishes")).count();
+            assert!((10..=12).contains(&published), "{published}");
+            let client = up(&worker, &worker.laptop).await;
+            client.conn.send(&tokens(1, false)).await.unwrap();
+            assert_eq!(client.close().await.0, 1002);
         });
     }
 
