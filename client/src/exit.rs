@@ -89,6 +89,7 @@ impl Exit {
             | RefusalCode::TargetUnreachable
             | RefusalCode::TargetTimeout
             | RefusalCode::Unsupported
+            | RefusalCode::HostTaken
             | RefusalCode::Superseded
             | RefusalCode::Draining
             | RefusalCode::Protocol

@@ -13,13 +13,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use narrowlink_dataplane::gateway::{
-    directory::Directory,
+    directory::{AgentEntry, Directory},
     door::{Door, Event, First, LinkRequest, Rejected, Route},
     principal::Principal,
     service::Service as Listening,
 };
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
+    endpoint::SecretText,
     id::LinkId,
     message::{AgentInfo, Channel, Dial, Open, Origin},
     policy::Verdict,
@@ -34,6 +35,7 @@ use crate::{
     clerk::Counter,
     clock::{self, Clock},
     credentials::{Credentials, granted, principal},
+    hosts::Holding,
     revocations::{Bearer, Revocations},
 };
 
@@ -162,6 +164,36 @@ impl Warden {
     }
 }
 
+impl Warden {
+    /// What a publish token says that `agent` has sent, if it holds and is this agent's.
+    fn holding(&self, agent: &Principal, token: &str) -> Result<Holding, Refused> {
+        let since_1970 = (self.clock)();
+        let rules = self.rules.load();
+        let refuse = |cause: &str| {
+            tracing::info!(uid = %agent.uid, agent = agent.name, "a publish token is not taken: {cause}");
+            let reason = "the publish token was not accepted: it may be expired or revoked, not valid yet, of another kind, of another agent, or of another gateway";
+            Err(Refused::new(RefusalCode::Unauthenticated, reason))
+        };
+        let (claims, key) = match rules.keys.verify_and_name(token, Kind::AgentPublish, since_1970.as_secs())
+        {
+            Ok(verified) => verified,
+            Err(why) => return refuse(&why.to_string()),
+        };
+        if (claims.uid, &claims.name) != (agent.uid, &agent.name) {
+            return refuse(&format!("the token {} is another agent's", claims.jti.escape_debug()));
+        }
+        let Some(services) = claims.connect.clone() else { return refuse("it publishes nothing") };
+        let said = claims.limits;
+        let principal = principal(claims, key, since_1970, Instant::now());
+        if let Err(why) = rules.standing(&principal, since_1970) {
+            let words = Ended { by: Side::Here, why }.by_name("this gateway");
+            return refuse(&format!("the token {}: {words}", principal.token_id.escape_debug()));
+        }
+        let usage = self.accounts.usage(principal.uid, &principal.token_id, said);
+        Ok((Arc::new(Principal { usage, ..principal }), services))
+    }
+}
+
 impl Door for Warden {
     fn route(&self, service: &Listening, first: &First) -> Route {
         match first {
@@ -263,6 +295,11 @@ impl Door for Warden {
     fn release_link(&self, link: LinkId) {
         self.counter.release(link);
     }
+
+    fn publish(&self, agent: &Arc<AgentEntry>, tokens: Vec<SecretText>) {
+        let tokens = tokens.iter().map(|token| self.holding(&agent.principal, token.expose()));
+        self.counter.publish(agent.clone(), tokens.collect());
+    }
 }
 
 /// The secrets of a config by their ids: the one in force, then the old ones.
@@ -290,7 +327,6 @@ mod tests {
     use super::*;
     use crate::config::Service;
     use crate::{accounts::Allowances, clerk, clock::seconds_since_1970 as now_s};
-    use narrowlink_dataplane::gateway::directory::AgentEntry;
     use narrowlink_proto::{
         feature::Features,
         id::{LinkSecret, SessionId, Uid},
@@ -331,6 +367,7 @@ mod tests {
         let published = Published {
             host: "a.example".to_owned(),
             port: 0,
+            path: String::new(),
             addr: ("127.0.0.1".to_owned(), 80),
             protocol: PublishProtocol::Http,
         };
@@ -521,7 +558,8 @@ mod tests {
     #[test]
     fn a_connection_goes_where_its_first_bytes_belong() {
         let (warden, _inbox) = warden();
-        let (plain, secured) = (Listening { index: 0, tls: false }, Listening { index: 1, tls: true });
+        let (plain, secured) =
+            (Listening { index: 0, port: 80, tls: false }, Listening { index: 1, port: 443, tls: true });
         let hello =
             |name: Option<&str>| ClientHello { server_name: name.map(str::to_owned), alpn: Alpn::default() };
         let route = |service, name| warden.route(service, &First::Tls(Box::new(hello(name))));

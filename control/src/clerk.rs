@@ -10,8 +10,15 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use narrowlink_dataplane::gateway::{directory::LinkOrder, door::LinkRequest, mailbox::Note, shared::Shared};
+use narrowlink_dataplane::gateway::{
+    directory::{AgentEntry, LinkOrder},
+    door::{LinkGrant, LinkRequest},
+    mailbox::Note,
+    principal::Principal,
+    shared::Shared,
+};
 use narrowlink_proto::{
+    ended::{RefusalCode, Refused},
     id::{LinkId, LinkSecret},
     limits::Limits,
     message::{Goodbye, GoodbyeCode},
@@ -20,6 +27,7 @@ use narrowlink_proto::{
 use crate::{
     accounts::Accounts,
     clock::{Clock, Leaps},
+    hosts::{Holding, Hosts, Own},
     registry::{Act, Registry},
 };
 
@@ -29,10 +37,16 @@ const QUEUE: usize = 16 * 1024;
 /// How often links are looked for whose task has ended without a word.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// Claims to hosts are decided about at the latest after so many commands.
+const SETTLE_AFTER: usize = 256;
+
 /// What the control thread is told.
 enum Command {
     Claim(Box<LinkRequest>),
     Release(LinkId),
+    Publish(Box<(Arc<AgentEntry>, Vec<Result<Holding, Refused>>)>),
+    /// From now on the gateway itself has these names and ports.
+    SetOwn(Box<Own>),
     /// From now on these hold.
     SetLimits(Box<Limits>),
     /// The channel closes when the last link has ended.
@@ -79,6 +93,23 @@ impl Counter {
         let _ = self.commands.try_send(Command::Release(link));
     }
 
+    /// An agent would publish what these tokens say. If so much waits already that this has no place, it is told so.
+    pub(crate) fn publish(&self, entry: Arc<AgentEntry>, tokens: Vec<Result<Holding, Refused>>) {
+        let unsent = match self.commands.try_send(Command::Publish(Box::new((entry, tokens)))) {
+            Err(TrySendError::Full(Command::Publish(unsent))) => unsent,
+            _ => return,
+        };
+        let (entry, tokens) = *unsent;
+        let busy = Refused::new(RefusalCode::Limited, "this gateway has too much to do; connect again later");
+        entry.tell_claims(Vec::new(), (0..tokens.len()).map(|at| (at, busy.clone())).collect());
+    }
+
+    /// From now on the gateway itself has these. Not to be called on a worker.
+    pub fn set_own(&self, own: Own) {
+        // Closed only when the gateway shuts down.
+        let _ = self.commands.send_blocking(Command::SetOwn(Box::new(own)));
+    }
+
     /// From now on these limits hold, for what begins from now on. Not to be called on a worker.
     pub fn set_limits(&self, limits: Limits) {
         // Closed only when the gateway shuts down.
@@ -110,7 +141,8 @@ impl Inbox {
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let leaps = Leaps::new(clock(), Instant::now());
-        let clerk = Clerk { registry, shared, accounts, clock, leaps, drained: None };
+        let hosts = Hosts::default();
+        let clerk = Clerk { registry, hosts, unsettled: 0, shared, accounts, clock, leaps, drained: None };
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || runtime.block_on(clerk.work(self.commands)))
@@ -119,6 +151,9 @@ impl Inbox {
 
 struct Clerk {
     registry: Registry,
+    hosts: Hosts,
+    /// So many commands have been heard since claims to hosts were decided about.
+    unsettled: usize,
     shared: Arc<Shared>,
     accounts: Arc<Accounts>,
     clock: Clock,
@@ -133,7 +168,10 @@ impl Clerk {
         loop {
             let until = self.registry.poll_timeout().map_or(sweep_at, |at| at.min(sweep_at));
             match tokio::time::timeout_at(until.into(), commands.recv()).await {
-                Ok(Ok(command)) => self.handle(command),
+                Ok(Ok(command)) => {
+                    self.unsettled += 1;
+                    self.handle(command);
+                }
                 Ok(Err(_)) => return,
                 Err(_) => {}
             }
@@ -142,6 +180,9 @@ impl Clerk {
                 self.registry.release_silent(now);
                 let wall = (self.clock)();
                 self.shared.sweep(now);
+                let (directory, door) = (&self.shared.directory, &self.shared.door);
+                let holds = |who: &Principal| now < who.expires_at && door.standing(who).is_ok();
+                self.hosts.sweep(now, |key| directory.find(key).is_some(), holds);
                 self.accounts.sweep(wall.as_secs());
                 if self.leaps.handle_tick(wall, now) {
                     tracing::info!(
@@ -153,6 +194,11 @@ impl Clerk {
             }
             let acts = self.registry.handle_timeout(now);
             self.perform(acts);
+            // Many agents may come at once: all of theirs is decided together.
+            if self.hosts.is_dirty() && (commands.is_empty() || self.unsettled >= SETTLE_AFTER) {
+                self.shared.routes.publish(self.hosts.settle(now));
+                self.unsettled = 0;
+            }
             if self.drained.is_some() && self.registry.links() == 0 {
                 self.accounts.save();
                 return;
@@ -174,6 +220,19 @@ impl Clerk {
                 self.registry.release(Instant::now(), link);
                 return;
             }
+            Command::Publish(said) => {
+                let (entry, tokens) = *said;
+                // One that has been replaced meanwhile says nothing any more.
+                let holder = self.shared.directory.find(&entry.key);
+                if holder.is_some_and(|holder| holder.link == entry.link) {
+                    self.hosts.publish(entry, tokens);
+                }
+                return;
+            }
+            Command::SetOwn(own) => {
+                self.hosts.set_own(*own);
+                return;
+            }
             Command::SetLimits(limits) => {
                 self.registry.set_limits(*limits);
                 return;
@@ -186,12 +245,17 @@ impl Clerk {
         self.perform(acts);
     }
 
-    fn perform(&self, acts: Vec<Act>) {
+    fn perform(&mut self, acts: Vec<Act>) {
         for act in acts {
             match act {
                 Act::Publish(agents) => self.shared.directory.publish(agents),
                 // Nobody there any more? Then its orders are closed, and the next sweep releases it.
-                Act::Answer(answer, what) => drop(answer.try_send(*what)),
+                Act::Answer(answer, what) => {
+                    if let Ok(LinkGrant { agent: Some(entry), .. }) = &*what {
+                        self.hosts.came_back(Instant::now(), entry);
+                    }
+                    drop(answer.try_send(*what));
+                }
                 Act::Dismiss(orders, goodbye) => {
                     if orders.try_send(LinkOrder::Goodbye(goodbye)).is_err() {
                         // It does not even read its orders: it ends without a reason.
@@ -223,7 +287,7 @@ mod tests {
         certificate::served::Served,
         revocations::Revocations,
     };
-    use narrowlink_dataplane::gateway::{directory::Directory, door::LinkGrant, principal::Principal};
+    use narrowlink_dataplane::gateway::directory::Directory;
     use narrowlink_proto::{
         feature::Features,
         id::{AgentKey, Nonce, Uid},

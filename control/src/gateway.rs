@@ -53,6 +53,7 @@ use crate::{
     clerk::{self, Counter},
     clock::{self, Clock},
     config::{Config, Places},
+    hosts::Own,
     registry::Registry,
 };
 
@@ -209,6 +210,7 @@ fn start_all(config: Config, clock: Clock, inherited: &mut Inherited) -> Result<
             shared.mailboxes.tell_all(|| Note::Stop);
             StartError::Control(e)
         })?;
+    counter.set_own(own(&open.services));
     let (open, fixed) = (Mutex::new(open), Fixed::of(&config));
     let certificates = Mutex::default();
     Ok(Gateway {
@@ -241,6 +243,14 @@ fn rules(config: &Config) -> Result<Rules, StartError> {
 /// What is shown at these services.
 fn served(services: &[Seated]) -> Served {
     Served::of(services.iter().map(|seated| (seated.number, &seated.service)))
+}
+
+/// What nobody can publish because these services have it.
+fn own(services: &[Seated]) -> Own {
+    // Only where TLS ends is a name ours.
+    let with_tls = services.iter().filter(|seated| seated.service.tls.is_some());
+    let names = with_tls.flat_map(|seated| &seated.service.domains);
+    Own::new(names, services.iter().map(|seated| seated.bound.port()).collect())
 }
 
 /// Workers when the config names no number: one per core.

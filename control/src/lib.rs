@@ -21,6 +21,7 @@ mod credentials;
 pub mod expectations;
 pub mod explain;
 pub mod gateway;
+pub mod hosts;
 pub mod init;
 pub mod keeper;
 pub mod migrate;

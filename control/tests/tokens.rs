@@ -49,6 +49,7 @@ fn claims(kind: Kind) -> Claims {
     let service = Published {
         host: "a.example".to_owned(),
         port: 0,
+        path: String::new(),
         addr: ("127.0.0.1".to_owned(), 80),
         protocol: PublishProtocol::Http,
     };

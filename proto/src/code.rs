@@ -138,6 +138,9 @@ codes! {
     Other = 410, "refused for a reason that this version does not know",
         "The gateway is newer than this program.",
         "Read the message, and update this program.";
+    HostTaken = 411, "the host is published by another user",
+        "A gateway gives a host to the user who was first, for as long as one of their agents is there and ten minutes longer.",
+        "Publish another host, or ask the operator whose it is: narrowlink-gateway hosts shows it.";
 
     TargetRefused = 501, "nobody listens at the target",
         "Its host has answered that the port is closed.",
@@ -227,6 +230,7 @@ impl From<RefusalCode> for Code {
             RefusalCode::TargetUnreachable => Self::TargetUnreachable,
             RefusalCode::TargetTimeout => Self::TargetTimeout,
             RefusalCode::Unsupported => Self::Unsupported,
+            RefusalCode::HostTaken => Self::HostTaken,
             RefusalCode::Superseded => Self::Superseded,
             RefusalCode::Draining => Self::Draining,
             RefusalCode::Protocol => Self::Protocol,

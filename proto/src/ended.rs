@@ -35,6 +35,8 @@ pub enum RefusalCode {
     TargetTimeout,
     /// What was asked is not served here (another kind of target, a feature not built in).
     Unsupported,
+    /// The host is published already, by another user.
+    HostTaken,
     /// A newer Open of the same session took this one's place.
     Superseded,
     /// The gateway shuts down.
@@ -64,6 +66,7 @@ impl RefusalCode {
             Self::TargetUnreachable => "target_unreachable",
             Self::TargetTimeout => "target_timeout",
             Self::Unsupported => "unsupported",
+            Self::HostTaken => "host_taken",
             Self::Superseded => "superseded",
             Self::Draining => "draining",
             Self::Protocol => "protocol",
@@ -79,7 +82,7 @@ impl RefusalCode {
             Self::Unauthenticated => 401,
             Self::Policy | Self::DeniedByAgent => 403,
             Self::AgentNotFound => 404,
-            Self::Superseded => 409,
+            Self::Superseded | Self::HostTaken => 409,
             Self::Limited => 429,
             Self::Internal => 500,
             Self::Unsupported => 501,

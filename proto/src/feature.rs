@@ -17,10 +17,12 @@ pub enum Feature {
     Datagrams,
     /// Sessions that measure the way (`measure`), and of a gateway, the question what its bearer uses.
     Measure,
+    /// Hosts for visitors: of an agent that it dials for them, of a gateway that it takes tokens that claim hosts.
+    Publish,
 }
 
 impl Feature {
-    const ALL: [Self; 3] = [Self::EndToEnd, Self::Datagrams, Self::Measure];
+    const ALL: [Self; 4] = [Self::EndToEnd, Self::Datagrams, Self::Measure, Self::Publish];
 
     /// Its name on the wire.
     pub const fn name(self) -> &'static str {
@@ -28,6 +30,7 @@ impl Feature {
             Self::EndToEnd => "e2ee",
             Self::Datagrams => "datagrams",
             Self::Measure => "measure",
+            Self::Publish => "publish",
         }
     }
 

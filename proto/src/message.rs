@@ -6,15 +6,17 @@
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeSeq};
 
 use crate::{
     ended::{RefusalCode, Refused},
+    endpoint::SecretText,
     feature::Features,
     id::{LinkId, LinkSecret, Nonce, SessionId},
     policy::AddressRules,
     printable::{self, printable},
     target::Target,
+    token::ServiceName,
 };
 
 /// The protocol's version, in the sub-protocol's name and in both Hellos.
@@ -93,6 +95,14 @@ pub enum Origin {
         /// Where the client came from, as the gateway saw it.
         peer_addr: SocketAddr,
     },
+    /// Somebody who visits a published host. It is dialled what the agent's own token has behind the target's name.
+    Visitor {
+        /// Where the visitor came from, as the gateway saw it, or as a proxy that it trusts says.
+        peer_addr: SocketAddr,
+        /// The request for which this is dialled, as its origin is told in X-Request-Id. Others may follow on the session.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
+    },
     /// Somebody of whom only a later version knows: an agent refuses to dial for them.
     #[serde(skip)]
     Unknown {
@@ -108,6 +118,12 @@ impl<'de> Deserialize<'de> for Origin {
             name: String,
             peer_addr: SocketAddr,
         }
+        #[derive(Deserialize)]
+        struct Visitor {
+            peer_addr: SocketAddr,
+            #[serde(default)]
+            request: Option<String>,
+        }
         struct Kind;
         impl<'de> de::Visitor<'de> for Kind {
             type Value = Origin;
@@ -119,12 +135,20 @@ impl<'de> Deserialize<'de> for Origin {
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Origin, A::Error> {
                 let kind =
                     map.next_key::<String>()?.ok_or_else(|| de::Error::custom("an origin of no kind"))?;
-                let origin = if kind == "client" {
-                    let Client { name, peer_addr } = map.next_value()?;
-                    Origin::Client { name, peer_addr }
-                } else {
-                    map.next_value::<de::IgnoredAny>()?;
-                    Origin::Unknown { kind: printable(&kind, NAME_CHARS_MAX) }
+                let origin = match &*kind {
+                    "client" => {
+                        let Client { name, peer_addr } = map.next_value()?;
+                        Origin::Client { name, peer_addr }
+                    }
+                    "visitor" => {
+                        let Visitor { peer_addr, request } = map.next_value()?;
+                        let request = request.map(|id| printable(&id, NAME_CHARS_MAX));
+                        Origin::Visitor { peer_addr, request }
+                    }
+                    _ => {
+                        map.next_value::<de::IgnoredAny>()?;
+                        Origin::Unknown { kind: printable(&kind, NAME_CHARS_MAX) }
+                    }
                 };
                 if map.next_key::<de::IgnoredAny>()?.is_some() {
                     return Err(de::Error::custom("an origin of two kinds"));
@@ -151,6 +175,16 @@ pub struct Dial {
     /// The client's half of the end-to-end handshake, base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub e2ee: Option<String>,
+}
+
+/// What became of a claim to a published service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// Which.
+    pub service: ServiceName,
+    /// Why visitors do not come to it; `None`: they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
 }
 
 /// One agent in a list.
@@ -262,6 +296,24 @@ pub enum Message {
         token: Used,
         /// By all tokens of the user together.
         user: Used,
+    },
+    /// Agent's link to gateway: these publish tokens hold from now on, in the place of those that it sent before. Said to those
+    /// alone that have `Feature::Publish`.
+    Publish {
+        /// The tokens.
+        #[serde(serialize_with = "expose")]
+        tokens: Vec<SecretText>,
+        /// Whether another such message follows, which belongs to the same set: one alone could be too long.
+        #[serde(default)]
+        more: bool,
+    },
+    /// Gateway to agent's link: what has become of the services that its tokens claim; again, whenever that changes.
+    Published {
+        /// Each that has changed since the last such message.
+        claims: Vec<Claimed>,
+        /// Tokens that are not taken at all, by their number in the set, and why.
+        #[serde(default)]
+        refused: Vec<(usize, Refused)>,
     },
     /// Gateway to link: this link ends, and why.
     Goodbye(Goodbye),
@@ -416,10 +468,11 @@ impl Message {
             }
             Self::Present { .. } => matches!((speaker, channel), (Agent | Client, Link)),
             // That the link is an agent's is the receiver's to know: both roles' links are Link.
-            Self::NeedLane { .. } | Self::Agents { .. } | Self::Used { .. } => {
+            Self::NeedLane { .. } | Self::Agents { .. } | Self::Used { .. } | Self::Published { .. } => {
                 matches!((speaker, channel), (Gateway, Link))
             }
             Self::List | Self::Usage => matches!((speaker, channel), (Client, Link)),
+            Self::Publish { .. } => matches!((speaker, channel), (Agent, Link)),
             Self::Open(_) => matches!((speaker, channel), (Client, Stream)),
             Self::Opened { .. } => matches!((speaker, channel), (Gateway, Stream)),
             Self::Refused(_) => matches!((speaker, channel), (Gateway, Stream) | (Agent, Lane)),
@@ -433,7 +486,7 @@ impl Message {
     }
 
     /// The names of all that this version knows.
-    const NAMES: [&str; 17] = [
+    const NAMES: [&str; 19] = [
         "hello",
         "present",
         "welcome",
@@ -442,6 +495,8 @@ impl Message {
         "agents",
         "usage",
         "used",
+        "publish",
+        "published",
         "goodbye",
         "open",
         "opened",
@@ -464,6 +519,8 @@ impl Message {
             Self::Agents { .. } => "agents",
             Self::Usage => "usage",
             Self::Used { .. } => "used",
+            Self::Publish { .. } => "publish",
+            Self::Published { .. } => "published",
             Self::Goodbye(_) => "goodbye",
             Self::Open(_) => "open",
             Self::Opened { .. } => "opened",
@@ -480,6 +537,15 @@ impl Message {
     pub fn refused(session: SessionId, code: RefusalCode, reason: impl Into<String>) -> Self {
         Self::Refused(Refused::new(code, reason).of(session))
     }
+}
+
+/// To the one peer that they are for.
+fn expose<S: Serializer>(tokens: &[SecretText], s: S) -> Result<S::Ok, S::Error> {
+    let mut list = s.serialize_seq(Some(tokens.len()))?;
+    for token in tokens {
+        list.serialize_element(token.expose())?;
+    }
+    list.end()
 }
 
 /// Whether these are the words of a later version.
@@ -507,6 +573,10 @@ mod tests {
         }
     }
 
+    fn service() -> ServiceName {
+        ServiceName { host: "a.example".into(), port: 0, path: String::new() }
+    }
+
     /// One of each, so that a table below can't forget one.
     fn every() -> Vec<Message> {
         let session = SessionId::from_bytes([1; 32]);
@@ -519,6 +589,17 @@ mod tests {
             Message::Agents { agents: vec![], more: false },
             Message::Usage,
             Message::Used { token: Used::default(), user: Used::default() },
+            Message::Publish { tokens: vec![SecretText::new("ey.a.b".into())], more: true },
+            Message::Published {
+                claims: vec![
+                    Claimed { service: service(), refused: None },
+                    Claimed {
+                        service: service(),
+                        refused: Some(Refused::new(RefusalCode::HostTaken, "taken")),
+                    },
+                ],
+                refused: vec![(1, Refused::new(RefusalCode::Unauthenticated, "no"))],
+            },
             Message::Goodbye(Goodbye { code: GoodbyeCode::Draining, reason: String::new() }),
             Message::Open(open()),
             Message::Opened { session, e2ee: None },
@@ -609,13 +690,28 @@ mod tests {
         let origin = |text: &str| serde_json::from_str::<Origin>(text);
         let client = Origin::Client { name: "c".into(), peer_addr: "127.0.0.1:1".parse().unwrap() };
         assert_eq!(origin(&serde_json::to_string(&client).unwrap()).unwrap(), client);
-        let later = origin(r#"{"visitor":{"host":"app.example","addr":[1,2]}}"#).unwrap();
-        assert_eq!(later, Origin::Unknown { kind: "visitor".into() });
-        for broken in
-            ["{}", r#"{"client":{"name":"c"}}"#, r#"{"client":7}"#, r#"{"a":1,"b":2}"#, "7", "\"client\""]
-        {
+        let visitor = Origin::Visitor { peer_addr: "[::1]:1".parse().unwrap(), request: Some("7f".into()) };
+        assert_eq!(origin(&serde_json::to_string(&visitor).unwrap()).unwrap(), visitor);
+        let later = origin(r#"{"guest":{"host":"app.example","addr":[1,2]}}"#).unwrap();
+        assert_eq!(later, Origin::Unknown { kind: "guest".into() });
+        for broken in [
+            "{}",
+            r#"{"client":{"name":"c"}}"#,
+            r#"{"client":7}"#,
+            r#"{"visitor":{}}"#,
+            r#"{"a":1,"b":2}"#,
+            "7",
+            "\"client\"",
+        ] {
             assert!(origin(broken).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn tokens_that_an_agent_sends_are_written_for_the_gateway_alone() {
+        let message = Message::Publish { tokens: vec![SecretText::new("ey.a.b".into())], more: false };
+        assert_eq!(message.encode(), br#"{"type":"publish","tokens":["ey.a.b"],"more":false}"#);
+        assert!(!format!("{message:?}").contains("ey.a"), "{message:?}");
     }
 
     #[test]
@@ -630,7 +726,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn bent_bytes_never_panic(
-            which in 0usize..17, at in 0usize..400, byte: u8
+            which in 0usize..19, at in 0usize..400, byte: u8
         ) {
             let mut text = every()[which].encode();
             let at = at % text.len();

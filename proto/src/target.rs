@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::measure::Measure;
+use crate::{measure::Measure, token::ServiceName};
 
 pub use destination::{Destination, HOST_BYTES_MAX, NAME_BYTES_MAX, behind_nat64};
 
@@ -44,6 +44,8 @@ pub enum Target {
     },
     /// No target: the way to the agent is measured.
     Measure(Measure),
+    /// What the agent has behind this service, as its own publish token says; no client asks for it.
+    Published(ServiceName),
 }
 
 /// What carries a session beyond the agent, where a rule can name it.
@@ -95,8 +97,8 @@ pub enum TargetError {
     /// A number and nothing else.
     #[error("a port alone; its host is missing: expected HOST:PORT, such as 127.0.0.1:22")]
     PortAlone,
-    /// An end for measuring, where a place was asked for.
-    #[error("nothing is dialled for a measurement")]
+    /// An end for measuring, or a published service, where a place was asked for.
+    #[error("it names no place that could be dialled")]
     NoPlace,
     /// Another scheme than ours.
     #[error("expected tcp://HOST:PORT, udp://HOST:PORT, icmp://HOST or unix:///PATH")]
@@ -146,7 +148,7 @@ impl Target {
                 Err(TargetError::NotAPath)
             }
             Self::Unix { path } => Ok(Destination::Unix(path.clone())),
-            Self::Measure(_) => Err(TargetError::NoPlace),
+            Self::Measure(_) | Self::Published(_) => Err(TargetError::NoPlace),
         }
     }
 
@@ -156,7 +158,7 @@ impl Target {
             Self::Tcp { .. } => Some(Transport::Tcp),
             Self::Udp { .. } => Some(Transport::Udp),
             Self::Icmp { .. } => Some(Transport::Icmp),
-            Self::Unix { .. } | Self::Measure(_) => None,
+            Self::Unix { .. } | Self::Measure(_) | Self::Published(_) => None,
         }
     }
 
@@ -164,7 +166,7 @@ impl Target {
     pub const fn port(&self) -> u16 {
         match self {
             Self::Tcp { port, .. } | Self::Udp { port, .. } => *port,
-            Self::Unix { .. } | Self::Icmp { .. } | Self::Measure(_) => 0,
+            Self::Unix { .. } | Self::Icmp { .. } | Self::Measure(_) | Self::Published(_) => 0,
         }
     }
 }
@@ -200,13 +202,14 @@ impl fmt::Display for Target {
             Self::Icmp { host } => ("icmp", host),
             Self::Unix { path } => ("unix", path),
             Self::Measure(measure) => return measure.fmt(f),
+            Self::Published(name) => return write!(f, "published://{name}"),
         };
         let bare_ipv6 = self.transport().is_some() && place.contains(':') && !place.starts_with('[');
         let (open, close) = if bare_ipv6 { ("[", "]") } else { ("", "") };
         write!(f, "{scheme}://{open}{}{close}", place.escape_debug())?;
         match self {
             Self::Tcp { port, .. } | Self::Udp { port, .. } => write!(f, ":{port}"),
-            Self::Unix { .. } | Self::Icmp { .. } | Self::Measure(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 }
@@ -255,6 +258,8 @@ mod tests {
         assert_eq!(Target::Udp { host: "a".into(), port: 53 }.to_string(), "udp://a:53");
         assert_eq!(Target::Icmp { host: "::1".into() }.to_string(), "icmp://[::1]");
         assert_eq!(Target::Unix { path: "/run/a:b".into() }.to_string(), "unix:///run/a:b");
+        let name = ServiceName { host: "*.a\n".into(), port: 8443, path: "/b".into() };
+        assert_eq!(Target::Published(name).to_string(), "published://*.a\\n:8443/b");
     }
 
     #[test]
@@ -292,6 +297,16 @@ mod tests {
         );
         assert_eq!(Target::Udp { host: "a".into(), port: 0 }.destination(), Err(TargetError::BadPort));
         assert_eq!(Target::Icmp { host: "127.1".into() }.destination(), Destination::parse("127.0.0.1"));
+    }
+
+    #[test]
+    fn who_measures_or_visits_names_no_place_and_neither_is_a_target_for_people() {
+        let name = ServiceName { host: "a".into(), port: 0, path: String::new() };
+        let visited = Target::Published(name);
+        assert_eq!(visited.destination(), Err(TargetError::NoPlace));
+        assert_eq!((visited.port(), visited.transport()), (0, None));
+        assert_eq!(visited.to_string().parse::<Target>(), Err(TargetError::Scheme));
+        assert_eq!(serde_json::to_string(&visited).unwrap(), r#"{"published":{"host":"a"}}"#);
     }
 
     #[test]

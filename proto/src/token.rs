@@ -25,7 +25,7 @@ use crate::{
 pub use allowance::Allowance;
 pub use claims::{CLAIMS_BYTES_MAX, Claims, ClaimsError, Kind, Peek, is_name};
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret, SecretError, SecretSource};
-pub use services::{PublishProtocol, Published, ServiceError, Services};
+pub use services::{PublishProtocol, Published, ServiceError, ServiceName, Services};
 
 /// A token at the most.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;

@@ -12,7 +12,7 @@ use serde::{
 
 use crate::tagged::{Expected, Mapping};
 
-/// `publish_hosts: [{ host, port, connect: { host, port, protocol } }]`. Nothing: the key has no value.
+/// `publish_hosts: [{ host, port, path, connect: { host, port, protocol } }]`. Nothing: the key has no value.
 #[derive(Debug)]
 pub(crate) struct PublishHosts(pub(crate) Option<Services>);
 
@@ -26,6 +26,8 @@ struct HostInput {
     host: String,
     #[serde(default)]
     port: Port,
+    #[serde(default)]
+    path: String,
     connect: Mapping<PlaceInput>,
 }
 
@@ -34,14 +36,14 @@ struct HostInput {
 struct PlaceInput {
     host: String,
     port: Port,
-    protocol: Spoken,
+    protocol: PublishProtocol,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceInput {
     addr: Addr,
-    protocol: Spoken,
+    protocol: PublishProtocol,
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,16 +52,6 @@ struct Addr(String, Port);
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Port(u16);
-
-/// What visitors speak. `TCP` is how later files write what passes by its server name alone.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-enum Spoken {
-    Http,
-    Https,
-    Tls,
-    Tcp,
-}
 
 /// A published host, checked by itself.
 #[derive(Debug, Deserialize)]
@@ -74,13 +66,11 @@ impl Expected for PlaceInput {
     const EXPECTED: &'static str = "a mapping with `host`, `port` and `protocol`";
 }
 
-impl From<Spoken> for PublishProtocol {
-    fn from(spoken: Spoken) -> Self {
-        match spoken {
-            Spoken::Http => Self::Http,
-            Spoken::Https => Self::Https,
-            Spoken::Tls | Spoken::Tcp => Self::Tls,
-        }
+/// Without a port of the gateway there is but the server name to tell by: so later files write `TCP`.
+const fn meant(protocol: PublishProtocol, port: u16) -> PublishProtocol {
+    match (protocol, port) {
+        (PublishProtocol::Tcp, 0) => PublishProtocol::Tls,
+        _ => protocol,
     }
 }
 
@@ -88,9 +78,9 @@ impl TryFrom<HostInput> for Host {
     type Error = ServiceError;
 
     fn try_from(input: HostInput) -> Result<Self, ServiceError> {
-        let HostInput { host, port: Port(port), connect: Mapping(place) } = input;
-        let (addr, protocol) = ((place.host, place.port.0), place.protocol.into());
-        checked(Published { host, port, addr, protocol }).map(Self)
+        let HostInput { host, port: Port(port), path, connect: Mapping(place) } = input;
+        let (addr, protocol) = ((place.host, place.port.0), meant(place.protocol, port));
+        checked(Published { host, port, path, addr, protocol }).map(Self)
     }
 }
 
@@ -177,8 +167,8 @@ impl<'de> de::Visitor<'de> for ServiceSeed {
     fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Published, A::Error> {
         let service = ServiceInput::deserialize(de::value::MapAccessDeserializer::new(map))?;
         let Addr(addr, Port(port)) = service.addr;
-        let protocol = service.protocol.into();
-        checked(Published { host: self.host, port: 0, addr: (addr, port), protocol })
+        let protocol = meant(service.protocol, 0);
+        checked(Published { host: self.host, port: 0, path: String::new(), addr: (addr, port), protocol })
             .map_err(de::Error::custom)
     }
 }
@@ -230,7 +220,9 @@ mod tests {
             ));
             let old = connect(&format!("a.b: {{addr: ['::1', 80], protocol: {written}}}"));
             let addr = ("::1".to_owned(), 80);
-            let want = Services::new(vec![Published { host: "a.b".into(), port: 0, addr, protocol: meant }]);
+            let host = "a.b".into();
+            let want =
+                Services::new(vec![Published { host, port: 0, path: String::new(), addr, protocol: meant }]);
             assert_eq!((new, old), (Ok(want.clone().unwrap()), Ok(want.unwrap())), "{written}");
         }
     }
@@ -241,9 +233,20 @@ mod tests {
             |port: &str, to| format!("{{host: a.b, {port}connect: {{host: x, port: {to}, protocol: TCP}}}}");
         let hosts =
             publish_hosts(&format!("[{}, {}]", host("port: 443, ", 443), host("port: 80, ", 80))).unwrap();
-        assert_eq!(hosts.iter().map(|host| host.port).collect::<Vec<_>>(), [443, 80]);
+        let both: Vec<_> = hosts.iter().map(|host| (host.port, host.protocol)).collect();
+        assert_eq!(both, [(443, PublishProtocol::Tcp), (80, PublishProtocol::Tcp)]);
         let twice = publish_hosts(&format!("[{}, {}]", host("port: 443, ", 443), host("", 80))).unwrap_err();
         assert!(twice.contains("this is published twice"), "{twice}");
+    }
+
+    #[test]
+    fn requests_of_one_host_may_go_to_several_places_by_their_path() {
+        let host =
+            |path: &str, to| format!("{{host: a.b, {path}connect: {{host: x, port: {to}, protocol: HTTP}}}}");
+        let hosts = publish_hosts(&format!("[{}, {}]", host("", 1), host("path: /api, ", 2))).unwrap();
+        assert_eq!(hosts.iter().map(|host| host.name().to_string()).collect::<Vec<_>>(), ["a.b", "a.b/api"]);
+        let wrong = publish_hosts(&format!("[{}]", host("path: api, ", 1))).unwrap_err();
+        assert!(wrong.contains("[0]: this: a path begins with /"), "{wrong}");
     }
 
     #[test]
@@ -270,7 +273,7 @@ mod tests {
                 "[0].connect: expected a mapping with `host`, `port` and `protocol`",
             ),
             ("- {host: a}".into(), "[0]: `connect` is missing"),
-            (format!("- {{host: a, path: /, connect: {place}}}"), "[0]: unknown key"),
+            (format!("- {{host: a, paths: /, connect: {place}}}"), "[0]: unknown key"),
             ("- a".into(), "[0]: expected a mapping with `host`, `port` and `connect`"),
             ("a: {addr: [x, 1], protocol: HTTP}".into(), "expected a list of hosts"),
         ] {

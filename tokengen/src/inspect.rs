@@ -310,6 +310,7 @@ mod tests {
                     let host = |(host, (port, to))| Published {
                         host,
                         port,
+                        path: String::new(),
                         addr: ("::1".into(), to),
                         protocol: PublishProtocol::Tls,
                     };

@@ -102,15 +102,16 @@ fn limits(limits: &Allowance) -> Vec<String> {
 }
 
 fn published(host: &Published) -> String {
-    let Published { host, port, addr: (addr, to), protocol } = host;
+    let Published { host, port, path, addr: (addr, to), protocol } = host;
     let at = if *port == 0 { "every port".to_owned() } else { format!("port {port}") };
     let by = match protocol {
         PublishProtocol::Http => "HTTP",
         PublishProtocol::Https => "HTTPS",
         PublishProtocol::Tls => "TLS by its server name",
+        PublishProtocol::Tcp => "TCP",
     };
     let addr = if addr.contains(':') { format!("[{}]", escaped(addr)) } else { escaped(addr) };
-    format!("{} ({at}, {by}) from {addr}:{to}", escaped(host))
+    format!("{}{} ({at}, {by}) from {addr}:{to}", escaped(host), escaped(path))
 }
 
 fn or_nothing(lines: Vec<String>) -> Vec<String> {

@@ -114,7 +114,7 @@ impl Seated {
     }
 
     pub(super) fn for_workers(&self) -> Service {
-        Service { index: self.number, tls: self.service.tls.is_some() }
+        Service { index: self.number, port: self.bound.port(), tls: self.service.tls.is_some() }
     }
 
     /// Whether it can go on as `service` without listening anew.

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::atomic::Ordering};
 
 use narrowlink_dataplane::{gateway::mailbox::Note, net::inherited::Inherited, run::lock::lock};
 
-use super::{Gateway, StartError, open::Seated, rules, served};
+use super::{Gateway, StartError, open::Seated, own, rules, served};
 use crate::{auth::Rules, clock, config::Config};
 
 /// What a reload has changed.
@@ -106,6 +106,7 @@ impl Gateway {
             self.shared.mailboxes.tell_all(|| Note::Unlisten(seated.number));
         }
         changes.after_restart = self.fixed.differences(config);
+        self.counter.set_own(own(&services));
         open.services = services;
         lock(&self.certificates).reload();
         Ok(changes)

@@ -75,8 +75,8 @@ pub(crate) struct Admitted {
     pub(crate) lane: Lane,
     /// Its place among the token's and the user's sessions.
     pub(crate) slot: Slot,
-    /// Its id, while there is no answer.
-    pub(crate) claim: Claim,
+    /// Its id, while there is no answer; none where nobody else could have drawn it.
+    pub(crate) claim: Option<Claim>,
     /// When the agent must have answered.
     pub(crate) deadline: Instant,
 }
@@ -106,12 +106,33 @@ pub(crate) async fn dial(
             ClaimError::Full => Refused::new(RefusalCode::Limited, "too many sessions were opened just now"),
         })?;
         let deadline = Instant::now() + local.shared.limits().dial_timeout;
-        match claim.unless_superseded(find_and_dial(local, who, open, dial, deadline)).await {
-            Some(Ok(lane)) => Ok(Admitted { lane, slot, claim, deadline }),
+        let key = AgentKey { uid: who.uid, name: open.agent.clone() };
+        match claim.unless_superseded(find_and_dial(local, who, key, dial, deadline)).await {
+            Some(Ok(lane)) => Ok(Admitted { lane, slot, claim: Some(claim), deadline }),
             // Used up in any case: a refusal is an answer, too.
             Some(Err(refused)) if claim.answer() => Err(refused),
             _ => Err(superseded()),
         }
+    };
+    decided.await.map_err(|refused: Refused| refused.of(session))
+}
+
+/// Asks an agent to dial what it has published, for a visitor.
+///
+/// # Errors
+/// The refusal. The visitor is not told it.
+pub(crate) async fn visit(
+    local: &Rc<Local>,
+    (who, agent): (&Principal, &AgentKey),
+    dial: Dial,
+) -> Result<Admitted, Refused> {
+    let session = dial.session;
+    let decided = async {
+        who.usage.dial()?;
+        let slot = who.usage.session()?;
+        let deadline = Instant::now() + local.shared.limits().dial_timeout;
+        let lane = find_and_dial(local, who, agent.clone(), dial, deadline).await?;
+        Ok(Admitted { lane, slot, claim: None, deadline })
     };
     decided.await.map_err(|refused: Refused| refused.of(session))
 }
@@ -123,23 +144,26 @@ pub(crate) fn superseded() -> Refused {
 async fn find_and_dial(
     local: &Rc<Local>,
     who: &Principal,
-    open: &Open,
+    key: AgentKey,
     dial: Dial,
     deadline: Instant,
 ) -> Result<Lane, Refused> {
-    let key = AgentKey { uid: who.uid, name: open.agent.clone() };
     let Some(entry) = find(local, &key).await else {
-        let name = open.agent.chars().take(NAME_CHARS_MAX).collect::<String>();
+        let name = key.name.chars().take(NAME_CHARS_MAX).collect::<String>();
         let reason = format!("no agent named {} is connected", name.escape_debug());
         return Err(Refused::new(RefusalCode::AgentNotFound, reason));
     };
-    needed(open, &entry)?;
+    needed(&dial, &entry)?;
+    let here = match dial.target {
+        Target::Measure(Measure { at: Station::Gateway, how }) => Some(how),
+        _ => None,
+    };
     let message = Message::Dial(dial);
     let mut entry = entry;
     loop {
-        let lane = match &open.target {
-            Target::Measure(Measure { at: Station::Gateway, how }) => Ok(measure::lane(local, &entry, *how)),
-            _ => parking::take(local, &entry, deadline).await,
+        let lane = match here {
+            Some(how) => Ok(measure::lane(local, &entry, how)),
+            None => parking::take(local, &entry, deadline).await,
         };
         let lane = match lane {
             Ok(lane) => lane,
@@ -160,7 +184,7 @@ async fn find_and_dial(
             Ok(Ok(())) => return Ok(lane),
             // Dead before the Dial was written: nobody needs to know.
             Ok(Err(_)) => {}
-            Err(_) => return Err(silent(&open.agent)),
+            Err(_) => return Err(silent(&key.name)),
         }
     }
 }
@@ -178,12 +202,12 @@ async fn find(local: &Local, key: &AgentKey) -> Option<Arc<AgentEntry>> {
 }
 
 /// Whether an agent can do what is asked of it.
-fn needed(open: &Open, agent: &AgentEntry) -> Result<(), Refused> {
-    if open.e2ee.is_some() && !agent.features.has(Feature::EndToEnd) {
+fn needed(dial: &Dial, agent: &AgentEntry) -> Result<(), Refused> {
+    if dial.e2ee.is_some() && !agent.features.has(Feature::EndToEnd) {
         let reason = format!("the agent {} has no end-to-end encryption; update it", agent.key.name);
         return Err(Refused::new(RefusalCode::Unsupported, reason));
     }
-    if matches!(open.target, Target::Measure(_)) && !agent.features.has(Feature::Measure) {
+    if matches!(dial.target, Target::Measure(_)) && !agent.features.has(Feature::Measure) {
         let reason = format!("the agent {} answers no measurements; update it", agent.key.name);
         return Err(Refused::new(RefusalCode::Unsupported, reason));
     }

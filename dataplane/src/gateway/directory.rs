@@ -3,24 +3,37 @@
 //! costs O(log n), not a copy of all · the gauges are hints: whoever acts on one checks again.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use async_channel::Sender;
 use imbl::OrdMap;
 use narrowlink_proto::{
+    ended::Refused,
     feature::Features,
     id::{AgentKey, LinkId, LinkSecret, Uid},
-    message::{AgentInfo, Goodbye},
+    message::{AgentInfo, Claimed, Goodbye, Message},
+    token::ServiceName,
 };
 
-use crate::gateway::principal::Principal;
+use crate::{
+    gateway::{bucket::Bucket, principal::Principal},
+    run::lock::lock,
+};
+
+/// How many sets of publish tokens an agent may send a second; those of some seconds may come at once.
+const PUBLISHES_PER_S: u64 = 1;
+/// How many of them.
+const PUBLISHES_BURST: Duration = Duration::from_secs(10);
+/// Services in one message: below 64 KiB with the longest names and reasons, and those of all tokens of a set.
+const CLAIMS_PER_MESSAGE: usize = 40;
 
 /// All agents that can be reached, by user space and name.
 #[derive(Default)]
@@ -50,6 +63,17 @@ pub struct AgentEntry {
     link_down: AtomicBool,
     need_asked: AtomicBool,
     ping_us: AtomicU64,
+    news: Mutex<News>,
+    publishes: Bucket,
+}
+
+/// What has become of what an agent would publish, and it has not been told yet.
+#[derive(Default)]
+struct News {
+    claims: BTreeMap<ServiceName, Option<Refused>>,
+    refused: Vec<(usize, Refused)>,
+    /// Its link has been told to look.
+    is_said: bool,
 }
 
 /// What a link is told to do.
@@ -57,6 +81,8 @@ pub struct AgentEntry {
 pub enum LinkOrder {
     /// Ask the agent for as many lanes as sessions wait for.
     NeedLane,
+    /// Tell the agent what has become of the hosts that it claims.
+    Published,
     /// Say goodbye and end.
     Goodbye(Goodbye),
 }
@@ -115,7 +141,49 @@ impl AgentEntry {
             link_down: AtomicBool::new(false),
             need_asked: AtomicBool::new(false),
             ping_us: AtomicU64::new(0),
+            news: Mutex::default(),
+            publishes: Bucket::default(),
         }
+    }
+
+    /// Whether the agent may send another set of publish tokens now.
+    pub(crate) fn may_publish(&self, now_ns: u64) -> bool {
+        self.publishes.set(PUBLISHES_PER_S);
+        self.publishes.take(now_ns, 1, PUBLISHES_BURST).is_ok()
+    }
+
+    /// The agent is to be told what has become of these services, and of these tokens, by their number in its set.
+    pub fn tell_claims(&self, claims: Vec<Claimed>, refused: Vec<(usize, Refused)>) {
+        let mut news = lock(&self.news);
+        news.claims.extend(claims.into_iter().map(|claimed| (claimed.service, claimed.refused)));
+        news.refused.extend(refused);
+        if !news.is_said {
+            // A link that has no room for it has other things to say first, or has ended; the next news is said with this.
+            news.is_said = self.orders.try_send(LinkOrder::Published).is_ok();
+        }
+    }
+
+    /// All that the agent is to be told now; it counts as told.
+    pub fn take_claims(&self) -> (Vec<Claimed>, Vec<(usize, Refused)>) {
+        let News { claims, refused, .. } = std::mem::take(&mut *lock(&self.news));
+        let claims = claims.into_iter().map(|(service, refused)| Claimed { service, refused });
+        (claims.collect(), refused)
+    }
+
+    /// The same, in messages that are short enough.
+    pub(crate) fn telling_claims(&self) -> Vec<Message> {
+        let (claims, mut refused) = self.take_claims();
+        let mut messages: Vec<_> = claims
+            .chunks(CLAIMS_PER_MESSAGE)
+            .map(|claims| Message::Published {
+                claims: claims.to_vec(),
+                refused: std::mem::take(&mut refused),
+            })
+            .collect();
+        if !refused.is_empty() {
+            messages.push(Message::Published { claims: Vec::new(), refused });
+        }
+        messages
     }
 
     /// What a client's list says of it.

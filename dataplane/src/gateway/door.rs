@@ -11,6 +11,7 @@ use std::{
 use async_channel::Sender;
 use narrowlink_proto::{
     ended::{Ended, Refused, Why},
+    endpoint::SecretText,
     feature::Features,
     id::{LinkId, LinkSecret, Nonce, SessionId},
     message::{AgentInfo, Channel, Dial, Goodbye, Instance, Open},
@@ -176,6 +177,10 @@ pub trait Door: Send + Sync + 'static {
 
     /// A link is gone. Its sessions are not.
     fn release_link(&self, link: LinkId);
+
+    /// An agent would publish what these tokens say, and no more what those said that it sent before. What becomes of that it
+    /// is told through its entry.
+    fn publish(&self, agent: &Arc<AgentEntry>, tokens: Vec<SecretText>);
 }
 
 /// Whether `who`, who was let in once, may still be here; else why not.

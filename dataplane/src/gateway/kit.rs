@@ -18,6 +18,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use narrowlink_proto::{
     ended::{RefusalCode, Refused, Why},
+    endpoint::SecretText,
     feature::Features,
     frame::HEADER_BYTES_MAX,
     id::{LinkId, LinkSecret, SessionId, Uid},
@@ -256,6 +257,11 @@ impl Door for TestDoor {
             }
         };
         let _ = answer.try_send(granted);
+    }
+
+    fn publish(&self, agent: &Arc<AgentEntry>, tokens: Vec<SecretText>) {
+        let tokens: Vec<_> = tokens.iter().map(SecretText::expose).collect();
+        self.say(format!("{} publishes {}", agent.key.name, tokens.join(", ")));
     }
 
     fn release_link(&self, link: LinkId) {
@@ -521,7 +527,7 @@ impl Peer {
         self.payload(session(n), usize::MAX).await
     }
 
-    async fn payload(&self, session: SessionId, bytes: usize) -> Result<Vec<u8>, ConnError> {
+    pub(super) async fn payload(&self, session: SessionId, bytes: usize) -> Result<Vec<u8>, ConnError> {
         let (wire, end) = (self.conn.wire(), End::of(&self.conn, session));
         let (mut got, mut buf) = (Vec::new(), [0; 512]);
         loop {

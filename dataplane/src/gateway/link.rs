@@ -14,6 +14,7 @@ use async_channel::Receiver;
 use futures_lite::future;
 use narrowlink_proto::{
     ended::Why,
+    endpoint::SecretText,
     feature::{Feature, Features},
     id::{LinkId, Nonce},
     message::{Goodbye, GoodbyeCode, Message, Speaker, VERSION},
@@ -22,6 +23,7 @@ use tungstenite::protocol::{Role, frame::coding::CloseCode};
 
 use crate::{
     gateway::{
+        bucket::now_ns,
         directory::{AgentEntry, LinkOrder},
         door::{LinkGrant, LinkRequest},
         local::Local,
@@ -36,13 +38,17 @@ use crate::{
 };
 
 /// What this gateway can do beyond the version.
-const OWN: Features = Features::NONE.with(Feature::Measure);
+const OWN: Features = Features::NONE.with(Feature::Measure).with(Feature::Publish);
 /// How often a client that waits for agents has them counted: they come over within a fraction of a second.
 const ARRIVAL_TICK: Duration = Duration::from_millis(200);
 /// Agents in one message of a list: below 64 KiB with the longest names.
 const AGENTS_PER_MESSAGE: usize = 100;
-/// Orders that wait: lanes are asked for once until the agent is told, and who says goodbye says it once.
+/// Orders that wait: lanes are asked for once until the agent is told, so is what has become of its hosts, and who says
+/// goodbye says it once.
 const ORDERS_MAX: usize = 4;
+/// Publish tokens of one agent: a token has room for some forty hosts.
+pub(crate) const PUBLISH_TOKENS_MAX: usize = 64;
+const OUT_OF_PLACE: &str = "a message that has no place on this link";
 /// Set-up of a link, each side.
 const SET_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -71,7 +77,7 @@ pub(crate) fn serve(
             Err(_) => return,
         };
         let LinkGrant { link, agent, .. } = grant;
-        let mut up = Up { socket, agent };
+        let mut up = Up { socket, agent, tokens: Vec::new() };
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
         let ended = Box::new(converse(&local, &mut up, &principal, &seat, &taken).await);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
@@ -84,6 +90,30 @@ struct Up {
     socket: Box<LinkSocket>,
     /// At its other end, if that is an agent.
     agent: Option<Arc<AgentEntry>>,
+    /// Of a set of publish tokens, while more of it is to come.
+    tokens: Vec<SecretText>,
+}
+
+impl Up {
+    /// Publish tokens have come.
+    fn publish(&mut self, local: &Local, tokens: Vec<SecretText>, more: bool) -> Result<(), LinkError> {
+        let Some(agent) = &self.agent else { return Err(LinkError::Unexpected(OUT_OF_PLACE)) };
+        self.tokens.extend(tokens);
+        let too_much = if self.tokens.len() > PUBLISH_TOKENS_MAX {
+            Some(format!("an agent may send {PUBLISH_TOKENS_MAX} publish tokens; put more hosts into each"))
+        } else if !more && !agent.may_publish(now_ns()) {
+            Some("the publish tokens change too often".to_owned())
+        } else {
+            None
+        };
+        if let Some(reason) = too_much {
+            return Err(LinkError::Goodbye(Goodbye { code: GoodbyeCode::Limited, reason }));
+        }
+        if !more {
+            local.shared.door.publish(agent, std::mem::take(&mut self.tokens));
+        }
+        Ok(())
+    }
 }
 
 /// Says everywhere that a link is down, and to its peer why.
@@ -211,9 +241,10 @@ async fn converse(
                 let [token, user] = principal.usage.used();
                 up.socket.send(&Message::Used { token, user })
             }
-            Ok(Next::Heard(Heard::Message(_))) => {
-                Err(LinkError::Unexpected("a message that has no place on this link"))
+            Ok(Next::Heard(Heard::Message(Message::Publish { tokens, more }))) => {
+                up.publish(local, tokens, more)
             }
+            Ok(Next::Heard(Heard::Message(_))) => Err(LinkError::Unexpected(OUT_OF_PLACE)),
             Ok(Next::Order(LinkOrder::NeedLane)) => match &up.agent {
                 Some(agent) => match agent.telling_need() {
                     0 => Ok(()),
@@ -221,6 +252,10 @@ async fn converse(
                 },
                 None => Ok(()),
             },
+            Ok(Next::Order(LinkOrder::Published)) => {
+                let news = up.agent.as_ref().map(|agent| agent.telling_claims()).unwrap_or_default();
+                news.iter().try_for_each(|message| up.socket.send(message))
+            }
             Ok(Next::Order(LinkOrder::Goodbye(goodbye))) => Err(LinkError::Goodbye(goodbye)),
             Err(e) => Err(e),
         };
@@ -260,10 +295,12 @@ fn send_list(local: &Local, socket: &mut LinkSocket, principal: &Principal) -> R
 #[cfg(test)]
 mod tests {
     use narrowlink_proto::{
+        ended::{RefusalCode, Refused},
         feature::Feature,
         id::{AgentKey, LaneId, LinkSecret},
         limits::Limits,
-        message::{AgentInfo, Instance},
+        message::{AgentInfo, Claimed, Instance},
+        token::ServiceName,
     };
 
     use super::*;
@@ -405,6 +442,76 @@ mod tests {
             }
             assert_eq!(peer.close().await.0, 1008);
             assert_eq!(worker.door.event().await, "link 1 released");
+        });
+    }
+
+    #[test]
+    fn what_an_agent_would_publish_is_asked_of_the_door_as_one_set_and_it_hears_what_became_of_it() {
+        let publish = |tokens: &[&str], more| Message::Publish {
+            tokens: tokens.iter().map(|token| SecretText::new((*token).to_owned())).collect(),
+            more,
+        };
+        let claimed = |host: &str, refused| Claimed {
+            service: ServiceName { host: host.into(), port: 0, path: String::new() },
+            refused,
+        };
+        let taken = || Refused::new(RefusalCode::HostTaken, "taken");
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            peer.say(&publish(&["a", "b"], true)).await;
+            peer.say(&publish(&["c"], false)).await;
+            assert_eq!(worker.door.event().await, "home publishes a, b, c");
+            let entry = entry(&worker);
+            entry.tell_claims(vec![claimed("a.example", None)], vec![(1, taken())]);
+            // What has changed before it was said is said as it is.
+            entry.tell_claims(vec![claimed("a.example", Some(taken())), claimed("b.example", None)], vec![]);
+            match peer.hear().await {
+                Ok(Message::Published { claims, refused }) => {
+                    assert_eq!(refused, [(1, taken())]);
+                    assert_eq!(claims, [claimed("a.example", Some(taken())), claimed("b.example", None)]);
+                }
+                other => panic!("{other:?}"),
+            }
+            let many = (0..100).map(|n| claimed(&format!("{n}.example"), Some(taken()))).collect();
+            entry.tell_claims(many, vec![]);
+            let mut heard = 0;
+            while heard < 100 {
+                match peer.hear().await {
+                    Ok(Message::Published { claims, .. }) => heard += claims.len(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            // An empty set is one, too.
+            peer.say(&publish(&[], false)).await;
+            assert_eq!(worker.door.event().await, "home publishes ");
+        });
+    }
+
+    #[test]
+    fn who_sends_too_many_publish_tokens_or_too_often_or_is_no_agent_has_to_go() {
+        let tokens = |count: usize, more| Message::Publish {
+            tokens: (0..count).map(|_| SecretText::new("t".into())).collect(),
+            more,
+        };
+        kit::run(async {
+            let worker = worker();
+            let peer = up(&worker, &worker.home).await;
+            peer.say(&tokens(PUBLISH_TOKENS_MAX, true)).await;
+            peer.say(&tokens(1, false)).await;
+            assert_eq!(goodbye(&peer).await.code, GoodbyeCode::Limited);
+            let peer = up(&worker, &worker.home).await;
+            for _ in 0..20 {
+                peer.say(&tokens(1, false)).await;
+            }
+            let goodbye = goodbye(&peer).await;
+            assert_eq!(goodbye.code, GoodbyeCode::Limited);
+            assert!(goodbye.reason.contains("too often"), "{goodbye:?}");
+            let published = worker.door.events().iter().filter(|event| event.contains("publishes")).count();
+            assert!((10..=12).contains(&published), "{published}");
+            let client = up(&worker, &worker.laptop).await;
+            client.conn.send(&tokens(1, false)).await.unwrap();
+            assert_eq!(client.close().await.0, 1002);
         });
     }
 

@@ -32,6 +32,7 @@ use crate::{
         local::Local,
         parking,
         principal::Principal,
+        routes::Published,
         service::Service,
         session::{Owner, Session},
         sources::{self, Bearer, Unheard},
@@ -39,6 +40,7 @@ use crate::{
         stream::{self, Visit},
         table::{Key, Kind, Seat},
         usage::Slot,
+        visit::{self, Visitor},
     },
     net::plain::Plain,
     run::{
@@ -116,6 +118,16 @@ impl Stranger {
     }
 }
 
+impl Stranger {
+    /// It visits a published service: who publishes that answers for it from now on.
+    fn visits(mut self, wire: Wire, service: Arc<Published>) {
+        let Self { local, place, .. } = &mut self;
+        local.shared.sources.routed(&mut place.of);
+        let Self { local, peer_addr, seat, .. } = self;
+        spawn(visit::serve(Visitor { local, peer_addr, seat }, wire, service));
+    }
+}
+
 impl Place {
     fn waits(&self, waits: Waits) {
         self.local.strangers(|all| all.waits(self.of.heard, self.key, waits));
@@ -163,12 +175,16 @@ async fn serve(local: Rc<Local>, service: Rc<Service>, plain: Plain, stranger: S
         Err(io::Error::other("its place was needed for another"))
     };
     let served = match future::or(dismissed, hear(&local, &service, plain, &stranger.place)).await {
-        Ok(Some(Asking { wire, request, tls })) => {
+        Ok(Asked::Tunnel(Asking { wire, request, tls })) => {
             let seen = Sight { tls, peer_addr: Some(peer_addr) };
             let arrived = Arrived { stranger, since: Instant::now(), seen };
             Box::pin(enter(arrived, wire, request)).await
         }
-        Ok(None) => Ok(()),
+        Ok(Asked::Published(wire, service)) => {
+            stranger.visits(wire, service);
+            Ok(())
+        }
+        Ok(Asked::Answered) => Ok(()),
         Err(e) => Err(e),
     };
     if let Err(e) = served {
@@ -184,17 +200,30 @@ struct Asking {
     tls: Option<ChannelBinding>,
 }
 
-/// What an arriving connection asks for; everything but a tunnel has its answer already.
-async fn hear(
-    local: &Rc<Local>,
-    service: &Service,
-    plain: Plain,
-    place: &Place,
-) -> io::Result<Option<Asking>> {
+/// What an arriving connection asks for.
+enum Asked {
+    /// A tunnel.
+    Tunnel(Asking),
+    /// A published service, to which its bytes are passed on as they are.
+    Published(Wire, Arc<Published>),
+    /// Something else, or nothing: it has its answer already.
+    Answered,
+}
+
+/// What an arriving connection asks for; everything but a tunnel or a published host has its answer already.
+async fn hear(local: &Rc<Local>, service: &Service, plain: Plain, place: &Place) -> io::Result<Asked> {
     let limits = Arc::clone(&local.shared.limits());
     plain.account().belongs_to(place.share());
     let sniffed = timeout(limits.client_hello_timeout, sniff_first(&plain)).await;
     let (first, early) = sniffed.map_err(|_| late("the first bytes"))??;
+    if let First::Tls(hello) = &first
+        && let Some(name) = &hello.server_name
+        && let Some(published) = local.shared.routes.by_server_name(name, service.port)
+    {
+        let wire = Wire::from(plain);
+        wire.unread(&early);
+        return Ok(Asked::Published(wire, published));
+    }
     let mut tls = None;
     let wire = match local.shared.door.route(service, &first) {
         Route::Terminate(config) => {
@@ -222,17 +251,18 @@ async fn hear(
         Route::Misplaced => {
             let wire = Wire::from(plain);
             place.waits(Waits::Answered);
-            return answer_and_close(wire, upgrade::encode_page(400, "GET")).await.map(|()| None);
+            return answer_and_close(wire, upgrade::encode_page(400, "GET")).await.map(|()| Asked::Answered);
         }
     };
     let head =
         timeout(limits.head_timeout, read_head(&wire)).await.map_err(|_| late("the request's head"))?;
     match head {
-        Ok(request) => Ok(request.map(|request| Asking { wire, request, tls })),
+        Ok(Some(request)) => Ok(Asked::Tunnel(Asking { wire, request, tls })),
+        Ok(None) => Ok(Asked::Answered),
         Err(Unusable::Broken(e)) => Err(e),
         Err(Unusable::Answer(answer)) => {
             place.waits(Waits::Answered);
-            answer_and_close(wire, answer).await.map(|()| None)
+            answer_and_close(wire, answer).await.map(|()| Asked::Answered)
         }
     }
 }

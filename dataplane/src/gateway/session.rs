@@ -18,10 +18,11 @@ use std::{
 use futures_lite::future;
 use narrowlink_proto::{
     ended::{Ended, RefusalCode, Refused, Side, Why},
-    id::SessionId,
-    message::{Channel, EARLY_DATA_BYTES_MAX, Message, Open, Speaker},
+    id::{AgentKey, SessionId},
+    message::{Channel, Dial, EARLY_DATA_BYTES_MAX, Message, Open, Origin, Speaker},
     printable::printable,
     target::Target,
+    token::ServiceName,
     upgrade::{Framing, Opened},
 };
 
@@ -67,8 +68,37 @@ impl Owner {
     /// The refusal.
     pub(crate) async fn ask(self: &Rc<Self>, open: Open) -> Result<Dialling, Refused> {
         let admitted = admit::dial(&self.local, &self.who, &open, self.peer_addr).await?;
-        let Admitted { lane, slot, claim, deadline } = admitted;
         let Open { session: id, agent, target, e2ee } = open;
+        Ok(self.begin(admitted, (id, agent, target), e2ee.is_some()))
+    }
+
+    /// Has a session dialled to a published service, through this agent of it.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn visit(
+        self: &Rc<Self>,
+        agent: &AgentKey,
+        service: &ServiceName,
+    ) -> Result<Dialling, Refused> {
+        let mut id = [0; 32];
+        getrandom::fill(&mut id).map_err(|e| {
+            Refused::new(RefusalCode::Internal, format!("the system gives no random numbers: {e}"))
+        })?;
+        let (id, target) = (SessionId::from_bytes(id), Target::Published(service.clone()));
+        let origin = Origin::Visitor { peer_addr: self.peer_addr, request: None };
+        let dial = Dial { session: id, origin, target: target.clone(), rules: None, e2ee: None };
+        let admitted = admit::visit(&self.local, (&self.who, agent), dial).await?;
+        Ok(self.begin(admitted, (id, agent.name.clone(), target), false))
+    }
+
+    fn begin(
+        self: &Rc<Self>,
+        admitted: Admitted,
+        (id, agent, target): (SessionId, String, Target),
+        e2ee: bool,
+    ) -> Dialling {
+        let Admitted { lane, slot, claim, deadline } = admitted;
         let record = Record {
             owner: self.clone(),
             id,
@@ -78,7 +108,7 @@ impl Owner {
             traffic: Traffic { meter: self.who.usage.meter(), ..Traffic::default() },
         };
         let session = Box::new(Session { lane, slot, record });
-        Ok(Dialling { session, answer: Box::new(Answer { claim, deadline, e2ee: e2ee.is_some() }) })
+        Dialling { session, answer: Box::new(Answer { claim, deadline, e2ee }) }
     }
 
     /// A session was refused.
@@ -96,7 +126,7 @@ pub(crate) struct Dialling {
 
 /// An agent's answer that is due; dropped, it never counts.
 pub(crate) struct Answer {
-    claim: Claim,
+    claim: Option<Claim>,
     deadline: Instant,
     /// It is part of an end-to-end handshake.
     e2ee: bool,
@@ -164,6 +194,7 @@ impl Answer {
     /// Why there is no session.
     pub(crate) async fn heard(self: Box<Self>, session: &Session) -> Result<Opened, Unopened> {
         let Self { claim, deadline, .. } = *self;
+        let Some(claim) = claim else { return session.hear_answer(deadline).await };
         match claim.unless_superseded(session.hear_answer(deadline)).await {
             // Used up in any case: a refusal is an answer, too.
             Some(answer) if claim.answer() => answer,
@@ -249,12 +280,12 @@ impl Session {
         settled
     }
 
-    /// Ends one that broke, together with its owner's connection. It counts as a session until both sides have what
-    /// they were sent.
-    pub(crate) async fn break_off(self: Box<Self>, conn: Conn, ended: Ended) {
+    /// Ends one that broke, together with its owner's connection, which `reset_owner` ends. It counts as a session until both
+    /// sides have what they were sent.
+    pub(crate) async fn break_off(self: Box<Self>, reset_owner: impl Future<Output = ()>, ended: Ended) {
         let Self { lane, slot: _slot, record } = *self;
         record.ended(ended);
-        future::zip(reset(*lane.conn, ended), reset(conn, ended)).await;
+        future::zip(reset(*lane.conn, ended), reset_owner).await;
     }
 
     /// Ends one that did not open. A lane on which data of it may be under way serves nothing more.

@@ -12,8 +12,8 @@ use arc_swap::{ArcSwap, Guard};
 use narrowlink_proto::limits::Limits;
 
 use crate::gateway::{
-    claims::Claims, directory::Directory, door::Door, mailbox::Mailboxes, shares::Descriptors,
-    sources::Sources,
+    claims::Claims, directory::Directory, door::Door, mailbox::Mailboxes, routes::Routes,
+    shares::Descriptors, sources::Sources,
 };
 
 /// What all workers share.
@@ -22,6 +22,8 @@ pub struct Shared {
     pub door: Arc<dyn Door>,
     /// The agents.
     pub directory: Arc<Directory>,
+    /// What is published through them.
+    pub routes: Routes,
     /// Ids that were used.
     pub claims: Arc<Claims>,
     /// Where strangers come from.
@@ -45,6 +47,7 @@ impl Shared {
         Self {
             door,
             directory,
+            routes: Routes::default(),
             claims: Arc::default(),
             sources,
             heaviest: (0..workers).map(|_| AtomicUsize::new(0)).collect(),

@@ -222,6 +222,14 @@ impl Sources {
         }
     }
 
+    /// The stranger visits a published host, where others bound how many come: what it took of the rate is given back.
+    pub fn routed(&self, place: &mut Place) {
+        let price = std::mem::take(&mut place.price);
+        if let Some(entry) = self.shard(place.number).get_mut(&place.heard.source) {
+            entry.arrivals_paid_at = entry.arrivals_paid_at.saturating_sub(price);
+        }
+    }
+
     /// The stranger has shown a bad token; how long its source is punished from now on, if this was one too many.
     pub fn failed(&self, place: &Place, limits: &Limits, now: Instant) -> Option<Duration> {
         let now = self.since_start(now);

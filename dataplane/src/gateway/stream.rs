@@ -240,7 +240,7 @@ impl Visit {
                 self.finish(stream, id, finished).await
             }
             Err(Unopened::Ended(ended)) => {
-                session.break_off(*stream, ended).await;
+                session.break_off(session::reset(*stream, ended), ended).await;
                 None
             }
             Err(unopened) => {

@@ -321,6 +321,14 @@ impl Usage {
         self.take(What::Stream, None)
     }
 
+    /// One more visitor's connection, until the slot is dropped.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    pub(crate) fn visitor(&self) -> Result<Slot, Refused> {
+        self.take(What::Stream, None)
+    }
+
     /// One more link, until the slot is dropped.
     ///
     /// # Errors

@@ -259,6 +259,7 @@ mod tests {
         let service = Published {
             host: host.to_owned(),
             port: 0,
+            path: String::new(),
             addr: (addr.into(), port),
             protocol: PublishProtocol::Http,
         };

@@ -17,6 +17,7 @@ fn claims(kind: Kind) -> Claims {
     let service = Published {
         host: "narrow.host".into(),
         port: 0,
+        path: String::new(),
         addr: ("127.0.0.1".into(), 80),
         protocol: PublishProtocol::Http,
     };

@@ -7,6 +7,7 @@ use narrowlink_proto::{
     id::LaneId,
     limits::Limits,
     message::Message,
+    token::{PublishProtocol, ServiceName},
     upgrade::{Answer, LaneProof, Trace, Way, encode_page, encode_request, parse_response},
 };
 use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
@@ -14,6 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
 use super::*;
 use crate::{
     gateway::kit::{self, Agent, FRAMINGS, PEER, Peer, Worker, exchange, session, until},
+    gateway::routes::{Member, Published},
     net::memory::{Memory, Room},
 };
 
@@ -38,10 +40,56 @@ fn worker() -> Worker {
 
 fn come(worker: &Worker, tls: bool, (peer_addr, room): (SocketAddr, Room)) -> Result<Wire, Unheard> {
     let (ours, theirs) = Memory::pair(room);
-    let (local, service) = (worker.local.clone(), Rc::new(Service { index: 0, tls }));
+    let (local, service) = (worker.local.clone(), Rc::new(Service { index: 0, port: 443, tls }));
     let stranger = Stranger::arrive(&local, peer_addr)?;
     spawn(serve(local, service, ours.into(), stranger));
     Ok(theirs.into())
+}
+
+#[test]
+fn a_greeting_for_a_published_name_goes_to_its_agent_as_it_came_however_it_is_cut() {
+    let roots = RootCertStore::empty();
+    let config = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let greeting = |name: &str| {
+        let mut client =
+            ClientConnection::new(Arc::new(config.clone()), name.to_owned().try_into().unwrap()).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        hello
+    };
+    for tls in [true, false] {
+        kit::run(async {
+            let worker = worker();
+            let agent = worker.agent();
+            let name = ServiceName { host: "app.example".into(), port: 0, path: String::new() };
+            let member = Member { agent: agent.entry.key.clone(), who: worker.home.clone() };
+            let service = Published { name, protocol: PublishProtocol::Tls, members: vec![member] };
+            let services: Arc<[Arc<Published>]> = Arc::new([Arc::new(service)]);
+            worker.shared.routes.publish([("app.example".to_owned(), services)].into_iter().collect());
+            let hello = greeting("app.example");
+            for cut in [1, 5, hello.len() / 2, hello.len() - 1] {
+                let lane = worker.park(&agent, Framing::Framed);
+                let visitor = come(&worker, tls, (PEER, Room::default())).unwrap();
+                visitor.write_all(&hello[..cut]).await.unwrap();
+                kit::turns().await;
+                visitor.write_all(&hello[cut..]).await.unwrap();
+                let dial = lane.accept().await;
+                assert_eq!(lane.payload(dial.session, hello.len()).await.unwrap(), hello, "{cut}");
+                assert_eq!((worker.count(Kind::Stranger), worker.count(Kind::Session)), (0, 1));
+                assert_eq!(worker.shared.sources.strangers(), 0, "its publisher answers for it");
+                drop(visitor);
+                assert_eq!(lane.close().await.0, crate::tunnel::conn::CLOSE_RESET);
+                until(|| worker.count(Kind::Session) == 0).await;
+            }
+            // Any other name is answered as before.
+            let (got, is_clean) = answer(&worker, tls, &greeting("other.example")).await;
+            assert_eq!((got.is_empty(), is_clean), (tls, !tls));
+        });
+    }
 }
 
 /// A connection to the plain service.
