@@ -17,6 +17,7 @@ use async_channel::Sender;
 use imbl::OrdMap;
 use narrowlink_proto::{
     ended::Refused,
+    endpoint::SecretText,
     feature::Features,
     id::{AgentKey, LinkId, LinkSecret, Uid},
     message::{AgentInfo, Claimed, Goodbye, Message},
@@ -64,6 +65,8 @@ pub struct AgentEntry {
     need_asked: AtomicBool,
     ping_us: AtomicU64,
     news: Mutex<News>,
+    /// Of a set of publish tokens, while more of it is to come.
+    gathered: Mutex<Vec<SecretText>>,
     publishes: Bucket,
 }
 
@@ -142,8 +145,21 @@ impl AgentEntry {
             need_asked: AtomicBool::new(false),
             ping_us: AtomicU64::new(0),
             news: Mutex::default(),
+            gathered: Mutex::default(),
             publishes: Bucket::default(),
         }
+    }
+
+    /// More publish tokens of a set have come; how many there are.
+    pub(crate) fn gather(&self, tokens: Vec<SecretText>) -> usize {
+        let mut gathered = lock(&self.gathered);
+        gathered.extend(tokens);
+        gathered.len()
+    }
+
+    /// The set, which is whole.
+    pub(crate) fn take_gathered(&self) -> Vec<SecretText> {
+        std::mem::take(&mut *lock(&self.gathered))
     }
 
     /// Whether the agent may send another set of publish tokens now.

@@ -77,7 +77,7 @@ pub(crate) fn serve(
             Err(_) => return,
         };
         let LinkGrant { link, agent, .. } = grant;
-        let mut up = Up { socket, agent, tokens: Vec::new() };
+        let mut up = Up { socket, agent };
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, role = ?principal.speaker, "link up");
         let ended = Box::new(converse(&local, &mut up, &principal, &seat, &taken).await);
         tracing::info!(peer = %peer_addr, uid = %principal.uid, name = principal.name, "link down: {ended}");
@@ -90,16 +90,13 @@ struct Up {
     socket: Box<LinkSocket>,
     /// At its other end, if that is an agent.
     agent: Option<Arc<AgentEntry>>,
-    /// Of a set of publish tokens, while more of it is to come.
-    tokens: Vec<SecretText>,
 }
 
 impl Up {
     /// Publish tokens have come.
-    fn publish(&mut self, local: &Local, tokens: Vec<SecretText>, more: bool) -> Result<(), LinkError> {
+    fn publish(&self, local: &Local, tokens: Vec<SecretText>, more: bool) -> Result<(), LinkError> {
         let Some(agent) = &self.agent else { return Err(LinkError::Unexpected(OUT_OF_PLACE)) };
-        self.tokens.extend(tokens);
-        let too_much = if self.tokens.len() > PUBLISH_TOKENS_MAX {
+        let too_much = if agent.gather(tokens) > PUBLISH_TOKENS_MAX {
             Some(format!("an agent may send {PUBLISH_TOKENS_MAX} publish tokens; put more hosts into each"))
         } else if !more && !agent.may_publish(now_ns()) {
             Some("the publish tokens change too often".to_owned())
@@ -110,7 +107,7 @@ impl Up {
             return Err(LinkError::Goodbye(Goodbye { code: GoodbyeCode::Limited, reason }));
         }
         if !more {
-            local.shared.door.publish(agent, std::mem::take(&mut self.tokens));
+            local.shared.door.publish(agent, agent.take_gathered());
         }
         Ok(())
     }
