@@ -154,6 +154,10 @@ async fn dial_target(rules: &Rules, dial: &Dial, place: Option<Place>) -> Result
     let started = Instant::now();
     let client = match &dial.origin {
         Origin::Client { name, .. } => name,
+        Origin::Visitor { .. } => {
+            let reason = format!("this agent publishes nothing, so also not {}", dial.target);
+            return Err(Refused::new(RefusalCode::DeniedByAgent, reason));
+        }
         Origin::Unknown { kind } => {
             let reason = format!("this agent does not know how to dial for a {kind}; update it");
             return Err(Refused::new(RefusalCode::Unsupported, reason));
@@ -262,6 +266,7 @@ mod tests {
     use narrowlink_proto::{
         message::Speaker,
         policy::{Cidr, Grant, Item, Policies, Ports, Protocol},
+        token::ServiceName,
     };
 
     use super::*;
@@ -302,8 +307,11 @@ mod tests {
         let (_held, port) = deaf();
         let udp = dial_of(Target::Udp { host: "127.0.0.1".to_owned(), port });
         let sealed = Dial { e2ee: Some("x".to_owned()), ..tcp("127.0.0.1", port) };
-        let visitor =
-            Dial { origin: Origin::Unknown { kind: "visitor".to_owned() }, ..tcp("127.0.0.1", port) };
+        let guest = Dial { origin: Origin::Unknown { kind: "guest".to_owned() }, ..tcp("127.0.0.1", port) };
+        let peer_addr = "192.0.2.1:1".parse().unwrap();
+        let visitor = Dial { origin: Origin::Visitor { peer_addr, request: None }, ..tcp("127.0.0.1", port) };
+        let name = ServiceName { host: "app.example".to_owned(), port: 0, path: String::new() };
+        let published = dial_of(Target::Published(name));
         let nothing = Rules::new(Some(Vec::new()), Vec::new());
         let cases = [
             (Rules::default(), tcp("127.0.0.1", port), RefusalCode::TargetRefused, "is the service running?"),
@@ -314,7 +322,9 @@ mod tests {
             (nothing, tcp("localhost", port), RefusalCode::DeniedByAgent, "allow list"),
             (Rules::default(), udp, RefusalCode::Unsupported, "TCP only"),
             (Rules::default(), sealed, RefusalCode::Unsupported, "end-to-end"),
-            (Rules::default(), visitor, RefusalCode::Unsupported, "for a visitor; update it"),
+            (Rules::default(), guest, RefusalCode::Unsupported, "for a guest; update it"),
+            (Rules::default(), visitor, RefusalCode::DeniedByAgent, "publishes nothing"),
+            (Rules::default(), published, RefusalCode::Unsupported, "published://app.example"),
         ];
         for (rules, dial, code, says) in cases {
             let target = dial.target.clone();
