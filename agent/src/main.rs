@@ -22,9 +22,9 @@ use narrowlink_agent::{
     start_with,
 };
 use narrowlink_dataplane::{
-    peer::{Trial, try_token},
+    peer::try_token,
     run::{
-        enroll::{EnrollError, Enrolled, Place, enroll},
+        enroll::{EnrollError, Enrolled, Place, Trial, enroll},
         log,
         notify::Notifier,
         process::find_config,

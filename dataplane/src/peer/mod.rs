@@ -10,5 +10,5 @@ mod trial;
 pub use self::{
     link::{PeerLink, join},
     open::{Ask, Gateway, LoadError, load_distinct, open, read_token_again},
-    trial::{Trial, try_token},
+    trial::try_token,
 };

@@ -14,23 +14,15 @@ use narrowlink_proto::{
 };
 
 use super::open::{Ask, Gateway, open};
-use crate::{run::worker::run_alone, tunnel::TunnelError};
+use crate::{
+    run::{enroll::Trial, worker::run_alone},
+    tunnel::TunnelError,
+};
 
 /// For each gateway's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For all of them: a ticket may name several.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(10);
-
-/// What gateways say of a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trial {
-    /// This one takes it.
-    Taken(String),
-    /// None takes it, and this one refuses it.
-    Refused(String),
-    /// None has answered as a gateway does.
-    Unanswered,
-}
 
 /// Whether a gateway of these endpoints takes their token.
 pub fn try_token(endpoints: Vec<SelfHosted>) -> Trial {

@@ -20,12 +20,22 @@ use super::{
     install::{InstallError, Installed, install, is_there},
     process::{argument_or_input, own_config_dir},
 };
-use crate::peer::Trial;
 
 /// Of a name so much is shown.
 const NAME_CHARS_MAX: usize = 64;
 /// More than any ticket has.
 const TICKET_BYTES_MAX: u64 = 64 * 1024;
+
+/// What gateways say of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trial {
+    /// This one takes it.
+    Taken(String),
+    /// None takes it, and this one refuses it.
+    Refused(String),
+    /// None has answered as a gateway does.
+    Unanswered,
+}
 
 /// What has become of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
