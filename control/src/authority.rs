@@ -13,6 +13,9 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
+/// The certificate's file, beside gateway.yaml.
+pub(crate) const FILE: &str = "authority.pem";
+
 /// How long both hold. No browser sees them, and who must not be believed any more is replaced, with a new pin.
 const YEARS: i32 = 10;
 const DAY_S: u64 = 24 * 60 * 60;

@@ -43,7 +43,6 @@ pub const CONFIG: &str = "gateway.yaml";
 pub(crate) const SECRET: &str = "gateway.secret";
 pub(crate) const CHAIN: &str = "gateway.pem";
 pub(crate) const KEY: &str = "gateway.key";
-pub(crate) const CA: &str = "authority.pem";
 const CA_KEY: &str = "authority.key";
 pub(crate) const LIST: &str = "revoked.yaml";
 const STATE: &str = "state";
@@ -469,7 +468,7 @@ Whoever has a ticket is that agent or client. More of them: narrowlink-gateway t
             return Ok(None);
         }
         let Authority { certificate, key, pin, chain, chain_key } = Authority::new(names, now)?;
-        files.file(CA, &certificate, PUBLIC)?;
+        files.file(authority::FILE, &certificate, PUBLIC)?;
         files.file(CA_KEY, &key, PRIVATE)?;
         files.file(CHAIN, &chain, PUBLIC)?;
         files.file(KEY, &chain_key, PRIVATE)?;
@@ -785,7 +784,7 @@ mod tests {
             let mut there: Vec<_> =
                 fs::read_dir(&plan.dir).unwrap().flatten().map(|file| file.file_name()).collect();
             there.sort();
-            let all = [CA_KEY, CA, KEY, CHAIN, SECRET, CONFIG, LIST, STATE, book::FILE];
+            let all = [CA_KEY, authority::FILE, KEY, CHAIN, SECRET, CONFIG, LIST, STATE, book::FILE];
             assert_eq!(there, all, "{step}");
             if ended.status.success() {
                 assert!(step > 2 * (all.len() - 1), "each file was written, and got its name");

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TicketError;
-use crate::{authority, init::CA};
+use crate::authority;
 
 /// Its file, beside gateway.yaml.
 pub const FILE: &str = "tickets.yaml";
@@ -252,7 +252,7 @@ pub fn add_user(
 
 /// The pin of the gateway's own authority, if one lies beside the book at `path`.
 fn authority_pin(path: &Path) -> Result<Option<Pin>, BookError> {
-    let path = path.with_file_name(CA);
+    let path = path.with_file_name(authority::FILE);
     let failed = |source| BookError::File { path: path.clone(), source };
     let text = match file::read_text(&path, Reading::Again, AUTHORITY_BYTES_MAX) {
         Ok(text) => text,
