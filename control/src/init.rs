@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use self::staged::Staged;
 use crate::{
     args::Init,
-    authority::{Authority, AuthorityError},
+    authority::{self, Authority, AuthorityError},
     certificate::Issuer,
     config::{Config, ConfigError, WrongOfPair, read_pair},
     gateway::claim,
