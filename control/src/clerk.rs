@@ -40,11 +40,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Claims to hosts are decided about at the latest after so many commands.
 const SETTLE_AFTER: usize = 256;
 
+/// A set of publish tokens, each with what it says, or why it is not taken.
+type Tokens = Vec<Result<Holding, Refused>>;
+
 /// What the control thread is told.
 enum Command {
     Claim(Box<LinkRequest>),
     Release(LinkId),
-    Publish(Box<(Arc<AgentEntry>, Vec<Result<Holding, Refused>>)>),
+    Publish(Box<(Arc<AgentEntry>, Tokens)>),
     /// From now on the gateway itself has these names and ports.
     SetOwn(Box<Own>),
     /// From now on these hold.
@@ -94,7 +97,7 @@ impl Counter {
     }
 
     /// An agent would publish what these tokens say. If so much waits already that this has no place, it is told so.
-    pub(crate) fn publish(&self, entry: Arc<AgentEntry>, tokens: Vec<Result<Holding, Refused>>) {
+    pub(crate) fn publish(&self, entry: Arc<AgentEntry>, tokens: Tokens) {
         let unsent = match self.commands.try_send(Command::Publish(Box::new((entry, tokens)))) {
             Err(TrySendError::Full(Command::Publish(unsent))) => unsent,
             _ => return,

@@ -46,7 +46,7 @@ enum Tried {
     /// There was a session, or nobody is left who could have one.
     Over,
     /// Nothing has reached a target: another agent may be asked.
-    Unserved(Wire, Seat, Refused),
+    Unserved(Box<(Wire, Seat, Refused)>),
 }
 
 /// Serves a visitor until its session is over.
@@ -59,7 +59,8 @@ pub(crate) async fn serve(visitor: Visitor, mut wire: Wire, service: Arc<Publish
         let owner = Owner { local: local.clone(), who: member.who.clone(), peer_addr, seat };
         match Box::pin(pass(Rc::new(owner), wire, &member, &service)).await {
             Tried::Over => return,
-            Tried::Unserved(again, left, refused) => {
+            Tried::Unserved(unserved) => {
+                let (again, left, refused) = *unserved;
                 tracing::debug!(peer = %peer_addr, agent = member.agent.name, "not served: {refused}");
                 (wire, seat) = (again, left);
             }
@@ -132,7 +133,7 @@ async fn pass(owner: Rc<Owner>, wire: Wire, member: &Member, service: &Published
     // The session is gone, and nobody else has a hold on its owner.
     match Rc::into_inner(owner) {
         Some(Owner { seat, .. }) if refused.code != RefusalCode::Draining => {
-            Tried::Unserved(wire, seat, refused)
+            Tried::Unserved(Box::new((wire, seat, refused)))
         }
         _ => Tried::Over,
     }
