@@ -332,7 +332,7 @@ mod tests {
         assert!(said.contains("user add NAME --uid UID --gateway HOST:PORT"), "{said}");
         let host = narrowlink_proto::target::Destination::parse("gw.example").unwrap();
         let authority = authority::Authority::new(&[host], now).unwrap();
-        std::fs::write(dir.path().join(CA), &authority.certificate).unwrap();
+        std::fs::write(dir.path().join(authority::FILE), &authority.certificate).unwrap();
         let uid = Some(Uid::from_u128(7));
         add_user(&path, "main", uid, Some("gw.example:443")).unwrap();
         let wanted = crate::tickets::Wanted {
@@ -351,9 +351,9 @@ mod tests {
         // Where there is none, tickets have none; what is none is not passed over.
         let other = tempfile::tempdir().unwrap();
         let path = other.path().join(FILE);
-        std::fs::write(other.path().join(CA), "words").unwrap();
+        std::fs::write(other.path().join(authority::FILE), "words").unwrap();
         assert!(add_user(&path, "main", uid, Some("gw.example:443")).is_err() && !path.exists());
-        std::fs::remove_file(other.path().join(CA)).unwrap();
+        std::fs::remove_file(other.path().join(authority::FILE)).unwrap();
         add_user(&path, "main", uid, Some("gw.example:443")).unwrap();
         assert_eq!(Book::read(&path).unwrap().ca_pin, None);
     }
