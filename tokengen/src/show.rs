@@ -215,7 +215,7 @@ signature  NOT VERIFIED: anybody could have written all this; --secret tells
             NOW,
         );
         let says = "publishes  a.b (every port, HTTP) from 127.0.0.1:80\n           \
-                    c.d (port 443, TLS by its server name) from [::1]:443\n";
+                    c.d (port 443, TCP) from [::1]:443\n";
         assert!(page.contains(says), "{page}");
     }
 

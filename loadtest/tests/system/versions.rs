@@ -378,9 +378,9 @@ fn an_agent_serves_gateways_of_the_version_before_and_after() {
         };
         assert_eq!(ask(client(version)), said, "{version:?}");
         // The next ones come on the same lane.
-        match ask(json!({ "visitor": { "host": "app.example" } })) {
+        match ask(json!({ "guest": { "host": "app.example" } })) {
             Answer::Refused(Refused { code: RefusalCode::Unsupported, reason, .. }) => {
-                assert_eq!(reason, "this agent does not know how to dial for a visitor; update it");
+                assert_eq!(reason, "this agent does not know how to dial for a guest; update it");
             }
             other => panic!("{version:?}: {other:?}"),
         }

@@ -81,8 +81,8 @@ fn the_later_example_gives_tokens_that_carry_their_policies() {
     let hosts = claims[4].connect.as_ref().unwrap().iter();
     let hosts: Vec<_> =
         hosts.map(|host| (host.host.as_str(), host.port, host.addr.1, host.protocol)).collect();
-    let (http, tls) = (PublishProtocol::Http, PublishProtocol::Tls);
-    assert_eq!(hosts, [("narrow.host", 0, 80, http), ("tls.narrow.host", 443, 443, tls)]);
+    let (http, tcp) = (PublishProtocol::Http, PublishProtocol::Tcp);
+    assert_eq!(hosts, [("narrow.host", 0, 80, http), ("tls.narrow.host", 443, 443, tcp)]);
     assert!(!stderr.contains("restricts nobody"), "{stderr}");
 }
 
