@@ -586,7 +586,10 @@ mod tests {
     fn an_option_that_a_command_does_not_have_is_followed_by_what_to_write() {
         for (line, says) in [
             ("ticket agent x --allow home", "tip: --allow is for clients (ticket client NAME --allow RULE)"),
-            ("ticket client w --dir D", "tip: -c FILE names the gateway's configuration, such as DIR/gateway.yaml"),
+            (
+                "ticket client w --dir D",
+                "tip: -c FILE names the gateway's configuration, such as DIR/gateway.yaml",
+            ),
             ("user add w --dir D", "tip: -c FILE names"),
         ] {
             let refused = with_tip(parse(&format!("narrowlink-gateway {line}")).unwrap_err());

@@ -107,7 +107,6 @@ fn params(name: &str, now: u64) -> CertificateParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
     const NOW: u64 = 1_795_219_200;
 

@@ -201,9 +201,14 @@ fn find_id(id: &str, list: &List) -> Result<(String, Option<String>), String> {
         (None, several) => {
             let names: Vec<_> = several
                 .iter()
-                .map(|entry| format!("{} of the {} {} of {}", entry.jti, entry.kind.name(), entry.name, entry.user))
+                .map(|entry| {
+                    format!("{} of the {} {} of {}", entry.jti, entry.kind.name(), entry.name, entry.user)
+                })
                 .collect();
-            Err(format!("--id {id}: the ids of several tickets begin so: {}; write more of it", names.join(", ")))
+            Err(format!(
+                "--id {id}: the ids of several tickets begin so: {}; write more of it",
+                names.join(", ")
+            ))
         }
     }
 }
@@ -320,7 +325,8 @@ mod tests {
             format!("- {{user: main, kind: client, name: {name}, jti: \"{jti}\", iat: 1, exp: 2}}\n")
         };
         let tickets: String = tickets.iter().map(entry).collect();
-        let book = format!("gateways: [\"gw:443\"]\nusers: [{{name: main, uid: {UID}}}]\ntickets:\n{tickets}");
+        let book =
+            format!("gateways: [\"gw:443\"]\nusers: [{{name: main, uid: {UID}}}]\ntickets:\n{tickets}");
         std::fs::write(dir.join(book::FILE), book).unwrap();
         let secret = Secret::from_bytes(vec![7; 32]).unwrap();
         let config = Config {
@@ -358,7 +364,10 @@ mod tests {
         for (id, says) in [
             ("3f2", "too short"),
             ("ab", "too short"),
-            ("3f2a", "several tickets begin so: 3f2a9c41d07b5e6682c1f0a94b7d3e58 of the client laptop of main, "),
+            (
+                "3f2a",
+                "several tickets begin so: 3f2a9c41d07b5e6682c1f0a94b7d3e58 of the client laptop of main, ",
+            ),
             ("beefbeef", "no ticket's id begins so"),
             ("6f1c0b7e-57c8", "no ticket's id begins so"),
         ] {

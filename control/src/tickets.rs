@@ -189,7 +189,9 @@ fn meant(text: &str, agents: &[String]) -> Option<String> {
 fn with_port(text: &str) -> String {
     let text = text.trim_end_matches(':');
     match text.rsplit_once('/') {
-        Some((place, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => format!("{place}:PORT/{word}"),
+        Some((place, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            format!("{place}:PORT/{word}")
+        }
         _ => format!("{text}:PORT"),
     }
 }
@@ -197,7 +199,8 @@ fn with_port(text: &str) -> String {
 /// Until when the last ticket of the book holds for somebody at `now`, and for which gateway: `until 2026-12-31 (in
 /// 30 days), for gw.example:443`.
 pub fn scope(book: &Book, now: u64) -> String {
-    let until = book.tickets.last().map(|entry| format!("until {} ({})", date(entry.exp), distance(entry.exp, now)));
+    let until =
+        book.tickets.last().map(|entry| format!("until {} ({})", date(entry.exp), distance(entry.exp, now)));
     let gateway = book.gateways.first().map(|gateway| format!("for {gateway}"));
     until.into_iter().chain(gateway).collect::<Vec<_>>().join(", ")
 }
@@ -434,8 +437,16 @@ mod tests {
         for (wanted, lasts, scope_says) in [
             (day, DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
             (renew(None), DAY_S, "until 2026-11-22 (in 24 hours), for gw.example:443"),
-            (renew(Some(When::In(30 * DAY_S))), 30 * DAY_S, "until 2026-12-21 (in 30 days), for gw.example:443"),
-            (wanted(Kind::Client, "other"), 365 * DAY_S, "until 2027-11-21 (in 365 days), for gw.example:443"),
+            (
+                renew(Some(When::In(30 * DAY_S))),
+                30 * DAY_S,
+                "until 2026-12-21 (in 30 days), for gw.example:443",
+            ),
+            (
+                wanted(Kind::Client, "other"),
+                365 * DAY_S,
+                "until 2027-11-21 (in 365 days), for gw.example:443",
+            ),
             // There is nothing to renew.
             (Wanted { renew: true, ..wanted(Kind::Agent, "new") }, 365 * DAY_S, "until 2027-11-21"),
         ] {

@@ -33,7 +33,8 @@ impl Issuer {
     /// its issuer's is: that decides on a machine that knows none.
     pub(super) fn of(chain: &[CertificateDer<'_>], roots: &RootCertStore, provider: &CryptoProvider) -> Self {
         let [own, others @ ..] = chain else { return Self::Unknown };
-        let (Ok(parsed), Ok((_, read))) = (ParsedCertificate::try_from(own), X509Certificate::from_der(own)) else {
+        let (Ok(parsed), Ok((_, read))) = (ParsedCertificate::try_from(own), X509Certificate::from_der(own))
+        else {
             return Self::Unknown;
         };
         // When it is valid is asked elsewhere.
@@ -73,7 +74,9 @@ pub(super) fn known() -> RootCertStore {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer as Signer, KeyPair, PublicKeyData as _};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, IsCa, Issuer as Signer, KeyPair, PublicKeyData as _,
+    };
 
     use super::*;
     use crate::certificate::provider;
@@ -87,8 +90,10 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "a house");
         let authority = params.self_signed(&key).unwrap().der().clone();
         let own = CertificateParams::new(vec!["gw.example".to_owned()]).unwrap();
-        let own = own.signed_by(&KeyPair::generate().unwrap(), &Signer::new(params, key)).unwrap().der().clone();
-        let lonely = rcgen::generate_simple_self_signed(vec!["gw.example".to_owned()]).unwrap().cert.der().clone();
+        let own =
+            own.signed_by(&KeyPair::generate().unwrap(), &Signer::new(params, key)).unwrap().der().clone();
+        let lonely =
+            rcgen::generate_simple_self_signed(vec!["gw.example".to_owned()]).unwrap().cert.der().clone();
         let other = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).unwrap().cert.der().clone();
         let (mut knows, none) = (RootCertStore::empty(), RootCertStore::empty());
         knows.add(authority.clone()).unwrap();

@@ -259,7 +259,9 @@ fn authority_pin(path: &Path) -> Result<Option<Pin>, BookError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(e)),
     };
-    authority::pin_of(&text).map(Some).ok_or_else(|| failed(io::Error::other("no certificate (PEM) of an authority")))
+    authority::pin_of(&text)
+        .map(Some)
+        .ok_or_else(|| failed(io::Error::other("no certificate (PEM) of an authority")))
 }
 
 /// A space that nobody has: a random UUID, as RFC 9562 has it (version 4).

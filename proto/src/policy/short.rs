@@ -82,7 +82,9 @@ impl FromStr for Item {
 /// What stands in front of the protocol, and the protocol: TCP where none is written. The bits of a net are no protocol.
 fn label(place: &str) -> Result<(&str, Protocol), ShortError> {
     match place.rsplit_once('/') {
-        Some((place, word)) if !word.contains([':', ']']) && !word.starts_with(|c: char| c.is_ascii_digit()) => {
+        Some((place, word))
+            if !word.contains([':', ']']) && !word.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
             let protocol = protocol(word).ok_or_else(|| ShortError::Protocol(word.to_owned()))?;
             Ok((place, protocol))
         }
