@@ -248,6 +248,42 @@ fn a_user_is_meant_by_name_or_uid_and_older_spellings_hold() {
 }
 
 #[test]
+fn init_from_an_old_file_says_what_was_taken_when_all_is_written_and_not_before() {
+    let dir = site();
+    let secret = vec!["7"; 32].join(",");
+    write(
+        &dir.path().join("old.yaml"),
+        &format!(
+            "name: g\nsecret: [{secret}]\nservices: [!Ws {{ domains: [a], listen_addr: '127.0.0.1:80' }}]\n"
+        ),
+    );
+    fs::create_dir(dir.path().join("new")).unwrap();
+    write(&dir.path().join("new/tickets.yaml"), "mine\n");
+    let line = "init gw.example --from old.yaml --dir new --yes";
+    let out = check(dir.path(), line, 73, &["tickets.yaml is there already"]);
+    assert!(!text(&out.stderr).contains("taken, into"), "{out:?}");
+    fs::remove_file(dir.path().join("new/tickets.yaml")).unwrap();
+    let out = check(dir.path(), line, 0, &[]);
+    assert!(text(&out.stderr).contains("taken, into new/gateway.secret"), "{out:?}");
+}
+
+#[test]
+fn a_ticket_is_said_to_hold_until_then_and_for_which_gateway() {
+    let dir = site();
+    check(dir.path(), "init 127.0.0.1:8443 --dir made --yes", 0, &[]);
+    let line = "ticket client guest -c made/gateway.yaml --allow home";
+    for more in ["--expires 1d", "--renew"] {
+        let out = check(dir.path(), &format!("{line} {more}"), 0, &["nl1"]);
+        let said = text(&out.stderr);
+        assert!(
+            said.contains(" is the client guest, until 20")
+                && said.contains(" (in 24 hours), for 127.0.0.1:8443"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn twenty_at_once_lose_no_entry() {
     let dir = site();
     let revoke = |n: usize| {

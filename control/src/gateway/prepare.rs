@@ -73,6 +73,11 @@ fn directory(path: &Path, purpose: Purpose) -> io::Result<()> {
     if purpose == Purpose::Start {
         // For nobody else to look into.
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    } else if let Err(e) = fs::metadata(path)
+        && !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    {
+        // No directory can have such a path, whatever may be written into where it would be made: too long, or with a NUL.
+        return Err(e);
     }
     probe_directory(path)
 }
@@ -134,9 +139,13 @@ mod tests {
         };
         let state_dir = |config: &mut Config, path| config.state_dir = Some(path);
         let audit = |config: &mut Config, path| config.audit = Some(path);
+        let too_long = &"n".repeat(300);
         let bad = [
             (occupied, "shows which"),
             (with(state_dir, "file/state"), "state_dir: "),
+            (with(state_dir, "file"), "state_dir: "),
+            (with(state_dir, too_long), "File name too long"),
+            (with(state_dir, "a\0b"), "state_dir: "),
             (with(audit, "none/audit.log"), "audit: "),
             (with(audit, "."), "audit: "),
             (Config { secrets: vec![], ..config(any()) }, "no secret"),

@@ -39,9 +39,6 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
     let dir = dir.context("there is no home directory: say --dir DIR").or_exit(USAGE)?;
     let migration = args.from.as_ref().map(|from| Migration::new(args, from, dir.clone()));
     let migration = migration.transpose().map_err(not_made)?;
-    if let Some(migration) = &migration {
-        say(migration.report().trim_end());
-    }
     let plan = match &migration {
         Some(migration) => migration.plan.clone(),
         None => Plan::new(args, dir).map_err(not_made)?,
@@ -54,7 +51,12 @@ pub(crate) fn init(args: &Init) -> Result<u8, Failure> {
         confirm(&plan.describe())?;
     }
     let now = seconds_since_1970();
-    let made = migration.map_or_else(|| plan.make(now), |migration| migration.make(now)).map_err(not_made)?;
+    let made = migration.as_ref().map_or_else(|| plan.make(now), |migration| migration.make(now));
+    let made = made.map_err(not_made)?;
+    // What was taken is known to be so when all is written.
+    if let Some(migration) = &migration {
+        say(migration.report().trim_end());
+    }
     // The tickets are there, whatever becomes of the service.
     let begun = plan.is_service.then(|| service::install(&made.config));
     if let Some(Ok(said)) = &begun {
